@@ -1,0 +1,91 @@
+"""Errors of sirius_dspy, each also a builtin so that a plain `except ValueError` works.
+
+SiriuSError
+├── UnpreparedProgramError (ValueError)    the student cannot be compiled as given
+├── DatasetError           (ValueError)    the examples cannot be used as given
+├── MetricError            (ValueError)    the metric did not return a number
+├── RunMismatchError       (ValueError)    a run directory belongs to another compile
+├── UnrecordableCallError  (RuntimeError)  the program made LM calls that recording cannot see
+├── ReplayDivergedError    (RuntimeError)  a rerun did not repeat its recording
+├── NoSuccessError         (RuntimeError)  nothing to learn from
+├── RolloutError           (RuntimeError)  the LM or its account failed, not one example
+├── TrainingError          (RuntimeError)  a trainer gave up on an agent
+├── LibraryError           (RuntimeError)  the experience library cannot be used
+│   ├── LibraryDamagedError                its file is not a readable library
+│   └── LibraryVersionError                it was written by a newer version
+├── CheckpointError        (ValueError)    a checkpoint cannot be written or read
+├── ModelNotFoundError     (FileNotFoundError)  weights are not where they should be
+└── MissingDependencyError (ImportError)   an optional package is absent
+"""
+
+
+class SiriuSError(Exception):
+    """Base of all errors that sirius_dspy raises on purpose."""
+
+
+class UnpreparedProgramError(SiriuSError, ValueError):
+    """The student cannot be compiled as given: no LM, an LM or adapter that cannot train, a compiled student."""
+
+
+class DatasetError(SiriuSError, ValueError):
+    """The trainset or valset is empty, or an example has no inputs or cannot be stored."""
+
+
+class MetricError(SiriuSError, ValueError):
+    """The metric returned something that is not a finite number."""
+
+
+class RunMismatchError(SiriuSError, ValueError):
+    """The run directory was written by a compile with other settings, data or program."""
+
+
+class UnrecordableCallError(SiriuSError, RuntimeError):
+    """The program called LMs where recording cannot see them, so its trajectories would have holes."""
+
+
+class ReplayDivergedError(SiriuSError, RuntimeError):
+    """A replay did not repeat its recording up to the edited step, so its reward means nothing."""
+
+
+class NoSuccessError(SiriuSError, RuntimeError):
+    """No rollout and no repair succeeded, so there is nothing to fine-tune on."""
+
+
+class RolloutError(SiriuSError, RuntimeError):
+    """The LM failed in a way that every example would share: credentials, quota, configuration."""
+
+
+class TrainingError(SiriuSError, RuntimeError):
+    """A fine-tuning job gave up.
+
+    Attributes:
+        agent: Name of the agent whose job failed.
+    """
+
+    def __init__(self, message: str, *, agent: str = "") -> None:
+        super().__init__(message)
+        self.agent = agent
+
+
+class LibraryError(SiriuSError, RuntimeError):
+    """The experience library cannot be opened, read or written."""
+
+
+class LibraryDamagedError(LibraryError):
+    """The file is not an experience library, or parts of it are unreadable."""
+
+
+class LibraryVersionError(LibraryError):
+    """The library was written by a newer version of sirius_dspy."""
+
+
+class CheckpointError(SiriuSError, ValueError):
+    """A checkpoint cannot be written, is incomplete, or does not fit the program."""
+
+
+class ModelNotFoundError(SiriuSError, FileNotFoundError):
+    """The weights of a local model are not where they should be."""
+
+
+class MissingDependencyError(SiriuSError, ImportError):
+    """An optional package is absent; the message has the install line."""

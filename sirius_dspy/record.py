@@ -1,0 +1,512 @@
+"""Run a DSPy program once and record every predictor call; run it again with one call's outputs replaced.
+
+The seam is the adapter: `dspy.Predict` hands each call to `dspy.settings.adapter`, which is context-local. A wrapper
+around the active adapter sees every call, can answer it from a recording, and passes the rest on. Nothing on the
+program, on DSPy or on the LMs is patched, no copy of the program is made, and threads cannot mix, because all state of
+a run hangs on its own context.
+
+What this cannot see is found out and refused with `UnrecordableCallError`: predictors called from raw threads (which do
+not inherit the context) or under an adapter that the program sets itself. An LM object that `forward` calls directly,
+not through a predictor, is no step: it is neither trained nor replayed, and runs again in every replay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import dspy
+from dspy.adapters.base import Adapter
+from dspy.utils.exceptions import AdapterParseError
+
+from sirius_dspy.errors import ReplayDivergedError, UnrecordableCallError
+from sirius_dspy.redact import redact
+from sirius_dspy.trajectory import (
+    Edit,
+    Failure,
+    Source,
+    Step,
+    Trajectory,
+    Usage,
+    Values,
+    canonical,
+    from_plain,
+    to_plain,
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the LMs are asked during one run."""
+
+    key: str = ""
+    """Names the sample, e.g. `seed/iteration/example/sample`. Each call gets a rollout id derived from it, so repeated
+    calls differ, and the same key repeats them (from DSPy's cache, or through the seed of a local engine). Empty: the
+    calls stay as the program makes them."""
+    lm_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Added to every live call, e.g. `{"temperature": 1.0}`."""
+    demos: Mapping[str, Sequence[dspy.Example]] = field(default_factory=dict)
+    """Predictor name to demonstrations shown instead of the predictor's own."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of a program: the steps as plain values, and the live objects a metric wants."""
+
+    steps: tuple[Step, ...]
+    prediction: Any
+    """What the program returned; `None` if it raised."""
+    trace: list[Any]
+    """DSPy's own trace: (predictor, inputs, prediction) of every call that succeeded."""
+    error: Exception | None
+    """What the program raised."""
+    seconds: float
+    edited: int | None = None
+    """Position of the edited step, in a replay."""
+
+    @property
+    def failure(self) -> Failure | None:
+        """The error as a plain value."""
+        return None if self.error is None else describe(self.error)
+
+
+def record(program: dspy.Module, inputs: Values, sampling: Sampling | None = None) -> Recording:
+    """Run the program on the inputs and record every predictor call.
+
+    An exception of the program is part of the recording, not raised; `KeyboardInterrupt` and the like go through.
+
+    Args:
+        program: Any DSPy module; one that has only `aforward` is run in an event loop of its own. It is not changed.
+        inputs: Keyword arguments of the program.
+        sampling: How to ask the LMs; by default as the program does.
+
+    Raises:
+        UnrecordableCallError: A predictor was called where recording cannot see it.
+    """
+    return _run(_Tape(program, sampling or Sampling()), inputs)
+
+
+async def arecord(program: dspy.Module, inputs: Values, sampling: Sampling | None = None) -> Recording:
+    """Like `record`, awaiting `program.acall`."""
+    return await _arun(_Tape(program, sampling or Sampling()), inputs)
+
+
+def replay(
+    program: dspy.Module, inputs: Values, recorded: Trajectory, edit: Edit, sampling: Sampling | None = None
+) -> Recording:
+    """Run the program again with one step's outputs replaced.
+
+    Calls whose inputs equal those of a recorded step are answered from the recording, all others ask the LM. So what
+    came before the edit costs nothing, and after it only that is asked again which the edit changed.
+
+    Args:
+        program: The program that was recorded.
+        inputs: The inputs it was recorded with.
+        recorded: Its trajectory; the steps may come from disk.
+        edit: The step to replace, and its new outputs as plain values, one for every output field of its signature.
+        sampling: How to ask the LMs in the calls that are made again.
+
+    Raises:
+        ReplayDivergedError: The run did not repeat the recording up to the edit, or never got there, or the edit does
+            not name the output fields of the step.
+        UnrecordableCallError: A predictor was called where recording cannot see it.
+
+    References:
+        Algorithm 2 of SiriuS (arXiv:2502.04780), with its step `S_j = Sus(A(k)) ^ Pre(A(j))` read as: whoever reads the
+        repaired answer answers again, everybody else keeps their answer.
+    """
+    tape = _ReplayTape(program, sampling or Sampling(), recorded.steps, edit)
+    return tape.checked(_run(tape, inputs))
+
+
+async def areplay(
+    program: dspy.Module, inputs: Values, recorded: Trajectory, edit: Edit, sampling: Sampling | None = None
+) -> Recording:
+    """Like `replay`, awaiting `program.acall`."""
+    tape = _ReplayTape(program, sampling or Sampling(), recorded.steps, edit)
+    return tape.checked(await _arun(tape, inputs))
+
+
+def describe(error: BaseException, *secrets: str | None) -> Failure:
+    """An exception as a plain value, without credentials."""
+    completion = error.lm_response if isinstance(error, AdapterParseError) else None
+    completion = None if completion is None else str(to_plain(completion))
+    return Failure(type(error).__name__, redact(str(error), *secrets)[:2000], completion)
+
+
+def predictor_names(program: dspy.Module) -> dict[str, dspy.Predict]:
+    """The program's predictors by dotted name, as `named_predictors` gives them."""
+    return dict(program.named_predictors())
+
+
+def _run(tape: _Tape, inputs: Values) -> Recording:
+    if not hasattr(type(tape.program), "forward"):
+        return asyncio.run(_arun(tape, inputs))
+    prediction, error = None, None
+    with tape.rolling():
+        try:
+            prediction = tape.program(**inputs)
+        except Exception as raised:  # a failed run is data
+            error = raised
+    return tape.recording(prediction, error)
+
+
+async def _arun(tape: _Tape, inputs: Values) -> Recording:
+    prediction, error = None, None
+    with tape.rolling():
+        try:
+            prediction = await tape.program.acall(**inputs)
+        except Exception as raised:
+            error = raised
+    return tape.recording(prediction, error)
+
+
+@dataclass
+class _Call:
+    """A predictor call under way."""
+
+    predictor: str
+    occurrence: int
+    inputs: Values
+    lm: Any
+    num_demos: int
+    started: int
+    clock: float
+    source: Source = "live"
+    usage: Usage = field(default_factory=Usage)
+
+
+class _Meter:
+    """Stands in for DSPy's usage tracker during one call and passes on to the caller's own, if there is one."""
+
+    def __init__(self, parent: Any) -> None:
+        self.parent = parent
+        self.usage = Usage()
+        self._lock = threading.Lock()  # protects the sum: a program may call LMs from several threads
+
+    def add_usage(self, lm: str, entry: Mapping[str, Any]) -> None:
+        used = Usage(1, int(entry.get("prompt_tokens") or 0), int(entry.get("completion_tokens") or 0))
+        with self._lock:
+            self.usage += used
+        if self.parent is not None:
+            self.parent.add_usage(lm, entry)
+
+
+class _Tape:
+    """Everything one run writes down. One object per run; the adapter wrapper of that run's context points to it."""
+
+    def __init__(self, program: dspy.Module, sampling: Sampling) -> None:
+        self.program = program
+        self.sampling = sampling
+        self.trace: list[Any] = []
+        self._steps: list[Step] = []
+        self._lock = threading.Lock()  # protects the clock, the counters and the list: calls may run in parallel
+        self._clock = 0
+        self._occurrences: Counter[str] = Counter()
+        self._predictors = predictor_names(program)
+        self._by_identity = {id(predictor): name for name, predictor in self._predictors.items()}
+        stages = Counter(predictor.stage for predictor in self._predictors.values())
+        self._by_stage = {p.stage: name for name, p in self._predictors.items() if stages[p.stage] == 1}
+        self._clock_started = 0.0
+
+    @contextmanager
+    def rolling(self) -> Iterator[None]:
+        """The context in which the program runs."""
+        marks = self._history_marks()
+        self._clock_started = time.perf_counter()
+        adapter = _TapAdapter(dspy.settings.adapter or dspy.ChatAdapter(), self)
+        with dspy.context(adapter=adapter, trace=self.trace, disable_history=True):
+            yield
+        self._refuse_raw_threads(marks)
+
+    def begin(self, lm: Any, inputs: Values, demos: Sequence[Any]) -> _Call:
+        """Register a call before it is answered; inputs are copied now, since programs go on changing their lists."""
+        modules = dspy.settings.caller_modules
+        name = self._name(modules[-1] if modules else None)
+        plain = to_plain(inputs)
+        with self._lock:
+            occurrence, started = self._occurrences[name], self._clock
+            self._occurrences[name] += 1
+            self._clock += 1
+        return _Call(name, occurrence, plain, lm, len(demos), started, time.perf_counter())
+
+    def canned(self, call: _Call, signature: Any) -> list[dict[str, Any]] | None:
+        """Outputs to return without asking the LM, or `None`."""
+        return None
+
+    def end(self, call: _Call, outputs: Sequence[Values] | None, error: Exception | None) -> None:
+        """Write the call down as a step."""
+        plain = [to_plain(output) for output in outputs or ()]
+        seconds = time.perf_counter() - call.clock
+        failure = None if error is None else describe(error, getattr(call.lm, "kwargs", {}).get("api_key"))
+        with self._lock:
+            ended = self._clock
+            self._clock += 1
+            self._steps.append(
+                Step(
+                    call.predictor,
+                    call.occurrence,
+                    call.inputs,
+                    plain[0] if plain else None,
+                    str(getattr(call.lm, "model", call.lm)),
+                    failure,
+                    call.source,
+                    call.usage,
+                    seconds,
+                    call.started,
+                    ended,
+                    call.num_demos,
+                    tuple(plain[1:]),
+                )
+            )
+
+    def lm_kwargs(self, call: _Call, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The call's own LM arguments, those of the sampling, and a rollout id of its own."""
+        kwargs = {**given, **self.sampling.lm_kwargs}
+        defaults = getattr(call.lm, "kwargs", {})
+        if not self.sampling.key or kwargs.get("temperature", defaults.get("temperature")) == 0:
+            return kwargs
+        # A rollout id that dspy.Refine or dspy.BestOfN put there keeps its effect: it is mixed in.
+        given_id = kwargs.get("rollout_id", defaults.get("rollout_id"))
+        text = f"{self.sampling.key}|{given_id}|{call.predictor}|{call.occurrence}"
+        return {**kwargs, "rollout_id": int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)}
+
+    def demos(self, call: _Call, given: Sequence[Any]) -> Sequence[Any]:
+        """The demonstrations to show in this call."""
+        return list(self.sampling.demos.get(call.predictor, given))
+
+    def recording(self, prediction: Any, error: Exception | None) -> Recording:
+        """The finished run.
+
+        Raises:
+            UnrecordableCallError: DSPy's trace has calls that did not come through the adapter wrapper.
+        """
+        steps = tuple(sorted(self._steps, key=lambda step: step.started))
+        self._refuse_own_adapters(steps)
+        seconds = time.perf_counter() - self._clock_started
+        return Recording(steps, prediction, self.trace, error, seconds)
+
+    def _name(self, predictor: Any) -> str:
+        """The predictor's name. Copies that dspy.Refine and dspy.BestOfN make are found by `stage`, which they keep."""
+        name = self._by_identity.get(id(predictor)) or self._by_stage.get(getattr(predictor, "stage", ""))
+        return name or f"<{type(predictor).__name__}>"
+
+    def _history_marks(self) -> dict[str, Any]:
+        return {name: predictor.history[-1:] for name, predictor in self._predictors.items()}
+
+    def _refuse_raw_threads(self, marks: Mapping[str, Any]) -> None:
+        """A recorded call leaves no history (the context turns it off); one from a raw thread does."""
+        for name, predictor in self._predictors.items():
+            before, now = marks[name], predictor.history[-1:]
+            if now and (not before or before[0] is not now[0]):
+                raise UnrecordableCallError(
+                    f"Predictor {name!r} was called outside the recorded context, as from a thread that the program "
+                    "starts itself, or by other code that uses the same program at the same time. Call predictors in "
+                    "parallel with `dspy.Parallel`, or start threads with `contextvars.copy_context().run`."
+                )
+
+    def _refuse_own_adapters(self, steps: Sequence[Step]) -> None:
+        recorded = Counter(step.predictor for step in steps if step.failure is None)
+        traced = Counter(self._name(predictor) for predictor, _, _ in self.trace)
+        for name, unseen in (traced - recorded).items():
+            raise UnrecordableCallError(
+                f"Predictor {name!r} was called {unseen} times under an adapter that the program sets itself. Take "
+                "`dspy.context(adapter=...)` out of `forward` and set the adapter with `dspy.configure`."
+            )
+
+
+class _ReplayTape(_Tape):
+    """A run that answers from a recording where the inputs are the same, and edits one step."""
+
+    def __init__(self, program: dspy.Module, sampling: Sampling, recorded: Sequence[Step], edit: Edit) -> None:
+        super().__init__(program, sampling)
+        self.edit = edit
+        self.target = recorded[edit.position]
+        # Steps that had not ended when the target began cannot have read it, nor it them; those after it may.
+        self._required = {id(step) for step in recorded if step.started < self.target.started}
+        self._answers: dict[tuple[str, str], list[Step]] = defaultdict(list)
+        for step in recorded:
+            self._answers[step.predictor, canonical(step.inputs)].append(step)
+        self._asked: Counter[tuple[str, str]] = Counter()
+        self._replayed: set[int] = set()
+        self._edited_call: tuple[str, int] | None = None
+        self._problem = ""
+
+    def canned(self, call: _Call, signature: Any) -> list[dict[str, Any]] | None:
+        """The recorded or the edited outputs; raises again what the recorded call raised."""
+        step = self._next_answer(call)
+        if step is self.target:
+            return [self._edited_outputs(call, signature)]
+        if step is not None:
+            call.source = "recorded"
+            with self._lock:
+                self._replayed.add(id(step))
+            if step.outputs is None:
+                raise _again(step, signature)
+            return [_revived(outputs, signature) for outputs in (step.outputs, *step.others)]
+        if self._edited_call is None:
+            self._diverge(f"{call.predictor!r} was called with inputs that the recording does not have")
+        return None
+
+    def checked(self, recording: Recording) -> Recording:
+        """The recording with the position of the edit, if it is one of this edit and nothing else.
+
+        Raises:
+            ReplayDivergedError: It is not.
+        """
+        if self._problem:
+            raise ReplayDivergedError(self._message(self._problem))
+        if self._edited_call is None:
+            raise ReplayDivergedError(self._message("the edited step was not reached"))
+        if missing := self._required - self._replayed:
+            raise ReplayDivergedError(
+                self._message(f"{len(missing)} recorded calls before the edit did not come again")
+            )
+        calls = [(step.predictor, step.occurrence) for step in recording.steps]
+        return replace(recording, edited=calls.index(self._edited_call))
+
+    def _next_answer(self, call: _Call) -> Step | None:
+        key = call.predictor, canonical(call.inputs)
+        with self._lock:
+            asked, answers = self._asked[key], self._answers.get(key, [])
+            self._asked[key] += 1
+        return answers[asked] if asked < len(answers) else None
+
+    def _edited_outputs(self, call: _Call, signature: Any) -> dict[str, Any]:
+        if set(self.edit.outputs) != set(signature.output_fields):
+            fields = sorted(signature.output_fields)
+            self._diverge(f"the edit has the fields {sorted(self.edit.outputs)}, the step has {fields}")
+        call.source = "edited"
+        with self._lock:
+            self._edited_call = call.predictor, call.occurrence
+        return _revived(self.edit.outputs, signature)
+
+    def _diverge(self, problem: str) -> None:
+        """Stop the run before it asks an LM; noted as well, because programs may catch what their predictors raise."""
+        with self._lock:
+            self._problem = self._problem or problem
+        raise ReplayDivergedError(self._message(problem))
+
+    def _message(self, problem: str) -> str:
+        return (
+            f"The replay with an edit of step {self.edit.position} ({self.target.predictor!r}) did not repeat the "
+            f"recording: {problem}. Replay needs control flow that depends on nothing but inputs and predictor "
+            "outputs: take clocks and unseeded randomness out of `forward`."
+        )
+
+
+def _revived(outputs: Values, signature: Any) -> dict[str, Any]:
+    """Plain outputs as the types that the signature's fields have."""
+    fields = signature.output_fields
+    return {
+        name: from_plain(value, fields[name].annotation) if name in fields else value for name, value in outputs.items()
+    }
+
+
+def _again(step: Step, signature: Any) -> Exception:
+    """The exception of a recorded call that failed."""
+    failure = step.failure or Failure("RuntimeError", "the recorded call has no outputs")
+    if failure.completion is not None:
+        return AdapterParseError(
+            adapter_name="recorded", signature=signature, lm_response=failure.completion, message=failure.message
+        )
+    return RuntimeError(f"{failure.kind}: {failure.message}")
+
+
+class _TapAdapter(Adapter):
+    """Passes calls on to the active adapter and tells the tape about them.
+
+    It wraps instead of subclassing ChatAdapter, because each subclass level runs the callbacks of `format` and `parse`
+    once more. It can be built without arguments, because dspy.Refine builds one of the active adapter's type; such a
+    one passes everything through.
+    """
+
+    def __init__(self, base: Adapter | None = None, tape: _Tape | None = None) -> None:
+        super().__init__()
+        self.base = base or dspy.ChatAdapter()
+        self.tape = tape
+
+    def __call__(
+        self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: list[Any], inputs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        if self.tape is None:
+            return self.base(lm, lm_kwargs, signature, demos, inputs)
+        call = self.tape.begin(lm, inputs, demos)
+        with self._written(call) as written:
+            if (outputs := self.tape.canned(call, signature)) is None:
+                demos, kwargs = self._asking(call, demos, lm_kwargs)
+                with _metered(call):
+                    outputs = self.base(lm, kwargs, signature, demos, inputs)
+            written.append(outputs)
+        return outputs
+
+    async def acall(
+        self, lm: Any, lm_kwargs: dict[str, Any], signature: Any, demos: list[Any], inputs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        if self.tape is None:
+            return await self.base.acall(lm, lm_kwargs, signature, demos, inputs)
+        call = self.tape.begin(lm, inputs, demos)
+        with self._written(call) as written:
+            if (outputs := self.tape.canned(call, signature)) is None:
+                demos, kwargs = self._asking(call, demos, lm_kwargs)
+                with _metered(call):
+                    outputs = await self.base.acall(lm, kwargs, signature, demos, inputs)
+            written.append(outputs)
+        return outputs
+
+    def _asking(self, call: _Call, demos: list[Any], lm_kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        if self.tape is None:
+            return demos, lm_kwargs
+        shown = list(self.tape.demos(call, demos))
+        call.num_demos = len(shown)
+        return shown, self.tape.lm_kwargs(call, lm_kwargs)
+
+    @contextmanager
+    def _written(self, call: _Call) -> Iterator[list[Any]]:
+        """Write the call down when it ends, whichever way."""
+        outputs: list[Any] = []
+        error: Exception | None = None
+        try:
+            yield outputs
+        except Exception as raised:
+            error = raised
+            raise
+        finally:
+            if self.tape is not None and (outputs or error):
+                self.tape.end(call, outputs[0] if outputs else None, error)
+
+    def __getattr__(self, name: str) -> Any:
+        """Methods that only some adapters have, such as `format_finetune_data`."""
+        if name.startswith("__") or "base" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+
+@contextmanager
+def _metered(call: _Call) -> Iterator[None]:
+    meter = _Meter(dspy.settings.get("usage_tracker"))
+    with dspy.context(usage_tracker=meter):
+        try:
+            yield
+        finally:
+            call.usage = meter.usage
+
+
+def _delegate(name: str) -> Callable[..., Any]:
+    def method(self: _TapAdapter, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.base, name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+for _name in dir(Adapter):  # modules such as dspy.ReAct format through the active adapter
+    if _name == "parse" or _name.startswith("format"):
+        setattr(_TapAdapter, _name, _delegate(_name))

@@ -1,0 +1,257 @@
+"""What a compile tells the outside: one frozen event per hook, on a base class of no-ops.
+
+All hooks are called from the thread that runs `compile`, in order, except `on_training_progress`, which comes from the
+thread of the fine-tuning job. A tracker that raises is logged once and then left alone: tracking never stops a compile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+from sirius_dspy.trajectory import Repair, Trajectory
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CompileStarted:
+    """A compile passed its checks and is about to make its first LM call."""
+
+    run: str
+    """Id of the compile; equal settings, data and program give an equal id."""
+    run_dir: Path
+    library_url: str
+    """Without a password."""
+    params: Mapping[str, Any]
+    """Scalar settings of the optimizer."""
+    agents: Mapping[str, Sequence[str]]
+    """Agent name to its predictors."""
+    lms: Mapping[str, str]
+    """Agent name to the id of the LM it starts from."""
+    adapter: str
+    num_train: int
+    num_val: int
+    trainset: Sequence[Mapping[str, Any]]
+    valset: Sequence[Mapping[str, Any]]
+    resumed: bool
+    """Whether the run directory already held finished work."""
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage begins; for progress displays."""
+
+    iteration: int
+    stage: str
+    """`evaluate`, `collect`, `repair`, `curate` or `train`."""
+    total: int
+    """Units of work: rollouts, failed runs, agents."""
+
+
+@dataclass(frozen=True)
+class RolledOut:
+    """One rollout is in the library."""
+
+    iteration: int
+    trajectory: Trajectory
+    succeeded: bool
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """One failed run went through repair, and all attempts are in the library."""
+
+    iteration: int
+    repair: Repair
+    trajectories: Sequence[Trajectory]
+    """The replayed runs, successful or not."""
+
+
+@dataclass(frozen=True)
+class Curated:
+    """An agent's training set is on disk."""
+
+    iteration: int
+    agent: str
+    num_rows: int
+    dropped: Mapping[str, int]
+    """Reason to number of steps left out."""
+    path: Path
+    """OpenAI chat JSONL."""
+
+
+@dataclass(frozen=True)
+class TrainingProgress:
+    """A fine-tuning job reports; comes from the job's own thread."""
+
+    iteration: int
+    agent: str
+    step: int
+    total: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An agent has new weights."""
+
+    iteration: int
+    agent: str
+    base: str
+    """Id of the LM that training started from."""
+    lm: str
+    """Id of the new LM."""
+    num_rows: int
+    losses: Sequence[float]
+    seconds: float
+    weights: Path | None
+    """Folder with the weights, if they are on this machine."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The program was scored on the valset."""
+
+    iteration: int
+    """0 is the student as given."""
+    score: float
+    """Mean reward."""
+    num_examples: int
+    label: str
+    """`program`, or the agents whose new weights were put in for the promotion gate."""
+
+
+@dataclass(frozen=True)
+class IterationEnded:
+    """All of an iteration is on disk."""
+
+    iteration: int
+    metrics: Mapping[str, float]
+    """Headline numbers, e.g. `val/score`, `collect/success_rate`, `repair/repaired`, `library/size`."""
+    lms: Mapping[str, str]
+    """Agent name to LM id after promotion."""
+
+
+@dataclass(frozen=True)
+class CompileEnded:
+    """The compile returned, or stopped with an error."""
+
+    status: str
+    """`finished`, `failed` or `interrupted`."""
+    best_iteration: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    """`detailed_results` of the compiled program."""
+    error: str = ""
+
+
+class Tracker:
+    """Base of all trackers: override the hooks you want.
+
+    Examples:
+        >>> class Printer(Tracker):
+        ...     def on_evaluated(self, event):
+        ...         print(f"iteration {event.iteration}: {event.score:.2f}")
+        >>> Printer().on_evaluated(Evaluated(iteration=1, score=0.5, num_examples=10, label="program"))
+        iteration 1: 0.50
+    """
+
+    def on_compile_started(self, event: CompileStarted) -> None:
+        """The checks passed; nothing has been paid for yet."""
+
+    def on_stage_started(self, event: StageStarted) -> None:
+        """A stage begins."""
+
+    def on_rolled_out(self, event: RolledOut) -> None:
+        """One rollout is in the library."""
+
+    def on_repaired(self, event: Repaired) -> None:
+        """One failed run went through repair."""
+
+    def on_curated(self, event: Curated) -> None:
+        """An agent's training set is on disk."""
+
+    def on_training_progress(self, event: TrainingProgress) -> None:
+        """A fine-tuning job reports, from its own thread."""
+
+    def on_trained(self, event: Trained) -> None:
+        """An agent has new weights."""
+
+    def on_evaluated(self, event: Evaluated) -> None:
+        """The program was scored on the valset."""
+
+    def on_iteration_ended(self, event: IterationEnded) -> None:
+        """All of an iteration is on disk."""
+
+    def on_compile_ended(self, event: CompileEnded) -> None:
+        """The compile returned or stopped."""
+
+
+class Trackers(Tracker):
+    """Several trackers as one; a tracker that raises is logged and dropped, the others go on.
+
+    Args:
+        trackers: Told in this order.
+        strict: Let a tracker's error through. For tests of trackers.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], *, strict: bool = False) -> None:
+        self.trackers = list(trackers)
+        self.strict = strict
+
+    def _tell(self, hook: str, event: Any) -> None:
+        for tracker in tuple(self.trackers):
+            try:
+                getattr(tracker, hook)(event)
+            except Exception:
+                if self.strict:
+                    raise
+                logger.exception("Tracker %s failed in %s and is left out from now on.", type(tracker).__name__, hook)
+                if tracker in self.trackers:
+                    self.trackers.remove(tracker)
+
+    @override
+    def on_compile_started(self, event: CompileStarted) -> None:
+        self._tell("on_compile_started", event)
+
+    @override
+    def on_stage_started(self, event: StageStarted) -> None:
+        self._tell("on_stage_started", event)
+
+    @override
+    def on_rolled_out(self, event: RolledOut) -> None:
+        self._tell("on_rolled_out", event)
+
+    @override
+    def on_repaired(self, event: Repaired) -> None:
+        self._tell("on_repaired", event)
+
+    @override
+    def on_curated(self, event: Curated) -> None:
+        self._tell("on_curated", event)
+
+    @override
+    def on_training_progress(self, event: TrainingProgress) -> None:
+        self._tell("on_training_progress", event)
+
+    @override
+    def on_trained(self, event: Trained) -> None:
+        self._tell("on_trained", event)
+
+    @override
+    def on_evaluated(self, event: Evaluated) -> None:
+        self._tell("on_evaluated", event)
+
+    @override
+    def on_iteration_ended(self, event: IterationEnded) -> None:
+        self._tell("on_iteration_ended", event)
+
+    @override
+    def on_compile_ended(self, event: CompileEnded) -> None:
+        self._tell("on_compile_ended", event)

@@ -1,0 +1,331 @@
+"""The values everything else passes around: what a program did on an example, and how a failed run was repaired.
+
+All values are frozen and hold plain JSON only, so that a trajectory read back from disk equals the one written, and
+nothing is ever unpickled. Identity is by content: two equal runs of one rollout have the same `Trajectory.id`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from functools import cached_property, lru_cache
+from typing import Any, Literal
+
+import dspy
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+Values = Mapping[str, Any]
+"""Field name to a JSON value."""
+
+Source = Literal["live", "recorded", "edited"]
+Origin = Literal["rollout", "repair", "validation", "imported"]
+Verdict = Literal["repaired", "failed", "leaked", "unparsed", "unchanged", "diverged"]
+
+
+def to_plain(value: Any) -> Any:
+    """Turn any value into JSON: pydantic models and dataclasses become dicts, the unknown becomes its `repr`."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted((to_plain(item) for item in value), key=canonical)
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, dspy.Example):  # dspy.Prediction is one, too
+        return {key: to_plain(item) for key, item in value.toDict().items()}
+    if isinstance(value, date):  # datetime is one, too
+        return value.isoformat()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_plain(dataclasses.asdict(value))
+    return repr(value)
+
+
+def from_plain(value: Any, annotation: Any) -> Any:
+    """Turn a JSON value back into the type a signature field asks for; a value that does not fit stays as it is."""
+    if annotation is str or annotation is Any:
+        return value
+    try:
+        return _type_adapter(annotation).validate_python(value)
+    except ValidationError:
+        return value
+
+
+@lru_cache(maxsize=512)
+def _type_adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
+
+
+def canonical(value: Any) -> str:
+    """The one JSON text of a plain value, whatever the order its keys were set in."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+def digest(value: Any) -> str:
+    """Content hash of a plain value: the first 32 hex digits of SHA-256 over its canonical JSON."""
+    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def example_key(example: dspy.Example) -> str:
+    """Identify an example by its inputs and labels, never by its position: optimizers shuffle."""
+    return digest({"inputs": to_plain(example.inputs()), "labels": to_plain(example.labels())})
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What LM calls consumed; answers served from a cache or a recording count nothing."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.calls + other.calls,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a call or a run ended without a result."""
+
+    kind: str
+    """Class name of the exception, e.g. `AdapterParseError`."""
+    message: str
+    completion: str | None = None
+    """What the LM wrote, where the failure was that it could not be parsed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One call of one predictor."""
+
+    predictor: str
+    """Dotted name in the program, e.g. `solver.predict`; in `<...>` if the predictor is not part of the program."""
+    occurrence: int
+    """How many calls of this predictor had started before, in this run."""
+    inputs: Values
+    outputs: Values | None
+    """`None` if the call failed."""
+    lm: str
+    """Id of the LM that was asked; of local weights, it holds their content hash."""
+    failure: Failure | None = None
+    source: Source = "live"
+    usage: Usage = Usage()
+    seconds: float = 0.0
+    started: int = 0
+    """Logical clock of the run: a step that ended before this one started may have influenced it, no other."""
+    ended: int = 0
+    num_demos: int = 0
+    """Demonstrations that were in the prompt; training prompts never have any."""
+    others: tuple[Values, ...] = ()
+    """Further completions, where the predictor asked for `n > 1`."""
+
+    @property
+    def content(self) -> Values:
+        """What happened, without when and at what price."""
+        failure = self.failure and [self.failure.kind, self.failure.completion]
+        return {
+            "predictor": self.predictor,
+            "occurrence": self.occurrence,
+            "inputs": self.inputs,
+            "outputs": [self.outputs, *self.others],
+            "failure": failure,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Replace the outputs of one step of a trajectory."""
+
+    position: int
+    """Index into `Trajectory.steps`."""
+    outputs: Values
+    """A value for every output field of the step's signature."""
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One run of the program on one example, scored, with its lineage."""
+
+    example_key: str
+    steps: tuple[Step, ...]
+    """In the order in which the calls started."""
+    prediction: Any
+    """The program's result as JSON; `None` if the run failed."""
+    reward: float
+    """The metric's number for the whole run; 0 for a run that failed."""
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    """Rewards of single agents, by agent name, where the metric gives them (a game's winner and loser)."""
+    failure: Failure | None = None
+    program: str = ""
+    """Fingerprint of the program's structure: predictor names and signatures."""
+    run: str = ""
+    """The compile that made it."""
+    iteration: int = 0
+    sample: int = 0
+    """Which try at the example this is, from 0."""
+    seed: int = 0
+    origin: Origin = "rollout"
+    parent: str | None = None
+    """Id of the trajectory that a repair started from."""
+    edited: int | None = None
+    """Position of the step that a repair replaced."""
+    seconds: float = 0.0
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
+
+    @cached_property
+    def id(self) -> str:
+        """Content hash; times, prices and the order of concurrent calls do not count."""
+        steps = sorted((step.content for step in self.steps), key=canonical)
+        return digest(
+            {
+                "steps": steps,
+                "prediction": self.prediction,
+                "reward": self.reward,
+                "rewards": dict(self.rewards),
+                "failure": self.failure and [self.failure.kind, self.failure.message],
+                "lineage": [
+                    self.example_key,
+                    self.program,
+                    self.run,
+                    self.iteration,
+                    self.sample,
+                    self.seed,
+                    self.origin,
+                    self.parent,
+                    self.edited,
+                ],
+            }
+        )
+
+    @property
+    def usage(self) -> Usage:
+        """Sum over the steps."""
+        return sum((step.usage for step in self.steps), Usage())
+
+    @property
+    def lms(self) -> dict[str, str]:
+        """Predictor name to the id of the LM that answered it last: the agent versions behind this run."""
+        return {step.predictor: step.lm for step in self.steps}
+
+    def reward_of(self, agent: str) -> float:
+        """The reward of one agent: its own where the metric gave one, else the reward of the run."""
+        return self.rewards.get(agent, self.reward)
+
+    @property
+    def taught_steps(self) -> tuple[Step, ...]:
+        """The steps that may become training rows: all of a rollout, the edited one and later ones of a repair.
+
+        References:
+            Algorithm 2 of SiriuS (arXiv:2502.04780): a repair of agent k feeds agents k..K.
+        """
+        if self.edited is None:
+            return self.steps
+        edited = self.steps[self.edited]
+        return tuple(step for step in self.steps if step is edited or step.started >= edited.ended)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `from_dict` gives an equal value back."""
+        record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        record["steps"] = [dataclasses.asdict(step) for step in self.steps]
+        record["rewards"] = dict(self.rewards)
+        record["failure"] = self.failure and dataclasses.asdict(self.failure)
+        record["created_at"] = self.created_at.isoformat()
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Trajectory:
+        """The trajectory that `to_dict` wrote."""
+        values = dict(record)
+        values["steps"] = tuple(step_from_dict(step) for step in record["steps"])
+        values["failure"] = record["failure"] and Failure(**record["failure"])
+        values["created_at"] = datetime.fromisoformat(record["created_at"])
+        return cls(**values)
+
+
+def step_from_dict(record: Mapping[str, Any]) -> Step:
+    """The step whose `dataclasses.asdict` is `record`."""
+    values = dict(record)
+    values["failure"] = record["failure"] and Failure(**record["failure"])
+    values["usage"] = Usage(**record["usage"])
+    values["others"] = tuple(record["others"])
+    return Step(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at repairing a failed trajectory by editing one of its steps."""
+
+    position: int
+    """Index of the edited step in the failed trajectory."""
+    predictor: str
+    verdict: Verdict
+    """`repaired`; `failed`: replayed, still wrong; `leaked`: refused by the leak guard; `unparsed`: an answer of the
+    critic or the agent could not be parsed; `unchanged`: the agent repeated itself; `diverged`: the replay did not
+    repeat the recording."""
+    feedback: str | None = None
+    regenerated: Values | None = None
+    rephrased: Values | None = None
+    """What the replay used; equal to `regenerated` where nothing had to be rephrased."""
+    reward: float | None = None
+    """Of the replayed run; `None` if there was none."""
+    trajectory: str | None = None
+    """Id of the replayed run."""
+    detail: str = ""
+    usage: Usage = Usage()
+    """Of the critic, the regeneration and the rephrasing; the replay's own is in its trajectory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """All attempts at one failed trajectory, successful or not."""
+
+    parent: str
+    """Id of the failed trajectory."""
+    attempts: tuple[Attempt, ...]
+    run: str = ""
+    iteration: int = 0
+    seconds: float = 0.0
+
+    @property
+    def repaired(self) -> bool:
+        """Whether one of the attempts reached the threshold."""
+        return any(attempt.verdict == "repaired" for attempt in self.attempts)
+
+    @property
+    def usage(self) -> Usage:
+        """Sum over the attempts, without the replays."""
+        return sum((attempt.usage for attempt in self.attempts), Usage())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `from_dict` gives an equal value back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Repair:
+        """The repair that `to_dict` wrote."""
+        attempts = (Attempt(**{**item, "usage": Usage(**item["usage"])}) for item in record["attempts"])
+        return cls(**{**record, "attempts": tuple(attempts)})
+
+
+def success_rate(trajectories: Iterable[Trajectory], threshold: float) -> float:
+    """Share of runs with `reward >= threshold`; 0 for no runs."""
+    rewards = [trajectory.reward for trajectory in trajectories]
+    return sum(reward >= threshold for reward in rewards) / len(rewards) if rewards else 0.0
+
+
+def mean_reward(trajectories: Sequence[Trajectory]) -> float:
+    """Average reward; 0 for no runs."""
+    return sum(trajectory.reward for trajectory in trajectories) / len(trajectories) if trajectories else 0.0
