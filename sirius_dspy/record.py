@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import dspy
 from dspy.adapters.base import Adapter
@@ -144,6 +144,11 @@ def describe(error: BaseException, *secrets: str | None) -> Failure:
 def predictor_names(program: dspy.Module) -> dict[str, dspy.Predict]:
     """The program's predictors by dotted name, as `named_predictors` gives them."""
     return dict(program.named_predictors())
+
+
+def signature_of(predictor: dspy.Predict) -> type[dspy.Signature]:
+    """A predictor's signature; DSPy types it as optional, though a built predictor always has one."""
+    return cast("type[dspy.Signature]", predictor.signature)
 
 
 def _run(tape: _Tape, inputs: Values) -> Recording:

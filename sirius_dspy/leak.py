@@ -1,0 +1,84 @@
+"""The leak guard: which repaired texts would teach an agent what it cannot know.
+
+References:
+    SiriuS (arXiv:2502.04780) shows its critic the gold answer and rephrases what comes of it; nothing there checks that
+    the text does not give the answer away. The rules are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sirius_dspy.trajectory import Step, Values
+
+
+class LeakGuard:
+    """Refuses edits that carry the gold answer ahead, or that talk about a correction that never was.
+
+    Two rules. (1) The edit of an agent that does not give the program's answer must not newly carry the gold answer. An
+    answer that stands in the agent's own inputs, or in its first output, is no leak: to copy the right sentence out of
+    a text is that agent's work. (2) No text may speak of feedback, corrections or earlier answers, unless the agent's
+    inputs or its first output do.
+
+    Args:
+        traces: Regular expression of rule 2, matched without regard to case.
+    """
+
+    TRACES = (
+        r"\b(feedback|critic(?:ism)?|critique|advice|advised|as (?:suggested|instructed|pointed out)|correction"
+        r"|corrected|mistakes?|mistaken(?:ly)?|revised|revision"
+        r"|(?:earlier|previous|prior|first|initial|original) (?:answer|response|attempt|output)"
+        r"|apologi[sz]e|apolog(?:y|ies)|i was wrong|upon re(?:consideration|flection))\b"
+    )
+
+    def __init__(self, traces: str = TRACES) -> None:
+        self.traces = traces
+
+    def leak(self, outputs: Values, step: Step, labels: Values, *, answers: bool) -> str:
+        """What the edit gives away, in words; empty if nothing.
+
+        Args:
+            outputs: The edit.
+            step: The step as it was recorded.
+            labels: The example's gold fields.
+            answers: Whether this step gives the program's answer, so that rule 1 does not apply.
+        """
+        edited, known = _text(outputs), _text([step.inputs, step.outputs or {}])
+        if trace := self._trace(edited, known):
+            return f"speaks of a correction: {trace!r}"
+        for gold in () if answers else _golds(labels):
+            if _mentions(edited, gold) and not _mentions(known, gold):
+                return f"newly carries the gold answer {gold!r}"
+        return ""
+
+    def _trace(self, text: str, known: str) -> str:
+        found = (match.group(0) for match in re.finditer(self.traces, text, re.IGNORECASE))
+        return next((phrase for phrase in found if phrase.casefold() not in known.casefold()), "")
+
+
+def _golds(labels: Values) -> list[str]:
+    """Label values that can be recognised in a text."""
+    texts = (str(value).strip() for value in labels.values() if isinstance(value, str | int | float))
+    return [text for text in texts if text]
+
+
+def _mentions(text: str, gold: str) -> bool:
+    """Whether the text holds the gold answer as words or numbers of its own: 12 is not in 120, nor in 3.12."""
+    words = r"\s+".join(map(re.escape, gold.split()))
+    return re.search(rf"(?<![\w.]){words}(?!\w|\.\d)", text, re.IGNORECASE) is not None
+
+
+def _text(value: Any) -> str:
+    return "\n".join(_flat(value))
+
+
+def _flat(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield str(value)

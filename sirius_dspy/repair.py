@@ -1,0 +1,294 @@
+"""Turn failed runs into good ones.
+
+A critic who knows the answer advises one agent, the agent answers again, all traces of the correction are rephrased
+away, and the program runs on from there.
+
+References:
+    Algorithm 2 of SiriuS (arXiv:2502.04780). Where it is silent or contradicts itself we choose: steps are edited one
+    at a time in call order, each time from the original run; the first success ends the repair; whatever reads the
+    repaired answer answers again (see `sirius_dspy.record.replay`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import dspy
+
+from sirius_dspy.errors import ReplayDivergedError
+from sirius_dspy.leak import LeakGuard
+from sirius_dspy.record import Recording, Sampling, predictor_names, record, replay, signature_of
+from sirius_dspy.rollout import Rollouts, Task, raise_if_fatal, scored
+from sirius_dspy.signatures import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
+from sirius_dspy.trajectory import (
+    Attempt,
+    Edit,
+    Repair,
+    Step,
+    Trajectory,
+    Usage,
+    Values,
+    Verdict,
+    from_plain,
+    to_plain,
+)
+
+
+@dataclass(frozen=True)
+class RepairContext:
+    """What every repair of one iteration has in common."""
+
+    program: dspy.Module
+    rollouts: Rollouts
+    """How runs are sampled and scored; replays are, too."""
+    threshold: float
+    """A run succeeded if `reward >= threshold`."""
+    editable: frozenset[str]
+    """Predictors that may be edited: those of agents that are trained."""
+
+
+class Repaired(NamedTuple):
+    """A repair, and the runs it made on the way."""
+
+    repair: Repair
+    trajectories: tuple[Trajectory, ...]
+
+
+class Augmenter(Protocol):
+    """Makes new good runs from failed ones."""
+
+    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
+        """Try to repair one failed run. Called from several threads at once."""
+
+
+class CriticAugmenter:
+    """The paper's augmentation: critique, regenerate, rephrase, replay.
+
+    Args:
+        critic: The LM that gives feedback; by default the edited agent's own. A stronger one repairs more.
+        rephraser: The LM that rephrases; by default the edited agent's own, as in the paper's code.
+        max_feedback: Critiques per step (the paper's max_f).
+        max_regenerations: New answers per critique (the paper's max_re).
+        temperature: Of all tries after the first, which at temperature 0 would only repeat it.
+        rephrase: Ask for a rephrased text. Without it, what the agent wrote is used as it is, and the leak guard alone
+            stands between feedback and training set.
+        guard: Decides which edits give too much away.
+    """
+
+    def __init__(
+        self,
+        critic: dspy.LM | None = None,
+        *,
+        rephraser: dspy.LM | None = None,
+        max_feedback: int = 1,
+        max_regenerations: int = 1,
+        temperature: float = 1.0,
+        rephrase: bool = True,
+        guard: LeakGuard | None = None,
+    ) -> None:
+        self.critic = critic
+        self.rephraser = rephraser
+        self.max_feedback = max_feedback
+        self.max_regenerations = max_regenerations
+        self.temperature = temperature
+        self.rephrase = rephrase
+        self.guard = guard
+
+    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
+        """See `Augmenter.repair`."""
+        attempts: list[Attempt] = []
+        trajectories: list[Trajectory] = []
+        for attempt, trajectory in self._attempts(_Case(failed, example, context)):
+            attempts.append(attempt)
+            if trajectory is not None:
+                trajectories.append(trajectory)
+            if attempt.verdict == "repaired":
+                break
+        repair = Repair(failed.id, tuple(attempts), failed.run, failed.iteration)
+        return Repaired(repair, tuple(trajectories))
+
+    def _attempts(self, case: _Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
+        for position, step in enumerate(case.failed.steps):
+            if not case.can_edit(step):
+                continue
+            for feedback_try in range(self.max_feedback):
+                critique = self._critique(case, position, feedback_try)
+                feedback = _output(critique, "feedback")
+                if not feedback:
+                    yield case.attempt(position, "unparsed", usage=_usage(critique), detail="no feedback"), None
+                    continue
+                usage = _usage(critique)
+                for regeneration_try in range(self.max_regenerations):
+                    tries = (feedback_try, regeneration_try)
+                    yield self._regenerated(case, position, feedback, tries, usage)
+                    usage = Usage()  # the critique is paid once
+
+    def _regenerated(
+        self, case: _Case, position: int, feedback: str, tries: tuple[int, int], usage: Usage
+    ) -> tuple[Attempt, Trajectory | None]:
+        regeneration = self._regenerate(case, position, feedback, tries)
+        outputs = regeneration.steps[0].outputs if regeneration.steps else None
+        usage += _usage(regeneration)
+        known: dict[str, Any] = {"feedback": feedback, "regenerated": outputs, "usage": usage}
+        if outputs is None:
+            return case.attempt(position, "unparsed", **known, detail="no new answer"), None
+        if outputs == case.failed.steps[position].outputs:
+            return case.attempt(position, "unchanged", **known), None
+        rephrased, spent = self._rephrased(case, position, outputs, tries)
+        known |= {"rephrased": rephrased, "usage": usage + spent}
+        if leak := self._leak(case, position, rephrased):
+            return case.attempt(position, "leaked", **known, detail=leak), None
+        return case.replayed(position, rephrased, tries, known)
+
+    def _critique(self, case: _Case, position: int, feedback_try: int) -> Recording:
+        step = case.failed.steps[position]
+        inputs = {
+            "task": _lines(to_plain(case.example.inputs())),
+            "team": "\n\n".join(f"[{other.predictor}]\n{_written(other)}" for other in case.failed.steps),
+            "correct_answer": _lines(to_plain(case.example.labels())),
+            "agent": step.predictor,
+            "agent_inputs": _lines(step.inputs),
+            "agent_answer": _written(step),
+        }
+        lm = self.critic or case.lm_of(step)
+        return self._ask(Critique, inputs, lm, case.key("critique", position, feedback_try), feedback_try)
+
+    def _regenerate(self, case: _Case, position: int, feedback: str, tries: tuple[int, int]) -> Recording:
+        step, signature = case.failed.steps[position], case.signature_of(case.failed.steps[position])
+        fields = signature.input_fields
+        inputs = {
+            name: from_plain(value, fields[name].annotation) for name, value in step.inputs.items() if name in fields
+        }
+        inputs[free_name(ATTEMPT, signature)] = _written(step)
+        inputs[free_name(FEEDBACK, signature)] = feedback
+        key = case.key("regenerate", position, *tries)
+        return self._ask(regeneration_of(signature), inputs, case.lm_of(step), key, sum(tries))
+
+    def _rephrased(
+        self, case: _Case, position: int, outputs: Values, tries: tuple[int, int]
+    ) -> tuple[dict[str, Any], Usage]:
+        """The outputs with their free text rephrased; answers, numbers and choices stay as they are."""
+        step, usage, rephrased = case.failed.steps[position], Usage(), dict(outputs)
+        fields = case.signature_of(step).output_fields
+        for name, value in outputs.items() if self.rephrase else ():
+            if name in case.answer_fields(step, outputs) or fields[name].annotation is not str or not value.strip():
+                continue
+            inputs = {"task": _lines(step.inputs), "text": value}
+            key = case.key(f"rephrase/{name}", position, *tries)
+            asked = self._ask(Rephrase, inputs, self.rephraser or case.lm_of(step), key, sum(tries))
+            usage += _usage(asked)
+            rephrased[name] = _output(asked, "rewritten") or value
+        return rephrased, usage
+
+    def _leak(self, case: _Case, position: int, outputs: Values) -> str:
+        step, labels = case.failed.steps[position], to_plain(case.example.labels())
+        answers = bool(case.answer_fields(step, outputs))
+        return (self.guard or LeakGuard()).leak(outputs, step, labels, answers=answers)
+
+    def _ask(
+        self, signature: type[dspy.Signature], inputs: Mapping[str, Any], lm: dspy.LM, key: str, retry: int
+    ) -> Recording:
+        """One LM call through DSPy, recorded for its price and with its failure as data."""
+        predictor = dspy.Predict(signature)
+        predictor.lm = lm
+        recording = record(predictor, inputs, Sampling(key, {"temperature": self.temperature} if retry else {}))
+        raise_if_fatal(recording.error)
+        return recording
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One failed run under repair."""
+
+    failed: Trajectory
+    example: dspy.Example
+    context: RepairContext
+
+    def can_edit(self, step: Step) -> bool:
+        """Whether the step belongs to a trained agent and holds something to improve on."""
+        wrote_something = step.outputs is not None or (step.failure is not None and step.failure.completion is not None)
+        return step.predictor in self.context.editable and wrote_something
+
+    def signature_of(self, step: Step) -> type[dspy.Signature]:
+        return signature_of(predictor_names(self.context.program)[step.predictor])
+
+    def lm_of(self, step: Step) -> dspy.LM:
+        return predictor_names(self.context.program)[step.predictor].lm or dspy.settings.lm
+
+    def key(self, stage: str, position: int, *tries: int) -> str:
+        rollout = self.context.rollouts.sampling(Task(self.example, self.failed.sample)).key
+        return "/".join([rollout, stage, str(position), *map(str, tries)])
+
+    def answer_fields(self, step: Step, outputs: Values) -> set[str]:
+        """Output fields that are the program's answer: named like a label, or, without any, those of the last step."""
+        named = set(outputs) & set(self.example.labels().keys())
+        if named or step is not self.failed.steps[-1]:
+            return named
+        predicted = self.failed.prediction if isinstance(self.failed.prediction, dict) else {}
+        return set(outputs) & set(predicted) or set(outputs)
+
+    def attempt(self, position: int, verdict: Verdict, **known: Any) -> Attempt:
+        return Attempt(position, self.failed.steps[position].predictor, verdict, **known)
+
+    def replayed(
+        self, position: int, outputs: Values, tries: tuple[int, int], known: dict[str, Any]
+    ) -> tuple[Attempt, Trajectory | None]:
+        """Run the program on from the edited step and score it."""
+        rollouts = self.context.rollouts
+        sampling = Sampling(self.key("replay", position, *tries), rollouts.first_kwargs, rollouts.demos)
+        inputs = self.example.inputs()
+        try:
+            recording = replay(self.context.program, inputs, self.failed, Edit(position, outputs), sampling)
+        except ReplayDivergedError as error:
+            return self.attempt(position, "diverged", **known, detail=str(error)), None
+        raise_if_fatal(recording.error)
+        trajectory = self._trajectory(recording)
+        verdict: Verdict = "repaired" if trajectory.reward >= self.context.threshold else "failed"
+        return (
+            self.attempt(position, verdict, **known, reward=trajectory.reward, trajectory=trajectory.id),
+            trajectory,
+        )
+
+    def _trajectory(self, recording: Recording) -> Trajectory:
+        score, failure = scored(self.context.rollouts.metric, self.example, recording)
+        return Trajectory(
+            example_key=self.failed.example_key,
+            steps=recording.steps,
+            prediction=to_plain(recording.prediction),
+            reward=score.reward,
+            rewards=score.rewards,
+            failure=failure,
+            program=self.failed.program,
+            run=self.failed.run,
+            iteration=self.failed.iteration,
+            sample=self.failed.sample,
+            seed=self.failed.seed,
+            origin="repair",
+            parent=self.failed.id,
+            edited=recording.edited,
+            seconds=recording.seconds,
+        )
+
+
+def _output(recording: Recording, name: str) -> str:
+    outputs = recording.steps[0].outputs if recording.steps else None
+    return str((outputs or {}).get(name) or "").strip()
+
+
+def _usage(recording: Recording) -> Usage:
+    return sum((step.usage for step in recording.steps), Usage())
+
+
+def _written(step: Step) -> str:
+    """What an agent wrote, also where it did not parse."""
+    if step.outputs is not None:
+        return _lines(step.outputs)
+    return (step.failure and step.failure.completion) or ""
+
+
+def _lines(values: Values) -> str:
+    if len(values) == 1:
+        return str(next(iter(values.values())))
+    return "\n".join(f"{name}: {value}" for name, value in values.items())
