@@ -1,0 +1,499 @@
+"""The loop of one compile: collect, repair, curate, fine-tune, promote, and again.
+
+This is the only place that knows the order. Everything that was paid for is on disk before the next thing begins:
+rollouts and repairs in the experience library, fine-tuning jobs and finished iterations in the run directory. So a
+resumed compile is the same code: each stage first looks what is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from sirius_dspy import prepare
+from sirius_dspy.curate import Curator, TrainingSet
+from sirius_dspy.errors import NoSuccessError, UnpreparedProgramError
+from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.record import predictor_names
+from sirius_dspy.repair import RepairContext
+from sirius_dspy.rollout import Rollouts, Task, parallel, program_fingerprint
+from sirius_dspy.run_dir import RunDir
+from sirius_dspy.summary import Summary
+from sirius_dspy.track import (
+    CompileEnded,
+    CompileStarted,
+    Curated,
+    Evaluated,
+    IterationEnded,
+    Repaired,
+    RolledOut,
+    StageStarted,
+    Trackers,
+    Trained,
+    TrainingProgress,
+)
+from sirius_dspy.train import Trainer, TrainingRequest
+from sirius_dspy.trajectory import Trajectory, digest, example_key, mean_reward, to_plain
+
+if TYPE_CHECKING:  # the optimizer imports this module
+    from sirius_dspy.optimizer import SiriuS
+
+logger = logging.getLogger(__name__)
+
+LMs = dict[str, dspy.LM]
+"""Agent name to LM."""
+
+
+@dataclass
+class Loop:
+    """One call of `SiriuS.compile`: what it was given, and how far it is."""
+
+    settings: SiriuS
+    student: dspy.Module
+    trainset: list[dspy.Example]
+    valset: list[dspy.Example]
+    teachers: list[dspy.Module]
+    agents: prepare.Agents
+    frozen: frozenset[str]
+    start: LMs
+    trainer: Trainer
+    adapter: str
+    run_dir: RunDir
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.program = self._copy(self.student)
+        self.demos = {name: predictor.demos for name, predictor in predictor_names(self.program).items()}
+        self.identity = self._identity()
+        self.run_id = digest(self.identity)[:12]
+        self.library = self.settings.library or ExperienceLibrary(self.run_dir.library)
+        self.tracker = Trackers([self.settings.tracker] if self.settings.tracker else [])
+        self.lms: LMs = dict(self.start)
+        self.train_examples = prepare.unique(self.trainset)
+
+    # The whole
+
+    def run(self) -> dspy.Module:
+        """Iterate, and give back the best program."""
+        if not self.history:
+            self.history.append(self._baseline())
+        for iteration in range(1, self.settings.iterations + 1):
+            self.seconds = {}
+            entry = self.run_dir.finished(f"iteration-{iteration}")
+            if entry is None:
+                entry = self._iterate(iteration)
+                if entry is None:
+                    break
+                self.run_dir.finish(f"iteration-{iteration}", entry)
+            self.lms = {agent: self._trained_lm(agent, model) for agent, model in entry["lms"].items()}
+            self.history.append(entry)
+            self.tracker.on_iteration_ended(IterationEnded(iteration, entry["metrics"], entry["lms"]))
+        return self._result()
+
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell the tracker of the beginning and of every way to end."""
+        resumed = self.run_dir.begin(self.identity)
+        self.tracker.on_compile_started(self._started(resumed))
+        logger.info("SiriuS works in %s", self.run_dir.path)
+        try:
+            yield
+        except BaseException as error:
+            status = "failed" if isinstance(error, Exception) else "interrupted"
+            self.tracker.on_compile_ended(
+                CompileEnded(status, results=self._results(), error=f"{type(error).__name__}: {error}")
+            )
+            raise
+        self.tracker.on_compile_ended(CompileEnded("finished", self._best()["iteration"], results=self._results()))
+
+    def _baseline(self) -> dict[str, Any]:
+        """Iteration 0: the student as it came."""
+        score = self._evaluate(0, self.start, "program", candidate=0)
+        return {"iteration": 0, "score": score, "num_val": len(self.valset), "lms": _models(self.start)}
+
+    def _iterate(self, iteration: int) -> dict[str, Any] | None:
+        """Collect, repair, curate, fine-tune, promote; `None` if there was nothing to learn from."""
+        with self._timed("collect"):
+            self._collect(iteration)
+        with self._timed("repair"):
+            self._repair(iteration)
+        with self._timed("curate"):
+            training_sets = self._curate(iteration)
+        if not any(training_set.rows for training_set in training_sets.values()):
+            self._nothing_learnt(iteration)
+            return None
+        with self._timed("train"):
+            jobs = {agent: self._train(iteration, rows) for agent, rows in training_sets.items() if rows.rows}
+        trained = {agent: self._trained_lm(agent, job["lm"]) for agent, job in jobs.items()}
+        with self._timed("evaluate"):
+            promoted, score = self._promote(iteration, trained)
+        lms = self.lms | promoted
+        return self._entry(iteration, score, lms, jobs, training_sets)
+
+    # The stages
+
+    def _collect(self, iteration: int) -> None:
+        """Run the program on the trainset, all samples of it; what is in the library already is not run again."""
+        programs = self.teachers if iteration == 1 and self.teachers else [self.program]
+        self._install(self.lms)
+        known = {(found.example_key, found.sample): found for found in self._collected(iteration)}
+        solved = {key for (key, _), found in known.items() if found.reward >= self.settings.threshold}
+        waves = [[sample] for sample in range(self.settings.samples)]
+        if not self.settings.until_solved:
+            waves = [[sample for wave in waves for sample in wave]]
+        for wave in waves:
+            tasks = [
+                Task(example, sample)
+                for sample in wave
+                for key, example in self.train_examples.items()
+                if (key, sample) not in known and not (self.settings.until_solved and key in solved)
+            ]
+            self.tracker.on_stage_started(StageStarted(iteration, "collect", len(tasks)))
+            for number, program in enumerate(programs):  # samples go round the teachers
+                own = [task for task in tasks if task.sample % len(programs) == number]
+                for task, trajectory in self._rollouts(iteration).run_all(program, own):
+                    solved |= {task.key[0]} if self._keep(iteration, task, trajectory) else set()
+
+    def _keep(self, iteration: int, task: Task, trajectory: Trajectory) -> bool:
+        self.library.add(trajectory, task.example)
+        succeeded = trajectory.reward >= self.settings.threshold
+        self.tracker.on_rolled_out(RolledOut(iteration, trajectory, succeeded))
+        return succeeded
+
+    def _repair(self, iteration: int) -> None:
+        """Repair one failed run of each example that no sample solved."""
+        augmenter = self.settings.augmenter
+        if augmenter is None:
+            return
+        done = {repair.parent for repair in self.library.repairs(run=self.run_id, iteration=iteration)}
+        failed = [found for found in self._failed(iteration) if found.id not in done]
+        context = RepairContext(self.program, self._rollouts(iteration), self.settings.threshold, self._editable())
+        self.tracker.on_stage_started(StageStarted(iteration, "repair", len(failed)))
+
+        def repaired(trajectory: Trajectory) -> Any:
+            return augmenter.repair(trajectory, self.train_examples[trajectory.example_key], context)
+
+        for _, (repair, trajectories) in parallel(repaired, failed, self.settings.num_threads):
+            self.library.add_repair(repair, trajectories)
+            self.tracker.on_repaired(Repaired(iteration, repair, trajectories))
+
+    def _failed(self, iteration: int) -> list[Trajectory]:
+        """The first failed run of each example without a success."""
+        first: dict[str, Trajectory] = {}
+        solved = set()
+        for found in self._collected(iteration):
+            if found.reward >= self.settings.threshold:
+                solved.add(found.example_key)
+            elif found.example_key not in first or found.sample < first[found.example_key].sample:
+                first[found.example_key] = found
+        return [found for key, found in first.items() if key not in solved]
+
+    def _curate(self, iteration: int) -> dict[str, TrainingSet]:
+        """Write each trained agent's rows."""
+        trained = {agent: names for agent, names in self.agents.items() if agent not in self.frozen}
+        curator = self.settings.curator or Curator()
+        self.tracker.on_stage_started(StageStarted(iteration, "curate", len(trained)))
+        good = self.library.trajectories(run=self.run_id, iteration=iteration, origin=("rollout", "repair"))
+        sets = curator.curate(
+            self.program, good, trained, threshold=self.settings.threshold, seed=self.settings.seed + iteration
+        )
+        for agent, rows in sets.items():
+            path = self.run_dir.training_file(iteration, agent)
+            rows.write(path)
+            self.tracker.on_curated(Curated(iteration, agent, len(rows.rows), rows.dropped, path))
+        return sets
+
+    def _train(self, iteration: int, rows: TrainingSet) -> dict[str, Any]:
+        """Fine-tune one agent, unless that is done; the result is on disk before the next begins."""
+        stage = f"train-{iteration}-{rows.agent}"
+        if (finished := self.run_dir.finished(stage)) is not None:
+            return finished
+        self.tracker.on_stage_started(StageStarted(iteration, "train", len(rows.rows)))
+        base = (self.start if self.settings.train_from == "base" else self.lms)[rows.agent]
+        losses: list[float] = []
+
+        def on_progress(step: int, total: int, loss: float) -> None:
+            losses.append(loss)
+            self.tracker.on_training_progress(TrainingProgress(iteration, rows.agent, step, total, loss))
+
+        began = time.perf_counter()
+        workdir = self.run_dir.weights(iteration, rows.agent)
+        lm = self.trainer.train(
+            TrainingRequest(rows.agent, base, rows.chat, workdir, self.settings.seed + iteration, on_progress)
+        )
+        job = {
+            "agent": rows.agent,
+            "iteration": iteration,
+            "lm": lm.model,
+            "base": base.model,
+            "rows": len(rows.rows),
+            "losses": losses,
+            "seconds": time.perf_counter() - began,
+        }
+        self.run_dir.finish(stage, job)
+        weights = workdir if workdir.exists() else None
+        self.tracker.on_trained(
+            Trained(iteration, rows.agent, base.model, lm.model, len(rows.rows), losses, job["seconds"], weights)
+        )
+        return job
+
+    def _promote(self, iteration: int, trained: LMs) -> tuple[LMs, float]:
+        """Which new weights to keep, and the score with them.
+
+        All together if the program is not worse with them; else agent by agent, each kept if it does no harm.
+        """
+        score = self._evaluate(iteration, self.lms | trained, "program", candidate=0)
+        before = self.history[-1]["score"]
+        if not self.settings.promote or score >= before:
+            return trained, score
+        kept: LMs = {}
+        if len(trained) == 1:
+            return kept, before
+        best = before
+        for number, (agent, lm) in enumerate(trained.items(), start=1):
+            score = self._evaluate(iteration, self.lms | kept | {agent: lm}, agent, candidate=number)
+            if score >= best:
+                kept, best = kept | {agent: lm}, score
+        return kept, best
+
+    def _evaluate(self, iteration: int, lms: LMs, label: str, *, candidate: int) -> float:
+        """Mean reward on the valset, the LMs used as they are; validation runs are kept, and never trained on."""
+        self._install(lms)
+        rollouts = Rollouts(
+            self.settings.metric,
+            run=self.run_id,
+            iteration=iteration,
+            seed=self.settings.seed,
+            origin="validation",
+            first_kwargs={},
+            num_threads=self.settings.num_threads,
+        )
+        found = {
+            trajectory.example_key: trajectory
+            for trajectory in self.library.trajectories(
+                run=self.run_id, iteration=iteration, origin="validation", sample=candidate
+            )
+            if self._is_of(trajectory, self.program)
+        }
+        tasks = [Task(item, candidate) for key, item in prepare.unique(self.valset).items() if key not in found]
+        self.tracker.on_stage_started(StageStarted(iteration, "evaluate", len(tasks)))
+        for task, trajectory in rollouts.run_all(self.program, tasks):
+            self._keep(iteration, task, trajectory)
+            found[task.key[0]] = trajectory
+        score = mean_reward([found[example_key(example)] for example in self.valset])
+        self.tracker.on_evaluated(Evaluated(iteration, score, len(self.valset), label))
+        return score
+
+    # Parts of the stages
+
+    def _rollouts(self, iteration: int) -> Rollouts:
+        """How to collect: cold-start demonstrations only for agents that have not learnt anything yet."""
+        untaught = {
+            name
+            for agent, names in self.agents.items()
+            for name in names
+            if self.lms[agent].model == self.start[agent].model
+        }
+        demos = {name: shown for name, shown in (self.settings.cold_start or {}).items() if name in untaught}
+        return Rollouts(
+            self.settings.metric,
+            run=self.run_id,
+            iteration=iteration,
+            seed=self.settings.seed,
+            lm_kwargs={"temperature": self.settings.temperature},
+            demos=demos,
+            num_threads=self.settings.num_threads,
+        )
+
+    def _collected(self, iteration: int) -> Iterator[Trajectory]:
+        """The rollouts of this iteration that are in the library, made by the LMs that make them now."""
+        programs = self.teachers if iteration == 1 and self.teachers else [self.program]
+        for found in self.library.trajectories(run=self.run_id, iteration=iteration, origin="rollout"):
+            if self._is_of(found, programs[found.sample % len(programs)]):
+                yield found
+
+    @staticmethod
+    def _is_of(trajectory: Trajectory, program: dspy.Module) -> bool:
+        """Whether the LMs of a stored run are the program's: a shared library may hold another run of this compile."""
+        lms = {name: (predictor.lm or dspy.settings.lm) for name, predictor in predictor_names(program).items()}
+        return all(model == lms[name].model for name, model in trajectory.lms.items() if lms.get(name) is not None)
+
+    def _editable(self) -> frozenset[str]:
+        return frozenset(name for agent, names in self.agents.items() if agent not in self.frozen for name in names)
+
+    def _install(self, lms: LMs) -> None:
+        """Put LMs into the working copy. New weights were trained without demonstrations, so they get none."""
+        predictors = predictor_names(self.program)
+        for agent, names in self.agents.items():
+            taught = lms[agent].model != self.start[agent].model
+            for name in names:
+                predictors[name].lm = lms[agent]
+                predictors[name].demos = [] if taught else self.demos[name]
+
+    def _trained_lm(self, agent: str, model: str) -> dspy.LM:
+        """The LM with this id, which is the agent's first one or came out of one of its fine-tuning jobs."""
+        for lm in (self.start[agent], self.lms[agent]):
+            if lm.model == model:
+                return lm
+        for iteration in range(self.settings.iterations, 0, -1):
+            job = self.run_dir.finished(f"train-{iteration}-{agent}")
+            if job is not None and job["lm"] == model:
+                return self.trainer.restore(self.start[agent], model, self.run_dir.weights(iteration, agent))
+        raise UnpreparedProgramError(
+            f"The run directory {str(self.run_dir.path)!r} has no fine-tuning job that made {model!r} of agent "
+            f"{agent!r}: files of it are missing. Choose another `run_dir`."
+        )
+
+    def _nothing_learnt(self, iteration: int) -> None:
+        """Explain a first iteration without a single row; a later one ends the compile with the best so far.
+
+        Raises:
+            NoSuccessError: In the first iteration.
+        """
+        if iteration > 1:
+            warnings.warn(
+                f"Iteration {iteration} gave no training row; the compile ends with the best program so far.",
+                UserWarning,
+                stacklevel=4,
+            )
+            return
+        runs = list(self._collected(iteration))
+        kinds = Counter(found.failure.kind for found in runs if found.failure is not None)
+        best = max((found.reward for found in runs), default=0.0)
+        reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3)) or "none raised"
+        raise NoSuccessError(
+            f"None of {len(runs)} runs reached the threshold {self.settings.threshold} (best reward {best}; failures: "
+            f"{reasons}), and repair did not help, so there is nothing to learn from. Try demonstrations for a cold "
+            "start (`cold_start={'predictor': [examples]}`), a stronger `teacher=`, more `samples`, easier examples, a "
+            f"critic LM, or a lower `threshold`. The runs are in {self.library.url!r}."
+        )
+
+    def _copy(self, program: dspy.Module) -> dspy.Module:
+        """A deep copy that keeps the LM objects themselves, by predictor name."""
+        copied = program.deepcopy()
+        originals = predictor_names(program)
+        for name, predictor in predictor_names(copied).items():
+            predictor.lm = originals[name].lm
+        return copied
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = time.perf_counter() - began
+
+    # What is told and kept
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes two compiles the same; `iterations` is left out, so that a finished one can be prolonged."""
+        settings = self.settings
+        return {
+            "format": 1,
+            "program": program_fingerprint(self.student),
+            "metric": prepare.describe_object(settings.metric),
+            "settings": {
+                name: value
+                for name, value in settings.get_params().items()
+                if name not in ("iterations", "num_threads", "run_dir")
+            },
+            "agents": {agent: list(names) for agent, names in self.agents.items()},
+            "frozen": sorted(self.frozen),
+            "lms": _models(self.start),
+            "adapter": self.adapter,
+            "augmenter": prepare.describe_object(settings.augmenter),
+            "curator": prepare.describe_object(settings.curator or Curator()),
+            "trainer": prepare.describe_object(self.trainer),
+            "cold_start": digest(prepare.describe_object(settings.cold_start or {})),
+            "demos": digest(prepare.describe_object(self.demos)),
+            "teachers": [program_fingerprint(program) for program in self.teachers],
+            "trainset": prepare.keys_digest(self.trainset),
+            "valset": prepare.keys_digest(self.valset),
+        }
+
+    def _started(self, resumed: bool) -> CompileStarted:
+        return CompileStarted(
+            run=self.run_id,
+            run_dir=self.run_dir.path,
+            library_url=self.library.url,
+            params=self.settings.get_params(),
+            agents=self.agents,
+            lms=_models(self.start),
+            adapter=self.adapter,
+            num_train=len(self.trainset),
+            num_val=len(self.valset),
+            trainset=[to_plain(example) for example in self.trainset],
+            valset=[to_plain(example) for example in self.valset],
+            resumed=resumed,
+        )
+
+    def _entry(
+        self, iteration: int, score: float, lms: LMs, jobs: dict[str, Any], sets: Mapping[str, TrainingSet]
+    ) -> dict[str, Any]:
+        """What an iteration did, as plain values."""
+        summary = Summary(self.library, self.run_id, iteration, threshold=self.settings.threshold, agents=self.agents)
+        agents = {
+            agent: {
+                "rows": len(rows.rows),
+                "dropped": dict(rows.dropped),
+                "losses": jobs.get(agent, {}).get("losses", []),
+                "lm": jobs.get(agent, {}).get("lm"),
+                "base": jobs.get(agent, {}).get("base"),
+                "seconds": jobs.get(agent, {}).get("seconds", 0.0),
+            }
+            for agent, rows in sets.items()
+        }
+        return {
+            "iteration": iteration,
+            "score": score,
+            "num_val": len(self.valset),
+            "lms": _models(lms),
+            "promoted": {agent: lms[agent].model == job["lm"] for agent, job in jobs.items()},
+            "metrics": {"val/score": score, **summary.metrics(agents), **summary.prices(self.seconds)},
+            "agents": agents,
+            "repair": summary.repair,
+            "seconds": dict(self.seconds),
+            "usage": summary.usage_dict,
+        }
+
+    def _best(self) -> dict[str, Any]:
+        return max(self.history, key=lambda entry: entry["score"])  # the first of equals, so the least trained
+
+    def _results(self) -> dict[str, Any]:
+        results: dict[str, Any] = {
+            "run": self.run_id,
+            "run_dir": str(self.run_dir.path),
+            "library": self.library.url,
+            "adapter": self.adapter,
+            "seed": self.settings.seed,
+            "threshold": self.settings.threshold,
+            "agents": {agent: list(names) for agent, names in self.agents.items()},
+            "iterations": self.history,
+        }
+        if self.history:
+            results |= {"best_iteration": self._best()["iteration"], "best_score": self._best()["score"]}
+        return results
+
+    def _result(self) -> dspy.Module:
+        best = self._best()
+        self._install({agent: self._trained_lm(agent, model) for agent, model in best["lms"].items()})
+        compiled = self._copy(self.program)
+        results = self._results()
+        self.run_dir.finish("results", results)
+        compiled._compiled = True
+        vars(compiled)["detailed_results"] = results
+        return compiled
+
+
+def _models(lms: LMs) -> dict[str, str]:
+    return {agent: lm.model for agent, lm in lms.items()}

@@ -1,0 +1,210 @@
+"""The `SiriuS` teleprompter: settings, and the checks that come before the first LM call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import dspy
+from dspy.teleprompt.teleprompt import Teleprompter
+
+from sirius_dspy import prepare
+from sirius_dspy.curate import Curator, check_adapter
+from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.loop import Loop
+from sirius_dspy.repair import Augmenter, CriticAugmenter
+from sirius_dspy.rollout import Metric, takes_trace
+from sirius_dspy.run_dir import RunDir
+from sirius_dspy.track import Tracker
+from sirius_dspy.train import ProviderTrainer, Trainer
+
+Demos = Mapping[str, Sequence[dspy.Example]]
+
+DEFAULT_AUGMENTER = CriticAugmenter()
+"""The paper's repair, one critique and one new answer per step."""
+
+
+class SiriuS(Teleprompter):
+    """Makes each agent of a program better by fine-tuning it on the program's own good runs.
+
+    One iteration: run the program on the trainset (several samples per example), repair what failed, fine-tune each
+    agent on its own steps of the good runs, and keep the new weights if the whole program is not worse on the valset.
+
+    Args:
+        metric: `metric(example, prediction, trace=None)`, giving a number, a bool, or a `dspy.Prediction` with `score`
+            and, where agents have rewards of their own (a game), `rewards={agent: number}`.
+        threshold: A run succeeded if its reward is at least this. 1.0 fits right-or-wrong metrics.
+        iterations: T in the paper.
+        samples: Runs per example and iteration (max_sol in the paper). The first uses the LMs as they are, the others
+            `temperature`.
+        until_solved: Stop sampling an example at its first success. Cheaper; without it, training sees more variety.
+        temperature: Of all samples after the first.
+        augmenter: Repairs one failed run of each example that no sample solved; `None` turns repair off.
+        curator: Chooses the rows to train on.
+        trainer: Fine-tunes an agent; by default through the provider of its LM.
+        agents: Agent name to predictor names that share one set of weights; every other predictor is an agent itself.
+        frozen: Agents that are never trained, e.g. a judge or an opponent.
+        mixed: Train one model on the rows of all agents (an ablation of the paper).
+        train_from: `base` trains every iteration from the weights the student came with, as the paper does; `current`
+            from the last promoted ones.
+        cold_start: Predictor name to demonstrations, shown while collecting to agents that still have the weights they
+            came with, and never in a training prompt. For models too weak to succeed without.
+        promote: Keep new weights only if the program's mean reward on the valset does not drop; where it does, agents
+            are tried one by one. Without it, new weights are always kept.
+        tracker: Is told what happens; `Trackers([...])` for several.
+        library: Where runs are kept; by default a SQLite file in `run_dir`.
+        run_dir: Everything that was finished is here, and the same `compile` call goes on from it after any
+            interruption. By default a new folder under `sirius_runs/`.
+        num_threads: Runs at a time; DSPy's setting by default.
+        seed: Decides rollout ids, the order of rows, and what a trainer does with it.
+
+    Examples:
+        ```python
+        optimizer = SiriuS(metric=exact_match, iterations=2)
+        compiled = optimizer.compile(program, trainset=train, valset=validation)
+        print(compiled.detailed_results["best_score"])
+        ```
+
+    References:
+        Algorithms 1 and 2 of SiriuS (arXiv:2502.04780).
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        *,
+        threshold: float = 1.0,
+        iterations: int = 2,
+        samples: int = 4,
+        until_solved: bool = False,
+        temperature: float = 1.0,
+        augmenter: Augmenter | None = DEFAULT_AUGMENTER,
+        curator: Curator | None = None,
+        trainer: Trainer | None = None,
+        agents: Mapping[str, Sequence[str]] | None = None,
+        frozen: Sequence[str] = (),
+        mixed: bool = False,
+        train_from: Literal["base", "current"] = "base",
+        cold_start: Demos | None = None,
+        promote: bool = True,
+        tracker: Tracker | None = None,
+        library: ExperienceLibrary | None = None,
+        run_dir: str | Path | None = None,
+        num_threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.metric = metric
+        self.threshold = threshold
+        self.iterations = iterations
+        self.samples = samples
+        self.until_solved = until_solved
+        self.temperature = temperature
+        self.augmenter = augmenter
+        self.curator = curator
+        self.trainer = trainer
+        self.agents = agents
+        self.frozen = frozen
+        self.mixed = mixed
+        self.train_from = train_from
+        self.cold_start = cold_start
+        self.promote = promote
+        self.tracker = tracker
+        self.library = library
+        self.run_dir = run_dir
+        self.num_threads = num_threads
+        self.seed = seed
+
+    def get_params(self) -> dict[str, Any]:
+        """The scalar settings, in a new dict: `mlflow.dspy.autolog` writes into what it gets."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, str | bool | int | float)}
+
+    def compile(  # type: ignore[override]  # BetterTogether passes only arguments that are spelled out
+        self,
+        student: dspy.Module,
+        *,
+        trainset: list[dspy.Example],
+        teacher: dspy.Module | list[dspy.Module] | None = None,
+        valset: list[dspy.Example] | None = None,
+    ) -> dspy.Module:
+        """Train the agents of a program.
+
+        Args:
+            student: The program; it is left untouched.
+            trainset: Examples with inputs; what else they hold is the gold answer, shown to metric and critic alone.
+            teacher: One or more programs with the student's predictor names; they make the runs of the first iteration
+                in its place.
+            valset: Decides what is promoted, and which iteration is returned. By default the trainset, with a warning.
+
+        Returns:
+            A compiled copy with the weights of the best iteration, and `detailed_results`, a plain dict.
+
+        Raises:
+            UnpreparedProgramError: The program, its LMs or the adapter do not fit; nothing was paid for.
+            DatasetError: The examples do not fit; nothing was paid for.
+            MetricError: The metric returned something that is not a finite number.
+            RunMismatchError: `run_dir` belongs to a compile with other settings, data or program.
+            NoSuccessError: No run succeeded in the first iteration.
+            RolloutError: The LM refused for credentials, credit or configuration. Call again to go on.
+            TrainingError: A fine-tuning job failed. Call again to go on.
+        """
+        job = self._prepared(student, trainset, teacher, valset)
+        with job.run_dir.locked(), job.told(), dspy.context(disable_history=True):
+            return job.run()
+
+    def _prepared(self, student: Any, trainset: Any, teacher: Any, valset: Any) -> Loop:
+        self._check_settings()
+        prepare.check_student(student)
+        train = prepare.check_examples(trainset, "trainset")
+        if valset is None:
+            prepare.warn_about_valset()
+        val = train if valset is None else prepare.check_examples(valset, "valset")
+        takes_trace(self.metric)
+        adapter = dspy.settings.adapter or dspy.ChatAdapter()
+        check_adapter(adapter)
+        agents = prepare.resolve_agents(student, self.agents, mixed=self.mixed, frozen=self.frozen)
+        frozen = prepare.check_frozen(self.frozen, agents)
+        lms = prepare.starting_lms(student, agents)
+        prepare.check_demos(self.cold_start or {}, student)
+        trainer = self.trainer or ProviderTrainer()
+        for agent in agents:
+            if agent not in frozen:
+                trainer.check(agent, lms[agent])
+        return Loop(
+            settings=self,
+            student=student,
+            trainset=train,
+            valset=val,
+            teachers=prepare.check_teachers(teacher, student),
+            agents=agents,
+            frozen=frozen,
+            start=lms,
+            trainer=trainer,
+            adapter=prepare.adapter_name(adapter),
+            run_dir=RunDir(self._folder()),
+        )
+
+    def _folder(self) -> Path:
+        if self.run_dir is not None:
+            return Path(self.run_dir)
+        return Path("sirius_runs") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+
+    def _check_settings(self) -> None:
+        """Refuse numbers that make no sense.
+
+        Raises:
+            UnpreparedProgramError: The message names the setting.
+        """
+        for name in ("iterations", "samples"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UnpreparedProgramError(f"`{name}` is {getattr(self, name)!r}, expected a whole number from 1.")
+        if self.train_from not in ("base", "current"):
+            raise UnpreparedProgramError(f"`train_from` is {self.train_from!r}, expected 'base' or 'current'.")
+        if self.samples > 1 and not self.temperature > 0:
+            raise UnpreparedProgramError(
+                f"`temperature` is {self.temperature!r}, so all {self.samples} samples would be the same. Choose one "
+                "above 0, or `samples=1`."
+            )

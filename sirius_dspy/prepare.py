@@ -1,0 +1,240 @@
+"""Everything that is checked before the first LM call: a compile that cannot end well must not begin."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import dspy
+from dspy.adapters.base import Adapter
+
+from sirius_dspy.errors import DatasetError, UnpreparedProgramError
+from sirius_dspy.record import predictor_names
+from sirius_dspy.redact import is_secret_name
+from sirius_dspy.trajectory import digest, example_key, to_plain
+
+Agents = dict[str, tuple[str, ...]]
+"""Agent name to the predictors that share its weights."""
+
+
+def check_student(student: Any) -> None:
+    """Refuse what is not an uncompiled program with predictors.
+
+    Raises:
+        UnpreparedProgramError: The message says what it is.
+    """
+    if not isinstance(student, dspy.Module):
+        raise UnpreparedProgramError(f"The student is {student!r}, expected a `dspy.Module`.")
+    if getattr(student, "_compiled", False):
+        raise UnpreparedProgramError(
+            "The student is already compiled, so DSPy hides its predictors. Compile `student.reset_copy()`, or go on "
+            "from its weights with a fresh program: `program.set_lm(...)`, or set `student._compiled = False`."
+        )
+    if not predictor_names(student):
+        raise UnpreparedProgramError(
+            f"The student {type(student).__name__} has no predictors. Keep its `dspy.Predict` modules as attributes, "
+            "or in lists or dicts that are attributes."
+        )
+
+
+def check_examples(examples: Any, name: str) -> list[dspy.Example]:
+    """Refuse sets that are empty or hold anything but examples with inputs.
+
+    Args:
+        examples: What the user passed.
+        name: `trainset` or `valset`, for the message.
+
+    Raises:
+        DatasetError: The message names the first bad example by its position.
+    """
+    if isinstance(examples, str | Mapping) or not isinstance(examples, Iterable):
+        raise DatasetError(f"The {name} is {type(examples).__name__}, expected a list of `dspy.Example`.")
+    found = list(examples)
+    if not found:
+        raise DatasetError(f"The {name} is empty. SiriuS learns from examples: pass at least one, better fifty.")
+    for position, example in enumerate(found):
+        if not isinstance(example, dspy.Example):
+            raise DatasetError(f"{name}[{position}] is {type(example).__name__}, expected a `dspy.Example`.")
+        # Without `with_inputs`, `Example.inputs` raises.
+        if not getattr(example, "_input_keys", None) or not example.inputs().keys():
+            raise DatasetError(
+                f"{name}[{position}] has no inputs. Mark them: `dspy.Example(...).with_inputs('question')`."
+            )
+    return found
+
+
+def unique(examples: Iterable[dspy.Example]) -> dict[str, dspy.Example]:
+    """Examples by content key, in their order; equal ones collapse."""
+    found: dict[str, dspy.Example] = {}
+    for example in examples:
+        found.setdefault(example_key(example), example)
+    return found
+
+
+def resolve_agents(
+    program: dspy.Module, groups: Mapping[str, Sequence[str]] | None, *, mixed: bool, frozen: Iterable[str] = ()
+) -> Agents:
+    """Which predictors share weights: each its own agent, but for the groups that the user names.
+
+    Args:
+        program: The student.
+        groups: Agent name to predictor names; predictors not named are agents of their own.
+        mixed: One agent, `mixed`, for all predictors that are not frozen: the paper's ablation with one model on all
+            agents' data.
+        frozen: Names that stay out of `mixed`.
+
+    Raises:
+        UnpreparedProgramError: A group names an unknown predictor, names one twice, or takes the name of another; or
+            `dspy.Refine` or `dspy.BestOfN` holds predictors of several agents.
+    """
+    names = list(predictor_names(program))
+    if mixed:
+        apart = set(frozen)
+        return {"mixed": tuple(name for name in names if name not in apart)} | {
+            name: (name,) for name in names if name in apart
+        }
+    agents: Agents = {}
+    taken: dict[str, str] = {}
+    for agent, predictors in (groups or {}).items():
+        for predictor in predictors:
+            if predictor not in names:
+                raise UnpreparedProgramError(
+                    f"Agent {agent!r} names the predictor {predictor!r}; the program has {names}."
+                )
+            if predictor in taken:
+                raise UnpreparedProgramError(
+                    f"Predictor {predictor!r} is in two agents, {taken[predictor]!r} and {agent!r}. It has one set of "
+                    "weights, so it can be in one."
+                )
+            taken[predictor] = agent
+        agents[agent] = tuple(predictors)
+    for name in names:
+        if name not in taken and name in agents:
+            raise UnpreparedProgramError(f"The agent {name!r} is named like a predictor that is not in it.")
+        if name not in taken:
+            agents[name] = (name,)
+    _check_shared_lm_modules(program, agents)
+    return agents
+
+
+def _check_shared_lm_modules(program: dspy.Module, agents: Agents) -> None:
+    """`dspy.Refine` and `dspy.BestOfN` ask their module for its one LM, and raise once it has several."""
+    names = {id(predictor): name for name, predictor in predictor_names(program).items()}
+    agent_of = {predictor: agent for agent, predictors in agents.items() for predictor in predictors}
+    for path, module in program.named_sub_modules():
+        if not isinstance(module, dspy.Refine | dspy.BestOfN):
+            continue
+        inside = [names[id(predictor)] for predictor in module.predictors() if id(predictor) in names]
+        if len({agent_of[name] for name in inside}) > 1:
+            raise UnpreparedProgramError(
+                f"{type(module).__name__} at {path!r} needs one LM for all its predictors, but {inside} are several "
+                f"agents. Put them into one: `SiriuS(agents={{'refined': {inside}}})`."
+            )
+
+
+def check_frozen(frozen: Iterable[str], agents: Agents) -> frozenset[str]:
+    """The frozen agents.
+
+    Raises:
+        UnpreparedProgramError: One is unknown, or no agent is left to train.
+    """
+    names = frozenset([frozen] if isinstance(frozen, str) else frozen)
+    if unknown := sorted(names - set(agents)):
+        raise UnpreparedProgramError(f"`frozen` names {unknown}; the agents are {sorted(agents)}.")
+    if names == set(agents):
+        raise UnpreparedProgramError(f"All agents {sorted(agents)} are frozen. Leave at least one to train.")
+    return names
+
+
+def starting_lms(program: dspy.Module, agents: Agents) -> dict[str, dspy.LM]:
+    """The LM that each agent starts from: its predictors', or DSPy's default.
+
+    Raises:
+        UnpreparedProgramError: A predictor has none, or the predictors of one agent have different ones.
+    """
+    predictors = predictor_names(program)
+    lms: dict[str, dspy.LM] = {}
+    for agent, names in agents.items():
+        for name in names:
+            lm = predictors[name].lm or dspy.settings.lm
+            if lm is None:
+                raise UnpreparedProgramError(
+                    f"Predictor {name!r} has no LM. Call `program.set_lm(lm)` or `dspy.configure(lm=lm)` first."
+                )
+            first = lms.setdefault(agent, lm)
+            if first is not lm and first.model != lm.model:
+                raise UnpreparedProgramError(
+                    f"The predictors {list(names)} share the weights of agent {agent!r}, but start from different LMs "
+                    f"({first.model!r}, {lm.model!r}). Give them one LM, or make them separate agents."
+                )
+    return lms
+
+
+def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Module) -> None:
+    """Refuse demonstrations for unknown predictors, which would be silently ignored.
+
+    Raises:
+        UnpreparedProgramError: The message names them.
+    """
+    names = predictor_names(program)
+    if unknown := sorted(set(demos) - set(names)):
+        raise UnpreparedProgramError(
+            f"`cold_start` has demonstrations for {unknown}; the predictors are {list(names)}."
+        )
+
+
+def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:
+    """The teacher programs, as a list.
+
+    Raises:
+        UnpreparedProgramError: One is no program, or shares no predictor name with the student.
+    """
+    teachers = list(teacher) if isinstance(teacher, list | tuple) else [teacher] if teacher is not None else []
+    for program in teachers:
+        if not isinstance(program, dspy.Module):
+            raise UnpreparedProgramError(f"The teacher is {program!r}, expected a `dspy.Module` or a list of them.")
+        # A compiled program hides nothing when it is the root; its names must be the student's to teach it.
+        if not set(predictor_names(program)) & set(predictor_names(student)):
+            raise UnpreparedProgramError(
+                f"The teacher's predictors {list(predictor_names(program))} share no name with the student's "
+                f"{list(predictor_names(student))}, so nothing could be learnt from it."
+            )
+    return teachers
+
+
+def describe_object(value: Any) -> Any:
+    """A setting as plain values, for a compile's identity: classes by name, LMs by model id, functions by name."""
+    if isinstance(value, dspy.BaseLM):
+        return value.model
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, dspy.Example):
+        return to_plain(value)
+    if isinstance(value, Mapping):
+        return {str(key): describe_object(item) for key, item in value.items() if not is_secret_name(str(key))}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [describe_object(item) for item in value]
+    name = getattr(value, "__qualname__", None) or type(value).__qualname__
+    attributes = {} if hasattr(value, "__qualname__") else getattr(value, "__dict__", {})
+    shown = {key: item for key, item in attributes.items() if key[0] != "_" and not is_secret_name(key)}
+    return {"class": name, **describe_object(shown)}
+
+
+def adapter_name(adapter: Adapter) -> str:
+    """Module and class of an adapter."""
+    return f"{type(adapter).__module__}.{type(adapter).__qualname__}"
+
+
+def keys_digest(examples: Iterable[dspy.Example]) -> str:
+    """Content hash of a set of examples, whatever their order."""
+    return digest(sorted(example_key(example) for example in examples))
+
+
+def warn_about_valset() -> None:
+    """Say that without a valset the gate and the choice of the best iteration see training examples."""
+    warnings.warn(
+        "No valset: the trainset is used to choose the best weights, which is too optimistic. Pass `valset=`.",
+        UserWarning,
+        stacklevel=4,
+    )
