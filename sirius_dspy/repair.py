@@ -224,7 +224,7 @@ class _Case:
     def answer_fields(self, step: Step, outputs: Values) -> set[str]:
         """Output fields that are the program's answer: named like a label, or, without any, those of the last step."""
         named = set(outputs) & set(self.example.labels().keys())
-        if named or step is not self.failed.steps[-1]:
+        if named or self.failed.failure is not None or step is not self.failed.steps[-1]:
             return named
         predicted = self.failed.prediction if isinstance(self.failed.prediction, dict) else {}
         return set(outputs) & set(predicted) or set(outputs)

@@ -1,0 +1,150 @@
+"""The demo: a Context Analyst finds the sentence that matters, a Problem Solver reads the name in it.
+
+Items come from reasoning-gym's `needle_haystack` with 4 to 6 statements, generated and not downloaded. The question
+says who is asked for ("Who adores trail running? Reply only with a name."), and one statement has the answer.
+
+Unlike in the paper's PubMedQA program, the analyst sees the question: without it, all it could do is copy everything.
+
+A question belongs to one split for ever, by a hash of its text, so that no seed and no size can bring a question of
+the test split into the training split of any other run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Literal
+
+import dspy
+from dspy.signatures import make_signature
+
+from metrics.exact_word import exact_word as metric
+from programs.baseline import majority_baseline
+from sirius_dspy.errors import DatasetError, MissingDependencyError
+
+__all__ = ["NeedleHaystack", "build", "demonstrations", "examples", "majority_baseline", "metric"]
+
+Split = Literal["train", "validation", "test"]
+
+_SHARES: tuple[Split, ...] = ("train", "train", "validation", "test")
+"""The hash of a question picks one of these: half of all questions are for training."""
+
+_ITEMS_PER_SEED = 1_000_000
+"""reasoning-gym makes item i of seed s from the number s + i, so seeds must be this far apart to share no item."""
+
+
+_FIND = make_signature(
+    "context: str, question: str -> relevant: str", "Copy the sentence from the context that answers the question."
+)
+_ANSWER = make_signature("relevant: str, question: str -> answer: str", "Answer the question with one name.")
+
+
+class NeedleHaystack(dspy.Module):
+    """Context Analyst -> Problem Solver; `relevant` is the only thing that the solver knows of the context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.analyst = dspy.Predict(_FIND)
+        self.solver = dspy.Predict(_ANSWER)
+
+    def forward(self, context: str, question: str) -> dspy.Prediction:
+        """Answer one question; the prediction has `answer`."""
+        relevant = self.analyst(context=context, question=question).relevant
+        return self.solver(relevant=relevant, question=question)
+
+    async def aforward(self, context: str, question: str) -> dspy.Prediction:
+        """Like `forward`, without blocking the event loop."""
+        found = await self.analyst.acall(context=context, question=question)
+        return await self.solver.acall(relevant=found.relevant, question=question)
+
+
+def build() -> dspy.Module:
+    """The untrained program, with predictors `analyst` and `solver` and no LM set."""
+    return NeedleHaystack()
+
+
+def examples(split: Split, size: int = 100, seed: int = 0) -> list[dspy.Example]:
+    """Items with the inputs `context` and `question`, the label `answer`, and `key`, the hash of the question.
+
+    Equal arguments give equal items in every process, and a smaller size gives the first items of a larger one. No
+    question occurs twice in a split, or in two splits, whatever their seeds.
+
+    Args:
+        split: `train`, `validation` or `test`.
+        size: Number of items.
+        seed: From 0; other seeds give other items of the same kind.
+
+    Raises:
+        DatasetError: The split, the size or the seed cannot be served.
+        MissingDependencyError: reasoning-gym is not installed.
+    """
+    if split not in _SHARES:
+        raise DatasetError(f"Split {split!r}, expected 'train', 'validation' or 'test'.")
+    if size < 1 or seed < 0:
+        raise DatasetError(f"Size {size!r} and seed {seed!r}, expected a size from 1 and a seed from 0.")
+    found = list(islice(_items_of(split, seed), size))
+    if len(found) < size:
+        raise DatasetError(f"The split {split!r} has {len(found)} questions, {size!r} were asked for: take fewer.")
+    return found
+
+
+def demonstrations() -> dict[str, list[dspy.Example]]:
+    """Four demonstrations for each predictor, written by hand about things that the generator does not know.
+
+    They serve cold starts and the few-shot baseline; training prompts never have any.
+    """
+    stories = [
+        ("Lena dislikes night trains. Bo loves wet socks. Ada admires stone bridges.", 1, "loves wet socks", "Bo"),
+        ("Mira prefers rye toast. Otto fears tall ladders. Sue endures loud clocks.", 2, "endures loud clocks", "Sue"),
+        ("Yuki enjoys folding maps. Pam rejects cold soup. Ned likes odd hats.", 0, "enjoys folding maps", "Yuki"),
+        ("Ida is fond of toy boats. Kofi scorns thick fog. Lou values dry wood.", 1, "scorns thick fog", "Kofi"),
+    ]
+    shown: dict[str, list[dspy.Example]] = {"analyst": [], "solver": []}
+    for context, position, phrase, name in stories:
+        relevant = context.removesuffix(".").split(". ")[position] + "."
+        question = f"Who {phrase}? Reply only with a name."
+        found = dspy.Example(context=context, question=question, relevant=relevant)
+        named = dspy.Example(relevant=relevant, question=question, answer=name)
+        shown["analyst"].append(found.with_inputs("context", "question"))
+        shown["solver"].append(named.with_inputs("relevant", "question"))
+    return shown
+
+
+def _items_of(split: Split, seed: int) -> Iterator[dspy.Example]:
+    seen = set()
+    for item in _generated(seed):
+        example = _example(item)
+        if _split_of(example.key) == split and example.key not in seen:
+            seen.add(example.key)
+            yield example
+
+
+def _generated(seed: int) -> Iterator[dict[str, Any]]:
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise MissingDependencyError(
+            "The task `needle_haystack` needs reasoning-gym. Run `pip install 'sirius-dspy[local]'`."
+        ) from error
+    items = reasoning_gym.create_dataset(
+        "needle_haystack",
+        seed=seed * _ITEMS_PER_SEED,
+        size=_ITEMS_PER_SEED,
+        min_num_statements=4,
+        max_num_statements=6,
+    )
+    return (items[index] for index in range(_ITEMS_PER_SEED))
+
+
+def _example(item: dict[str, Any]) -> dspy.Example:
+    question = item["metadata"]["question"]
+    context = item["question"].removesuffix(question).strip()
+    key = hashlib.sha256(question.encode()).hexdigest()[:16]
+    return dspy.Example(context=context, question=question, answer=item["answer"], key=key).with_inputs(
+        "context", "question"
+    )
+
+
+def _split_of(key: str) -> Split:
+    return _SHARES[int(key, 16) % len(_SHARES)]

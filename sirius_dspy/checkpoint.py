@@ -1,0 +1,328 @@
+"""A compiled program as a folder that works anywhere: program state, adapter, and one weight folder per agent.
+
+    manifest.json         format, classes, LM of each agent, results, SHA-256 of every other file
+    program.json          signatures and demonstrations of the predictors, as DSPy saves them
+    agents/<agent>/       the agent's weights (PEFT adapter and merged GGUF) and `sources.jsonl`, the runs it learnt from
+
+Nothing is pickled, and no API key is written. Loading imports only classes of dspy and sirius_dspy, and the program's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import dspy
+from dspy.adapters.base import Adapter
+from dspy.clients.base_lm import LM_CLASS_STATE_KEY
+
+from sirius_dspy.errors import CheckpointError
+from sirius_dspy.record import predictor_names
+from sirius_dspy.redact import is_secret_name
+from sirius_dspy.run_dir import RunDir, slug, write_text
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PROGRAM = "program.json"
+
+_OURS = ("dspy.", "sirius_dspy.")
+_ENDPOINTS = ("api_base", "base_url")
+
+
+def save(program: dspy.Module, folder: str | Path) -> Path:
+    """Write a program with its agents' weights.
+
+    Args:
+        program: A compiled program, or any whose predictors have LMs. The adapter that is active now is written down
+            as the program's.
+        folder: Where to; a checkpoint that is there already is replaced, in one step.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The folder holds something else, or an LM cannot be written down.
+    """
+    target = Path(folder)
+    _refuse_foreign(target)
+    with _replacing(target) as draft:
+        results = getattr(program, "detailed_results", None) or {}
+        agents = {agent: tuple(names) for agent, names in results.get("agents", {}).items()} or {
+            name: (name,) for name in predictor_names(program)
+        }
+        manifest = {
+            "format": FORMAT,
+            "program": f"{type(program).__module__}:{type(program).__qualname__}",
+            "adapter": _adapter_state(dspy.settings.adapter or dspy.ChatAdapter()),
+            "agents": {agent: _save_agent(draft, agent, names, program, results) for agent, names in agents.items()},
+            "results": {key: value for key, value in results.items() if key not in ("run_dir", "library")},
+        }
+        write_text(draft / PROGRAM, json.dumps(_program_state(program), indent=2) + "\n")
+        manifest["files"] = {name: _sha256(draft / name) for name in _files(draft)}
+        write_text(draft / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    return target
+
+
+def load(
+    folder: str | Path,
+    *,
+    program: dspy.Module | None = None,
+    lms: Mapping[str, dspy.LM] | None = None,
+    configure: bool = True,
+) -> dspy.Module:
+    """Bring a checkpoint back, in any process, on any machine.
+
+    Args:
+        folder: What `save` wrote.
+        program: A fresh program of the same structure. By default the class that was saved is imported and built
+            without arguments.
+        lms: Agent name to LM, instead of the one that was saved; needed for LMs behind an endpoint of one's own, which
+            is never taken from a file.
+        configure: Make the checkpoint's adapter DSPy's default (`dspy.configure(adapter=...)`) if another is active:
+            DSPy has one adapter for all programs, and agents that learnt under another prompt answer badly. With
+            `False` a differing adapter is an error.
+
+    Raises:
+        CheckpointError: A file is missing or changed, the program does not fit, or an LM cannot be rebuilt.
+    """
+    path = Path(folder)
+    manifest = _manifest(path)
+    _verify(path, manifest)
+    loaded = program if program is not None else _build(manifest["program"])
+    _load_program_state(loaded, json.loads((path / PROGRAM).read_text(encoding="utf-8")))
+    predictors = predictor_names(loaded)
+    for agent, entry in manifest["agents"].items():
+        lm = (lms or {}).get(agent) or _load_lm(path, agent, entry)
+        for name in entry["predictors"]:
+            predictors[name].lm = lm
+    _use_adapter(manifest["adapter"], configure)
+    loaded._compiled = True
+    vars(loaded)["detailed_results"] = manifest["results"]
+    return loaded
+
+
+def verify(folder: str | Path) -> dict[str, Any]:
+    """Check every file of a checkpoint against its manifest, and give the manifest back.
+
+    Raises:
+        CheckpointError: A file is missing or changed.
+    """
+    path = Path(folder)
+    manifest = _manifest(path)
+    _verify(path, manifest)
+    return manifest
+
+
+# Saving
+
+
+def _save_agent(
+    draft: Path, agent: str, names: tuple[str, ...], program: dspy.Module, results: Mapping[str, Any]
+) -> dict[str, Any]:
+    lm = predictor_names(program)[names[0]].lm or dspy.settings.lm
+    if lm is None:
+        raise CheckpointError(f"Agent {agent!r} has no LM. Call `program.set_lm(lm)` before saving.")
+    folder = draft / "agents" / slug(agent)
+    entry = {"predictors": list(names), "lm": _lm_state(agent, lm), "weights": None}
+    job = _job(agent, lm.model, results)
+    if job is not None and _has_weights(lm):
+        _link_tree(Path(lm.folder), folder)
+        entry["weights"] = f"agents/{slug(agent)}"
+    if job is not None:
+        sources = RunDir(Path(results["run_dir"])).training_file(job, agent).with_suffix(".sources.jsonl")
+        if sources.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(sources, folder / "sources.jsonl")
+    return entry
+
+
+def _job(agent: str, model: str, results: Mapping[str, Any]) -> int | None:
+    """The iteration that trained these weights; `None` for the ones the agent started with."""
+    for entry in results.get("iterations", []):
+        if entry.get("agents", {}).get(agent, {}).get("lm") == model:
+            return int(entry["iteration"])
+    return None
+
+
+def _has_weights(lm: dspy.LM) -> bool:
+    """Whether an LM keeps its weights in a folder and can be rebuilt from one, as `LocalLM` does."""
+    return getattr(lm, "folder", None) is not None and hasattr(type(lm), "from_folder")
+
+
+def _lm_state(agent: str, lm: dspy.LM) -> dict[str, Any]:
+    try:
+        state = lm.dump_state()
+        json.dumps(state)
+    except TypeError as error:
+        raise CheckpointError(
+            f"The LM {lm.model!r} of agent {agent!r} cannot be written down: {error} Save the program with an LM that "
+            "can, and pass this one to `load(lms=...)`."
+        ) from error
+    state["train_kwargs"] = {
+        key: value for key, value in (state.get("train_kwargs") or {}).items() if not is_secret_name(key)
+    }
+    return {key: value for key, value in state.items() if not is_secret_name(key)}
+
+
+def _program_state(program: dspy.Module) -> dict[str, Any]:
+    state = program.dump_state()
+    return {
+        name: {**part, "lm": None} if isinstance(part, dict) and "lm" in part else part for name, part in state.items()
+    }
+
+
+def _adapter_state(adapter: Adapter) -> dict[str, Any]:
+    parameters = inspect.signature(type(adapter).__init__).parameters
+    values = {name: getattr(adapter, name, None) for name in parameters if name not in ("self", "callbacks")}
+    plain = {name: value for name, value in values.items() if isinstance(value, str | bool | int | float)}
+    return {"class": f"{type(adapter).__module__}:{type(adapter).__qualname__}", "arguments": plain}
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Copy a folder by hard links where the file system allows, since weights are large and never change."""
+
+    def link(origin: str, copy: str) -> str:
+        try:
+            os.link(origin, copy)
+        except OSError:
+            shutil.copyfile(origin, copy)
+        return copy
+
+    shutil.copytree(source, target, copy_function=link)
+
+
+def _refuse_foreign(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / MANIFEST).exists())):
+        raise CheckpointError(f"{str(target)!r} holds something that is not a checkpoint. Choose another folder.")
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `target` when all went well; before that nothing of `target` changes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft, old = (target.with_name(f".{target.name}.{what}.{uuid4().hex[:8]}") for what in ("new", "old"))
+    draft.mkdir()
+    try:
+        yield draft
+        if target.exists():
+            target.rename(old)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+# Loading
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{str(path)!r} is no checkpoint: it has no {MANIFEST}. Pass the folder that `sirius_dspy.save` wrote."
+        ) from error
+    except ValueError as error:
+        raise CheckpointError(
+            f"The {MANIFEST} in {str(path)!r} is damaged: {error}. Save the program again."
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(
+            f"The checkpoint {str(path)!r} has format {manifest.get('format')!r}, this version reads {FORMAT}. Install "
+            "the version of sirius-dspy that wrote it, or a newer one."
+        )
+    return manifest
+
+
+def _verify(path: Path, manifest: Mapping[str, Any]) -> None:
+    for name, expected in manifest["files"].items():
+        if not (path / name).is_file():
+            raise CheckpointError(f"The checkpoint {str(path)!r} lacks the file {name!r}. Copy the whole folder again.")
+        if _sha256(path / name) != expected:
+            raise CheckpointError(
+                f"The file {name!r} of the checkpoint {str(path)!r} is not the one that was saved. Copy it again."
+            )
+
+
+def _build(class_path: str) -> dspy.Module:
+    try:
+        built = _import(class_path)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"The program class {class_path!r} cannot be built here: {error}. Pass a fresh program: "
+            "`load(folder, program=MyProgram(...))`."
+        ) from error
+    if not isinstance(built, dspy.Module):
+        raise CheckpointError(f"{class_path!r} is no `dspy.Module`. Pass a fresh program: `load(folder, program=...)`.")
+    return built
+
+
+def _load_program_state(program: dspy.Module, state: Mapping[str, Any]) -> None:
+    expected, found = sorted(state), sorted(name for name, _ in program.named_parameters())
+    if expected != found:
+        raise CheckpointError(
+            f"The checkpoint has the predictors {expected}, the program has {found}. Pass the program that was saved."
+        )
+    program.load_state(dict(state))
+
+
+def _load_lm(path: Path, agent: str, entry: Mapping[str, Any]) -> dspy.LM:
+    state = dict(entry["lm"])
+    if found := [name for name in _ENDPOINTS if state.get(name)]:
+        raise CheckpointError(
+            f"Agent {agent!r} used the endpoint {state[found[0]]!r}. An endpoint is never taken from a file, since your "
+            f"key would go there: pass the LM, `load(folder, lms={{{agent!r}: dspy.LM(...)}})`."
+        )
+    class_path = state.pop(LM_CLASS_STATE_KEY, "dspy.clients.lm.LM")
+    if not class_path.startswith(_OURS):
+        raise CheckpointError(
+            f"Agent {agent!r} used an LM of class {class_path!r}, which is not of dspy or sirius_dspy. Pass it: "
+            f"`load(folder, lms={{{agent!r}: ...}})`."
+        )
+    lm_class = _import(":".join(class_path.rsplit(".", 1)))
+    if entry["weights"] is None:
+        return lm_class.load_state(state)
+    lm = lm_class.from_folder(path / entry["weights"], state)
+    if lm.model != state["model"]:
+        raise CheckpointError(f"The weights of agent {agent!r} are {lm.model!r}, expected {state['model']!r}.")
+    return lm
+
+
+def _use_adapter(state: Mapping[str, Any], configure: bool) -> None:
+    active = dspy.settings.adapter or dspy.ChatAdapter()
+    if _adapter_state(active) == state:
+        return
+    arguments = ", ".join(f"{name}={value!r}" for name, value in state["arguments"].items())
+    name = state["class"].split(":")[1]
+    if not configure or not state["class"].startswith(_OURS):
+        raise CheckpointError(
+            f"The checkpoint was made under {name}({arguments}), the active adapter is {type(active).__name__}. Call "
+            f"`dspy.configure(adapter={name}({arguments}))` before `load`."
+        )
+    dspy.configure(adapter=_import(state["class"])(**state["arguments"]))
+
+
+def _import(path: str) -> Any:
+    module, _, name = path.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
