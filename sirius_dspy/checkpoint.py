@@ -2,7 +2,7 @@
 
     manifest.json         format, classes, LM of each agent, results, SHA-256 of every other file
     program.json          signatures and demonstrations of the predictors, as DSPy saves them
-    agents/<agent>/       the agent's weights (PEFT adapter and merged GGUF) and `sources.jsonl`, the runs it learnt from
+    agents/<agent>/       the agent's weights (PEFT adapter, merged GGUF) and `sources.jsonl`, the runs it learnt from
 
 Nothing is pickled, and no API key is written. Loading imports only classes of dspy and sirius_dspy, and the program's.
 """
@@ -132,7 +132,7 @@ def _save_agent(
     if lm is None:
         raise CheckpointError(f"Agent {agent!r} has no LM. Call `program.set_lm(lm)` before saving.")
     folder = draft / "agents" / slug(agent)
-    entry = {"predictors": list(names), "lm": _lm_state(agent, lm), "weights": None}
+    entry: dict[str, Any] = {"predictors": list(names), "lm": _lm_state(agent, lm), "weights": None}
     job = _job(agent, lm.model, results)
     if job is not None and _has_weights(lm):
         _link_tree(Path(lm.folder), folder)
@@ -279,8 +279,8 @@ def _load_lm(path: Path, agent: str, entry: Mapping[str, Any]) -> dspy.LM:
     state = dict(entry["lm"])
     if found := [name for name in _ENDPOINTS if state.get(name)]:
         raise CheckpointError(
-            f"Agent {agent!r} used the endpoint {state[found[0]]!r}. An endpoint is never taken from a file, since your "
-            f"key would go there: pass the LM, `load(folder, lms={{{agent!r}: dspy.LM(...)}})`."
+            f"Agent {agent!r} used the endpoint {state[found[0]]!r}. An endpoint is never taken from a file, since "
+            f"your key would go there: pass the LM, `load(folder, lms={{{agent!r}: dspy.LM(...)}})`."
         )
     class_path = state.pop(LM_CLASS_STATE_KEY, "dspy.clients.lm.LM")
     if not class_path.startswith(_OURS):

@@ -539,10 +539,6 @@ class _ToyTraining(Provider):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
-    def check(self, model: str) -> None:
-        """Refuse weights that do not exist."""
-        _weights(model, self.registry)
-
     def restore(self, model: str, workdir: Path) -> None:
         """Read the weights of a job that another process had finished."""
         if model not in _TRAINED:

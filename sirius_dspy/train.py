@@ -76,7 +76,7 @@ class ProviderTrainer:
         self.train_kwargs = train_kwargs
 
     def check(self, agent: str, lm: dspy.LM) -> None:
-        """See `Trainer.check`; a provider's own `check(model)` is asked, too, where it has one."""
+        """See `Trainer.check`; a provider's own `check()` is asked, too, where it has one."""
         provider = getattr(lm, "provider", None)
         if not isinstance(lm, dspy.LM) or provider is None or not provider.finetunable:
             raise UnpreparedProgramError(
@@ -86,7 +86,7 @@ class ProviderTrainer:
             )
         own_check = getattr(provider, "check", None)
         if callable(own_check):
-            own_check(lm.finetuning_model or lm.model)
+            own_check()
 
     def train(self, request: TrainingRequest) -> dspy.LM:
         """See `Trainer.train`; an interrupt cancels the job before it goes on."""

@@ -1,0 +1,181 @@
+"""The demo: two agents on a small task teach themselves, and a table says who learnt what.
+
+Nothing here is tuned on the test items: they are only scored, once for each row of the table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from programs import needle_haystack
+from sirius_dspy import LocalLM, LoraOptions, PlainAdapter, SiriuS, save
+from sirius_dspy.evaluate import Evaluation, evaluate, with_lms
+from sirius_dspy.track import Tracker
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """Sizes and training options; the defaults were chosen on validation items of other seeds."""
+
+    train_items: int = 160
+    validation_items: int = 50
+    test_items: int = 100
+    iterations: int = 2
+    samples: int = 4
+    temperature: float = 0.8
+    max_tokens: int = 40
+    num_threads: int = 64
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    base_model: str = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Accuracies are shares of the test items answered right."""
+
+    seed: int
+    zero_shot: float
+    demonstrated: float
+    """The same base model with demonstrations in its prompts."""
+    iterations: tuple[float, ...]
+    swaps: Mapping[str, float]
+    """Agent put back to its base weights -> accuracy of the program then."""
+    best_iteration: int
+    final: float
+    test_items: int
+    majority: float
+    seconds: Mapping[str, float]
+    checkpoint: Path
+    results: Mapping[str, Any]
+    evaluations: Mapping[str, Evaluation]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        shown = ("seed", "zero_shot", "demonstrated", "best_iteration", "final", "test_items", "majority")
+        return {
+            **{name: getattr(self, name) for name in shown},
+            "iterations": list(self.iterations),
+            "swaps": dict(self.swaps),
+            "seconds": dict(self.seconds),
+            "intervals": {name: list(found.interval()) for name, found in self.evaluations.items()},
+            "repair": [entry["repair"] for entry in self.results["iterations"][1:]],
+            "validation": [entry["score"] for entry in self.results["iterations"]],
+            "checkpoint": str(self.checkpoint),
+        }
+
+
+def run(
+    run_dir: Path, *, seed: int = 0, tracker: Tracker | None = None, settings: DemoSettings | None = None
+) -> DemoResult:
+    """Compile the demo's program and measure it.
+
+    Args:
+        run_dir: Where the compile keeps its work; the same call goes on from there.
+        seed: Of data, sampling and training.
+        tracker: Is told of the compile.
+        settings: Sizes and training options.
+    """
+    chosen = settings or DemoSettings()
+    with dspy.context(adapter=PlainAdapter(), num_threads=chosen.num_threads):
+        return _Demo(run_dir, seed, tracker, chosen).run()
+
+
+class _Demo:
+    def __init__(self, run_dir: Path, seed: int, tracker: Tracker | None, settings: DemoSettings) -> None:
+        self.run_dir = run_dir
+        self.seed = seed
+        self.tracker = tracker
+        self.settings = settings
+        self.seconds: dict[str, float] = {}
+        self.evaluations: dict[str, Evaluation] = {}
+        self.base = LocalLM(settings.base_model, max_tokens=settings.max_tokens, lora=settings.lora)
+        self.test = needle_haystack.examples("test", settings.test_items, seed)
+
+    def run(self) -> DemoResult:
+        began = time.perf_counter()
+        student = needle_haystack.build()
+        student.set_lm(self.base)
+        demos = needle_haystack.demonstrations()
+        zero_shot = self._test("zero-shot", student)
+        demonstrated = self._test("demonstrated", student, demos)
+        with self._timed("compile"):
+            compiled = self._compile(student, demos)
+        results = compiled.detailed_results
+        after = tuple(self._after(compiled, entry) for entry in results["iterations"][1:])
+        best = results["best_iteration"]
+        swaps = {agent: self._swapped(compiled, agent) for agent in results["agents"]} if best else {}
+        checkpoint = save(compiled, self.run_dir / "checkpoint")
+        self.seconds["total"] = time.perf_counter() - began
+        return DemoResult(
+            seed=self.seed,
+            zero_shot=zero_shot,
+            demonstrated=demonstrated,
+            iterations=after,
+            swaps=swaps,
+            best_iteration=best,
+            final=after[best - 1] if best else zero_shot,
+            test_items=len(self.test),
+            majority=needle_haystack.majority_baseline(self.test),
+            seconds={**self.seconds, **_stage_seconds(results)},
+            checkpoint=checkpoint,
+            results=results,
+            evaluations=self.evaluations,
+        )
+
+    def _compile(self, student: dspy.Module, demos: Mapping[str, list[dspy.Example]]) -> dspy.Module:
+        settings = self.settings
+        optimizer = SiriuS(
+            needle_haystack.metric,
+            iterations=settings.iterations,
+            samples=settings.samples,
+            temperature=settings.temperature,
+            cold_start=demos,
+            tracker=self.tracker,
+            run_dir=self.run_dir,
+            seed=self.seed,
+        )
+        return optimizer.compile(
+            student,
+            trainset=needle_haystack.examples("train", settings.train_items, self.seed),
+            valset=needle_haystack.examples("validation", settings.validation_items, self.seed),
+        )
+
+    def _after(self, compiled: dspy.Module, entry: Mapping[str, Any]) -> float:
+        """Accuracy with the weights that an iteration ended with."""
+        lms = {agent: self.base.copy(model=model) for agent, model in entry["lms"].items()}
+        with with_lms(compiled, lms) as program:
+            return self._test(f"iteration {entry['iteration']}", program)
+
+    def _swapped(self, compiled: dspy.Module, agent: str) -> float:
+        """Accuracy with one agent put back to the weights it started with."""
+        names = compiled.detailed_results["agents"][agent]
+        with with_lms(compiled, dict.fromkeys(names, self.base)) as program:
+            return self._test(f"{agent} back to base", program)
+
+    def _test(self, name: str, program: dspy.Module, demos: Mapping[str, list[dspy.Example]] | None = None) -> float:
+        with self._timed(f"test: {name}"):
+            found = evaluate(program, self.test, needle_haystack.metric, demos=demos)
+        self.evaluations[name] = found
+        return found.score
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - began
+
+
+def _stage_seconds(results: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds per stage, summed over the iterations."""
+    totals: dict[str, float] = {}
+    for entry in results["iterations"][1:]:
+        for stage, seconds in entry["seconds"].items():
+            totals[stage] = totals.get(stage, 0.0) + seconds
+    return totals

@@ -1,0 +1,85 @@
+"""Score a program on a dataset, and find out which agent learnt what by putting agents back to other weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import dspy
+
+from sirius_dspy.record import predictor_names
+from sirius_dspy.rollout import Metric, Rollouts, Task
+from sirius_dspy.stats import Interval, wilson_interval
+from sirius_dspy.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one program on one dataset.
+
+    Attributes:
+        trajectories: One per example, in the order of the dataset.
+    """
+
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        """One per example."""
+        return tuple(trajectory.reward for trajectory in self.trajectories)
+
+    @property
+    def score(self) -> float:
+        """Mean reward."""
+        return sum(self.rewards) / len(self.rewards)
+
+    @property
+    def num_failed(self) -> int:
+        """Runs that gave no answer at all: the program raised, e.g. because a reply did not parse."""
+        return sum(trajectory.failure is not None for trajectory in self.trajectories)
+
+    def interval(self, threshold: float = 1.0) -> Interval:
+        """Wilson's 95 % interval of the share of runs with `reward >= threshold`."""
+        return wilson_interval(sum(reward >= threshold for reward in self.rewards), len(self.rewards))
+
+
+def evaluate(
+    program: dspy.Module,
+    examples: Sequence[dspy.Example],
+    metric: Metric,
+    *,
+    demos: Mapping[str, Sequence[dspy.Example]] | None = None,
+    num_threads: int | None = None,
+) -> Evaluation:
+    """Run a program once on every example, its LMs used as they are.
+
+    Args:
+        program: Left as it is.
+        examples: At least one.
+        metric: See `sirius_dspy.rollout.Metric`.
+        demos: Predictor name to demonstrations shown instead of the predictor's own.
+        num_threads: Runs at a time; DSPy's setting by default.
+
+    Raises:
+        RolloutError: An LM refused for credentials, credit or configuration.
+        MetricError: The metric did not return a number.
+    """
+    rollouts = Rollouts(metric, origin="validation", demos=demos or {}, num_threads=num_threads)
+    tasks = [Task(example, position) for position, example in enumerate(examples)]  # equal examples stay apart
+    found = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
+    return Evaluation(tuple(found[position] for position in range(len(tasks))))
+
+
+@contextmanager
+def with_lms(program: dspy.Module, lms: Mapping[str, dspy.LM]) -> Iterator[dspy.Module]:
+    """The program with other LMs for some predictors, by predictor name; they are put back at the end."""
+    predictors = predictor_names(program)
+    before = {name: predictors[name].lm for name in lms}
+    try:
+        for name, lm in lms.items():
+            predictors[name].lm = lm
+        yield program
+    finally:
+        for name, own in before.items():
+            predictors[name].lm = own

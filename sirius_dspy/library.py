@@ -1,0 +1,845 @@
+"""The experience library: every run of every program, good or bad, with its lineage, in one database.
+
+This module owns what is stored and how it is asked for. Identity is by content: a trajectory is stored under
+`Trajectory.id`, a repair under a hash of its attempts, so that writing twice stores once. Rows are only ever added.
+What a method added before it returned is on disk: killing the process loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
+
+import dspy
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from sirius_dspy.database import open_engine, parse_url, public_url, reporting
+from sirius_dspy.errors import LibraryDamagedError, LibraryError
+from sirius_dspy.migrations import (
+    ATTEMPTS,
+    EXAMPLES,
+    META,
+    METADATA,
+    REPAIRS,
+    STEPS,
+    TRAJECTORIES,
+    escaped_name,
+)
+from sirius_dspy.trajectory import (
+    Attempt,
+    Failure,
+    Origin,
+    Repair,
+    Step,
+    Trajectory,
+    Usage,
+    digest,
+    example_key,
+    to_plain,
+)
+
+if TYPE_CHECKING:
+    import datasets
+
+T = TypeVar("T")
+Rows = Sequence[sa.Row[Any]]
+
+PAGE = 100
+"""Rows read at a time: the most trajectories that a reader holds in memory."""
+
+BATCH = 500
+"""Trajectories per transaction of `add_all`; at one each, waiting for the disk takes most of the time."""
+
+
+class Filters(TypedDict, total=False):
+    """Which trajectories; every filter that is given must hold, and `None` is the same as not given."""
+
+    run: str | None
+    iteration: int | None
+    origin: Origin | Collection[Origin] | None
+    """One, or any of several."""
+    example_key: str | None
+    min_reward: float | None
+    """The least reward, itself included: C(n) of the paper is `min_reward=threshold`."""
+    program: str | None
+    parent: str | None
+    """Id of the failed trajectory: its repairs."""
+    sample: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryStats:
+    """What one iteration of one run added, by origin."""
+
+    run: str
+    iteration: int
+    origin: Origin
+    num_trajectories: int
+    num_successes: int
+    """With `reward >= threshold`."""
+    mean_reward: float
+    usage: Usage
+    num_steps: Mapping[str, int]
+    """Predictor name to its number of steps."""
+
+
+class ExperienceLibrary:
+    """All trajectories and repairs, append-only, in SQLite or PostgreSQL.
+
+    A handle is cheap: it opens its database on first use, may be shared by threads, and survives `fork`, `pickle` and
+    `deepcopy`, after which it opens the database anew. Several processes may write; their transactions take turns.
+    Readers see what was there when they began, in order of insertion, hold `PAGE` trajectories at a time, and neither
+    wait for writers nor keep them waiting.
+
+    Args:
+        url: A file (created with its folders if absent), `sqlite:///path`, or `postgresql+psycopg://…` for several
+            machines. SQLite needs a local disk: its locks do not work on network file systems. A handle for
+            PostgreSQL that is pickled carries the password, as it must.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, ExperienceLibrary(f"{folder}/library.db") as library:
+        ...     id = library.add(Trajectory(example_key="e1", steps=(), prediction={"answer": "4"}, reward=1.0))
+        ...     [trajectory.prediction for trajectory in library.trajectories(min_reward=1.0)]
+        [{'answer': '4'}]
+    """
+
+    def __init__(self, url: str | Path | sa.URL) -> None:
+        self._url = parse_url(url)
+        self._engine: sa.Engine | None = None
+        self._pid = 0  # of the process that opened `_engine`: connections must not be shared across a fork
+        self._lock = threading.Lock()  # protects `_engine` and `_pid`: threads open the database once
+
+    @property
+    def url(self) -> str:
+        """The database URL, without its password."""
+        return public_url(self._url)
+
+    def __repr__(self) -> str:
+        return f"ExperienceLibrary({self.url!r})"
+
+    def __reduce__(self) -> tuple[type[Self], tuple[sa.URL]]:
+        return type(self), (self._url,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; the next use opens new ones."""
+        with self._lock:
+            if self._engine is not None:
+                self._engine.dispose(close=self._pid == os.getpid())
+            self._engine = None
+
+    # Writing
+
+    def add(self, trajectory: Trajectory, example: dspy.Example | None = None) -> str:
+        """Store a trajectory, and the example it was made from, unless they are there.
+
+        Args:
+            trajectory: Its `parent`, if any, is in the library.
+            example: So that the library can be read without the dataset.
+
+        Returns:
+            The trajectory's id.
+
+        Raises:
+            LibraryError: It holds other values than plain JSON, its parent is absent, or the database failed.
+        """
+        if example is not None and example_key(example) != trajectory.example_key:
+            raise LibraryError(
+                f"The example has the key {example_key(example)!r}, but the trajectory was made from "
+                f"{trajectory.example_key!r}. Pass the example that the program ran on."
+            )
+        self._add_batch([trajectory], [] if example is None else [example])
+        return trajectory.id
+
+    def add_all(self, trajectories: Iterable[Trajectory], examples: Iterable[dspy.Example] = ()) -> int:
+        """Store many trajectories, `BATCH` in a transaction; for imports.
+
+        Args:
+            trajectories: Parents come before their repairs, or in the same batch. Not held in memory.
+            examples: Those they were made from.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            LibraryError: As in `add`; the batches before the one that failed are stored.
+        """
+        added = sum(self._add_batch([], batch) for batch in _batches(examples))
+        return added + sum(self._add_batch(batch, []) for batch in _batches(trajectories))
+
+    def _add_batch(self, new: Sequence[Trajectory], made_from: Sequence[dspy.Example]) -> int:
+        for trajectory in new:
+            _check_trajectory(trajectory)
+        for example in made_from:
+            _check_example(example)
+        return self._write(lambda connection: _add(connection, new, made_from))
+
+    def add_repair(self, repair: Repair, trajectories: Iterable[Trajectory]) -> None:
+        """Store a repair and its replayed runs, all or none.
+
+        Args:
+            repair: Its `parent` is in the library.
+            trajectories: The run of every attempt that names one, successful or not.
+
+        Raises:
+            LibraryError: As in `add`; or an attempt names a run that is neither given nor in the library.
+        """
+        replayed = list(trajectories)
+        _check_repair(repair)
+        for trajectory in replayed:
+            _check_trajectory(trajectory)
+
+        def write(connection: sa.Connection) -> None:
+            _add(connection, replayed, [])
+            if _insert(connection, REPAIRS, _repair_row(repair)) and repair.attempts:
+                connection.execute(ATTEMPTS.insert(), _attempt_rows(repair))
+
+        self._write(write)
+
+    # Reading
+
+    def get(self, id: str) -> Trajectory:
+        """The trajectory with this id.
+
+        Raises:
+            LibraryError: There is none.
+        """
+        for trajectory in self._stream(TRAJECTORIES, [TRAJECTORIES.c.id == id], _load_trajectories):
+            return trajectory
+        raise LibraryError(
+            f"The library {self.url!r} has no trajectory {id!r}. Check the id, and that this is the library it is from."
+        )
+
+    def example(self, key: str) -> dspy.Example:
+        """The example with this key, its inputs marked; values are JSON, whatever type they had.
+
+        Raises:
+            LibraryError: It was never given to `add`.
+        """
+        with self._reading() as connection:
+            row = connection.execute(sa.select(EXAMPLES).where(EXAMPLES.c.key == key)).one_or_none()
+        if row is None:
+            raise LibraryError(
+                f"The library {self.url!r} has no example {key!r}. Pass examples to `add`, or look the key up in the "
+                "dataset with `example_key`."
+            )
+        return dspy.Example({**row.inputs, **row.labels}).with_inputs(*row.inputs)
+
+    def trajectories(self, **filters: Unpack[Filters]) -> Iterator[Trajectory]:
+        """Stream the trajectories that match, in order of insertion; see `Filters`."""
+        return self._stream(TRAJECTORIES, _conditions(filters), _load_trajectories)
+
+    def repairs(self, *, run: str | None = None, iteration: int | None = None) -> Iterator[Repair]:
+        """Stream the repairs, in order of insertion."""
+        wanted = {"run": run, "iteration": iteration}
+        conditions = [REPAIRS.c[name] == value for name, value in wanted.items() if value is not None]
+        return self._stream(REPAIRS, conditions, _load_repairs)
+
+    def pairs(
+        self, *, threshold: float, run: str | None = None, iteration: int | None = None
+    ) -> Iterator[tuple[Trajectory, Trajectory]]:
+        """Stream (failed, repaired) runs of one example, for preference learning.
+
+        Args:
+            threshold: Least reward of a success. The first of a pair is below it, the second is not.
+            run: Of the repaired trajectory.
+            iteration: Of the repaired trajectory.
+        """
+        failed = TRAJECTORIES.alias()
+        parent_failed = sa.exists().where(failed.c.id == TRAJECTORIES.c.parent, failed.c.reward < float(threshold))
+        conditions = _conditions({"run": run, "iteration": iteration, "min_reward": threshold})
+        return self._stream(TRAJECTORIES, [*conditions, parent_failed], _load_pairs)
+
+    def count(self, **filters: Unpack[Filters]) -> int:
+        """How many trajectories match; see `Filters`."""
+        query = sa.select(sa.func.count()).select_from(TRAJECTORIES).where(*_conditions(filters))
+        with self._reading() as connection:
+            return connection.execute(query).scalar_one()
+
+    def stats(self, *, threshold: float) -> tuple[LibraryStats, ...]:
+        """What is there, by run, iteration and origin.
+
+        Args:
+            threshold: Least reward of a success.
+        """
+        with self._reading() as connection:
+            totals = connection.execute(_totals_query(threshold)).all()
+            num_steps: dict[tuple[Any, ...], dict[str, int]] = defaultdict(dict)
+            for *group, predictor, number in connection.execute(_steps_query()):
+                num_steps[tuple(group)][predictor] = number
+        return tuple(_stats(row, num_steps[row.run, row.iteration, row.origin]) for row in totals)
+
+    def _stream(
+        self,
+        table: sa.Table,
+        conditions: Sequence[sa.ColumnElement[bool]],
+        load: Callable[[sa.Connection, Rows], list[T]],
+    ) -> Iterator[T]:
+        """Read a table page by page, each in a transaction of its own.
+
+        One long transaction would keep SQLite from ever shrinking its write-ahead log, and a reader that is left half
+        way would keep a connection. Going on after the last number read costs the same on every page, unlike OFFSET.
+        """
+        with self._reading() as connection:
+            last = connection.scalar(sa.select(sa.func.max(table.c.number))) or 0
+        seen, full = 0, True
+        while full:
+            page = sa.select(table).where(table.c.number > seen, table.c.number <= last, *conditions)
+            with self._reading() as connection:
+                rows = connection.execute(page.order_by(table.c.number).limit(PAGE)).all()
+                values = load(connection, rows)
+            yield from values
+            full = len(rows) == PAGE
+            seen = rows[-1].number if rows else last
+
+    # Exporting
+
+    def to_dataset(self, *, cache_dir: str | Path | None = None, **filters: Unpack[Filters]) -> datasets.Dataset:
+        """A Hugging Face dataset with one row per step of the trajectories that match, on disk, not in memory.
+
+        Inputs, outputs, predictions and failures are JSON text, since their fields differ between predictors.
+
+        Args:
+            cache_dir: Where `datasets` keeps its Arrow files; by default its own cache.
+            **filters: See `Filters`.
+        """
+        import datasets
+
+        if next(_step_records(self, filters), None) is None:  # `from_generator` cannot make an empty one
+            return datasets.Dataset.from_dict({name: [] for name in STEP_COLUMNS}, features=_step_features())
+        return datasets.Dataset.from_generator(
+            _step_records,
+            features=_step_features(),
+            cache_dir=None if cache_dir is None else str(cache_dir),
+            # `datasets` serves from its cache what equal arguments made, so they have to change when the library grows.
+            gen_kwargs={"library": self, "filters": filters, "state": self._state()},
+        )
+
+    def to_parquet(self, path: str | Path, **filters: Unpack[Filters]) -> int:
+        """Write the rows of `to_dataset` into one Parquet file, which appears when it is complete.
+
+        Returns:
+            The number of rows.
+        """
+        import pyarrow
+        import pyarrow.parquet
+
+        schema = _step_features().arrow_schema
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        num_rows = 0
+        try:
+            with pyarrow.parquet.ParquetWriter(partial, schema) as writer:
+                for batch in _batches(_step_records(self, filters)):
+                    writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
+                    num_rows += len(batch)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return num_rows
+
+    def _state(self) -> str:
+        """Changes with every trajectory that is added; no two libraries share one."""
+        with self._reading() as connection:
+            library_id = connection.scalar(sa.select(META.c.value).where(META.c.key == "library_id"))
+            last = connection.scalar(sa.select(sa.func.max(TRAJECTORIES.c.number)))
+        return f"{library_id}-{last}"
+
+    # Checking
+
+    def verify(self) -> list[str]:
+        """Check everything: the file itself, every content hash, every reference.
+
+        Returns:
+            The problems in words; empty if all is well.
+
+        Raises:
+            LibraryError: The database cannot be reached, or is of a newer version.
+        """
+        problems = []
+        for check in (self._check_file, self._check_references, self._check_examples, self._check_hashes):
+            try:
+                problems += check()
+            except LibraryDamagedError as error:
+                problems.append(str(error))
+        return list(dict.fromkeys(problems))
+
+    def _check_file(self) -> list[str]:
+        with self._reading() as connection:
+            if connection.dialect.name != "sqlite":
+                return []  # a server looks after its own files
+            found = connection.execute(sa.text("PRAGMA integrity_check")).scalars().all()
+        return [f"SQLite: {problem}" for problem in found if problem != "ok"]
+
+    def _check_references(self) -> list[str]:
+        problems = []
+        for table in METADATA.sorted_tables:
+            for key in table.foreign_keys:
+                here, there = key.parent, key.column.table.alias()
+                dangling = here.is_not(None) & ~sa.exists().where(there.c[key.column.name] == here)
+                with self._reading() as connection:
+                    missing = connection.scalars(sa.select(here).distinct().where(dangling)).all()
+                problems += [
+                    f"`{table.name}.{here.name}` names {value!r}, which `{key.column.table.name}` does not have."
+                    for value in missing
+                ]
+        return problems
+
+    def _check_examples(self) -> list[str]:
+        with self._reading() as connection:
+            rows = connection.execution_options(yield_per=PAGE).execute(sa.select(EXAMPLES))
+            changed = [row.key for row in rows if digest({"inputs": row.inputs, "labels": row.labels}) != row.key]
+        return [f"The content of example {key!r} does not match its key." for key in changed]
+
+    def _check_hashes(self) -> list[str]:
+        """Recompute the id of every trajectory and repair, and go on after rows that cannot be read."""
+        problems = []
+        for table in (TRAJECTORIES, REPAIRS):
+            with self._reading() as connection:
+                last = connection.scalar(sa.select(sa.func.max(table.c.number))) or 0
+            for first in range(1, last + 1, PAGE):
+                problems += self._check_rows(table, range(first, min(first + PAGE, last + 1)))
+        return problems
+
+    def _check_rows(self, table: sa.Table, numbers: range) -> list[str]:
+        here = table.c.number.between(numbers.start, numbers.stop - 1)
+        try:
+            with self._reading() as connection:
+                rows = connection.execute(sa.select(table).where(here).order_by(table.c.number)).all()
+                found = _ids(connection, table, rows)
+        except LibraryDamagedError as error:
+            if len(numbers) == 1:
+                return [f"Row {numbers.start} of `{table.name}`: {error}"]
+            middle = len(numbers) // 2  # one bad row must not hide the others of its page
+            return self._check_rows(table, numbers[:middle]) + self._check_rows(table, numbers[middle:])
+        return [
+            f"The content of {row.id!r} in `{table.name}` has the hash {actual!r}: it was changed, or is not whole."
+            for row, actual in zip(rows, found, strict=True)
+            if actual != row.id
+        ]
+
+    # The database
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        """A transaction in which rows are read and made into values again."""
+        try:
+            with reporting(self._url), self._open().begin() as connection:
+                yield connection
+        except (ValueError, TypeError, KeyError) as error:
+            raise LibraryDamagedError(
+                f"The library {self.url!r} holds a value that sirius_dspy did not write: {error}. Run `verify()` to "
+                "find the rows, and restore the library from a backup."
+            ) from error
+
+    def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        with reporting(self._url), self._open().execution_options(writes=True).begin() as connection:
+            return work(connection)
+
+    def _open(self) -> sa.Engine:
+        with self._lock:
+            if self._engine is not None and self._pid != os.getpid():
+                self._engine.dispose(close=False)  # the parent process goes on using these connections
+                self._engine = None
+            if self._engine is None:
+                self._engine, self._pid = open_engine(self._url), os.getpid()
+            return self._engine
+
+
+# Values to rows
+
+
+def _check_storable(kind: str, record: Any, identify: Callable[[Any], str]) -> None:
+    """Refuse what would not read back under its own id.
+
+    Args:
+        kind: For the message.
+        record: What goes into the database.
+        identify: The id of a record.
+
+    Raises:
+        LibraryError: Not JSON; NaN; or a text that JSON changes (a surrogate pair in two halves).
+    """
+    try:
+        unchanged = identify(json.loads(json.dumps(record, allow_nan=False))) == identify(record)
+    except (TypeError, ValueError) as error:
+        raise LibraryError(
+            f"A {kind} holds a value that is not JSON: {error}. Make its values with `to_plain`, its numbers finite."
+        ) from error
+    if not unchanged:
+        raise LibraryError(
+            f"The {kind} {identify(record)!r} would read back as another one, because JSON changes one of its texts: "
+            "a surrogate pair is in two halves. Join them: `text.encode('utf-16', 'surrogatepass').decode('utf-16')`."
+        )
+
+
+def _check_trajectory(trajectory: Trajectory) -> None:
+    _check_storable("trajectory", trajectory.to_dict(), lambda record: Trajectory.from_dict(record).id)
+
+
+def _check_repair(repair: Repair) -> None:
+    _check_storable("repair", repair.to_dict(), lambda record: _repair_id(Repair.from_dict(record)))
+
+
+def _check_example(example: dspy.Example) -> None:
+    _check_storable("example", _content(example), digest)
+
+
+def _content(example: dspy.Example) -> dict[str, Any]:
+    """What `example_key` is the hash of."""
+    return {"inputs": to_plain(example.inputs()), "labels": to_plain(example.labels())}
+
+
+def _repair_id(repair: Repair) -> str:
+    """Content hash; times and prices do not count, and the rewards are those of the replayed runs."""
+    fields = [name for name in _ATTEMPT_FIELDS if name != "reward"]
+    tries = [[getattr(attempt, name) for name in fields] for attempt in repair.attempts]
+    return digest([repair.parent, repair.run, repair.iteration, tries])
+
+
+def _add(connection: sa.Connection, new: Iterable[Trajectory], made_from: Iterable[dspy.Example]) -> int:
+    for example in made_from:
+        _insert(connection, EXAMPLES, _example_row(example))
+    added = 0
+    for trajectory in new:
+        if _insert(connection, TRAJECTORIES, _trajectory_row(trajectory)):
+            added += 1
+            if trajectory.steps:
+                connection.execute(STEPS.insert(), _step_rows(trajectory))
+    return added
+
+
+def _insert(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
+    """Insert a row unless its id is there; return whether it was inserted."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert(table).on_conflict_do_nothing().inline().execution_options(preserve_rowcount=True)
+    return connection.execute(statement, row).rowcount == 1
+
+
+def _example_row(example: dspy.Example) -> dict[str, Any]:
+    return {"key": example_key(example), **_content(example)}
+
+
+# Fields that a column of the same name holds as they are.
+_TRAJECTORY_FIELDS = (
+    "example_key",
+    "prediction",
+    "program",
+    "run",
+    "iteration",
+    "sample",
+    "seed",
+    "origin",
+    "parent",
+    "edited",
+    "seconds",
+)
+_STEP_FIELDS = (
+    "predictor",
+    "occurrence",
+    "inputs",
+    "outputs",
+    "lm",
+    "source",
+    "seconds",
+    "started",
+    "ended",
+    "num_demos",
+)
+_ATTEMPT_FIELDS = (
+    "position",
+    "predictor",
+    "verdict",
+    "feedback",
+    "regenerated",
+    "rephrased",
+    "reward",
+    "trajectory",
+    "detail",
+)
+
+
+def _trajectory_row(trajectory: Trajectory) -> dict[str, Any]:
+    return {
+        **{name: getattr(trajectory, name) for name in _TRAJECTORY_FIELDS},
+        **asdict(trajectory.usage),
+        "id": trajectory.id,
+        "reward": float(trajectory.reward),
+        "reward_json": trajectory.reward,
+        "rewards": dict(trajectory.rewards),
+        "failure": trajectory.failure and asdict(trajectory.failure),
+        "created_at": trajectory.created_at.isoformat(),
+    }
+
+
+def _step_rows(trajectory: Trajectory) -> list[dict[str, Any]]:
+    return [
+        {
+            **{name: getattr(step, name) for name in _STEP_FIELDS},
+            **asdict(step.usage),
+            "trajectory": trajectory.id,
+            "position": position,
+            "others": list(step.others),
+            "failure": step.failure and asdict(step.failure),
+        }
+        for position, step in enumerate(trajectory.steps)
+    ]
+
+
+def _repair_row(repair: Repair) -> dict[str, Any]:
+    return {
+        "id": _repair_id(repair),
+        "parent": repair.parent,
+        "run": repair.run,
+        "iteration": repair.iteration,
+        "seconds": repair.seconds,
+    }
+
+
+def _attempt_rows(repair: Repair) -> list[dict[str, Any]]:
+    return [
+        {
+            **{name: getattr(attempt, name) for name in _ATTEMPT_FIELDS},
+            **asdict(attempt.usage),
+            "repair": _repair_id(repair),
+            "number": number,
+        }
+        for number, attempt in enumerate(repair.attempts)
+    ]
+
+
+# Rows to values
+
+
+def _load_trajectories(connection: sa.Connection, rows: Rows) -> list[Trajectory]:
+    query = sa.select(STEPS).where(STEPS.c.trajectory.in_([row.id for row in rows]))
+    found: dict[str, list[Step]] = defaultdict(list)
+    for row in connection.execute(query.order_by(STEPS.c.trajectory, STEPS.c.position)):
+        found[row.trajectory].append(_step(row._mapping))
+    return [_trajectory(row._mapping, found[row.id]) for row in rows]
+
+
+def _load_pairs(connection: sa.Connection, rows: Rows) -> list[tuple[Trajectory, Trajectory]]:
+    parents = {row.parent for row in rows}
+    found = connection.execute(sa.select(TRAJECTORIES).where(TRAJECTORIES.c.id.in_(parents))).all()
+    failed = {trajectory.id: trajectory for trajectory in _load_trajectories(connection, found)}
+    repaired = _load_trajectories(connection, rows)
+    return [(failed[row.parent], trajectory) for row, trajectory in zip(rows, repaired, strict=True)]
+
+
+def _load_repairs(connection: sa.Connection, rows: Rows) -> list[Repair]:
+    query = sa.select(ATTEMPTS).where(ATTEMPTS.c.repair.in_([row.id for row in rows]))
+    found: dict[str, list[Attempt]] = defaultdict(list)
+    for row in connection.execute(query.order_by(ATTEMPTS.c.repair, ATTEMPTS.c.number)):
+        found[row.repair].append(_attempt(row._mapping))
+    return [
+        Repair(
+            parent=row.parent,
+            attempts=tuple(found[row.id]),
+            run=row.run,
+            iteration=row.iteration,
+            seconds=row.seconds,
+        )
+        for row in rows
+    ]
+
+
+def _ids(connection: sa.Connection, table: sa.Table, rows: Rows) -> list[str]:
+    """The ids that the content of the rows has now."""
+    if table is REPAIRS:
+        return [_repair_id(repair) for repair in _load_repairs(connection, rows)]
+    return [trajectory.id for trajectory in _load_trajectories(connection, rows)]
+
+
+def _trajectory(row: Mapping[Any, Any], its_steps: Sequence[Step]) -> Trajectory:
+    return Trajectory(
+        **{name: row[name] for name in _TRAJECTORY_FIELDS},
+        steps=tuple(its_steps),
+        reward=row["reward_json"],
+        rewards=row["rewards"],
+        failure=row["failure"] and Failure(**row["failure"]),
+        created_at=datetime.fromisoformat(row["created_at"]),
+    )
+
+
+def _step(row: Mapping[Any, Any]) -> Step:
+    return Step(
+        **{name: row[name] for name in _STEP_FIELDS},
+        others=tuple(row["others"]),
+        failure=row["failure"] and Failure(**row["failure"]),
+        usage=_usage(row),
+    )
+
+
+def _attempt(row: Mapping[Any, Any]) -> Attempt:
+    return Attempt(**{name: row[name] for name in _ATTEMPT_FIELDS}, usage=_usage(row))
+
+
+def _usage(row: Mapping[Any, Any]) -> Usage:
+    return Usage(int(row["calls"]), int(row["prompt_tokens"]), int(row["completion_tokens"]))
+
+
+# Queries
+
+
+def _batches(values: Iterable[T]) -> Iterator[list[T]]:
+    remaining = iter(values)
+    while batch := list(islice(remaining, BATCH)):
+        yield batch
+
+
+def _conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:
+    unknown = filters.keys() - Filters.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"Unknown filters {sorted(unknown)!r}. Expected some of {list(Filters.__annotations__)!r}.")
+    wanted: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    conditions = []
+    if "min_reward" in wanted:
+        conditions.append(TRAJECTORIES.c.reward >= float(wanted.pop("min_reward")))
+    if "origin" in wanted:
+        origin = wanted.pop("origin")
+        conditions.append(TRAJECTORIES.c.origin.in_([origin] if isinstance(origin, str) else list(origin)))
+    return conditions + [TRAJECTORIES.c[name] == value for name, value in wanted.items()]
+
+
+_GROUP = (TRAJECTORIES.c.run, TRAJECTORIES.c.iteration, TRAJECTORIES.c.origin)
+
+
+def _totals_query(threshold: float) -> sa.Select[Any]:
+    columns = TRAJECTORIES.c
+    return (
+        sa.select(
+            *_GROUP,
+            sa.func.count().label("number"),
+            sa.func.sum(sa.case((columns.reward >= float(threshold), 1), else_=0)).label("num_successes"),
+            sa.func.avg(columns.reward).label("mean_reward"),
+            *(sa.func.sum(columns[name]).label(name) for name in ("calls", "prompt_tokens", "completion_tokens")),
+        )
+        .group_by(*_GROUP)
+        .order_by(sa.func.min(columns.number))
+    )
+
+
+def _steps_query() -> sa.Select[Any]:
+    group = (*_GROUP, STEPS.c.predictor)
+    joined = TRAJECTORIES.join(STEPS, STEPS.c.trajectory == TRAJECTORIES.c.id)
+    return sa.select(*group, sa.func.count()).select_from(joined).group_by(*group)
+
+
+def _stats(row: sa.Row[Any], num_steps: Mapping[str, int]) -> LibraryStats:
+    return LibraryStats(
+        run=row.run,
+        iteration=row.iteration,
+        origin=row.origin,
+        num_trajectories=row.number,
+        num_successes=int(row.num_successes),  # PostgreSQL sums integers to a Decimal
+        mean_reward=float(row.mean_reward),
+        usage=_usage(row._mapping),
+        num_steps=dict(num_steps),
+    )
+
+
+# Exports
+
+
+STEP_COLUMNS = {
+    "trajectory": "string",
+    "run": "string",
+    "iteration": "int64",
+    "sample": "int64",
+    "seed": "int64",
+    "origin": "string",
+    "parent": "string",
+    "edited": "int64",
+    "example_key": "string",
+    "program": "string",
+    "reward": "float64",
+    "agent_rewards": "string",
+    "prediction": "string",
+    "position": "int64",
+    "predictor": "string",
+    "occurrence": "int64",
+    "lm": "string",
+    "source": "string",
+    "inputs": "string",
+    "outputs": "string",
+    "others": "string",
+    "failure": "string",
+    "taught": "bool",
+    "num_demos": "int64",
+    "calls": "int64",
+    "prompt_tokens": "int64",
+    "completion_tokens": "int64",
+    "seconds": "float64",
+}
+"""Columns of `to_dataset` and `to_parquet`, and their types. `taught`: the step may become a training row, which the
+steps before a repaired one may not. JSON: `agent_rewards`, `prediction`, `inputs`, `outputs`, `others`, `failure`."""
+
+
+def _step_features() -> datasets.Features:
+    import datasets
+
+    return datasets.Features({name: datasets.Value(kind) for name, kind in STEP_COLUMNS.items()})
+
+
+def _step_records(library: ExperienceLibrary, filters: Filters, state: str = "") -> Iterator[dict[str, Any]]:
+    """One record per step; `state` only tells `datasets` that equal arguments may mean other rows."""
+    for trajectory in library.trajectories(**filters):
+        shared = _lineage(trajectory)
+        taught = {id(step) for step in trajectory.taught_steps}
+        for position, step in enumerate(trajectory.steps):
+            yield {**shared, **_step_record(step), "position": position, "taught": id(step) in taught}
+
+
+def _lineage(trajectory: Trajectory) -> dict[str, Any]:
+    return {
+        "trajectory": trajectory.id,
+        "run": escaped_name(trajectory.run),
+        "iteration": trajectory.iteration,
+        "sample": trajectory.sample,
+        "seed": trajectory.seed,
+        "origin": trajectory.origin,
+        "parent": trajectory.parent,
+        "edited": trajectory.edited,
+        "example_key": escaped_name(trajectory.example_key),
+        "program": escaped_name(trajectory.program),
+        "reward": float(trajectory.reward),
+        "agent_rewards": json.dumps(dict(trajectory.rewards)),
+        "prediction": json.dumps(trajectory.prediction),
+    }
+
+
+def _step_record(step: Step) -> dict[str, Any]:
+    return {
+        "predictor": escaped_name(step.predictor),
+        "occurrence": step.occurrence,
+        "lm": escaped_name(step.lm),
+        "source": step.source,
+        "inputs": json.dumps(step.inputs),
+        "outputs": None if step.outputs is None else json.dumps(step.outputs),
+        "others": json.dumps(list(step.others)),
+        "failure": step.failure and json.dumps(asdict(step.failure)),
+        "num_demos": step.num_demos,
+        "seconds": step.seconds,
+        **asdict(step.usage),
+    }

@@ -1,0 +1,8 @@
+"""The embedded stack: open weights that answer and learn on this machine, with no key, server or download hub."""
+
+from sirius_dspy.local.lm import LocalLM
+from sirius_dspy.local.lora import LoraOptions
+from sirius_dspy.local.openvino_engine import OpenVINOEngine
+from sirius_dspy.local.transformers_engine import TransformersEngine
+
+__all__ = ["LocalLM", "LoraOptions", "OpenVINOEngine", "TransformersEngine"]

@@ -1,0 +1,132 @@
+"""The half that all engines share: callers on many threads, one scheduler thread that answers them together."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from sirius_dspy.errors import RolloutError
+from sirius_dspy.local.chat import Chat
+from sirius_dspy.local.engine import Generation, GenerationOptions, PromptTooLongError
+
+
+class Written(NamedTuple):
+    """Raw tokens of one finished request."""
+
+    ids: list[int]
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One request on its way through an engine."""
+
+    ids: list[int]
+    """The prompt's tokens."""
+    max_tokens: int
+    """As asked, or what the context window leaves."""
+    options: GenerationOptions
+    done: Future[Written] = field(default_factory=Future)
+
+
+class BatchingEngine(ABC):
+    """Gathers requests for one scheduler thread, which alone touches the model.
+
+    A subclass says how to answer in `_advance`, keeps in `_live` the calls it has not answered yet, and calls `_start`
+    when it is ready. Whatever goes wrong in that thread reaches every caller as a `RolloutError`.
+    """
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+        self.failure: Exception | None = None
+        self._live: list[Call] = []  # belongs to the scheduler thread
+        self._inbox: list[Call] = []
+        self._changed = threading.Condition()  # guards `_inbox` and `failure`
+        self._thread: threading.Thread | None = None
+
+    def generate(self, prompt: str, options: GenerationOptions) -> Generation:
+        """Continue a prompt; see `Engine.generate`."""
+        call = self._call(prompt, options)
+        with self._changed:
+            if self.failure is not None:
+                raise RolloutError(str(self.failure)) from self.failure
+            self._inbox.append(call)
+            self._changed.notify()
+        written = call.done.result()
+        text = cut_at_stop(self.chat.decode(written.ids), options.stop)
+        return Generation(text, len(call.ids), len(written.ids), written.finish_reason)
+
+    def close(self) -> None:
+        """End the scheduler thread and give the memory back; see `Engine.close`."""
+        with self._changed:
+            self.failure = self.failure or RolloutError("The engine was closed. Call the LM again to start a new one.")
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    @abstractmethod
+    def _advance(self, admitted: list[Call]) -> None:
+        """Take on new calls (perhaps none), work for a while, resolve what is finished."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Drop the model."""
+
+    def _start(self) -> None:
+        name = f"{type(self).__name__}-scheduler"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _call(self, prompt: str, options: GenerationOptions) -> Call:
+        ids = self.chat.encode(prompt)
+        if not ids:
+            raise ValueError("The prompt is empty. Give the model at least one token to continue.")
+        room = self.chat.context - len(ids)
+        if room < 1:
+            raise PromptTooLongError(
+                f"The prompt has {len(ids)} tokens; the model reads at most {self.chat.context}, its reply included. "
+                "Shorten the inputs, give fewer demonstrations, or use a model with a longer context."
+            )
+        return Call(ids, min(options.max_tokens, room), options)
+
+    def _run(self) -> None:
+        try:
+            while (admitted := self._take(wait=not self._live)) is not None:
+                self._advance(admitted)
+        except Exception as error:  # engines raise bare RuntimeErrors for anything; nothing more precise can be caught
+            with self._changed:
+                self.failure = RolloutError(
+                    f"{type(self).__name__} broke while generating: {error}. Call the LM again to start a new one; "
+                    "if it repeats, free memory or choose another `device`."
+                )
+        finally:
+            self._abandon()
+
+    def _take(self, *, wait: bool) -> list[Call] | None:
+        """What callers have put in; `None` once closed. Waits only if there is nothing else to do."""
+        with self._changed:
+            while wait and not self._inbox and self.failure is None:
+                self._changed.wait()
+            if self.failure is not None:
+                return None
+            taken, self._inbox = self._inbox, []
+            return taken
+
+    def _abandon(self) -> None:
+        """Let the model go and tell everyone who still waits why there will be no answer."""
+        self._release()
+        with self._changed:
+            waiting = [*self._live, *self._inbox]
+            self._live, self._inbox = [], []
+        for call in waiting:
+            if not call.done.done():
+                call.done.set_exception(RolloutError(str(self.failure)))
+
+
+def cut_at_stop(text: str, stops: tuple[str, ...]) -> str:
+    """The text before the first stop string."""
+    ends = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(ends)] if ends else text

@@ -1,0 +1,76 @@
+"""The few scalar facts at the head of a GGUF file, read in milliseconds.
+
+`gguf.GGUFReader` parses every vocabulary entry into an array first, which takes seconds; names, sizes and numbers are
+all that choosing, naming and checking a model needs.
+
+References:
+    https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+_FORMATS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+
+Scalar = str | int | float | bool
+
+
+def read_header(path: Path) -> dict[str, Scalar]:
+    """Key to value for every entry that is not an array.
+
+    Raises:
+        ValueError: The file is not GGUF, or is cut short.
+    """
+    with path.open("rb") as file:
+        try:
+            return _read_entries(file)
+        except (struct.error, KeyError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{str(path)!r} is not a readable GGUF file ({error}). Copy or download it again."
+            ) from error
+
+
+def _read_entries(file: BinaryIO) -> dict[str, Scalar]:
+    magic = file.read(4)
+    if magic != b"GGUF":
+        raise struct.error(f"it starts with {magic!r}, not b'GGUF'")
+    _number(file, "<I")  # the version: 2 and 3 have the same layout
+    _number(file, "<Q")  # the number of tensors
+    entries: dict[str, Scalar] = {}
+    for _ in range(int(_number(file, "<Q"))):
+        key = _text(file)
+        value = _value(file, int(_number(file, "<I")))
+        if value is not None:
+            entries[key] = value
+    return entries
+
+
+def _value(file: BinaryIO, kind: int) -> Scalar | None:
+    """One value; `None` for an array, which is skipped."""
+    if kind == _STRING:
+        return _text(file)
+    if kind != _ARRAY:
+        return _number(file, _FORMATS[kind])
+    item_kind, length = int(_number(file, "<I")), int(_number(file, "<Q"))
+    if item_kind in _FORMATS:
+        file.seek(struct.calcsize(_FORMATS[item_kind]) * length, 1)
+        return None
+    for _ in range(length):
+        _value(file, item_kind)
+    return None
+
+
+def _text(file: BinaryIO) -> str:
+    length = int(_number(file, "<Q"))
+    raw = file.read(length)
+    if len(raw) < length:
+        raise struct.error("it ends inside a text")
+    return raw.decode("utf-8")
+
+
+def _number(file: BinaryIO, form: str) -> int | float | bool:
+    return struct.unpack(form, file.read(struct.calcsize(form)))[0]

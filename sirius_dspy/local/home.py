@@ -1,0 +1,52 @@
+"""The folder where the local stack keeps what it can make again: hashes, index, tokenizers, training copies, models.
+
+`SIRIUS_HOME` names it; `~/.sirius_dspy` by default. Everything in it is written under a temporary name and renamed, so
+several processes may share it and a kill leaves no half file.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def home(*parts: str) -> Path:
+    """A path below the home folder; nothing is created. Reads the environment each time, so that tests can move it."""
+    root = os.environ.get("SIRIUS_HOME") or "~/.sirius_dspy"
+    return Path(root).expanduser().absolute().joinpath(*parts)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new content, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `path` when the block ends well, and vanishes when it does not.
+
+    If another process finished the same folder first, its result stays and ours is dropped: both hold the same content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield draft
+        try:
+            draft.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,276 @@
+"""LoRA fine-tuning as seen from the caller: its settings, its rows as tokens, and the child process that trains.
+
+Training runs in a process of its own (`sirius_dspy.local.train`): its memory goes back to the system, a crash is an
+error message here, and it can be stopped. Rows are checked and turned into tokens before that process starts, so what
+cannot be trained is said within a second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from sirius_dspy.errors import MissingDependencyError, TrainingError
+from sirius_dspy.local.chat import Chat
+from sirius_dspy.local.models import INSTALL
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, float], None]
+"""Called with the step (from 1), the number of steps, and the step's loss in nats per completion token."""
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "gguf", "safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOptions:
+    """How to fine-tune. The defaults suit a 135M model and 30 to 300 short rows."""
+
+    rank: int = 16
+    """Rank of the update of every linear layer; a small model needs them all to change what it attends to."""
+    alpha: int = 32
+    """The update is scaled by `alpha / rank`."""
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW; it falls linearly to zero."""
+    epochs: int = 3
+    batch_size: int = 16
+    """Rows per step, of similar length."""
+    max_length: int = 1024
+    """Tokens of prompt and completion; a longer row is left out and counted, never cut."""
+    warmup: float = 0.1
+    """Share of the steps in which the rate rises from zero."""
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    seed: int = 0
+    """Order of the batches and start of the adapter."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot train.
+
+        Raises:
+            ValueError: A number is outside its range.
+        """
+        for name in ("rank", "alpha", "epochs", "batch_size", "max_length", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; expected a number above 0.")
+        for name in ("warmup", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; expected a share, from 0 to below 1.")
+
+    def updated(self, changes: Mapping[str, Any]) -> LoraOptions:
+        """These options with some fields replaced.
+
+        Raises:
+            TypeError: A name is not a field.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(changes) - set(known))
+        if unknown:
+            raise TypeError(
+                f"Unknown training settings: {', '.join(map(repr, unknown))}. Expected 'output_dir', 'on_progress', "
+                f"or a field of LoraOptions: {', '.join(known)}."
+            )
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One training row as tokens."""
+
+    prompt: tuple[int, ...]
+    """What the engine is sent; carries no loss."""
+    completion: tuple[int, ...]
+    """What the model should write, with the end of its turn."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+def to_tokens(chat: Chat, messages: Sequence[Mapping[str, str]]) -> TokenRow:
+    """Tokens of one chat row, whose last message is the reply to learn.
+
+    The prompt comes from the same function as at inference. The completion is the reply and the end-of-turn token,
+    because the token is where the engine stops; what a template writes after it (a line break) is never generated.
+
+    Raises:
+        ValueError: The last message is not the assistant's, or there is nothing before it.
+    """
+    roles = [message["role"] for message in messages]
+    if len(roles) < 2 or roles[-1] != "assistant":
+        raise ValueError(
+            f"A training row has the roles {roles!r}; expected a prompt and, last, one 'assistant' message."
+        )
+    prompt = chat.encode(chat.prompt(messages[:-1]))
+    return TokenRow(tuple(prompt), tuple(chat.encode_completion(messages[-1]["content"])))
+
+
+def fitting(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
+    """The rows that can be trained whole.
+
+    Raises:
+        TrainingError: There is none.
+    """
+    if not rows:
+        raise TrainingError("There are no training rows. Collect successes first, or lower the threshold.")
+    kept = [row for row in rows if len(row) <= max_length]
+    if not kept:
+        raise TrainingError(
+            f"All {len(rows)} training rows are longer than `max_length={max_length}` tokens (the shortest has "
+            f"{min(map(len, rows))}), so no answer could be learnt. Raise `max_length` or shorten the inputs."
+        )
+    if len(kept) < len(rows):
+        logger.warning(
+            "%d of %d training rows are longer than max_length=%d tokens and left out.",
+            len(rows) - len(kept),
+            len(rows),
+            max_length,
+        )
+    return kept
+
+
+def check_packages() -> None:
+    """Find out before anything is paid for whether training can start; imports nothing.
+
+    Raises:
+        MissingDependencyError: A package is absent.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"Fine-tuning needs {', '.join(missing)}. Run `{INSTALL}`.")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """All that the child process is told."""
+
+    gguf: Path
+    """Weights to start from."""
+    training_copy: Path | None
+    """Where their de-quantised copy is kept for the next job; `None` keeps none."""
+    tokenizer: Path
+    rows: Sequence[TokenRow]
+    options: LoraOptions
+    folder: Path
+    """Receives `adapter/` and `model.gguf`."""
+    name: str
+    """Written into the new weights."""
+
+    def to_json(self) -> str:
+        """What `sirius_dspy.local.train` reads."""
+        return json.dumps(dataclasses.asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingJob:
+        """The job that `to_json` wrote."""
+        values = json.loads(text)
+        for name in ("gguf", "tokenizer", "folder"):
+            values[name] = Path(values[name])
+        values["training_copy"] = values["training_copy"] and Path(values["training_copy"])
+        values["rows"] = [TokenRow(tuple(row["prompt"]), tuple(row["completion"])) for row in values["rows"]]
+        values["options"] = LoraOptions(**values["options"])
+        return cls(**values)
+
+
+def train(job: TrainingJob, *, stop: threading.Event, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Run a job in a child process and wait for it.
+
+    Args:
+        job: What to train.
+        stop: Setting it ends the child within a second.
+        on_progress: Called from this thread after every step.
+
+    Returns:
+        What the child measured: `losses`, `tokens`, `train_seconds`, `merge_seconds`, `precision`, `device`.
+
+    Raises:
+        TrainingError: The child failed, or was stopped.
+    """
+    with tempfile.TemporaryDirectory(prefix="sirius-train-") as scratch:
+        note = Path(scratch, "job.json")
+        note.write_text(job.to_json(), encoding="utf-8")
+        with Path(scratch, "stderr.txt").open("w+b") as complaints, _start(note, complaints) as child:
+            try:
+                result = _follow(child, stop, on_progress)
+            except BaseException:
+                child.kill()
+                raise
+            if child.wait() == 0 and result is not None:
+                return result
+            if stop.is_set():
+                raise TrainingError("The training was cancelled; nothing was kept. Run it again to train.")
+            raise TrainingError(
+                f"The training process ended with exit code {child.returncode}. Its last words:\n{_tail(complaints)}"
+            )
+
+
+def _start(note: Path, complaints: IO[bytes]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sirius_dspy.local.train", str(note)],
+        stdin=subprocess.PIPE,  # never written: it breaks when this process dies, and the child ends itself
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        text=True,
+        encoding="utf-8",
+        env=_environment(),
+    )
+
+
+def _environment() -> dict[str, str]:
+    """No network, telemetry or progress bars in the child; the same code as here, wherever it was imported from."""
+    package_root = str(Path(__file__).parents[2])
+    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    quiet = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _follow(child: subprocess.Popen[str], stop: threading.Event, on_progress: Progress | None) -> dict[str, Any] | None:
+    """Pass on the child's reports until its output ends; the last one is the result."""
+    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read, args=(child, reports), name="training-reports", daemon=True)
+    reader.start()
+    result = None
+    while True:
+        if stop.is_set():
+            child.kill()
+        try:
+            report = reports.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        if report is None:
+            return result
+        if "step" not in report:
+            result = report
+        elif on_progress is not None:
+            on_progress(report["step"], report["total"], report["loss"])
+
+
+def _read(child: subprocess.Popen[str], reports: queue.SimpleQueue[dict[str, Any] | None]) -> None:
+    try:
+        for line in child.stdout or ():
+            reports.put(json.loads(line))
+    finally:
+        reports.put(None)
+
+
+def _tail(complaints: IO[bytes], size: int = 2000) -> str:
+    end = complaints.seek(0, os.SEEK_END)
+    complaints.seek(max(0, end - size))
+    return complaints.read().decode("utf-8", "replace").strip() or "(nothing)"

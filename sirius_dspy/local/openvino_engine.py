@@ -1,0 +1,141 @@
+"""The engine for CPUs: OpenVINO GenAI's continuous batching, straight from a GGUF file."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from sirius_dspy.errors import MissingDependencyError, RolloutError
+from sirius_dspy.local.batching import BatchingEngine, Call, Written
+from sirius_dspy.local.chat import Chat
+from sirius_dspy.local.engine import GenerationOptions
+from sirius_dspy.local.models import INSTALL
+
+PRECISION = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+"""Not slower than OpenVINO's bfloat16 (the matrices are 8 bits either way), and a greedy answer then does not depend on
+who shares the batch: of 64 prompts in another order, 64 were answered alike, against 18."""
+
+
+class OpenVINOEngine(BatchingEngine):
+    """Answers many threads in one continuous batch: a request joins at the next token and leaves when it is done.
+
+    Args:
+        gguf: The weights; a Llama or Qwen model.
+        chat: Their tokenizer.
+        max_sequences: Requests that share one step; 64 gave nine times the tokens per second of one.
+        cache_gb: Memory for keys and values, in whole GB; touched as it is needed. One GB holds about 80,000 tokens
+            of a 135M model.
+        prefix_caching: Reuse keys and values of prompts that begin alike. Off: a prompt that was seen before would be
+            computed in other pieces and, by rounding, may be answered differently the second time. It pays for long
+            shared prompts (twice the tokens per second at 200 equal tokens), not for short ones (none at 50).
+        turn: Held during each step. Pipelines that share cores are faster one at a time: give them one lock.
+
+    Raises:
+        MissingDependencyError: `openvino_genai` is not installed.
+        RolloutError: OpenVINO cannot read the file.
+    """
+
+    def __init__(
+        self,
+        gguf: Path,
+        chat: Chat,
+        *,
+        max_sequences: int = 64,
+        cache_gb: int = 1,
+        prefix_caching: bool = False,
+        turn: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        super().__init__(chat)
+        self._turn = turn or nullcontext()
+        self._pipeline: Any = _pipeline(gguf, _scheduler(max_sequences, cache_gb, prefix_caching))
+        self._handles: dict[Call, Any] = {}
+        self._start()
+
+    def _advance(self, admitted: list[Call]) -> None:
+        for call in admitted:
+            self._admit(call)
+        if self._live:
+            with self._turn:
+                self._pipeline.step()
+        for call in self._live:
+            _hand_out(self._handles[call], call)
+        self._live = [call for call in self._live if not call.done.done()]
+        self._handles = {call: self._handles[call] for call in self._live}
+
+    def _admit(self, call: Call) -> None:
+        """Put a call into the batch; one that OpenVINO refuses fails alone."""
+        import numpy as np
+        from openvino_genai import openvino
+
+        prompt = openvino.Tensor(np.array([call.ids], dtype=np.int64))
+        config = _config(call.options, call.max_tokens, self.chat.end_id)
+        try:
+            self._handles[call] = self._pipeline.add_request(id(call), prompt, config)
+        except RuntimeError as error:
+            call.done.set_exception(RolloutError(f"OpenVINO refused a request: {error}."))
+        else:
+            self._live.append(call)
+
+    def _release(self) -> None:
+        self._handles = {}
+        self._pipeline = None
+
+
+def _scheduler(max_sequences: int, cache_gb: int, prefix_caching: bool) -> Any:
+    try:
+        import openvino_genai
+    except ImportError as error:
+        raise MissingDependencyError(f"Local models on the CPU run on openvino-genai. Run `{INSTALL}`.") from error
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.max_num_seqs = max_sequences
+    scheduler.cache_size = cache_gb
+    scheduler.enable_prefix_caching = prefix_caching
+    return scheduler
+
+
+def _pipeline(gguf: Path, scheduler: Any) -> Any:
+    import openvino_genai
+
+    try:
+        return openvino_genai.ContinuousBatchingPipeline(str(gguf), scheduler, "CPU", PRECISION)
+    except RuntimeError as error:
+        raise RolloutError(
+            f"OpenVINO cannot read the model {str(gguf)!r}: {error}. Expected a Llama or Qwen GGUF file; copy it again."
+        ) from error
+
+
+def _config(options: GenerationOptions, max_tokens: int, end_id: int) -> Any:
+    import openvino_genai
+
+    config = openvino_genai.GenerationConfig()
+    config.max_new_tokens = max_tokens
+    config.eos_token_id = end_id
+    config.stop_token_ids = {end_id}
+    config.apply_chat_template = False
+    config.stop_strings = set(options.stop)
+    config.include_stop_str_in_output = True  # else whole tokens are dropped, with what they hold before the stop
+    config.rng_seed = options.rng_seed
+    if options.temperature > 0:
+        config.do_sample = True
+        config.temperature = options.temperature
+        config.top_p = options.top_p
+        if options.top_k is not None:
+            config.top_k = options.top_k
+    return config
+
+
+def _hand_out(handle: Any, call: Call) -> None:
+    """Resolve a call if its request is finished."""
+    from openvino_genai import GenerationFinishReason, GenerationStatus
+
+    status = handle.get_status()
+    if status == GenerationStatus.RUNNING:
+        return
+    if status != GenerationStatus.FINISHED:
+        problem = f"OpenVINO dropped a request with {len(call.ids)} prompt tokens ({status.name})"
+        call.done.set_exception(RolloutError(f"{problem}: the key-value cache is full. Give a larger `cache_gb`."))
+        return
+    output = handle.read_all()[0]
+    by_length = output.finish_reason == GenerationFinishReason.LENGTH
+    call.done.set_result(Written(list(output.generated_ids), "length" if by_length else "stop"))

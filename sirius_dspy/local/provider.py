@@ -1,0 +1,240 @@
+"""Fine-tuning of local weights behind DSPy's `Provider`: one call of `lm.finetune` gives one new weight folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import dspy
+from dspy.clients.provider import Provider, TrainingJob
+from dspy.clients.utils_finetune import TrainingStatus
+
+from sirius_dspy.errors import TrainingError
+from sirius_dspy.local import lora
+from sirius_dspy.local.chat import load_chat, share_chat
+from sirius_dspy.local.home import home
+from sirius_dspy.local.lora import LoraOptions, Progress
+from sirius_dspy.local.models import Weights, register, resolve
+from sirius_dspy.local.serving import Device, engines, free_memory, pool_key
+from sirius_dspy.trajectory import digest
+
+_TRAINING_BYTES = 4 << 30
+"""What training a small model takes beside its weights; below this much free memory, idle engines make room."""
+
+
+class LocalTrainingJob(TrainingJob):
+    """A future of the fine-tuned LM that can be asked for its state and stopped."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.state = TrainingStatus.not_started
+        self.stop = threading.Event()
+
+    def status(self) -> TrainingStatus:
+        """Where the job is."""
+        return self.state
+
+    def cancel(self) -> bool:
+        """Stop training; `result()` then is a `TrainingError`. Says whether there was anything left to stop.
+
+        Not `Future.cancel`: DSPy's thread sets a result in any case, which a cancelled future refuses.
+        """
+        self.stop.set()
+        return not self.done()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """What `train_kwargs` can say."""
+
+    options: LoraOptions
+    output_dir: Path | None = None
+    """The weight folder to write; a folder named by the job's content, below the home folder, by default."""
+    on_progress: Progress | None = None
+
+    @classmethod
+    def read(cls, train_kwargs: Mapping[str, Any], defaults: LoraOptions) -> TrainingSettings:
+        """Settings from keyword arguments.
+
+        Raises:
+            TypeError: A name is not known.
+            ValueError: A number is outside its range.
+        """
+        rest = dict(train_kwargs)
+        output_dir = rest.pop("output_dir", None)
+        on_progress = rest.pop("on_progress", None)
+        folder = None if output_dir is None else Path(output_dir).expanduser().absolute()
+        return cls(defaults.updated(rest), folder, on_progress)
+
+
+class LocalProvider(Provider):
+    """Trains LoRA adapters and merges them. Holds settings only, so that all copies of an LM share it.
+
+    `train_kwargs` may hold `output_dir`, `on_progress` (step, number of steps, loss) and any field of `LoraOptions`.
+
+    Args:
+        options: Where `train_kwargs` says nothing.
+        device: Where the engines of this provider's LMs run; see `LocalLM`.
+    """
+
+    writes_weights: ClassVar[bool] = True
+    """An optimizer may pass `output_dir` in `train_kwargs` to say where the weight folder goes."""
+
+    def __init__(self, options: LoraOptions | None = None, device: Device | None = None) -> None:
+        super().__init__()
+        self.options = options or LoraOptions()
+        self.device = device
+        self.finetunable = True
+        self.TrainingJob = LocalTrainingJob
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LocalProvider:
+        return self
+
+    def check(self) -> None:
+        """Say before any work is paid for whether training can start here.
+
+        Raises:
+            MissingDependencyError: A package is absent.
+        """
+        lora.check_packages()
+
+    def launch(  # type: ignore[override]  # DSPy declares it static and calls it on the instance
+        self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Load the LM's weights now rather than at its first call; does nothing if they are loaded."""
+        with engines().lend(pool_key(lm.model, self.device)):
+            pass
+
+    def kill(  # type: ignore[override]  # as above
+        self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Unload the LM's weights, once its calls have ended; does nothing if they are not loaded."""
+        engines().unload(pool_key(lm.model, self.device))
+
+    def finetune(  # type: ignore[override]  # as above; the job is of the class that `TrainingJob` names
+        self,
+        job: LocalTrainingJob,
+        model: str,
+        train_data: list[dict[str, Any]],
+        train_data_format: Any,
+        train_kwargs: dict[str, Any] | None = None,
+    ) -> str:
+        """Train and return the id of the new weights; called by DSPy, in the job's thread.
+
+        Raises:
+            TrainingError: Nothing could be learnt, or the job failed or was cancelled.
+        """
+        job.state = TrainingStatus.running
+        try:
+            new_id = self._finetune(job, model, train_data, train_data_format, train_kwargs or {})
+        except BaseException as error:
+            job.state = TrainingStatus.cancelled if job.stop.is_set() else TrainingStatus.failed
+            if isinstance(error, Exception):
+                raise
+            raise TrainingError(f"The training ended in {error!r}.") from error  # else DSPy never resolves the job
+        job.state = TrainingStatus.succeeded
+        return new_id
+
+    def _finetune(
+        self,
+        job: LocalTrainingJob,
+        model: str,
+        rows: Sequence[Mapping[str, Any]],
+        form: Any,
+        train_kwargs: Mapping[str, Any],
+    ) -> str:
+        settings = TrainingSettings.read(train_kwargs, self.options)
+        self.check()
+        if getattr(form, "value", form) not in ("chat", None):
+            raise TypeError(f"The training data format is {form!r}; a local model trains on 'chat' rows.")
+        base = resolve(model)
+        key = digest({"base": base.digits, "rows": list(rows), "options": dataclasses.asdict(settings.options)})
+        folder = settings.output_dir or home("models", key[:16])
+        if not _is_finished(folder, key):
+            _train_into(folder, base, rows, settings, key, job.stop)
+        new = register(folder / "model.gguf")
+        share_chat(base, new)
+        return new.id
+
+
+def _is_finished(folder: Path, key: str) -> bool:
+    """Whether the very same job was done before, e.g. by a run that was killed right after it.
+
+    Raises:
+        TrainingError: The folder holds something else, which is not ours to replace.
+    """
+    if not folder.exists():
+        return False
+    try:
+        done = json.loads((folder / "training.json").read_text(encoding="utf-8")).get("key") == key
+    except (OSError, json.JSONDecodeError):
+        done = False
+    if done and (folder / "model.gguf").is_file():
+        return True
+    raise TrainingError(
+        f"The output folder {str(folder)!r} exists and was not written by this very job. "
+        "Give another `output_dir`, or move the folder away."
+    )
+
+
+def _train_into(
+    folder: Path,
+    base: Weights,
+    rows: Sequence[Mapping[str, Any]],
+    settings: TrainingSettings,
+    key: str,
+    stop: threading.Event,
+) -> None:
+    """Train next to the folder and rename at the end, so that it is there whole or not at all."""
+    started = time.monotonic()
+    chat = load_chat(base)
+    tokens = [lora.to_tokens(chat, row["messages"]) for row in rows]
+    kept = lora.fitting(tokens, min(settings.options.max_length, chat.context))
+    if free_memory() < _TRAINING_BYTES + 6 * base.gguf.stat().st_size:
+        engines().unload_idle()
+    draft = folder.with_name(f".{folder.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)  # left by a run that was killed
+    draft.mkdir(parents=True)
+    try:
+        task = lora.TrainingJob(
+            gguf=base.gguf,
+            training_copy=_training_copy(base),
+            tokenizer=chat.folder,
+            rows=kept,
+            options=settings.options,
+            folder=draft,
+            name=_new_name(base),
+        )
+        measured = lora.train(task, stop=stop, on_progress=settings.on_progress)
+        record = {
+            "key": key,
+            "base": base.id,
+            "options": dataclasses.asdict(settings.options),
+            "num_rows": len(kept),
+            "num_dropped": len(tokens) - len(kept),
+            "completion_tokens": sum(len(row.completion) for row in kept),
+            **measured,
+            "seconds": time.monotonic() - started,
+        }
+        (draft / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        shutil.rmtree(draft / "scratch", ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _training_copy(base: Weights) -> Path | None:
+    """Base models are trained from again and again; fine-tuned ones hardly, and each copy is as large as the model."""
+    return None if (base.folder / "training.json").exists() else home("training", base.digits)
+
+
+def _new_name(base: Weights) -> str:
+    name = base.id.removeprefix("local/").partition("@")[0]
+    return f"{name.removesuffix('+lora')}+lora"

@@ -1,0 +1,155 @@
+"""The engine for CUDA and MPS, and for CPUs without OpenVINO: PyTorch and Transformers.
+
+Batches are static: requests that wait are gathered, continued together until the last is done, and answered as each
+finishes. Every row has its own temperature, seed and length, so any requests can share a batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sirius_dspy.errors import MissingDependencyError
+from sirius_dspy.local.batching import BatchingEngine, Call, Written, cut_at_stop
+from sirius_dspy.local.chat import Chat
+from sirius_dspy.local.home import home
+from sirius_dspy.local.models import INSTALL, Weights
+
+
+class TransformersEngine(BatchingEngine):
+    """Answers many threads in static batches.
+
+    Args:
+        weights: The GGUF file; its de-quantised copy in the home folder is used, and made first, as for training.
+        chat: Its tokenizer.
+        device: `cpu`, `cuda` or `mps`.
+        adapter: A PEFT adapter on top of the weights.
+        max_sequences: Requests in one batch.
+
+    Raises:
+        MissingDependencyError: `torch`, `transformers` or `peft` is not installed.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        chat: Chat,
+        *,
+        device: str = "cpu",
+        adapter: Path | None = None,
+        max_sequences: int = 64,
+    ) -> None:
+        super().__init__(chat)
+        self.device = device
+        self.max_sequences = max_sequences
+        self._model: Any = _load(weights, adapter).to(device).eval()
+        self._start()
+
+    def _advance(self, admitted: list[Call]) -> None:
+        self._live += admitted
+        batch = self._live[: self.max_sequences]
+        _Batch(self._model, self.chat, batch).run()
+        self._live = self._live[self.max_sequences :]
+
+    def _release(self) -> None:
+        self._model = None
+
+
+class _Batch:
+    """The rows of one batch, continued one token at a time."""
+
+    def __init__(self, model: Any, chat: Chat, calls: list[Call]) -> None:
+        import torch
+
+        self.model = model
+        self.chat = chat
+        self.calls = calls
+        self.device = model.device
+        self.written: list[list[int]] = [[] for _ in calls]
+        self.generators = [
+            torch.Generator(device="cpu").manual_seed(call.options.rng_seed) for call in calls
+        ]  # on the CPU, so that a seed means the same sample on every device
+
+    def run(self) -> None:
+        """Continue until every call is answered."""
+        import torch
+
+        tokens, mask = self._padded()
+        cache = None
+        with torch.inference_mode():
+            while not all(call.done.done() for call in self.calls):
+                positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+                output = self.model(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                cache = output.past_key_values
+                chosen = self._choose(output.logits[:, -1].float())
+                self._settle(chosen)
+                tokens = torch.tensor(chosen, device=self.device)[:, None]
+                mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+
+    def _padded(self) -> tuple[Any, Any]:
+        """Prompts `(batch, time)`, padded on the left so that all end together, and their mask."""
+        import torch
+
+        width = max(len(call.ids) for call in self.calls)
+        tokens = [[self.chat.end_id] * (width - len(call.ids)) + call.ids for call in self.calls]
+        mask = [[0] * (width - len(call.ids)) + [1] * len(call.ids) for call in self.calls]
+        return torch.tensor(tokens, device=self.device), torch.tensor(mask, device=self.device)
+
+    def _choose(self, logits: Any) -> list[int]:
+        """The next token of every row, from `(batch, vocabulary)` scores."""
+        chosen: list[int] = logits.argmax(-1).tolist()
+        for row, call in enumerate(self.calls):
+            if call.options.temperature > 0 and not call.done.done():
+                chosen[row] = _sample(logits[row].cpu(), call, self.generators[row])
+        return chosen
+
+    def _settle(self, chosen: list[int]) -> None:
+        """Note the new tokens and answer the calls that are done with them."""
+        for call, written, token in zip(self.calls, self.written, chosen, strict=True):
+            if call.done.done():
+                continue
+            written.append(token)
+            if token == self.chat.end_id or self._stopped(call, written):
+                call.done.set_result(Written(written, "stop"))
+            elif len(written) >= call.max_tokens:
+                call.done.set_result(Written(written, "length"))
+
+    def _stopped(self, call: Call, written: list[int]) -> bool:
+        if not call.options.stop:
+            return False
+        text = self.chat.decode(written)
+        return cut_at_stop(text, call.options.stop) != text
+
+
+def _sample(logits: Any, call: Call, generator: Any) -> int:
+    """Draw a token from one row of scores, with the call's temperature, `top_k` and `top_p`."""
+    import torch
+
+    scores, order = (logits / call.options.temperature).sort(descending=True)
+    probabilities = scores.softmax(-1)
+    if call.options.top_k is not None:
+        probabilities[call.options.top_k :] = 0
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities[before >= call.options.top_p * probabilities.sum()] = 0
+    drawn = torch.multinomial(probabilities, 1, generator=generator)
+    return int(order[drawn])
+
+
+def _load(weights: Weights, adapter: Path | None) -> Any:
+    try:
+        from sirius_dspy.local.train import load_model
+
+        model = load_model(weights.gguf, home("training", weights.digits))
+        if adapter is None:
+            return model
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingDependencyError(f"This engine needs PyTorch and Transformers. Run `{INSTALL}`.") from error
+    return PeftModel.from_pretrained(model, str(adapter))

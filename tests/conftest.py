@@ -1,0 +1,59 @@
+"""Every test starts from DSPy's defaults, keeps its files to itself and cannot reach beyond this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DSPY_CACHEDIR", tempfile.mkdtemp(prefix="dspy-cache-"))
+
+import dspy
+import pytest
+
+pytest.register_assert_rewrite("sirius_dspy.testing")
+
+LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def only_this_machine() -> Iterator[None]:
+    """Fail a connection to any other host: the embedded default needs none."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not str(address[0]).startswith(LOOPBACK):
+            raise AssertionError(f"a test tried to reach {address!r}")
+        connect(self, address)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def dspy_defaults() -> Iterator[None]:
+    """Undo `dspy.configure` after each test, and keep answers out of the disk cache."""
+    config = sys.modules["dspy.dsp.utils.settings"].main_thread_config  # the package shows its object by this name
+    before = dict(config)
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
+    yield
+    config.clear()
+    config.update(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sirius_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home folder of this test run's own."""
+    patch = pytest.MonkeyPatch()
+    if "SIRIUS_HOME" not in os.environ:
+        patch.setenv("SIRIUS_HOME", str(tmp_path_factory.mktemp("sirius-home")))
+    yield
+    patch.undo()
