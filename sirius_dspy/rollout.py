@@ -182,7 +182,7 @@ def _number(value: Any, example: dspy.Example) -> float:
             f"The metric returned {value!r} for the example with inputs {_short(example)}. It must return a finite "
             "number, a bool, or a `dspy.Prediction` with such a `score`."
         )
-    return float(plain)
+    return float(plain) + 0.0  # -0.0 is the same reward as 0.0
 
 
 def _short(example: dspy.Example) -> str:

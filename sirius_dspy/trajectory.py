@@ -29,8 +29,12 @@ Verdict = Literal["repaired", "failed", "leaked", "unparsed", "unchanged", "dive
 
 def to_plain(value: Any) -> Any:
     """Turn any value into JSON: pydantic models and dataclasses become dicts, the unknown becomes its `repr`."""
-    if value is None or isinstance(value, str | bool | int):
+    if isinstance(value, str):
+        return value if value.isascii() else _whole_characters(value)
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int):
+        return value if abs(value) < 1 << 63 else repr(value)  # databases and JSON readers go up to 64 bits
     if isinstance(value, float):
         return value if math.isfinite(value) else repr(value)
     if isinstance(value, Mapping):
@@ -48,6 +52,11 @@ def to_plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_plain(dataclasses.asdict(value))
     return repr(value)
+
+
+def _whole_characters(text: str) -> str:
+    """Join halves of surrogate pairs and replace lone ones: LMs write both, and no UTF-8 file can hold either."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def from_plain(value: Any, annotation: Any) -> Any:

@@ -7,9 +7,9 @@ prompt is the inference prompt, token by token, by construction.
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def share_chat(source: Weights, target: Weights) -> None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    tokenizer = _auto_tokenizer().from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
+    with no_progress_bars():
+        tokenizer = _auto_tokenizer().from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
     with new_folder(folder) as draft:
         tokenizer.save_pretrained(str(draft))
 
@@ -108,18 +109,22 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 def _auto_tokenizer() -> Any:
-    quiet_transformers()
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise MissingDependencyError(
-            f"Local models need transformers for their chat template. Run `{INSTALL}`."
-        ) from error
+        raise MissingDependencyError(f"Chat templates of local models need transformers. Run `{INSTALL}`.") from error
     return AutoTokenizer
 
 
-def quiet_transformers() -> None:
-    """Keep Hugging Face's advice and progress bars off the screen, unless the user asked for them."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Without the bars of Transformers; the user's setting comes back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -234,8 +234,8 @@ def _environment() -> dict[str, str]:
     quiet = {
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
-        "TRL_EXPERIMENTAL_SILENCE": "1",
         "PYTHONWARNINGS": "ignore",
     }
     return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}

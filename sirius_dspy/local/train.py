@@ -20,7 +20,7 @@ import datasets
 import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from sirius_dspy.local.home import new_folder
@@ -145,6 +145,7 @@ def build_trainer(
             task_type="CAUSAL_LM",
         ),
     )
+    trainer.remove_callback(PrinterCallback)  # progress is reported; a print per step would bury error texts
     trainer.autocast = torch.bfloat16 if model.dtype == torch.bfloat16 else None
     return trainer
 

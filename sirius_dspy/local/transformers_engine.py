@@ -11,7 +11,7 @@ from typing import Any
 
 from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.local.batching import BatchingEngine, Call, Written, cut_at_stop
-from sirius_dspy.local.chat import Chat
+from sirius_dspy.local.chat import Chat, no_progress_bars
 from sirius_dspy.local.home import home
 from sirius_dspy.local.models import INSTALL, Weights
 
@@ -144,12 +144,11 @@ def _sample(logits: Any, call: Call, generator: Any) -> int:
 
 def _load(weights: Weights, adapter: Path | None) -> Any:
     try:
-        from sirius_dspy.local.train import load_model
-
-        model = load_model(weights.gguf, home("training", weights.digits))
-        if adapter is None:
-            return model
         from peft import PeftModel
+
+        from sirius_dspy.local.train import load_model
     except ImportError as error:
         raise MissingDependencyError(f"This engine needs PyTorch and Transformers. Run `{INSTALL}`.") from error
-    return PeftModel.from_pretrained(model, str(adapter))
+    with no_progress_bars():
+        model = load_model(weights.gguf, home("training", weights.digits))
+    return model if adapter is None else PeftModel.from_pretrained(model, str(adapter))

@@ -1,0 +1,30 @@
+"""Fakes and contract suites for tests of programs, metrics, trainers and trackers; part of the public interface.
+
+    ScriptedLM       an LM whose answers a test writes down; an unexpected call fails with its prompt
+    ToyLM            an LM that learns by heart, through DSPy's own fine-tuning interface
+    ScriptedTrainer  hands out LMs instead of training
+    TrainerContract, TrackerContract, AugmenterContract, LibraryContract
+                     tests to inherit: subclass in a test file, define the fixtures that the class names
+
+All of it works in threads and under asyncio, and nothing needs pytest before a contract suite runs. An LM's copies,
+which DSPy makes at many places, share one script, one count of calls and one memory.
+"""
+
+from sirius_dspy.testing.engine import Prompt, UnexpectedCallError
+from sirius_dspy.testing.events import compile_events
+from sirius_dspy.testing.scripted import ScriptedLM, chat_reply
+from sirius_dspy.testing.toy import ToyLM
+from sirius_dspy.testing.tracker import TrackerContract
+from sirius_dspy.testing.trainer import ScriptedTrainer, TrainerContract
+
+__all__ = [
+    "Prompt",
+    "ScriptedLM",
+    "ScriptedTrainer",
+    "ToyLM",
+    "TrackerContract",
+    "TrainerContract",
+    "UnexpectedCallError",
+    "chat_reply",
+    "compile_events",
+]

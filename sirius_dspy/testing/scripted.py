@@ -1,0 +1,108 @@
+"""An LM whose answers a test writes down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sirius_dspy.testing.engine import Engine, EngineLM, Prompt, UnexpectedCallError, function_at, path_of
+
+Answers = Callable[[Prompt], str] | Sequence[str | Exception] | Mapping[str, str]
+
+
+def chat_reply(**fields: Any) -> str:
+    """Write a reply as ChatAdapter parses it.
+
+    Examples:
+        >>> print(chat_reply(answer=4))
+        [[ ## answer ## ]]
+        4
+        <BLANKLINE>
+        [[ ## completed ## ]]
+    """
+    blocks = [f"[[ ## {name} ## ]]\n{value}" for name, value in fields.items()]
+    return "\n\n".join([*blocks, "[[ ## completed ## ]]"])
+
+
+class ScriptedLM(EngineLM):
+    """An LM whose answers are written down beforehand.
+
+    Args:
+        answers: One of
+            a function from `Prompt` to the reply (an exception that it raises reaches DSPy as an LM's failure);
+            a mapping from a text in the last user message to the reply, where the first key that occurs is taken;
+            a sequence of replies, used up in the order of the calls, in which an exception is raised.
+        model: Id of the LM.
+        latency_s: Seconds that each answer takes.
+        kwargs: Of `dspy.LM`; the cache is off unless it is asked for.
+
+    A call that the script has no answer for raises `UnexpectedCallError`, which DSPy passes on as `LMUnexpectedError`,
+    with the prompt in its message. A saved program keeps mappings, sequences of texts, and functions that can be
+    imported.
+
+    Examples:
+        >>> lm = ScriptedLM({"capital of France": "Paris"})
+        >>> lm("What is the capital of France?")
+        ['Paris']
+        >>> lm.calls
+        1
+    """
+
+    def __init__(
+        self, answers: Answers = (), model: str = "scripted/lm", *, latency_s: float = 0.0, **kwargs: Any
+    ) -> None:
+        if isinstance(answers, str) or not (callable(answers) or isinstance(answers, Mapping | Sequence)):
+            raise TypeError(f"`answers` is {answers!r}, expected a function, a mapping or a list, such as `[text]`.")
+        super().__init__(model, _Script(answers, latency_s), **kwargs)
+
+    def dump_state(self) -> dict[str, Any]:
+        """State with the script, as far as JSON can hold it."""
+        script = self.engine
+        return {**super().dump_state(), "answers": _plain_script(script.answers), "latency_s": script.latency_s}
+
+    @classmethod
+    def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> ScriptedLM:
+        """The LM that `dump_state` described, at the start of its script."""
+        state = {**state, "answers": _revived_script(state.get("answers"))}
+        return super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)
+
+
+class _Script(Engine):
+    def __init__(self, answers: Answers = (), latency_s: float = 0.0) -> None:
+        super().__init__(latency_s)
+        self.answers = answers
+        self._unused = iter(answers) if isinstance(answers, Sequence) else iter(())
+
+    def answer(self, prompt: Prompt) -> str:
+        if callable(self.answers):
+            return self.answers(prompt)
+        found = self._matching(prompt) if isinstance(self.answers, Mapping) else self._next()
+        if found is None:
+            raise UnexpectedCallError(
+                f"Call {len(self.requests)} of the scripted LM {prompt.model!r} has no answer in its script of "
+                f"{len(self.answers)}. Add one, or find out why the call was made:\n{prompt.text}"
+            )
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _matching(self, prompt: Prompt) -> str | None:
+        answers: Mapping[str, str] = self.answers  # type: ignore[assignment]  # narrowed by the caller
+        return next((reply for text, reply in answers.items() if text in prompt.user), None)
+
+    def _next(self) -> str | Exception | None:
+        with self.lock:
+            return next(self._unused, None)
+
+
+def _plain_script(answers: Answers) -> Any:
+    if callable(answers):
+        return {"function": path_of(answers)}
+    if isinstance(answers, Mapping):
+        return {"mapping": dict(answers)}
+    return {"sequence": [answer for answer in answers if isinstance(answer, str)]}
+
+
+def _revived_script(plain: Mapping[str, Any] | None) -> Answers:
+    kind, value = next(iter((plain or {"sequence": ()}).items()))
+    return function_at(value) or () if kind == "function" else value

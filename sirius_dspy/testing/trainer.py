@@ -1,0 +1,155 @@
+"""A trainer that hands out LMs, and what every trainer must do."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.lm15 import Message, Request
+
+from sirius_dspy.errors import TrainingError, UnpreparedProgramError
+from sirius_dspy.train import Trainer, TrainingRequest
+
+
+class ScriptedTrainer:
+    """A trainer that hands out LMs instead of training.
+
+    Args:
+        lms: The "trained" LM of each agent, or a function from the `TrainingRequest` to it.
+
+    Attributes:
+        requests: What it was asked to train, in order.
+        checked: The agents that it was asked about before.
+    """
+
+    def __init__(self, lms: Mapping[str, dspy.LM] | Callable[[TrainingRequest], dspy.LM]) -> None:
+        self.lms = lms
+        self.requests: list[TrainingRequest] = []
+        self.checked: list[str] = []
+
+    def check(self, agent: str, lm: dspy.LM) -> None:
+        """Refuse an agent that the mapping does not have."""
+        self.checked.append(agent)
+        self._refuse_unknown(agent)
+
+    def train(self, request: TrainingRequest) -> dspy.LM:
+        """Record the request and return the agent's LM."""
+        self._refuse_unknown(request.agent)
+        if not request.rows:
+            raise TrainingError(f"Agent {request.agent!r} has no training rows.", agent=request.agent)
+        self.requests.append(request)
+        return self.lms[request.agent] if isinstance(self.lms, Mapping) else self.lms(request)
+
+    def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
+        """The LM of that id from the mapping, else a copy of `lm` with that id."""
+        known = self.lms.values() if isinstance(self.lms, Mapping) else ()
+        return next((candidate for candidate in known if candidate.model == model), None) or lm.copy(model=model)
+
+    def _refuse_unknown(self, agent: str) -> None:
+        if isinstance(self.lms, Mapping) and agent not in self.lms:
+            raise UnpreparedProgramError(
+                f"The scripted trainer has no LM for agent {agent!r}, only for {sorted(self.lms)}. Add one to `lms`."
+            )
+
+
+ROWS: tuple[dict[str, Any], ...] = (
+    {
+        "messages": [
+            {"role": "system", "content": "Answer with one word."},
+            {"role": "user", "content": "question: What colour is grass?"},
+            {"role": "assistant", "content": "green"},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "system", "content": "Answer with one word."},
+            {"role": "user", "content": "question: What colour is snow?"},
+            {"role": "assistant", "content": "white"},
+        ]
+    },
+)
+"""A training set of two rows."""
+
+
+class TrainerContract:
+    """What every `Trainer` must do. Subclass it with three fixtures.
+
+    - `trainer`: a new trainer,
+    - `lm`: an LM that it can train, for the agent `solver`,
+    - `refused`: a pair of agent and LM that it must refuse.
+
+    Examples:
+        ```python
+        class TestMyTrainer(TrainerContract):
+            @pytest.fixture
+            def trainer(self):
+                return MyTrainer()
+        ```
+    """
+
+    def test_check_accepts_an_lm_that_can_be_trained(self, trainer: Trainer, lm: dspy.LM) -> None:
+        """A check neither trains nor complains."""
+        model = lm.model
+        trainer.check("solver", lm)
+        assert lm.model == model
+
+    def test_check_refuses_with_the_name_of_the_agent(self, trainer: Trainer, refused: tuple[str, dspy.LM]) -> None:
+        """Refusal comes before anything is paid for, and says which agent it is about."""
+        import pytest
+
+        with pytest.raises(UnpreparedProgramError, match=re.escape(refused[0])):
+            trainer.check(*refused)
+
+    def test_training_gives_another_lm(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
+        """New weights have a new id, and the LM that training started from keeps its own."""
+        model = lm.model
+        trained = trainer.train(_request(lm, tmp_path))
+        assert isinstance(trained, dspy.LM)
+        assert trained is not lm
+        assert trained.model != model == lm.model
+
+    def test_the_trained_lm_answers(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
+        """It is ready when `train` returns."""
+        trained = trainer.train(_request(lm, tmp_path))
+        trained.launch()
+        reply = trained(Request(model=trained.model, messages=(Message.user("question: What colour is grass?"),)))
+        assert isinstance(reply.text, str)
+
+    def test_rows_stay_as_they_are(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
+        """The training set is on record; a trainer must not rewrite it."""
+        rows = copy.deepcopy(ROWS)
+        trainer.train(_request(lm, tmp_path, rows))
+        assert rows == ROWS
+
+    def test_progress_counts_up_to_its_total(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
+        """Reports are optional; those that come are in order and have a finite loss."""
+        reports: list[tuple[int, int, float]] = []
+        trainer.train(_request(lm, tmp_path, on_progress=lambda *report: reports.append(report)))
+        assert [step for step, _, _ in reports] == sorted(step for step, _, _ in reports)
+        assert all(0 <= step <= total and math.isfinite(loss) for step, total, loss in reports)
+
+    def test_no_rows_is_an_error(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
+        """An LM that learnt nothing must not pass for a trained one."""
+        import pytest
+
+        with pytest.raises(TrainingError):
+            trainer.train(_request(lm, tmp_path, rows=()))
+
+    def test_restore_gives_the_trained_lm_back(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
+        """A second run of the same compile takes up the finished job."""
+        trained = trainer.train(_request(lm, tmp_path))
+        assert trainer.restore(lm, trained.model, tmp_path).model == trained.model
+
+
+def _request(
+    lm: dspy.LM,
+    workdir: Path,
+    rows: Sequence[Mapping[str, Any]] = ROWS,
+    on_progress: Callable[[int, int, float], None] = lambda step, total, loss: None,
+) -> TrainingRequest:
+    return TrainingRequest(agent="solver", lm=lm, rows=rows, workdir=workdir, seed=0, on_progress=on_progress)

@@ -1,0 +1,505 @@
+"""MLflowTracker against a real MLflow store: a SQLite file and artifacts in a temporary folder."""
+
+import json
+import logging
+import os
+import socket
+import sqlite3
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from sirius_dspy.mlflow import MLflowTracker
+from sirius_dspy.track import (
+    CompileEnded,
+    CompileStarted,
+    Curated,
+    Evaluated,
+    IterationEnded,
+    StageStarted,
+    Trackers,
+    Trained,
+    TrainingProgress,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy:DeprecationWarning",  # MLflow 3.17 on SQLAlchemy 2.1
+    # From Python 3.13 on, connections that MLflow's pools leave to the garbage collector:
+    "ignore:unclosed database:ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+
+SECRET = "sk-proj-Zq81LmPlantedSecret0042xyz"
+AGENTS = {"analyst": ["analyst.predict"], "solver's [0]": ["solvers[0].predict", "solvers[1].predict"]}
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """Making MLflow's tables takes a second, so it is done once and copied."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path.read_bytes()
+
+
+@pytest.fixture
+def store(tmp_path, empty_store):
+    (tmp_path / "mlflow.db").write_bytes(empty_store)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri)
+    client.create_experiment("tests", artifact_location=(tmp_path / "artifacts").as_uri())
+    return client
+
+
+@pytest.fixture
+def tracker(store):
+    return MLflowTracker(experiment="tests", tracking_uri=store.tracking_uri)
+
+
+@pytest.fixture
+def active_store(store):
+    """The same store, as the one that the caller has selected."""
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store.tracking_uri)
+    mlflow.set_experiment("tests")
+    yield store
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.fixture
+def compile_(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "library.db")) as library:
+        yield Compile(tmp_path, library)
+
+
+class Compile:
+    """Tells a tracker what a compile of two iterations and two agents would, one thread per fine-tuning job."""
+
+    def __init__(self, folder, library):
+        self.folder = folder
+        library.execute("pragma journal_mode=wal")
+        library.execute("create table trajectories (id text)")
+        library.execute("insert into trajectories values ('t1')")
+        library.commit()  # stays in the write-ahead log while the connection is open
+
+    def started(self, *, resumed=False, **changes):
+        values = {
+            "run": "0f3a55aa77",
+            "run_dir": self.folder,
+            "library_url": f"sqlite:///{self.folder / 'library.db'}",
+            "params": {"iterations": 2, "samples": 4, "seed": 7, "max_tokens": 512},
+            "agents": AGENTS,
+            "lms": dict.fromkeys(AGENTS, "local/base"),
+            "adapter": "PlainAdapter",
+            "num_train": 2,
+            "num_val": 1,
+            "trainset": [{"question": "1+1?", "answer": 2}, {"question": "2+2?", "answer": 4}],
+            "valset": [{"question": "3+3?", "answer": 6}],
+            "resumed": resumed,
+        }
+        return CompileStarted(**{**values, **changes})
+
+    def train(self, tracker, iteration, agent, *, steps=3, finished=True):
+        rows = self.folder / f"{iteration}.jsonl"
+        rows.write_text(json.dumps({"messages": [{"role": "user", "content": agent}]}) + "\n")
+        tracker.on_curated(Curated(iteration, agent, 30, {"duplicate": 2}, rows))
+        tracker.on_stage_started(StageStarted(iteration, "train", 2))
+        job = threading.Thread(target=self.report, args=(tracker, iteration, agent, steps))
+        job.start()
+        job.join()
+        if finished:
+            losses = [2.0 / step for step in range(1, steps + 1)]
+            tracker.on_trained(Trained(iteration, agent, "local/base", f"{agent}@{iteration}", 30, losses, 1.5, None))
+
+    def report(self, tracker, iteration, agent, steps):
+        for step in range(1, steps + 1):
+            tracker.on_training_progress(TrainingProgress(iteration, agent, 10 * step, 10 * steps, 2.0 / step))
+
+    def iterate(self, tracker, iteration):
+        tracker.on_stage_started(StageStarted(iteration, "collect", 8))
+        for agent in AGENTS:
+            self.train(tracker, iteration, agent)
+        tracker.on_evaluated(Evaluated(iteration, 0.9, 1, "analyst"))
+        tracker.on_evaluated(Evaluated(iteration, 0.2 * iteration, 1, "program"))
+        metrics = {"collect/success_rate": 0.1 * iteration, "val/score": 0.25 * iteration}
+        tracker.on_iteration_ended(
+            IterationEnded(iteration, metrics, {agent: f"{agent}@{iteration}" for agent in AGENTS})
+        )
+
+    def begin(self, tracker, **changes):
+        tracker.on_compile_started(self.started(**changes))
+        tracker.on_stage_started(StageStarted(0, "evaluate", 1))
+        tracker.on_evaluated(Evaluated(0, 0.125, 1, "program"))
+
+    def end(self, tracker, status="finished", **changes):
+        results = {
+            "run": "0f3a55aa77",
+            "seed": 7,
+            "best_iteration": 2,
+            "best_score": 0.5,
+            "iterations": [{"iteration": n, "score": 0.25 * n, "num_val": 4} for n in range(3)],
+        }
+        values = {"best_iteration": 2, "metrics": {"best/score": 0.5}, "results": results, "error": ""}
+        tracker.on_compile_ended(CompileEnded(status, **{**values, **changes}))
+
+    def run(self, tracker, **changes):
+        self.begin(tracker, **changes)
+        self.iterate(tracker, 1)
+        self.iterate(tracker, 2)
+        self.end(tracker)
+
+
+def runs_of(client):
+    """Run name to run; a name that occurs twice is an error of the test."""
+    experiment = client.get_experiment_by_name("tests")
+    runs = client.search_runs([experiment.experiment_id])
+    names = [run.info.run_name for run in runs]
+    parents = {run.info.run_id: run.info.run_name for run in runs}
+    keyed = {(parents.get(run.data.tags.get("mlflow.parentRunId")), run.info.run_name): run for run in runs}
+    assert len(keyed) == len(names), sorted(names)
+    return keyed
+
+
+def curve(client, run, key):
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, key)]
+
+
+def models_of(client, name):
+    experiment = client.get_experiment_by_name("tests")
+    found = client.search_logged_models([experiment.experiment_id], filter_string=f"name = '{name}'")
+    return sorted(found, key=lambda model: model.params["iteration"])
+
+
+def artifacts_of(client, run, folder=None):
+    found = client.list_artifacts(run.info.run_id, folder)
+    return {path for item in found for path in (artifacts_of(client, run, item.path) if item.is_dir else {item.path})}
+
+
+def test_runs_form_the_tree_of_the_compile_and_end(store, tracker, compile_):
+    compile_.run(tracker)
+    runs = runs_of(store)
+    assert set(runs) == {
+        (None, "compile-0f3a55aa"),
+        ("compile-0f3a55aa", "iteration-1"),
+        ("compile-0f3a55aa", "iteration-2"),
+        ("iteration-1", "finetune-analyst"),
+        ("iteration-1", "finetune-solver's [0]"),
+        ("iteration-2", "finetune-analyst"),
+        ("iteration-2", "finetune-solver's [0]"),
+    }
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert tracker.run_id == runs[None, "compile-0f3a55aa"].info.run_id
+
+
+def test_root_has_the_parameters_and_versions(store, tracker, compile_):
+    compile_.run(tracker)
+    root = store.get_run(tracker.run_id)
+    expected = {
+        "iterations": "2",
+        "seed": "7",
+        "max_tokens": "512",
+        "adapter": "PlainAdapter",
+        "num_train": "2",
+        "num_val": "1",
+        "agent.analyst": "analyst.predict",
+        "lm.analyst": "local/base",
+        "version.mlflow": mlflow.__version__,
+    }
+    assert expected.items() <= root.data.params.items()
+    assert "version.dspy" in root.data.params
+    assert json.loads(root.data.tags["sirius.agents"]) == AGENTS
+    assert root.data.tags["sirius.best_iteration"] == "2"
+
+
+def test_root_has_the_datasets_by_content(store, tracker, compile_):
+    compile_.run(tracker)
+    inputs = store.get_run(tracker.run_id).inputs.dataset_inputs
+    assert {(item.dataset.name, item.tags[0].value) for item in inputs} == {("train", "train"), ("val", "val")}
+    train = next(item.dataset for item in inputs if item.dataset.name == "train")
+    assert json.loads(train.profile) == {"num_rows": 2}
+    assert [column["type"] for column in json.loads(train.schema)["mlflow_colspec"]] == ["string", "long"]
+    assert train.digest != next(item.dataset for item in inputs if item.dataset.name == "val").digest
+
+
+def test_headline_curves_are_on_the_root_by_iteration_and_start_with_the_student(store, tracker, compile_):
+    compile_.run(tracker)
+    root = store.get_run(tracker.run_id)
+    # The last program score before promotion (0.2, 0.4) is not the iteration's score.
+    assert curve(store, root, "val/score") == [(0, 0.125), (1, 0.25), (2, 0.5)]
+    assert curve(store, root, "collect/success_rate") == [(1, 0.1), (2, 0.2)]
+    assert curve(store, root, "best/score") == [(2, 0.5)]
+    iteration = runs_of(store)["compile-0f3a55aa", "iteration-2"]
+    assert curve(store, iteration, "val/score") == [(2, 0.5)]
+    assert curve(store, iteration, "gate/analyst") == [(2, 0.9)]
+
+
+def test_score_of_the_program_stands_in_where_the_iteration_gives_none(store, tracker, compile_):
+    compile_.begin(tracker)
+    tracker.on_evaluated(Evaluated(1, 0.75, 1, "program"))
+    tracker.on_iteration_ended(IterationEnded(1, {}, {}))
+    compile_.end(tracker)
+    assert curve(store, store.get_run(tracker.run_id), "val/score") == [(0, 0.125), (1, 0.75)]
+
+
+def test_finetune_has_the_losses_of_its_thread_at_their_steps(store, tracker, compile_):
+    compile_.run(tracker)
+    run = runs_of(store)["iteration-1", "finetune-analyst"]
+    assert curve(store, run, "train/loss") == [(10, 2.0), (20, 1.0), (30, pytest.approx(2 / 3))]
+    assert curve(store, run, "curate/dropped/duplicate") == [(1, 2.0)]
+    assert run.data.params["base"] == "local/base"
+    assert run.data.params["lm"] == "analyst@1"
+    assert run.info.end_time - run.info.start_time >= 1500
+    [rows] = run.inputs.dataset_inputs
+    assert (rows.dataset.name, rows.tags[0].value) == ("analyst", "finetune")
+
+
+def test_losses_of_the_result_are_used_where_the_job_reported_no_progress(store, tracker, compile_):
+    compile_.begin(tracker)
+    tracker.on_trained(Trained(1, "analyst", "base", "analyst@1", 3, [3.0, 2.0], 0.1, None))
+    compile_.end(tracker)
+    run = runs_of(store)["iteration-1", "finetune-analyst"]
+    assert curve(store, run, "train/loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_losses_of_the_result_are_used_where_progress_has_gaps(store, tracker, compile_):
+    compile_.begin(tracker)
+    tracker.on_training_progress(TrainingProgress(1, "analyst", 3, 3, 1.0))  # a resumed job reports its rest only
+    tracker.on_trained(Trained(1, "analyst", "base", "analyst@1", 3, [3.0, 2.0, 1.0], 0.1, None))
+    compile_.end(tracker)
+    run = runs_of(store)["iteration-1", "finetune-analyst"]
+    assert curve(store, run, "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+
+
+def test_agents_and_programs_are_models_with_their_scores(store, tracker, compile_):
+    compile_.run(tracker)
+    runs = runs_of(store)
+    for name, agent in (("agent-analyst", "analyst"), ("agent-solver_s_0_", "solver's [0]")):
+        first, second = models_of(store, name)
+        assert first.tags["sirius.agent"] == agent
+        assert (first.params["base"], first.params["lm"]) == ("local/base", f"{agent}@1")
+        assert first.source_run_id == runs["iteration-1", f"finetune-{agent}"].info.run_id
+        assert [(metric.key, metric.value, metric.dataset_name) for metric in first.metrics] == [
+            ("val/score", 0.25, "val")
+        ]
+        assert [metric.value for metric in second.metrics] == [0.5]
+        assert str(second.status) == "READY"
+    programs = models_of(store, "program")
+    scores = [{metric.key: metric.value for metric in program.metrics} for program in programs]
+    assert scores == [
+        {"val/score": 0.25, "collect/success_rate": 0.1},
+        {"val/score": 0.5, "collect/success_rate": 0.2},
+    ]
+    iteration = runs["compile-0f3a55aa", "iteration-1"]
+    assert [output.model_id for output in iteration.outputs.model_outputs] == [programs[0].model_id]
+
+
+def test_library_training_sets_and_report_are_artifacts_of_the_root(store, tracker, compile_, tmp_path):
+    compile_.run(tracker)
+    root = store.get_run(tracker.run_id)
+    assert artifacts_of(store, root) == {
+        "library/library.db",
+        "report/report.md",
+        "report/report.json",
+        "report/progress.png",
+        "training_sets/iteration-1/analyst.jsonl",
+        "training_sets/iteration-1/solver_s_0_.jsonl",
+        "training_sets/iteration-2/analyst.jsonl",
+        "training_sets/iteration-2/solver_s_0_.jsonl",
+    }
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    library = store.download_artifacts(root.info.run_id, "library/library.db", str(downloads))
+    with closing(sqlite3.connect(library)) as copy:
+        assert copy.execute("select id from trajectories").fetchall() == [("t1",)]
+    rows = store.download_artifacts(root.info.run_id, "training_sets/iteration-1/analyst.jsonl", str(downloads))
+    assert "analyst" in Path(rows).read_text()
+
+
+@pytest.mark.parametrize("url", [None, "postgresql+psycopg://user@host/db", "sqlite:///nowhere/library.db"])
+def test_library_is_uploaded_only_if_wanted_and_a_file(store, compile_, url):
+    tracker = MLflowTracker(experiment="tests", tracking_uri=store.tracking_uri, log_library=url is not None)
+    compile_.begin(tracker, **({"library_url": url} if url else {}))
+    compile_.end(tracker)
+    root = store.get_run(tracker.run_id)
+    assert not any(path.startswith("library") for path in artifacts_of(store, root))
+    assert root.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(("status", "expected"), [("failed", "FAILED"), ("interrupted", "KILLED")])
+def test_a_compile_that_stops_while_training_closes_every_run(store, tracker, compile_, status, expected):
+    compile_.begin(tracker)
+    compile_.train(tracker, 1, "analyst")
+    compile_.train(tracker, 1, "solver's [0]", finished=False)
+    compile_.end(tracker, status, results={}, metrics={}, best_iteration=None, error="TrainingError: out of memory")
+    runs = runs_of(store)
+    assert {name: run.info.status for (_, name), run in runs.items()} == {
+        "compile-0f3a55aa": expected,
+        "iteration-1": expected,
+        "finetune-analyst": "FINISHED",
+        "finetune-solver's [0]": expected,
+    }
+    unfinished = runs["iteration-1", "finetune-solver's [0]"]
+    assert curve(store, unfinished, "train/loss") == [(10, 2.0), (20, 1.0), (30, pytest.approx(2 / 3))]
+    assert runs[None, "compile-0f3a55aa"].data.tags["sirius.error"] == "TrainingError: out of memory"
+
+
+def test_a_resumed_compile_goes_on_in_its_own_runs(store, compile_):
+    killed = MLflowTracker(experiment="tests", tracking_uri=store.tracking_uri)
+    compile_.begin(killed)
+    compile_.iterate(killed, 1)
+    compile_.train(killed, 2, "analyst")  # and then kill -9: no event tells of the end
+    resumed = MLflowTracker(experiment="tests", tracking_uri=store.tracking_uri)
+    compile_.run(resumed, resumed=True)
+    assert resumed.run_id == killed.run_id
+    runs = runs_of(store)  # which fails where a run is there twice
+    assert len(runs) == 7
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    root = store.get_run(resumed.run_id)
+    assert curve(store, root, "val/score") == [(0, 0.125), (1, 0.25), (2, 0.5)]
+    assert len(root.inputs.dataset_inputs) == 2
+    assert len(curve(store, runs["iteration-2", "finetune-analyst"], "train/loss")) == 3
+    for name in ("agent-analyst", "agent-solver_s_0_", "program"):
+        models = models_of(store, name)
+        assert len(models) == 2
+        assert "val/score" in {metric.key for metric in models[1].metrics}
+
+
+def test_a_resumed_compile_with_another_scalar_keeps_the_first_value_and_goes_on(store, tracker, compile_):
+    compile_.begin(tracker, params={"num_threads": 8})
+    compile_.begin(tracker, params={"num_threads": 64}, resumed=True)
+    compile_.end(tracker)
+    root = store.get_run(tracker.run_id)
+    assert root.data.params["num_threads"] == "8"
+    assert root.info.status == "FINISHED"
+
+
+def test_a_second_compile_with_equal_settings_is_a_second_root(store, tracker, compile_):
+    compile_.begin(tracker)
+    compile_.end(tracker)
+    first = tracker.run_id
+    compile_.begin(tracker)
+    compile_.end(tracker)
+    assert tracker.run_id != first
+
+
+def test_a_resumed_compile_unknown_to_the_store_starts_its_root(store, tracker, compile_):
+    compile_.run(tracker, resumed=True)
+    assert len(runs_of(store)) == 7
+
+
+def test_joins_the_active_run_and_leaves_it_active(active_store, compile_):
+    tracker = MLflowTracker(experiment="elsewhere", run_name="my compile")
+    with mlflow.start_run(run_name="caller") as caller:
+        compile_.run(tracker)
+        assert mlflow.active_run().info.run_id == caller.info.run_id
+    root = runs_of(active_store)["caller", "my compile"]
+    assert root.info.run_id == tracker.run_id
+    assert active_store.get_experiment_by_name("elsewhere") is None
+    assert active_store.get_run(caller.info.run_id).data.metrics == {}
+
+
+def test_an_active_run_of_another_store_is_not_joined(active_store, compile_, tmp_path, empty_store):
+    (tmp_path / "other.db").write_bytes(empty_store)
+    other = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
+    other.create_experiment("tests", artifact_location=(tmp_path / "other").as_uri())
+    tracker = MLflowTracker(experiment="tests", tracking_uri=other.tracking_uri)
+    with mlflow.start_run(run_name="caller"):
+        compile_.run(tracker)
+    assert "mlflow.parentRunId" not in other.get_run(tracker.run_id).data.tags
+
+
+def test_no_active_run_is_left_behind_and_the_selected_experiment_can_be_used(active_store, compile_):
+    tracker = MLflowTracker(experiment=None)
+    compile_.run(tracker)
+    assert mlflow.active_run() is None
+    assert (None, "compile-0f3a55aa") in runs_of(active_store)
+
+
+def test_says_how_to_open_the_run(tracker, compile_, store):
+    assert tracker.how_to_open is None
+    assert tracker.run_id is None
+    compile_.begin(tracker)
+    assert tracker.how_to_open == f"mlflow ui --backend-store-uri {store.tracking_uri}"
+    compile_.end(tracker)
+    assert tracker.how_to_open is not None
+
+
+def test_planted_secrets_reach_no_file(store, tracker, compile_, tmp_path, monkeypatch):
+    monkeypatch.setenv("EXAMPLE_API_KEY", "plain-words-as-a-key")
+    params = {"api_key": "hunter2-hunter2", "lm.api-key": "hunter3-hunter3", "note": f"uses {SECRET}", "seed": 7}
+    compile_.begin(tracker, params=params, lms={"analyst": f"openai/x?{SECRET}"}, adapter="plain-words-as-a-key")
+    tracker.on_trained(Trained(1, "analyst", f"base {SECRET}", "plain-words-as-a-key", 3, [1.0], 0.1, None))
+    tracker.on_iteration_ended(IterationEnded(1, {"val/score": 0.5}, {"analyst": SECRET}))
+    results = {"run": SECRET, "iterations": [{"iteration": 0, "score": 0.5, "num_val": 2, "lms": {"analyst": SECRET}}]}
+    compile_.end(tracker, "failed", results=results, error=f"401: bad key {SECRET}")
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "report.json", "report.md"} <= {path.name for path in written}
+    for path in written:
+        content = path.read_bytes()
+        for secret in (SECRET, "hunter2", "hunter3", "plain-words-as-a-key"):
+            assert secret.encode() not in content, path
+    root = store.get_run(tracker.run_id)
+    assert root.data.params["seed"] == "7"
+    assert root.data.tags["sirius.error"].startswith("401: bad key ")
+
+
+@pytest.fixture
+def silent_port():
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield probe.getsockname()[1]  # bound and not listening: connections are refused
+
+
+def test_a_server_that_is_down_neither_stops_nor_slows_the_compile(silent_port, compile_, caplog):
+    before = dict(os.environ)
+    tracker = MLflowTracker(tracking_uri=f"http://127.0.0.1:{silent_port}")
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING, logger="sirius_dspy.mlflow"):
+        compile_.run(Trackers([tracker], strict=True))
+    assert time.monotonic() - started < 20  # MLflow alone would try for minutes
+    [warning] = [record for record in caplog.records if record.name == "sirius_dspy.mlflow"]
+    assert "setLevel" in warning.getMessage()
+    assert tracker.run_id is None
+    assert tracker.how_to_open is None
+    assert dict(os.environ) == before
+
+
+def test_a_store_that_breaks_in_the_middle_is_reported_once(store, tracker, compile_, tmp_path, caplog):
+    strict = Trackers([tracker], strict=True)
+    compile_.begin(strict)
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("drop table metrics")
+    compile_.iterate(strict, 1)
+    compile_.iterate(strict, 2)
+    compile_.end(strict)
+    warnings = [record for record in caplog.records if record.name == "sirius_dspy.mlflow"]
+    assert len(warnings) == 1
+
+
+def test_settings_of_the_user_for_requests_are_kept_and_ours_are_taken_back(store, tracker, compile_, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    compile_.begin(tracker)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+    compile_.end(tracker)
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_long_training_run_and_many_parameters_are_written_whole(store, tracker, compile_):
+    compile_.begin(tracker, params={f"param_{number}": number for number in range(150)} | {"long": "x" * 9000})
+    tracker.on_trained(Trained(1, "analyst", "base", "analyst@1", 3, [1.0] * 1500, 0.1, None))
+    compile_.end(tracker)
+    root = store.get_run(tracker.run_id)
+    assert sum(key.startswith("param_") for key in root.data.params) == 150
+    assert len(root.data.params["long"]) == 6000
+    run = runs_of(store)["iteration-1", "finetune-analyst"]
+    assert len(store.get_metric_history(run.info.run_id, "train/loss")) == 1500
