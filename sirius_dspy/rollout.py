@@ -7,7 +7,7 @@ import inspect
 import logging
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,6 +31,13 @@ Result = TypeVar("Result")
 
 FATAL = (LMAuthError, LMBillingError, LMConfigurationError, LMUnsupportedModelError)
 """Errors of an LM that every example would share: to go on would only fail a thousand times."""
+
+
+OUTAGES = frozenset({"LMUnexpectedError", "LMTransportError", "LMServerError", "LMTimeoutError", "LMProviderError"})
+"""Failures of an LM that may pass, or be those of one example; many in a row are those of the LM."""
+
+PATIENCE = 10
+"""If this many runs fail in the LM before any other outcome is seen, the LM is out of order."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +92,23 @@ class Rollouts:
         would share, or on an interrupt, no new one starts, those in flight are yielded, and then the error is raised.
 
         Raises:
-            RolloutError: An LM refused for lack of credentials, credit or configuration.
+            RolloutError: An LM refused for lack of credentials, credit or configuration, or it is out of order.
             MetricError: The metric did not return a number.
             UnrecordableCallError: The program calls predictors where recording cannot see it.
         """
-        names = program_fingerprint(program)
-        return parallel(lambda task: self.run_one(program, task, names), tasks, self.num_threads)
+        program_id = program_fingerprint(program)
+        runs = parallel(lambda task: self.run_one(program, task, program_id), tasks, self.num_threads)
+        for finished, (task, trajectory) in enumerate(runs, start=1):
+            yield task, trajectory
+            if trajectory.failure is None or trajectory.failure.kind not in OUTAGES:
+                break
+            if finished == PATIENCE:
+                runs.close()
+                raise RolloutError(
+                    f"The first {PATIENCE} runs all failed in the LM itself: {trajectory.failure.kind}: "
+                    f"{trajectory.failure.message} Mend the LM or its server, then run the same `compile` again."
+                )
+        yield from runs
 
     def run_one(self, program: dspy.Module, task: Task, program_id: str = "") -> Trajectory:
         """Run one task in this thread."""
@@ -124,13 +142,15 @@ def scored(metric: Metric, example: dspy.Example, recording: Recording) -> tuple
     """Score a recorded run; a program or a metric that raised gives reward 0 and the failure.
 
     Raises:
-        MetricError: The metric returned something that is not a number.
+        MetricError: The metric returned something that is not a number, or cannot be called.
+        RolloutError: The metric asked an LM, which refused for lack of credentials, credit or configuration.
     """
     if recording.error is not None:
         return Score(0.0), recording.failure
     try:
         value = call_metric(metric, example, recording.prediction, recording.trace)
     except Exception as error:  # a metric that stumbles over one odd prediction must not end the compile
+        raise_if_fatal(error)
         logger.debug("The metric raised on an example; it counts as failed.", exc_info=True)
         failure = describe(error)
         return Score(0.0), Failure(f"metric raised {failure.kind}", failure.message)
@@ -169,20 +189,30 @@ def to_score(value: Any, example: dspy.Example) -> Score:
     """
     if isinstance(value, dspy.Prediction):
         fields = value.toDict()
-        rewards = {str(agent): _number(reward, example) for agent, reward in (fields.get("rewards") or {}).items()}
-        return Score(_number(fields.get("score"), example), rewards)
+        rewards = fields.get("rewards") or {}
+        if not isinstance(rewards, Mapping):
+            raise _metric_error(value, example)
+        own = {str(agent): _number(reward, example) for agent, reward in rewards.items()}
+        return Score(_number(fields.get("score"), example), own)
     return Score(_number(value, example))
 
 
 def _number(value: Any, example: dspy.Example) -> float:
     # numbers.Real covers bool and Python's numbers; NumPy's scalars and one-element tensors have `item`.
-    plain = value.item() if hasattr(value, "item") else value
+    try:
+        plain = value.item() if hasattr(value, "item") else value
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors of several numbers
+        plain = None
     if not isinstance(plain, numbers.Real) or not math.isfinite(plain):
-        raise MetricError(
-            f"The metric returned {value!r} for the example with inputs {_short(example)}. It must return a finite "
-            "number, a bool, or a `dspy.Prediction` with such a `score`."
-        )
-    return float(plain) + 0.0  # -0.0 is the same reward as 0.0
+        raise _metric_error(value, example)
+    return float(plain)
+
+
+def _metric_error(value: Any, example: dspy.Example) -> MetricError:
+    return MetricError(
+        f"The metric returned {value!r} for the example with inputs {_short(example)}. It must return a finite number, "
+        "a bool, or a `dspy.Prediction` with such a `score`, and `rewards` by agent where it gives them."
+    )
 
 
 def _short(example: dspy.Example) -> str:
@@ -227,7 +257,7 @@ def _field(item: tuple[str, Any]) -> list[str]:
 
 def parallel(
     function: Callable[[Item], Result], items: Iterable[Item], num_threads: int | None = None
-) -> Iterator[tuple[Item, Result]]:
+) -> Generator[tuple[Item, Result], None, None]:
     """Map in threads that inherit the caller's context, yielding (item, result) as they finish.
 
     Never more than two items per thread are taken from `items` ahead of time. On the first error, and on an interrupt

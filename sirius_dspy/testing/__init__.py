@@ -10,6 +10,7 @@ All of it works in threads and under asyncio, and nothing needs pytest before a 
 which DSPy makes at many places, share one script, one count of calls and one memory.
 """
 
+from sirius_dspy.testing.augmenter import AugmenterContract
 from sirius_dspy.testing.engine import Prompt, UnexpectedCallError
 from sirius_dspy.testing.events import compile_events
 from sirius_dspy.testing.scripted import ScriptedLM, chat_reply
@@ -18,6 +19,7 @@ from sirius_dspy.testing.tracker import TrackerContract
 from sirius_dspy.testing.trainer import ScriptedTrainer, TrainerContract
 
 __all__ = [
+    "AugmenterContract",
     "Prompt",
     "ScriptedLM",
     "ScriptedTrainer",

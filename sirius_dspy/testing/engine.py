@@ -172,6 +172,7 @@ class EngineLM(dspy.LM):
         return len(self.requests)
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        """See `dspy.LM`; a `rollout_id` is the sampling seed, too."""
         return super().__call__(prompt, messages=messages, **self._seeded(prompt, kwargs))
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:

@@ -96,6 +96,13 @@ class ToyLM(EngineLM):
         return super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)
 
 
+    @classmethod
+    def from_folder(cls, folder: Path, state: dict[str, Any]) -> ToyLM:
+        """The LM whose weights a checkpoint holds."""
+        _read_weights(state["model"], folder)
+        return cls.load_state({**state, "registry": None})
+
+
 class _ToyEngine(Engine):
     def __init__(
         self,
