@@ -117,10 +117,12 @@ class Curator:
             if agent is None or trajectory.reward_of(agent) < threshold:
                 continue
             row, reason = _row(probe, trajectory, step)
-            if row is None or row.id in rows[agent]:
-                dropped[agent][reason or "duplicate"] += 1
-            else:
-                rows[agent][row.id] = row
+            if row is None:
+                dropped[agent][reason] += 1
+                continue
+            known = rows[agent].get(row.id)
+            dropped[agent]["duplicate"] += known is not None
+            rows[agent][row.id] = min(row, known or row, key=lambda row: row.trajectory)  # whichever came first
         return {
             agent: TrainingSet(agent, self._kept(rows[agent].values(), seed, dropped[agent]), dict(+dropped[agent]))
             for agent in agents
@@ -136,7 +138,7 @@ class Curator:
         allowed = {row.id for group in by_example.values() for row in group[: self.max_per_example]}
         kept = [row for row in rows if row.id in allowed]
         dropped["over the cap per example"] += len(rows) - len(kept)
-        dropped["over the cap per agent"] += max(0, len(kept) - (self.max_rows or len(kept)))
+        dropped["over the cap per agent"] += len(kept) - len(kept[: self.max_rows])
         return tuple(kept[: self.max_rows])
 
 

@@ -8,6 +8,7 @@ References:
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -59,26 +60,39 @@ class LeakGuard:
 
 
 def _golds(labels: Values) -> list[str]:
-    """Label values that can be recognised in a text."""
-    texts = (str(value).strip() for value in labels.values() if isinstance(value, str | int | float))
-    return [text for text in texts if text]
+    """Label values that can be recognised in a text, also those in lists of accepted answers."""
+    return [text for value in _leaves(labels) if value is not None and (text := _written(value).strip())]
+
+
+def _written(value: Any) -> str:
+    """A value as an LM would write it: 4, where a label says 4.0."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def _mentions(text: str, gold: str) -> bool:
     """Whether the text holds the gold answer as words or numbers of its own: 12 is not in 120, nor in 3.12."""
+    text, gold = (re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", item) for item in (text, gold))  # 1,200 is 1200
     words = r"\s+".join(map(re.escape, gold.split()))
-    return re.search(rf"(?<![\w.]){words}(?!\w|\.\d)", text, re.IGNORECASE) is not None
+    before = "" if _runs_on(gold[0]) else r"(?<![\w.])"
+    after = "" if _runs_on(gold[-1]) else r"(?!\w|\.\d)"
+    return re.search(before + words + after, text, re.IGNORECASE) is not None
+
+
+def _runs_on(character: str) -> bool:
+    """Whether it is of a script without upper and lower case; many of those put no spaces between words."""
+    return unicodedata.category(character) == "Lo"
 
 
 def _text(value: Any) -> str:
-    return "\n".join(_flat(value))
+    return "\n".join(map(str, _leaves(value)))
 
 
-def _flat(value: Any) -> Iterator[str]:
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values in a plain value, without keys."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
         for item in value:
-            yield from _flat(item)
+            yield from _leaves(item)
     else:
-        yield str(value)
+        yield value

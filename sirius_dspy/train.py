@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
+import logging
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -10,10 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import dspy
+from dspy.clients.openai import OpenAIProvider
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
+
+logger = logging.getLogger(__name__)
 
 ProgressHook = Callable[[int, int, float], None]
 """Called with (step, total steps, loss in nats per completion token)."""
@@ -69,7 +75,7 @@ class ProviderTrainer:
             `{"learning_rate": 3e-4}` for `LocalLM`.
 
     A provider with a true attribute `writes_weights` is also given `output_dir`, `seed` and `on_progress`; hosted ones
-    would refuse such names.
+    would refuse such names. DSPy's hosted ones report with `print`: while they train, stdout goes to stderr.
     """
 
     def __init__(self, train_kwargs: Mapping[str, Any] | None = None) -> None:
@@ -84,6 +90,8 @@ class ProviderTrainer:
                 "agent a `sirius_dspy.LocalLM(...)`, an LM with a provider that can (`dspy.LM('openai/...')`), or "
                 f"leave it as it is with `SiriuS(frozen=[{agent!r}])`."
             )
+        if isinstance(provider, OpenAIProvider):
+            _check_openai(agent, lm)
         own_check = getattr(provider, "check", None)
         if callable(own_check):
             own_check()
@@ -92,15 +100,15 @@ class ProviderTrainer:
         """See `Trainer.train`; an interrupt cancels the job before it goes on."""
         if not request.rows:
             raise TrainingError(f"Agent {request.agent!r} has no training rows.", agent=request.agent)
-        job = request.lm.finetune(
-            [dict(row) for row in request.rows], TrainDataFormat.CHAT, self._train_kwargs(request)
-        )
-        try:
-            result = _wait(job)
-        except BaseException:
-            job.cancel()
-            raise
-        return _checked(result, request)
+        with _quiet(request.lm.provider):
+            rows = [dict(row) for row in request.rows]
+            job = request.lm.finetune(rows, TrainDataFormat.CHAT, self._train_kwargs(request))
+            try:
+                result = _wait(job)
+            except BaseException:
+                _cancel(job)
+                raise
+        return _checked(result, request, job)
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`; a provider that keeps weights in folders finds them by a `restore(model, workdir)`."""
@@ -116,21 +124,66 @@ class ProviderTrainer:
         return kwargs
 
 
+def _check_openai(agent: str, lm: dspy.LM) -> None:
+    """DSPy fine-tunes with the `openai` module's own key and address, whatever the LM was given to answer with.
+
+    Raises:
+        UnpreparedProgramError: There is no key, or the LM answers from another server than the one that would train.
+    """
+    import openai
+
+    if not (openai.api_key or os.environ.get("OPENAI_API_KEY")):
+        raise UnpreparedProgramError(
+            f"Agent {agent!r} cannot be trained: fine-tuning {lm.model!r} reads its key from the environment. Set "
+            "OPENAI_API_KEY, also if the LM has an `api_key`."
+        )
+    trains_at = str(openai.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1").rstrip("/")
+    answers_at = str(lm.kwargs.get("api_base") or lm.kwargs.get("base_url") or trains_at).rstrip("/")
+    if answers_at != trains_at:
+        raise UnpreparedProgramError(
+            f"Agent {agent!r} cannot be trained: {lm.model!r} answers from {answers_at!r}, but its fine-tuning would "
+            f"go to {trains_at!r}. Set OPENAI_BASE_URL if the server can fine-tune; else give the agent a "
+            f"`sirius_dspy.LocalLM(...)`, or leave it as it is with `SiriuS(frozen=[{agent!r}])`."
+        )
+
+
+def _quiet(provider: Any) -> contextlib.AbstractContextManager[Any]:
+    """Keep stdout for results. Trainers of weights on this machine report through `on_progress` and need no `print`."""
+    if getattr(provider, "writes_weights", False):
+        return contextlib.nullcontext()
+    return contextlib.redirect_stdout(sys.stderr)
+
+
 def _wait(job: TrainingJob) -> Any:
     """Wait in short naps, so that an interrupt is noticed at once on every platform."""
     while True:
         try:
             return job.result(timeout=0.2)
         except FutureTimeoutError:
-            time.sleep(0)
+            if job.thread is not None and not job.thread.is_alive() and not job.done():
+                return RuntimeError("The job's thread ended without a result.")  # a provider that called `sys.exit`
 
 
-def _checked(result: Any, request: TrainingRequest) -> dspy.LM:
+def _cancel(job: TrainingJob) -> None:
+    """Cancel without hiding why: a job that ended a moment ago refuses to be cancelled."""
+    try:
+        job.cancel()
+    except Exception:
+        logger.warning("The fine-tuning job%s could not be cancelled.", _named(job), exc_info=True)
+
+
+def _named(job: TrainingJob) -> str:
+    """The provider's id of a job, to look it up there; nothing if it has none."""
+    name = getattr(job, "provider_job_id", None)
+    return f" {name!r}" if name else ""
+
+
+def _checked(result: Any, request: TrainingRequest, job: TrainingJob) -> dspy.LM:
     """DSPy gives a failed job's exception back as its result, and takes any string for a model."""
     if isinstance(result, Exception):
         raise TrainingError(
-            f"Fine-tuning agent {request.agent!r} on {len(request.rows)} rows failed: {result} Everything collected "
-            "so far is kept; run the same `compile` again to go on from there.",
+            f"The job{_named(job)} of agent {request.agent!r} failed on {len(request.rows)} rows: {result} Everything "
+            "collected so far is kept; run the same `compile` again to go on from there.",
             agent=request.agent,
         ) from result
     if not isinstance(result, dspy.LM) or not isinstance(result.model, str) or result.model == request.lm.model:
@@ -139,4 +192,6 @@ def _checked(result: Any, request: TrainingRequest) -> dspy.LM:
             "model id.",
             agent=request.agent,
         )
+    if result.model.startswith("ft:"):  # OpenAI's bare id would send DSPy through LiteLLM, which is slow
+        return result.copy(model=f"openai/{result.model}")
     return result

@@ -6,7 +6,6 @@ import getpass
 import json
 import multiprocessing
 import os
-import pickle
 import shutil
 import signal
 import sqlite3
@@ -16,10 +15,8 @@ import tempfile
 import threading
 import tracemalloc
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import dspy
 import pyarrow.parquet
 import pytest
 import sqlalchemy
@@ -30,47 +27,14 @@ import sirius_dspy
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, LibraryVersionError, MissingDependencyError
 from sirius_dspy.library import PAGE, ExperienceLibrary
 from sirius_dspy.migrations import METADATA, MIGRATIONS, SCHEMA_VERSION, create_runs, migrate
+from sirius_dspy.testing.library import EXAMPLE, LibraryContract, make_repair, make_run, make_step
 from sirius_dspy.trajectory import (
-    Attempt,
     Failure,
-    Repair,
     Step,
     Trajectory,
     Usage,
     example_key,
 )
-
-EXAMPLE = dspy.Example({"question": "2+2?", "base": 10, "answer": "4"}).with_inputs("question", "base")
-SCORE = 1.0
-
-
-def make_step(predictor="solver", occurrence=0, answer="4", **fields):
-    at = 2 * occurrence
-    values = {"inputs": {"question": "2+2?"}, "outputs": {"answer": answer}, "lm": "openai/tiny"}
-    return Step(predictor, occurrence, **{**values, "started": at, "ended": at + 1, **fields})
-
-
-def make_run(answer="4", reward=SCORE, **fields):
-    steps = (
-        make_step("analyst", usage=Usage(1, 20, 5), seconds=0.25, num_demos=2),
-        make_step("solver", 1, answer, usage=Usage(2, 30, 7), source="recorded"),
-    )
-    values = {"example_key": example_key(EXAMPLE), "steps": steps, "prediction": {"answer": answer}, "program": "p1"}
-    return Trajectory(reward=reward, **{**values, "seed": 7, "seconds": 1.5, **fields})
-
-
-def make_repair(run="r", iteration=0):
-    """A failed trajectory, its repair of two attempts, and the two replayed runs."""
-    failed = make_run("5", 0.0, run=run, iteration=iteration)
-    lineage = {"run": run, "iteration": iteration, "origin": "repair", "parent": failed.id}
-    wrong = make_run("6", 0.0, edited=0, **lineage)
-    right = make_run("4", 1.0, edited=1, **lineage)
-    attempts = (
-        Attempt(0, "analyst", "failed", "Look\0again", {"a": 1}, {"a": 2}, 0.0, wrong.id, "", Usage(3, 9, 9)),
-        Attempt(0, "analyst", "leaked", detail="names the answer"),
-        Attempt(1, "solver", "repaired", "Add", {"answer": "4"}, {"answer": "4"}, 1.0, right.id, usage=Usage(1, 2, 3)),
-    )
-    return failed, Repair(failed.id, attempts, run=run, iteration=iteration, seconds=2.5), (wrong, right)
 
 
 def survives_json(text):
@@ -118,31 +82,8 @@ RUNS = st.builds(
 )
 
 
-class LibraryContract:
-    """What every experience library has to do: override the fixture `library`."""
-
-    @pytest.fixture
-    def library(self):
-        """A new, empty library."""
-        raise NotImplementedError
-
-    def test_a_trajectory_reads_back_as_it_was_added(self, library):
-        failed = make_step("solver", 1, outputs=None, failure=Failure("AdapterParseError", "no field", "{half"))
-        run = make_run(
-            steps=(make_step("analyst", source="edited"), failed),
-            prediction=None,
-            rewards={"analyst": 0.5, "solver": 0.0},
-            failure=Failure("AdapterParseError", "no field"),
-            run="r",
-            iteration=3,
-            sample=2,
-            origin="validation",
-        )
-        assert library.add(run) == run.id
-        stored = library.get(run.id)
-        assert stored == run
-        assert stored.id == run.id
-        assert stored.created_at == run.created_at
+class DatabaseContract(LibraryContract):
+    """What is expected of our own library besides: exports, pages, and the detection of damage."""
 
     def test_any_trajectory_reads_back_as_it_was_added(self, library):
         first_by_id = {}  # of equal ids, the library keeps the first
@@ -157,86 +98,6 @@ class LibraryContract:
         check()
         assert library.count() == len(first_by_id)
         assert library.verify() == []
-
-    @pytest.mark.parametrize("reward", [0.0, -0.0, 1, True, 0.1 + 0.2, -1e300])
-    def test_a_reward_reads_back_exactly(self, library, reward):
-        run = make_run(reward=reward)
-        assert library.get(library.add(run)).id == run.id
-        assert library.count(min_reward=reward) == 1
-        assert library.verify() == []
-
-    def test_writing_twice_stores_once(self, library):
-        first = make_run(seconds=1.0)
-        again = make_run(seconds=9.0)  # times are no part of the identity
-        assert library.add(first) == library.add(again)
-        assert [run.seconds for run in library.trajectories()] == [1.0]
-        assert library.add_all([first, make_run("other"), again]) == 1
-        assert library.count() == 2
-
-    def test_an_unknown_id_is_an_error_that_names_it(self, library):
-        library.add(make_run())
-        with pytest.raises(LibraryError, match="'nowhere'"):
-            library.get("nowhere")
-        with pytest.raises(LibraryError, match="'nowhere'"):
-            library.example("nowhere")
-
-    def test_an_example_reads_back_with_its_inputs_marked(self, library):
-        library.add(make_run(), EXAMPLE)
-        library.add(make_run(sample=1), EXAMPLE)
-        stored = library.example(example_key(EXAMPLE))
-        assert stored.inputs().toDict() == {"question": "2+2?", "base": 10}
-        assert stored.labels().toDict() == {"answer": "4"}
-        assert example_key(stored) == example_key(EXAMPLE)
-
-    def test_an_example_without_labels_reads_back(self, library):
-        example = dspy.Example(question="why\0\ud800?").with_inputs("question")
-        library.add(make_run(example_key=example_key(example)), example)
-        assert example_key(library.example(example_key(example))) == example_key(example)
-
-    def test_another_example_than_the_trajectorys_is_refused(self, library):
-        with pytest.raises(LibraryError, match="Pass the example"):
-            library.add(make_run(), EXAMPLE.copy(answer="5"))
-        assert library.count() == 0
-
-    def test_filters_select_and_combine(self, library):
-        runs = [
-            make_run(str(number), reward=number / 10, run=run, iteration=number % 2, sample=number, origin=origin)
-            for run in ("first", "second")
-            for number, origin in enumerate(["rollout", "rollout", "imported", "validation"])
-        ]
-        runs.append(make_run(run="first", example_key="other", program="p2", reward=-1.0, sample=9))
-        runs.append(make_run(run="first", origin="repair", parent=runs[0].id, edited=0, sample=8))
-        library.add_all(runs)
-
-        def chosen(**filters):
-            found = [run.id for run in library.trajectories(**filters)]
-            assert library.count(**filters) == len(found)
-            return found
-
-        def expected(keep):
-            return [run.id for run in runs if keep(run)]
-
-        assert chosen() == expected(lambda run: True)
-        assert chosen(run="first") == expected(lambda run: run.run == "first")
-        assert chosen(iteration=0) == expected(lambda run: run.iteration == 0)
-        assert chosen(origin="rollout") == expected(lambda run: run.origin == "rollout")
-        wanted = ("imported", "validation")
-        assert chosen(origin=wanted) == expected(lambda run: run.origin in wanted)
-        assert chosen(origin=()) == []
-        assert chosen(example_key="other") == expected(lambda run: run.example_key == "other")
-        assert chosen(min_reward=0.2) == expected(lambda run: run.reward >= 0.2)
-        assert chosen(program="p2") == expected(lambda run: run.program == "p2")
-        assert chosen(parent=runs[0].id) == [runs[-1].id]
-        assert chosen(sample=0) == expected(lambda run: run.sample == 0)
-        assert chosen(run="second", iteration=1, min_reward=0.2) == [runs[7].id]
-        assert chosen(run="' OR 1=1 --") == []
-        assert chosen(run=None, sample=None) == chosen()
-
-    def test_an_unknown_filter_is_an_error(self, library):
-        with pytest.raises(TypeError, match=r"'rum'.*'run'"):
-            library.trajectories(rum="first")
-        with pytest.raises(TypeError, match="'rum'"):
-            library.count(rum="first")
 
     def test_a_reader_sees_what_was_there_when_it_began_while_others_write(self, library):
         runs = [make_run(sample=number) for number in range(2 * PAGE + 1)]
@@ -255,66 +116,6 @@ class LibraryContract:
         assert [next(reader).sample for reader in readers] == [0] * 40
         library.add(make_run("one more"))
 
-    def test_many_threads_write_the_same_and_their_own(self, library):
-        def write(thread):
-            for number in range(5):
-                library.add(make_run(sample=number), EXAMPLE)
-                library.add(make_run(sample=number, run=f"thread {thread}"))
-
-        with ThreadPoolExecutor(32) as pool:
-            list(pool.map(write, range(32)))
-        assert library.count(run="") == 5
-        assert library.count() == 5 + 32 * 5
-        assert library.verify() == []
-
-    def test_a_repair_reads_back_with_its_runs(self, library):
-        failed, repair, replayed = make_repair()
-        library.add(failed)
-        library.add_repair(repair, replayed)
-        library.add_repair(dataclasses.replace(repair, seconds=99.0), replayed)  # twice is once
-        assert list(library.repairs()) == [repair]
-        assert [run.id for run in library.trajectories(parent=failed.id)] == [run.id for run in replayed]
-        assert library.verify() == []
-
-    def test_repairs_are_selected_by_run_and_iteration(self, library):
-        for run, iteration in [("a", 0), ("a", 1), ("b", 1)]:
-            failed, repair, replayed = make_repair(run, iteration)
-            library.add(failed)
-            library.add_repair(repair, replayed)
-        found = [(repair.run, repair.iteration) for repair in library.repairs(run="a")]
-        assert found == [("a", 0), ("a", 1)]
-        assert [repair.run for repair in library.repairs(iteration=1)] == ["a", "b"]
-        assert list(library.repairs(run="b", iteration=0)) == []
-
-    def test_a_repair_without_attempts_is_kept(self, library):
-        failed = library.get(library.add(make_run(reward=0.0)))
-        library.add_repair(Repair(failed.id, ()), [])
-        assert list(library.repairs()) == [Repair(failed.id, ())]
-
-    def test_a_repair_is_stored_whole_or_not_at_all(self, library):
-        failed, repair, replayed = make_repair()
-        library.add(failed)
-        with pytest.raises(LibraryError, match="pass every replayed run"):
-            library.add_repair(repair, replayed[:1])
-        assert library.count() == 1
-        assert list(library.repairs()) == []
-        assert library.verify() == []
-
-    def test_a_run_whose_parent_is_unknown_is_refused(self, library):
-        failed, _, replayed = make_repair()
-        with pytest.raises(LibraryError, match="before its repairs"):
-            library.add(replayed[0])
-        assert library.add_all([*replayed, failed]) == 3  # in one transaction the order is free
-
-    def test_pairs_join_a_failure_with_its_successful_repairs(self, library):
-        failed, repair, replayed = make_repair("a")
-        library.add_all([failed, make_run(), make_run("9", 0.0)])
-        library.add_repair(repair, replayed)
-        library.add(make_run("8", run="a", origin="repair", parent=replayed[1].id, edited=1))  # its parent succeeded
-        assert [(bad.id, good.id) for bad, good in library.pairs(threshold=1.0)] == [(failed.id, replayed[1].id)]
-        assert list(library.pairs(threshold=1.0, run="b")) == []
-        assert list(library.pairs(threshold=1.0, run="a", iteration=1)) == []
-
     def test_pairs_beyond_one_page_share_parents(self, library):
         failed = make_run("5", 0.0)
         library.add(failed)
@@ -323,57 +124,6 @@ class LibraryContract:
         pairs = list(library.pairs(threshold=1.0))
         assert [good.sample for _, good in pairs] == list(range(PAGE + 20))
         assert all(bad == failed for bad, _ in pairs)
-
-    def test_stats_count_by_run_iteration_and_origin(self, library):
-        failed, repair, replayed = make_repair("a")
-        library.add_all([failed, make_run(run="a", reward=0.5), make_run(run="a", iteration=1)])
-        library.add_repair(repair, replayed)
-        first, second, third = library.stats(threshold=0.5)
-        assert (first.run, first.iteration, first.origin) == ("a", 0, "rollout")
-        assert (first.num_trajectories, first.num_successes, first.mean_reward) == (2, 1, 0.25)
-        assert first.usage == Usage(6, 100, 24)
-        assert first.num_steps == {"analyst": 2, "solver": 2}
-        assert (second.iteration, second.origin, second.num_trajectories) == (1, "rollout", 1)
-        assert (third.iteration, third.origin, third.num_successes) == (0, "repair", 1)
-
-    def test_an_empty_library_answers(self, library):
-        assert library.count() == 0
-        assert list(library.trajectories()) == []
-        assert list(library.repairs()) == []
-        assert library.stats(threshold=1.0) == ()
-        assert library.verify() == []
-        assert library.add_all([]) == 0
-
-    @pytest.mark.parametrize(
-        "fields",
-        [
-            {"reward": float("nan")},
-            {"reward": float("inf")},
-            {"seconds": float("nan")},
-            {"prediction": {"value": object()}},
-            {"prediction": "\ud83d\ude00"},  # JSON would make one character of the two
-            {"seed": 2**70},
-            {"run": 5},
-        ],
-        ids=str,
-    )
-    def test_what_would_not_read_back_is_refused(self, library, fields):
-        with pytest.raises(LibraryError):
-            library.add(make_run(**fields))
-        assert library.count() == 0
-
-    def test_a_copied_handle_reaches_the_same_library(self, library):
-        library.add(make_run())
-        with pickle.loads(pickle.dumps(library)) as unpickled, copy.deepcopy(library) as copied:
-            unpickled.add(make_run("5"))
-            copied.add(make_run("6"))
-        assert library.count() == 3
-
-    def test_a_closed_handle_opens_again(self, library):
-        library.add(make_run())
-        library.close()
-        library.close()
-        assert library.count() == 1
 
     def test_a_dataset_has_one_row_per_step(self, library, tmp_path):
         failed, repair, replayed = make_repair()
@@ -441,14 +191,14 @@ class LibraryContract:
             list(library.trajectories())
 
 
-class TestSQLite(LibraryContract):
+class TestSQLite(DatabaseContract):
     @pytest.fixture
     def library(self, tmp_path):
         with ExperienceLibrary(tmp_path / "library.db") as library:
             yield library
 
 
-class TestPostgres(LibraryContract):
+class TestPostgres(DatabaseContract):
     @pytest.fixture
     def library(self, new_postgres_url):
         with ExperienceLibrary(new_postgres_url()) as library:

@@ -8,6 +8,7 @@ prompt is the inference prompt, token by token, by construction.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,6 +22,8 @@ from sirius_dspy.local.models import INSTALL, Weights
 
 Messages = Sequence[Mapping[str, str]]
 """Chat messages with `role` and `content`."""
+
+_loading = threading.Lock()  # one conversion at a time, and one import of Transformers, which is not thread-safe
 
 
 class Chat:
@@ -73,7 +76,8 @@ def load_chat(weights: Weights) -> Chat:
     Raises:
         MissingDependencyError: `transformers` is not installed.
     """
-    return _load_chat(weights.gguf, chat_folder(weights))
+    with _loading:
+        return _load_chat(weights.gguf, chat_folder(weights))
 
 
 @lru_cache(maxsize=16)

@@ -173,6 +173,11 @@ class LocalLM(dspy.LM):
         loaded: LocalLM = super().load_state(values, allow_custom_lm_class=allow_custom_lm_class)
         return loaded
 
+    @classmethod
+    def from_folder(cls, folder: Path, state: dict[str, Any]) -> LocalLM:
+        """The LM whose weights a checkpoint holds; they join this machine's index."""
+        return cls.load_state({**state, "model": str(folder / "model.gguf")})
+
 
 @lru_cache(maxsize=1)
 def _async_threads() -> ThreadPoolExecutor:

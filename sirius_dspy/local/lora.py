@@ -238,7 +238,8 @@ def _environment() -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONWARNINGS": "ignore",
     }
-    return {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+    patient = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads made steps ten times slower beside another program
+    return {**patient, **os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _follow(child: subprocess.Popen[str], stop: threading.Event, on_progress: Progress | None) -> dict[str, Any] | None:

@@ -19,12 +19,15 @@ from sirius_dspy.local.engine import Engine
 from sirius_dspy.local.models import resolve
 from sirius_dspy.local.openvino_engine import OpenVINOEngine
 from sirius_dspy.local.pool import EnginePool
+from sirius_dspy.local.transformers_engine import TransformersEngine
 
 Device = Literal["cpu", "cuda", "mps", "openvino"]
 """`openvino` is OpenVINO on the CPU; the others are PyTorch's names, for the Transformers engine."""
 
 _CACHE_BYTES = 1 << 30
-_turn = threading.Lock()  # one pipeline steps at a time: side by side they fight for the same cores
+_turn = threading.Lock()  # one pipeline steps at a time: two side by side took a quarter longer for the same work
+_loading = threading.Lock()  # one engine loads at a time: a load uses all cores, and lazy imports are not thread-safe
+_founding = threading.Lock()  # guards the making of the pool: `lru_cache` alone would let racing threads make several
 
 
 def pool_key(model_id: str, device: Device | None) -> str:
@@ -32,9 +35,14 @@ def pool_key(model_id: str, device: Device | None) -> str:
     return f"{device or best_device()}:{model_id}"
 
 
-@lru_cache(maxsize=1)
 def engines() -> EnginePool:
     """The pool of this process; it may take half of the memory that is free when it is first used."""
+    with _founding:
+        return _found()
+
+
+@lru_cache(maxsize=1)
+def _found() -> EnginePool:
     pool = EnginePool(_load, _size, limit=free_memory() // 2)
     atexit.register(pool.close)  # else threads inside OpenVINO would outlive the interpreter's end and crash it
     return pool
@@ -65,12 +73,11 @@ def free_memory() -> int:
 def _load(key: str) -> Engine:
     device, model_id = key.split(":", 1)
     weights = resolve(model_id)
-    chat = load_chat(weights)
-    if device == "openvino":
-        return OpenVINOEngine(weights.gguf, chat, turn=_turn)
-    from sirius_dspy.local.transformers_engine import TransformersEngine
-
-    return TransformersEngine(weights, chat, device=device)
+    with _loading:
+        chat = load_chat(weights)
+        if device == "openvino":
+            return OpenVINOEngine(weights.gguf, chat, turn=_turn)
+        return TransformersEngine(weights, chat, device=device)
 
 
 def _size(key: str) -> int:

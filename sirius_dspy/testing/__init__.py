@@ -13,6 +13,7 @@ which DSPy makes at many places, share one script, one count of calls and one me
 from sirius_dspy.testing.augmenter import AugmenterContract
 from sirius_dspy.testing.engine import Prompt, UnexpectedCallError
 from sirius_dspy.testing.events import compile_events
+from sirius_dspy.testing.library import LibraryContract
 from sirius_dspy.testing.scripted import ScriptedLM, chat_reply
 from sirius_dspy.testing.toy import ToyLM
 from sirius_dspy.testing.tracker import TrackerContract
@@ -20,6 +21,7 @@ from sirius_dspy.testing.trainer import ScriptedTrainer, TrainerContract
 
 __all__ = [
     "AugmenterContract",
+    "LibraryContract",
     "Prompt",
     "ScriptedLM",
     "ScriptedTrainer",

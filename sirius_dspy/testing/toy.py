@@ -95,7 +95,6 @@ class ToyLM(EngineLM):
         state = {**state, "skill": function_at(state.get("skill"))}
         return super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)
 
-
     @classmethod
     def from_folder(cls, folder: Path, state: dict[str, Any]) -> ToyLM:
         """The LM whose weights a checkpoint holds."""

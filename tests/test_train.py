@@ -1,0 +1,456 @@
+"""Fine-tuning through providers: the toy one, and OpenAI's with its real client against a server of our own."""
+
+import email
+import gc
+import json
+import re
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import dspy
+import openai
+import pytest
+from dspy.clients.provider import Provider, TrainingJob
+from dspy.clients.utils_finetune import find_data_error_chat
+
+from sirius_dspy import Curator
+from sirius_dspy.errors import TrainingError, UnpreparedProgramError
+from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.testing import ScriptedLM, ToyLM, TrainerContract, chat_reply
+from sirius_dspy.train import ProviderTrainer, TrainingRequest
+
+# dspy/clients/openai.py uploads `open(data_path, "rb")` and never closes it.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*finetune:ResourceWarning")
+
+ADAPTER = dspy.ChatAdapter(use_json_adapter_fallback=False)
+
+
+def training_set(num_rows=12):
+    """Rows as a compile makes them."""
+    program = dspy.Predict("question -> answer")
+    program.set_lm(ScriptedLM(lambda prompt: chat_reply(answer=f"ja, „{prompt.field('question')}“")))
+    dspy.configure(adapter=ADAPTER)
+    examples = [dspy.Example(question=f"q{n}\nwhy?").with_inputs("question") for n in range(num_rows)]
+    rollouts = Rollouts(lambda example, prediction: 1.0, num_threads=2)
+    runs = [run for _, run in rollouts.run_all(program, map(Task, examples))]
+    return Curator().curate(program, runs, {"solver": ["self"]}, threshold=1.0)["solver"]
+
+
+def request(lm, workdir, rows=None, on_progress=lambda step, total, loss: None):
+    rows = training_set().chat if rows is None else rows
+    return TrainingRequest("solver", lm, rows, workdir, 0, on_progress)
+
+
+def unable():
+    return "solver", dspy.LM("anthropic/claude", num_retries=0)
+
+
+class TestProviderTrainer(TrainerContract):
+    @pytest.fixture
+    def trainer(self):
+        return ProviderTrainer()
+
+    @pytest.fixture
+    def lm(self):
+        return ToyLM(skill=lambda prompt: "?")
+
+    @pytest.fixture
+    def refused(self):
+        return unable()
+
+
+def test_what_was_learnt_is_what_the_program_asks(tmp_path):
+    rows = training_set()
+    trained = ProviderTrainer().train(request(ToyLM(), tmp_path, rows.chat))
+    program = dspy.Predict("question -> answer")
+    program.set_lm(trained)
+    with dspy.context(adapter=ADAPTER):
+        assert program(question="q7\nwhy?").answer == "ja, „q7\nwhy?“"
+
+
+def test_a_trainer_of_local_weights_is_told_where_and_reports(tmp_path):
+    reports = []
+    trained = ProviderTrainer().train(
+        request(ToyLM(), tmp_path, on_progress=lambda *report: reports.append((threading.current_thread(), *report)))
+    )
+    assert trained.folder == tmp_path
+    assert [step for _, step, _, _ in reports] == list(range(1, 11))
+    assert reports[-1][2:] == (10, 0.0)
+    assert threading.main_thread() not in {thread for thread, *_ in reports}
+
+
+class Recorder(Provider):
+    """A provider that writes down what it is given, and then does as told."""
+
+    finetunable = True
+
+    def __init__(self, outcome="made/up"):
+        super().__init__()
+        self.finetunable, self.outcome, self.given = True, outcome, []
+
+    def finetune(self, job, model, train_data, train_data_format, train_kwargs=None):
+        self.given.append((model, train_data, train_data_format, train_kwargs))
+        if isinstance(self.outcome, BaseException):
+            raise self.outcome
+        return self.outcome() if callable(self.outcome) else self.outcome
+
+
+def own(provider, **settings):
+    return dspy.LM("made/base", provider=provider, engine=ScriptedLM(["x"]).engine, **settings)
+
+
+def test_a_hosted_provider_gets_its_options_and_no_others(tmp_path):
+    provider = Recorder()
+    lm = own(provider, train_kwargs={"n_epochs": 1, "batch_size": 4})
+    trained = ProviderTrainer({"n_epochs": 3}).train(request(lm, tmp_path))
+    assert trained.model == "made/up"
+    ((model, rows, data_format, options),) = provider.given
+    assert (model, data_format, options) == ("made/base", "chat", {"n_epochs": 3, "batch_size": 4})
+    assert rows == training_set().chat
+    assert lm.train_kwargs == {"n_epochs": 1, "batch_size": 4}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # SystemExit in a job's thread
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        (RuntimeError("out of credit."), "of agent 'solver' failed on 12 rows: out of credit"),
+        (SystemExit(1), "ended without a result"),
+        ("made/base", "gave 'made/base', expected an LM with a new model id"),
+        (lambda: None, "gave None"),
+    ],
+    ids=repr,
+)
+def test_a_job_that_gives_no_new_weights_is_an_error_that_names_the_agent(tmp_path, outcome, reason):
+    with pytest.raises(TrainingError, match=reason) as caught:
+        ProviderTrainer().train(request(own(Recorder(outcome)), tmp_path))
+    assert caught.value.agent == "solver"
+
+
+def test_a_failed_job_says_how_to_go_on(tmp_path):
+    with pytest.raises(TrainingError, match="run the same `compile` again") as caught:
+        ProviderTrainer().train(request(ToyLM(fail_training=True), tmp_path))
+    assert isinstance(caught.value.__cause__, TrainingError)
+
+
+@pytest.mark.parametrize(
+    "lm",
+    [unable()[1], ScriptedLM(["x"]), dspy.LM("openai/gpt-4o-mini", provider=Provider()), "gpt-4o-mini"],
+    ids=["other provider", "scripted", "no provider", "no LM"],
+)
+def test_an_lm_that_cannot_be_trained_is_refused_with_what_to_do(lm):
+    if isinstance(lm, str):
+        lm = SimpleNamespace(model=lm)
+    with pytest.raises(UnpreparedProgramError, match=r"Agent 'judge'.*LocalLM.*SiriuS\(frozen=\['judge'\]\)"):
+        ProviderTrainer().check("judge", lm)
+
+
+def test_a_providers_own_check_is_asked():
+    class Choosy(Recorder):
+        def check(self):
+            raise UnpreparedProgramError("no GPU")
+
+    with pytest.raises(UnpreparedProgramError, match="no GPU"):
+        ProviderTrainer().check("solver", own(Choosy()))
+
+
+def test_an_interrupt_cancels_the_job(tmp_path):
+    started, jobs = threading.Event(), []
+
+    class Job(TrainingJob):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            self.cancelled_once = threading.Event()
+            jobs.append(self)
+
+        def cancel(self):
+            self.cancelled_once.set()
+            raise RuntimeError("too late")  # as OpenAI's does, of a job that ended meanwhile
+
+    class Slow(Recorder):
+        TrainingJob = Job
+
+        def finetune(self, job, *arguments, **settings):
+            started.set()
+            job.cancelled_once.wait(10)
+            return "made/up"
+
+    provider = Slow()
+    provider.TrainingJob = Job
+    interrupt_after(started)
+    with pytest.raises(KeyboardInterrupt):
+        ProviderTrainer().train(request(own(provider), tmp_path))
+    (job,) = jobs
+    assert job.cancelled_once.is_set()
+    job.thread.join(10)
+
+
+def interrupt_after(event):
+    def wait():
+        if not event.wait(10):
+            return
+        time.sleep(0.05)  # until the caller waits
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=wait).start()
+
+
+def chatty():
+    print("[Provider] working")  # noqa: T201  # as DSPy's do
+    return "made/up"
+
+
+def test_prints_of_a_hosted_provider_stay_off_stdout(tmp_path, capsys):
+    ProviderTrainer().train(request(own(Recorder(chatty)), tmp_path))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "[Provider] working" in shown.err
+
+
+def test_a_user_who_prints_progress_of_local_training_still_sees_it(tmp_path, capsys):
+    def shown(step, total, loss):
+        print("step", step)  # noqa: T201
+
+    ProviderTrainer().train(request(ToyLM(), tmp_path, on_progress=shown))
+    assert "step 10" in capsys.readouterr().out
+
+
+# OpenAI, over HTTP
+
+
+class FakeOpenAI:
+    """A server with OpenAI's files, fine-tuning jobs and chat, as far as DSPy uses them.
+
+    Args:
+        statuses: What a job says of itself, one after the other; the last one stays.
+    """
+
+    def __init__(self, statuses=("validating_files", "queued", "running", "succeeded")):
+        self.statuses = list(statuses)
+        self.files, self.jobs, self.cancelled, self.keys, self.chats = {}, {}, [], set(), []
+        self.polled = threading.Event()
+        self.routes = [
+            ("POST", r"/v1/files", self.upload),
+            ("GET", r"/v1/files/(.+)", lambda body, name: self.file(name)),
+            ("DELETE", r"/v1/files/(.+)", self.delete),
+            ("POST", r"/v1/fine_tuning/jobs", self.create),
+            ("POST", r"/v1/fine_tuning/jobs/(.+)/cancel", self.cancel),
+            ("GET", r"/v1/fine_tuning/jobs/(.+)/events", self.events),
+            ("GET", r"/v1/fine_tuning/jobs/(.+)", lambda body, name: self.job(name)),
+            ("POST", r"/v1/chat/completions", self.chat),
+        ]
+
+    def answer(self, method, path, body, content_type):
+        for expected, pattern, handler in self.routes:
+            if method == expected and (found := re.fullmatch(pattern, path.partition("?")[0])):
+                parsed = self.parse(body, content_type)
+                return 200, handler(parsed, *found.groups())
+        return 404, {"error": {"message": f"no route {method} {path}"}}
+
+    @staticmethod
+    def parse(body, content_type):
+        if content_type.startswith("multipart/"):
+            message = email.message_from_bytes(b"Content-Type: " + content_type.encode() + b"\n\n" + body)
+            return {part.get_param("name", header="content-disposition"): part for part in message.get_payload()}
+        return json.loads(body or b"{}")
+
+    def upload(self, form):
+        name = f"file-{len(self.files)}"
+        self.files[name] = form["file"].get_payload(decode=True)
+        assert form["purpose"].get_payload() == "fine-tune"
+        return self.file(name)
+
+    def file(self, name):
+        size = len(self.files[name])
+        fixed = {"object": "file", "purpose": "fine-tune", "status": "processed", "created_at": 1, "filename": "f"}
+        return {"id": name, "bytes": size, **fixed}
+
+    def delete(self, body, name):
+        del self.files[name]
+        return {"id": name, "object": "file", "deleted": True}
+
+    def create(self, body):
+        name = f"ftjob-{len(self.jobs)}"
+        self.jobs[name] = {**body, "left": list(self.statuses)}
+        return self.job(name)
+
+    def job(self, name):
+        job = self.jobs[name]
+        status = "cancelled" if name in self.cancelled else job["left"].pop(0) if job["left"][1:] else job["left"][0]
+        self.polled.set()
+        return {
+            "id": name,
+            "object": "fine_tuning.job",
+            "status": status,
+            "model": job["model"],
+            "fine_tuned_model": f"ft:{job['model']}:org::{name}" if status == "succeeded" else None,
+            "training_file": job["training_file"],
+            "hyperparameters": job.get("hyperparameters", {}),
+            "estimated_finish": 1,
+            "created_at": 1,
+            "organization_id": "org",
+            "result_files": [],
+            "seed": 0,
+        }
+
+    def events(self, body, name):
+        event = {"id": "e", "object": "fine_tuning.job.event", "created_at": 1, "level": "info", "message": "training"}
+        return {"object": "list", "data": [event], "has_more": False}
+
+    def cancel(self, body, name):
+        self.cancelled.append(name)
+        return self.job(name)
+
+    def chat(self, body):
+        self.chats.append(body)
+        message = {"role": "assistant", "content": f"I am {body['model']}"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+        return {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+
+    @contextmanager
+    def serving(self):
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def reply(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                fake.keys.add(self.headers.get("Authorization"))
+                status, found = fake.answer(self.command, self.path, body, self.headers.get("Content-Type") or "")
+                text = json.dumps(found).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            do_GET = do_POST = do_DELETE = reply  # noqa: N815
+
+            def log_message(self, *arguments):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+@pytest.fixture
+def openai_at(monkeypatch, tmp_path):
+    """Point the `openai` module at a server, keep its files here, and poll it every centisecond instead of 20 s."""
+    monkeypatch.setenv("DSPY_FINETUNEDIR", str(tmp_path / "finetune"))
+    monkeypatch.setattr(sys.modules["dspy.clients.openai"], "time", SimpleNamespace(sleep=lambda s: time.sleep(0.01)))
+
+    def point(url):
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        return dspy.LM("openai/gpt-4o-mini", api_base=url, api_key="sk-test", cache=False, num_retries=0)
+
+    forget_connections()
+    yield point
+    forget_connections()
+    gc.collect()  # DSPy leaves the file that it uploads open; here its warning is expected, see `pytestmark`
+
+
+def forget_connections():
+    """The module makes one client at its first use, with the key and the address of that time, and keeps both."""
+    openai._reset_client()
+    openai.api_key = openai.base_url = None
+
+
+def test_a_whole_job_with_the_real_client(openai_at, tmp_path, capsys, monkeypatch):
+    fake, rows = FakeOpenAI(), training_set()
+    with fake.serving() as url:
+        lm = openai_at(url)
+        trainer = ProviderTrainer({"n_epochs": 3})
+        trainer.check("solver", lm)
+        trained = trainer.train(request(lm, tmp_path, rows.chat))
+        monkeypatch.delenv("OPENAI_BASE_URL")  # with it, DSPy 3.4 answers through LiteLLM
+        assert trained("who are you?") == ["I am ft:gpt-4o-mini:org::ftjob-0"]
+        again = trainer.restore(lm, trained.model, tmp_path)
+        assert again("and you?") == ["I am ft:gpt-4o-mini:org::ftjob-0"]
+        trainer.train(request(trained, tmp_path, rows.chat))  # the next iteration goes on from there
+    assert fake.keys == {"Bearer sk-test"}
+    first, second = fake.jobs.values()
+    assert (first["model"], first["hyperparameters"]) == ("gpt-4o-mini", {"n_epochs": 3})
+    assert second["model"] == "ft:gpt-4o-mini:org::ftjob-0"
+    assert (lm.model, trained.model) == ("openai/gpt-4o-mini", "openai/ft:gpt-4o-mini:org::ftjob-0")
+    arrived = [json.loads(line) for line in fake.files[first["training_file"]].decode().splitlines()]
+    assert arrived == rows.chat
+    assert len(arrived) == 12
+    assert [find_data_error_chat(row) for row in arrived] == [None] * 12
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_a_job_that_openai_ends_is_an_error(openai_at, tmp_path, status):
+    fake = FakeOpenAI(["queued", "running", status])
+    with fake.serving() as url:
+        lm = openai_at(url)
+        with pytest.raises(TrainingError, match=rf"'ftjob-0'.*'solver'.*{status}") as caught:
+            ProviderTrainer().train(request(lm, tmp_path))
+    assert caught.value.agent == "solver"
+    assert "sk-test" not in str(caught.value)
+
+
+def test_a_server_that_does_not_know_fine_tuning_is_an_error(openai_at, tmp_path, monkeypatch):
+    fake = FakeOpenAI()
+    fake.routes.clear()
+    with fake.serving() as url:
+        lm = openai_at(url)
+        with pytest.raises(TrainingError, match=r"'solver'.*no route POST /v1/files"):
+            ProviderTrainer().train(request(lm, tmp_path))
+
+
+# DSPy's thread goes on after `cancel` and trips over the future it cannot set any more (dspy/clients/provider.py).
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_interrupt_cancels_the_remote_job_and_removes_the_file(openai_at, tmp_path):
+    fake = FakeOpenAI(["running"])
+    with fake.serving() as url:
+        lm = openai_at(url)
+        before = set(threading.enumerate())
+        interrupt_after(fake.polled)
+        with pytest.raises(KeyboardInterrupt):
+            ProviderTrainer().train(request(lm, tmp_path, training_set().chat))
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.endswith("(thread_function_wrapper)"):
+                thread.join(10)
+    assert fake.cancelled == ["ftjob-0"]
+    assert fake.files == {}
+
+
+def test_without_a_key_for_fine_tuning_the_compile_does_not_begin(openai_at, monkeypatch):
+    lm = openai_at("http://127.0.0.1:9/v1")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with pytest.raises(UnpreparedProgramError, match=r"'solver'.*Set OPENAI_API_KEY"):
+        ProviderTrainer().check("solver", lm)
+    monkeypatch.setattr(openai, "api_key", "sk-test")
+    ProviderTrainer().check("solver", lm)
+
+
+def test_an_lm_of_another_server_is_not_fine_tuned_at_openai(openai_at, monkeypatch):
+    lm = openai_at("http://127.0.0.1:9/v1/")
+    ProviderTrainer().check("solver", lm)
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    with pytest.raises(UnpreparedProgramError, match=r"'http://127\.0\.0\.1:9/v1'.*'https://api\.openai\.com/v1'"):
+        ProviderTrainer().check("solver", lm)
+    monkeypatch.setattr(openai, "base_url", "http://127.0.0.1:9/v1/")
+    ProviderTrainer().check("solver", lm)
+
+
+def test_a_request_is_a_value(tmp_path):
+    asked = request(ToyLM(), tmp_path, rows=())
+    assert replace(asked, seed=1).seed == 1
+    with pytest.raises(AttributeError):
+        asked.seed = 2
