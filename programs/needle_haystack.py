@@ -1,7 +1,7 @@
 """The demo: a Context Analyst finds the sentence that matters, a Problem Solver reads the name in it.
 
 Items come from reasoning-gym's `needle_haystack` with 4 to 6 statements, generated and not downloaded. The question
-says who is asked for ("Who adores trail running? Reply only with a name."), and one statement has the answer.
+says who is asked for ("Who adores trail running?"), and one statement has the answer.
 
 Unlike in the paper's PubMedQA program, the analyst sees the question: without it, all it could do is copy everything.
 
@@ -29,6 +29,9 @@ Split = Literal["train", "validation", "test"]
 
 _SHARES: tuple[Split, ...] = ("train", "train", "validation", "test")
 """The hash of a question picks one of these: half of all questions are for training."""
+
+_FORMAT = "Reply only with a name."
+"""The generator's demand on the reply; here it is the solver's instruction, since the analyst replies otherwise."""
 
 _ITEMS_PER_SEED = 1_000_000
 """reasoning-gym makes item i of seed s from the number s + i, so seeds must be this far apart to share no item."""
@@ -65,7 +68,8 @@ def build() -> dspy.Module:
 
 
 def examples(split: Split, size: int = 100, seed: int = 0) -> list[dspy.Example]:
-    """Items with the inputs `context` and `question`, the label `answer`, and `key`, the hash of the question.
+    """Items with the inputs `context` and `question`, the label `answer`, and `dspy_key`, the
+    hash of the question; DSPy keeps fields of such names out of labels' listings.
 
     Equal arguments give equal items in every process, and a smaller size gives the first items of a larger one. No
     question occurs twice in a split, or in two splits, whatever their seeds.
@@ -103,7 +107,7 @@ def demonstrations() -> dict[str, list[dspy.Example]]:
     shown: dict[str, list[dspy.Example]] = {"analyst": [], "solver": []}
     for context, position, phrase, name in stories:
         relevant = context.removesuffix(".").split(". ")[position] + "."
-        question = f"Who {phrase}? Reply only with a name."
+        question = f"Who {phrase}?"
         found = dspy.Example(context=context, question=question, relevant=relevant)
         named = dspy.Example(relevant=relevant, question=question, answer=name)
         shown["analyst"].append(found.with_inputs("context", "question"))
@@ -115,8 +119,8 @@ def _items_of(split: Split, seed: int) -> Iterator[dspy.Example]:
     seen = set()
     for item in _generated(seed):
         example = _example(item)
-        if _split_of(example.key) == split and example.key not in seen:
-            seen.add(example.key)
+        if _split_of(example.dspy_key) == split and example.dspy_key not in seen:
+            seen.add(example.dspy_key)
             yield example
 
 
@@ -138,10 +142,11 @@ def _generated(seed: int) -> Iterator[dict[str, Any]]:
 
 
 def _example(item: dict[str, Any]) -> dspy.Example:
-    question = item["metadata"]["question"]
-    context = item["question"].removesuffix(question).strip()
+    asked = item["metadata"]["question"]
+    context = item["question"].removesuffix(asked).strip()
+    question = asked.removesuffix(_FORMAT).strip()
     key = hashlib.sha256(question.encode()).hexdigest()[:16]
-    return dspy.Example(context=context, question=question, answer=item["answer"], key=key).with_inputs(
+    return dspy.Example(context=context, question=question, answer=item["answer"], dspy_key=key).with_inputs(
         "context", "question"
     )
 

@@ -118,16 +118,16 @@ def _halves(path: str | Path | None) -> tuple[list[dspy.Example], list[dspy.Exam
         found, test_pmids = _from_hub(), set(_TEST_PMIDS.read_text(encoding="utf-8").split())
     else:
         found, test_pmids = _from_file(Path(path)), _test_pmids(Path(path).with_name(_GOLD_FILE))
-    missing = test_pmids - {example.key for example in found}
+    missing = test_pmids - {example.dspy_key for example in found}
     if missing:
         raise DatasetError(
             f"{len(missing)} test questions are missing, among them PMID {min(missing)!r}; expected all "
             f"{len(test_pmids)}. Take both files from the same version of github.com/pubmedqa/pubmedqa."
         )
-    ordered = sorted(found, key=lambda example: int(example.key))
+    ordered = sorted(found, key=lambda example: int(example.dspy_key))
     halves: dict[bool, list[dspy.Example]] = {True: [], False: []}
     for example in ordered:
-        halves[example.key in test_pmids].append(example)
+        halves[example.dspy_key in test_pmids].append(example)
     return halves[True], halves[False]
 
 
@@ -186,7 +186,7 @@ def _from_rows(rows: Iterable[Mapping[str, Any]]) -> list[dspy.Example]:
 def _example(pmid: str, question: str, paragraphs: Sequence[str], answer: str) -> dspy.Example:
     if answer not in LABELS:
         raise DatasetError(f"PMID {pmid!r} has the label {answer!r}, expected one of {LABELS}. Correct the record.")
-    fields = {"context": "\n".join(paragraphs), "question": question, "answer": answer, "key": pmid}
+    fields = {"context": "\n".join(paragraphs), "question": question, "answer": answer, "dspy_key": pmid}
     return dspy.Example(**fields).with_inputs("context", "question")
 
 

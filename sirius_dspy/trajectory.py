@@ -46,7 +46,7 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     if isinstance(value, dspy.Example):  # dspy.Prediction is one, too
-        return {key: to_plain(item) for key, item in value.toDict().items()}
+        return {key: to_plain(item) for key, item in value.items()}  # without DSPy's own `dspy_...` fields
     if isinstance(value, date):  # datetime is one, too
         return value.isoformat()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -143,11 +143,10 @@ class Step:
 
     @property
     def content(self) -> Values:
-        """What happened, without when and at what price."""
+        """What happened, without when and at what price; concurrent calls get their `occurrence` by chance."""
         failure = self.failure and [self.failure.kind, self.failure.completion]
         return {
             "predictor": self.predictor,
-            "occurrence": self.occurrence,
             "inputs": self.inputs,
             "outputs": [self.outputs, *self.others],
             "failure": failure,

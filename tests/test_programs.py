@@ -20,7 +20,7 @@ CHAT = dspy.ChatAdapter(use_json_adapter_fallback=False)
 JAZZ = dspy.Example(
     context="Jazz adores trail running. Craig eschews ballet dancing. Orrin resents wolves. "
     "Leigh adores playing ping pong.",
-    question="Who adores trail running? Reply only with a name.",
+    question="Who adores trail running?",
     answer="Jazz",
 ).with_inputs("context", "question")
 
@@ -59,7 +59,7 @@ def test_needle_haystack_splits_never_share_a_question():
     for seed in range(3):
         for split in SPLITS:
             found = needle_haystack.examples(split, 150, seed)
-            assert len({e.question for e in found}) == len({e.key for e in found}) == 150
+            assert len({e.question for e in found}) == len({e.dspy_key for e in found}) == 150
             questions[split] |= {e.question for e in found}
     assert not questions["train"] & questions["validation"]
     assert not questions["test"] & (questions["train"] | questions["validation"])
@@ -68,7 +68,7 @@ def test_needle_haystack_splits_never_share_a_question():
 def test_needle_haystack_items_are_of_one_kind():
     for split in SPLITS:
         for example in needle_haystack.examples(split, 60, seed=1):
-            phrase = example.question.removeprefix("Who ").removesuffix("? Reply only with a name.")
+            phrase = example.question.removeprefix("Who ").removesuffix("?")
             assert f"{example.answer} {phrase}." in example.context
             assert 4 <= example.context.count(".") <= 6
             assert set(example.inputs().keys()) == {"context", "question"}
@@ -83,7 +83,7 @@ def test_needle_haystack_seeds_differ_and_sizes_are_prefixes():
 def test_needle_haystack_demonstrations_cannot_be_generated():
     from reasoning_gym.cognition.needle_data import SUBJECTS, VERBS
 
-    generated = {f"Who {verb} {subject}? Reply only with a name." for verb in VERBS for subject in SUBJECTS}
+    generated = {f"Who {verb} {subject}?" for verb in VERBS for subject in SUBJECTS}
     program, shown = needle_haystack.build(), needle_haystack.demonstrations()
     for name, predictor in program.named_predictors():
         assert len(shown[name]) == 4
@@ -169,16 +169,16 @@ def test_pubmedqa_splits_are_the_official_halves_stratified(tmp_path):
     for size in range(1, 21):
         for label, count in labels_of(pubmedqa.examples("test", size=size, path=path)).items():
             assert abs(count - size * LABELS.count(label) / 20) <= 1
-    keys = [e.key for items in found.values() for e in items]
+    keys = [e.dspy_key for items in found.values() for e in items]
     assert len(set(keys)) == 40
-    assert all(int(e.key) % 2 for e in found["test"])
+    assert all(int(e.dspy_key) % 2 for e in found["test"])
 
 
 def test_pubmedqa_seed_moves_validation_and_order_only(tmp_path):
     path = write_pubmedqa(tmp_path)
 
     def keys(split, seed):
-        return [e.key for e in pubmedqa.examples(split, path=path, seed=seed)]
+        return [e.dspy_key for e in pubmedqa.examples(split, path=path, seed=seed)]
 
     assert keys("validation", 1) == keys("validation", 1)
     assert set(keys("validation", 1)) != set(keys("validation", 2))
@@ -189,7 +189,7 @@ def test_pubmedqa_seed_moves_validation_and_order_only(tmp_path):
 def test_pubmedqa_never_shows_the_conclusion(tmp_path):
     for split in SPLITS:
         for example in pubmedqa.examples(split, path=write_pubmedqa(tmp_path)):
-            assert set(example.keys()) == {"context", "question", "answer", "key"}
+            assert set(example.keys()) == {"context", "question", "answer"}
             assert set(example.inputs().keys()) == {"context", "question"}
             assert SECRET not in str(example.toDict())
 
@@ -208,7 +208,7 @@ def test_pubmedqa_from_the_hub_has_the_same_split(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_list(rows))
     test = pubmedqa.examples("test")
-    assert sorted(e.key for e in test) == sorted(test_pmids)
+    assert sorted(e.dspy_key for e in test) == sorted(test_pmids)
     assert test[0].context == "We gave pills.\nWe counted."
     assert len(pubmedqa.examples("train")) == 8
     assert SECRET not in str([e.toDict() for e in test])
@@ -285,4 +285,4 @@ def test_pubmedqa_counts_of_the_real_file():
     assert labels_of(found["validation"]) == {"yes": 55, "no": 34, "maybe": 11}
     assert majority_baseline(found["test"]) == 0.552
     shipped = Path(pubmedqa.__file__).with_name("pubmedqa_test_pmids.txt").read_text().split()
-    assert {e.key for e in found["test"]} == set(shipped)
+    assert {e.dspy_key for e in found["test"]} == set(shipped)
