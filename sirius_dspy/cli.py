@@ -215,10 +215,8 @@ def _label(name: str) -> str:
 
 
 def _repair_table(iterations: Sequence[Mapping[str, Any]]) -> Table:
-    verdicts = sorted({verdict for entry in iterations for verdict in entry["repair"]["verdicts"]})
-    table = _table(
-        "Repair of failed runs", "iteration", "runs tried", "runs repaired", *(f"{v} edits" for v in verdicts)
-    )
+    verdicts = sorted({verdict for entry in iterations for verdict in entry["repair"]["verdicts"]} - {"repaired"})
+    table = _table("Repair: failed runs, and the edits that did not help", "iteration", "tried", "repaired", *verdicts)
     for entry in iterations:
         repair = entry["repair"]
         counts = (repair["verdicts"].get(verdict, 0) for verdict in verdicts)
@@ -266,8 +264,8 @@ def _command(program: str, *arguments: str) -> str:
     """A line for the shell; a program of an environment that is not active gets its path."""
     own = Path(sys.executable).parent / program
     found = shutil.which(program)
-    if own.exists() and (found is None or Path(found).resolve() != own.resolve()):
-        program = os.path.relpath(own)
+    if own.exists() and (found is None or Path(found) != own):
+        program = str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
     return shlex.join([program, *arguments])
 
 

@@ -23,7 +23,7 @@ from dspy.clients.utils_finetune import TrainingStatus
 from dspy.utils.exceptions import ContextWindowExceededError, LMInvalidRequestError, LMUnexpectedError
 
 from sirius_dspy.adapter import PlainAdapter
-from sirius_dspy.errors import ModelNotFoundError, TrainingError
+from sirius_dspy.errors import ModelNotFoundError, RolloutError, TrainingError
 from sirius_dspy.local import LocalLM, LoraOptions, OpenVINOEngine, TransformersEngine
 from sirius_dspy.local.chat import load_chat
 from sirius_dspy.local.engine import GenerationOptions
@@ -179,6 +179,19 @@ def test_copies_share_weights_and_state_is_plain(lm: LocalLM, tmp_path: Path) ->
     with dspy.context(adapter=PlainAdapter()):
         assert loaded(question="Hello?").answer == program(question="Hello?").answer
     json.dumps(LocalLM(lora=LoraOptions(rank=2)).dump_state())
+
+
+def test_closing_an_engine_ends_a_long_answer_with_an_error(lm: LocalLM) -> None:
+    weights = resolve(lm.model)
+    engine = OpenVINOEngine(weights.gguf, load_chat(weights))
+    prompt = load_chat(weights).prompt([{"role": "user", "content": "Write a long story about a dog."}])
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(engine.generate, prompt, GenerationOptions(max_tokens=4000)) for _ in range(2)]
+        time.sleep(0.5)
+        engine.close()
+        for answer in answers:
+            with pytest.raises(RolloutError, match="closed"):
+                answer.result(timeout=10)
 
 
 def test_launch_and_kill_may_come_twice(lm: LocalLM) -> None:

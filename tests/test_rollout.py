@@ -5,6 +5,7 @@ import itertools
 import signal
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import dspy
@@ -15,7 +16,7 @@ from dspy.lm15 import AuthError, BillingError, ServerError, UnsupportedModelErro
 from sirius_dspy.errors import MetricError, RolloutError, SiriuSError, UnrecordableCallError
 from sirius_dspy.rollout import Rollouts, Task, parallel, program_fingerprint
 from sirius_dspy.testing import ScriptedLM, chat_reply
-from sirius_dspy.trajectory import example_key
+from sirius_dspy.trajectory import Step, Trajectory, example_key
 
 PATIENCE = 10
 """Seconds after which a test gives up on another thread; none of them takes a second."""
@@ -244,6 +245,14 @@ def test_one_thread_and_eight_give_the_same_runs():
 
     assert found(1) == found(8)
     assert len(set(found(1).values())) == 12
+
+
+def test_a_run_is_the_same_whichever_of_its_concurrent_calls_began_first():
+    calls = [Step("worker", n, {"part": n}, {"done": n}, "lm", started=n, ended=n + 2) for n in range(2)]
+    swapped = [replace(call, occurrence=1 - n, started=1 - n) for n, call in enumerate(calls)]
+    first, again = (Trajectory("key", tuple(steps), None, 1.0) for steps in (calls, swapped[::-1]))
+    assert first.id == again.id
+    assert first.id != Trajectory("key", tuple(calls[:1]), None, 1.0).id
 
 
 # What stops everything

@@ -92,8 +92,8 @@ class OpenVINOEngine(BatchingEngine):
     def _keep_company(self) -> None:
         """Give a request that is alone in the batch a dummy for company, as long as it is alone.
 
-        OpenVINO multiplies a single row by another kernel, without rounding the activations to 8 bits. The last request
-        of a batch would change kernels half way and no sample would repeat: 0 of 8 did, against 8 of 8 from two rows on.
+        OpenVINO multiplies a single row by another kernel, which does not round activations to 8 bits. The last request
+        of a batch would change kernels half way and no sample would repeat: 0 of 8 did, against 8 of 8 with company.
         """
         lone = len(self._live) == 1
         if self._companion is not None and (not lone or _is_over(self._companion)):

@@ -1,0 +1,210 @@
+"""The command line, as processes: what is on stdout, what is on stderr, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+import sirius_dspy
+from programs import needle_haystack
+from sirius_dspy.testing import ScriptedLM, chat_reply
+
+ROOT = Path(__file__).parent.parent
+CLI = [sys.executable, "-c", "from sirius_dspy.cli import app; app(prog_name='sirius-dspy')"]
+QUESTION = ["--question", "Who likes tea?", "--context", "Ada likes tea. Bo likes rain."]
+
+
+def environment(path=ROOT):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_TRACKING")}
+    return {**clean, "PYTHONPATH": str(path), "PYTHONSAFEPATH": "1"}  # as for an installed command: no `''` on sys.path
+
+
+def sirius(*arguments, cwd, path=ROOT):
+    return subprocess.run(
+        [*CLI, *map(str, arguments)], cwd=cwd, env=environment(path), capture_output=True, text=True, timeout=280
+    )
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    program = needle_haystack.build()
+    replies = {
+        "[[ ## relevant ## ]]\nAda": chat_reply(answer="Ada"),
+        "Ada likes": chat_reply(relevant="Ada likes tea."),
+    }
+    program.set_lm(ScriptedLM(replies))
+    return sirius_dspy.save(program, tmp_path / "checkpoint")
+
+
+def test_help_names_the_commands(tmp_path):
+    done = sirius("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert re.search(r"^  demo ", done.stdout, re.M)
+    assert re.search(r"^  ask ", done.stdout, re.M)
+
+
+def test_version(tmp_path):
+    done = sirius("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"sirius-dspy {sirius_dspy.__version__}\n")
+
+
+def test_ask_shows_each_agent_s_step(checkpoint, tmp_path):
+    done = sirius("ask", checkpoint, *QUESTION, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "1. analyst [scripted/lm] relevant: Ada likes tea.",
+        "2. solver [scripted/lm] answer: Ada",
+        "answer: Ada",
+    ]
+
+
+def test_ask_prints_one_json_object(checkpoint, tmp_path):
+    done = sirius("ask", checkpoint, *QUESTION, "--json", cwd=tmp_path)
+    shown = json.loads(done.stdout)
+    assert (shown["answer"], shown["prediction"]) == ("Ada", {"answer": "Ada"})
+    assert [(step["predictor"], step["outputs"]) for step in shown["steps"]] == [
+        ("analyst", {"relevant": "Ada likes tea."}),
+        ("solver", {"answer": "Ada"}),
+    ]
+
+
+def test_a_program_of_the_user_s_folder_is_found(tmp_path, monkeypatch):
+    lines = (
+        "import dspy",
+        "class Echo(dspy.ChainOfThought):",
+        "    def __init__(self):",
+        "        super().__init__('question -> answer')",
+    )
+    code = "\n".join(lines)
+    (tmp_path / "echo_program.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import echo_program
+
+    program = echo_program.Echo()
+    program.set_lm(ScriptedLM({"Hello?": chat_reply(reasoning="Polite.", answer="Hello.")}))
+    sirius_dspy.save(program, tmp_path / "echo")
+    done = sirius("ask", "echo", "--question", "Hello?", cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "answer: Hello."
+
+
+def test_a_program_that_fails_shows_how_far_it_came(checkpoint, tmp_path):
+    done = sirius("ask", checkpoint, "--question", "Who?", "--context", "Bo likes rain.", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.startswith("1. analyst [scripted/lm] failed: ")
+    assert "answer:" not in done.stdout
+    assert done.stderr.startswith("sirius-dspy: The program failed: ")
+
+
+def test_an_input_that_the_program_wants_is_missing(checkpoint, tmp_path):
+    done = sirius("ask", checkpoint, "--question", "Who?", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "context" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["ask", "nowhere", *QUESTION], ["ask", "nowhere", *QUESTION, "--json"]])
+def test_an_error_is_one_message(arguments, tmp_path):
+    done = sirius(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"sirius-dspy: 'nowhere' is no checkpoint: .+\n", done.stderr)
+
+
+def test_the_demo_of_a_lone_package_says_where_its_program_is(tmp_path):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sirius_dspy").symlink_to(ROOT / "sirius_dspy")
+    done = sirius("demo", cwd=tmp_path, path=tmp_path / "site")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Clone the repository" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_negative_seed_is_refused(tmp_path):
+    assert sirius("demo", "--seed", "-1", cwd=tmp_path).returncode == 2
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """Where the demo runs: once to the end, and again by the same command."""
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def quick(workplace):
+    return sirius("demo", "--quick", "--json", cwd=workplace)
+
+
+@pytest.mark.local
+def test_the_demo_prints_one_json_object(quick):
+    assert quick.returncode == 0, quick.stderr
+    shown = json.loads(quick.stdout)
+    assert {"zero_shot", "demonstrated", "iterations", "swaps", "test_items", "seconds"} <= set(shown)
+    assert (shown["test_items"], len(shown["iterations"])) == (10, 1)
+    assert set(shown["swaps"]) == ({"analyst", "solver"} if shown["best_iteration"] else set())
+    assert shown["seconds"]["total"] > shown["seconds"]["compile"] > shown["seconds"]["train"] > 0
+
+
+@pytest.mark.local
+def test_the_demo_tells_its_story_on_stderr(quick):
+    for part in ("Compiling 2 agents", "iteration 1 collect: 32 of 32", "zero-shot", "with demonstrations"):
+        assert part in quick.stderr
+    assert "Traceback" not in quick.stderr
+    assert "WARNING" not in quick.stderr
+
+
+@pytest.mark.local
+def test_the_demo_names_the_command_that_asks(quick, workplace):
+    line = next(line for line in quick.stderr.splitlines() if " ask runs/" in line)
+    expected = re.search(r"\(expected: (\w+)\)", quick.stderr)[1]
+    program, *arguments = shlex.split(line)
+    assert program.endswith("sirius-dspy")
+    done = sirius(*arguments, "--json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert [step["predictor"] for step in json.loads(done.stdout)["steps"]] == ["analyst", "solver"]
+    assert expected in arguments[-1]
+
+
+@pytest.mark.local
+def test_the_demo_names_the_command_that_opens_mlflow(quick, workplace):
+    run_id = re.search(r"Open run (\w+) of experiment 'sirius_dspy'", quick.stderr)[1]
+    uri = re.search(r"mlflow ui --backend-store-uri (\S+)", quick.stderr)[1]
+    assert uri == f"sqlite:///{workplace / 'mlflow.db'}"
+    assert mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.local
+def test_the_same_command_reuses_a_finished_demo(quick, workplace):
+    again = sirius("demo", "--quick", "--json", cwd=workplace)
+    assert "runs/demo-quick-seed-0 holds a finished run" in again.stderr
+    assert "runs/demo-quick-seed-0 holds a finished run" not in quick.stderr
+    assert "collect" not in again.stderr.split("Test accuracy")[0]
+    first, second = json.loads(quick.stdout), json.loads(again.stdout)
+    assert (second["iterations"], second["swaps"]) == (first["iterations"], first["swaps"])
+
+
+@pytest.mark.local
+def test_an_interrupt_says_how_to_go_on(tmp_path):
+    command = [*CLI, "demo", "--quick", "--json"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.startswith("Compiling"):
+                break
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=120)
+    assert (process.returncode, output) == (130, "")
+    last = errors.splitlines()[-1]
+    assert last == "sirius-dspy: Interrupted. Run the same command again to go on from 'runs/demo-quick-seed-0'."
+    assert (tmp_path / "runs/demo-quick-seed-0/run.json").exists()
