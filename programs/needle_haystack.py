@@ -68,8 +68,9 @@ def build() -> dspy.Module:
 
 
 def examples(split: Split, size: int = 100, seed: int = 0) -> list[dspy.Example]:
-    """Items with the inputs `context` and `question`, the label `answer`, and `dspy_key`, the
-    hash of the question; DSPy keeps fields of such names out of labels' listings.
+    """Items with the inputs `context` and `question`, the label `answer`, and `dspy_key`, the hash of the question.
+
+    DSPy takes a field with such a name for its own: it is no label, and no agent is ever shown it.
 
     Equal arguments give equal items in every process, and a smaller size gives the first items of a larger one. No
     question occurs twice in a split, or in two splits, whatever their seeds.

@@ -182,6 +182,8 @@ class _Call:
     inputs: Values
     lm: Any
     num_demos: int
+    twin: tuple[str, str, int]
+    """Predictor, inputs, and how many equal calls came before: the same in every order of parallel calls."""
     started: int
     clock: float
     source: Source = "live"
@@ -215,6 +217,7 @@ class _Tape:
         self._lock = threading.Lock()  # protects the clock, the counters and the list: calls may run in parallel
         self._clock = 0
         self._occurrences: Counter[str] = Counter()
+        self._twins: Counter[tuple[str, str]] = Counter()
         self._predictors = predictor_names(program)
         self._by_identity = {id(predictor): name for name, predictor in self._predictors.items()}
         stages = Counter(predictor.stage for predictor in self._predictors.values())
@@ -236,11 +239,14 @@ class _Tape:
         modules = dspy.settings.caller_modules
         name = self._name(modules[-1] if modules else None)
         plain = to_plain(inputs)
+        question = canonical(plain)
         with self._lock:
             occurrence, started = self._occurrences[name], self._clock
+            twin = name, question, self._twins[name, question]
             self._occurrences[name] += 1
+            self._twins[name, question] += 1
             self._clock += 1
-        return _Call(name, occurrence, plain, lm, len(demos), started, time.perf_counter())
+        return _Call(name, occurrence, plain, lm, len(demos), twin, started, time.perf_counter())
 
     def canned(self, call: _Call, signature: Any) -> list[dict[str, Any]] | None:
         """Outputs to return without asking the LM, or `None`."""
@@ -280,7 +286,7 @@ class _Tape:
             return kwargs
         # A rollout id that dspy.Refine or dspy.BestOfN put there keeps its effect: it is mixed in.
         given_id = kwargs.get("rollout_id", defaults.get("rollout_id"))
-        text = f"{self.sampling.key}|{given_id}|{call.predictor}|{call.occurrence}"
+        text = canonical([self.sampling.key, given_id, *call.twin])
         return {**kwargs, "rollout_id": int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)}
 
     def demos(self, call: _Call, given: Sequence[Any]) -> Sequence[Any]:
@@ -339,7 +345,6 @@ class _ReplayTape(_Tape):
         self._answers: dict[tuple[str, str], list[Step]] = defaultdict(list)
         for step in recorded:
             self._answers[step.predictor, canonical(step.inputs)].append(step)
-        self._asked: Counter[tuple[str, str]] = Counter()
         self._replayed: set[int] = set()
         self._edited_call: tuple[str, int] | None = None
         self._problem = ""
@@ -378,11 +383,9 @@ class _ReplayTape(_Tape):
         return replace(recording, edited=calls.index(self._edited_call))
 
     def _next_answer(self, call: _Call) -> Step | None:
-        key = call.predictor, canonical(call.inputs)
-        with self._lock:
-            asked, answers = self._asked[key], self._answers.get(key, [])
-            self._asked[key] += 1
-        return answers[asked] if asked < len(answers) else None
+        predictor, question, number = call.twin
+        answers = self._answers.get((predictor, question), [])
+        return answers[number] if number < len(answers) else None
 
     def _edited_outputs(self, call: _Call, signature: Any) -> dict[str, Any]:
         if set(self.edit.outputs) != set(signature.output_fields):

@@ -194,7 +194,7 @@ class CriticAugmenter:
         predictor = dspy.Predict(signature)
         predictor.lm = lm
         recording = record(predictor, inputs, Sampling(key, {"temperature": self.temperature} if retry else {}))
-        raise_if_fatal(recording.error)
+        raise_if_fatal(recording)
         return recording
 
 
@@ -243,7 +243,7 @@ class _Case:
             recording = replay(self.context.program, inputs, self.failed, Edit(position, outputs), sampling)
         except ReplayDivergedError as error:
             return self.attempt(position, "diverged", **known, detail=str(error)), None
-        raise_if_fatal(recording.error)
+        raise_if_fatal(recording)
         trajectory = self._trajectory(recording)
         verdict: Verdict = "repaired" if trajectory.reward >= self.context.threshold else "failed"
         return (

@@ -113,7 +113,7 @@ class Rollouts:
     def run_one(self, program: dspy.Module, task: Task, program_id: str = "") -> Trajectory:
         """Run one task in this thread."""
         recording = record(program, task.example.inputs(), self.sampling(task))
-        raise_if_fatal(recording.error)
+        raise_if_fatal(recording)
         score, failure = scored(self.metric, task.example, recording)
         return Trajectory(
             example_key=task.key[0],
@@ -150,7 +150,7 @@ def scored(metric: Metric, example: dspy.Example, recording: Recording) -> tuple
     try:
         value = call_metric(metric, example, recording.prediction, recording.trace)
     except Exception as error:  # a metric that stumbles over one odd prediction must not end the compile
-        raise_if_fatal(error)
+        raise_fatal_cause(error)
         logger.debug("The metric raised on an example; it counts as failed.", exc_info=True)
         failure = describe(error)
         return Score(0.0), Failure(f"metric raised {failure.kind}", failure.message)
@@ -220,24 +220,41 @@ def _short(example: dspy.Example) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def raise_if_fatal(error: BaseException | None) -> None:
-    """Raise what would fail every other rollout, too; the cause chain is searched, since programs wrap errors.
+def raise_if_fatal(recording: Recording) -> None:
+    """Raise what would fail every other run, too, even if the program caught it.
 
     Raises:
         RolloutError: An LM refused for lack of credentials, credit or configuration.
         SiriuSError: One of our own errors came through the program.
+    """
+    raise_fatal_cause(recording.error)
+    refusals = {error.__name__ for error in FATAL}
+    for step in recording.steps:
+        if step.failure is not None and step.failure.kind in refusals:
+            raise RolloutError(_refused(step.failure))
+
+
+def raise_fatal_cause(error: BaseException | None) -> None:
+    """Raise the first fatal error in a chain of causes, since programs and metrics wrap errors.
+
+    Raises:
+        RolloutError: An LM refused for lack of credentials, credit or configuration.
+        SiriuSError: One of our own errors is in the chain.
     """
     cause = error
     while cause is not None:
         if isinstance(cause, SiriuSError):
             raise cause
         if isinstance(cause, FATAL):
-            failure = describe(cause)
-            raise RolloutError(
-                f"{failure.kind}: {failure.message} All finished rollouts are kept. Mend the LM's credentials, credit "
-                "or settings, then run the same `compile` again to go on from there."
-            ) from cause
+            raise RolloutError(_refused(describe(cause))) from cause
         cause = cause.__cause__
+
+
+def _refused(failure: Failure) -> str:
+    return (
+        f"{failure.kind}: {failure.message} All finished rollouts are kept. Mend the LM's credentials, credit or "
+        "settings, then run the same `compile` again to go on from there."
+    )
 
 
 def program_fingerprint(program: dspy.Module) -> str:

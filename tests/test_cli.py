@@ -20,6 +20,13 @@ from programs import needle_haystack
 from sirius_dspy.testing import ScriptedLM, chat_reply
 
 ROOT = Path(__file__).parent.parent
+
+
+def local(test):
+    """A whole run with the embedded model: a minute alone, several on a busy machine."""
+    return pytest.mark.local(pytest.mark.timeout(900)(test))
+
+
 CLI = [sys.executable, "-c", "from sirius_dspy.cli import app; app(prog_name='sirius-dspy')"]
 QUESTION = ["--question", "Who likes tea?", "--context", "Ada likes tea. Bo likes rain."]
 
@@ -31,7 +38,7 @@ def environment(path=ROOT):
 
 def sirius(*arguments, cwd, path=ROOT):
     return subprocess.run(
-        [*CLI, *map(str, arguments)], cwd=cwd, env=environment(path), capture_output=True, text=True, timeout=280
+        [*CLI, *map(str, arguments)], cwd=cwd, env=environment(path), capture_output=True, text=True, timeout=850
     )
 
 
@@ -144,7 +151,7 @@ def quick(workplace):
     return sirius("demo", "--quick", "--json", cwd=workplace)
 
 
-@pytest.mark.local
+@local
 def test_the_demo_prints_one_json_object(quick):
     assert quick.returncode == 0, quick.stderr
     shown = json.loads(quick.stdout)
@@ -154,7 +161,7 @@ def test_the_demo_prints_one_json_object(quick):
     assert shown["seconds"]["total"] > shown["seconds"]["compile"] > shown["seconds"]["train"] > 0
 
 
-@pytest.mark.local
+@local
 def test_the_demo_tells_its_story_on_stderr(quick):
     for part in ("Compiling 2 agents", "iteration 1 collect: 32 of 32", "zero-shot", "with demonstrations"):
         assert part in quick.stderr
@@ -162,7 +169,7 @@ def test_the_demo_tells_its_story_on_stderr(quick):
     assert "WARNING" not in quick.stderr
 
 
-@pytest.mark.local
+@local
 def test_the_demo_names_the_command_that_asks(quick, workplace):
     line = next(line for line in quick.stderr.splitlines() if " ask runs/" in line)
     expected = re.search(r"\(expected: (\w+)\)", quick.stderr)[1]
@@ -174,7 +181,9 @@ def test_the_demo_names_the_command_that_asks(quick, workplace):
     assert expected in arguments[-1]
 
 
-@pytest.mark.local
+@local
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow 3.17, SQLAlchemy 2.1
+@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # pools that MLflow leaves to the collector
 def test_the_demo_names_the_command_that_opens_mlflow(quick, workplace):
     run_id = re.search(r"Open run (\w+) of experiment 'sirius_dspy'", quick.stderr)[1]
     uri = re.search(r"mlflow ui --backend-store-uri (\S+)", quick.stderr)[1]
@@ -182,9 +191,10 @@ def test_the_demo_names_the_command_that_opens_mlflow(quick, workplace):
     assert mlflow.MlflowClient(tracking_uri=uri).get_run(run_id).info.status == "FINISHED"
 
 
-@pytest.mark.local
+@local
 def test_the_same_command_reuses_a_finished_demo(quick, workplace):
     again = sirius("demo", "--quick", "--json", cwd=workplace)
+    assert again.returncode == 0, again.stderr
     assert "runs/demo-quick-seed-0 holds a finished run" in again.stderr
     assert "runs/demo-quick-seed-0 holds a finished run" not in quick.stderr
     assert "collect" not in again.stderr.split("Test accuracy")[0]
@@ -192,7 +202,7 @@ def test_the_same_command_reuses_a_finished_demo(quick, workplace):
     assert (second["iterations"], second["swaps"]) == (first["iterations"], first["swaps"])
 
 
-@pytest.mark.local
+@local
 def test_an_interrupt_says_how_to_go_on(tmp_path):
     command = [*CLI, "demo", "--quick", "--json"]
     with subprocess.Popen(

@@ -64,13 +64,14 @@ def run(folder, *arguments, **environment):
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=850,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.local
+@pytest.mark.timeout(900)  # a minute alone, several on a busy machine
 def test_the_quickstart_learns_offline(folder):
     printed = run(folder, "quickstart.py")
     untrained, trained = map(int, re.findall(r"trained: (\d+)% of 40", printed))

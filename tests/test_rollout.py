@@ -522,3 +522,22 @@ def test_two_programs_with_equal_predictors_are_two():
         pass
 
     assert program_fingerprint(Other()) != fingerprint()
+
+
+def test_a_refusal_that_the_program_swallows_still_ends_the_rollouts():
+    class Swallowing(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.answer = dspy.Predict("question -> answer")
+
+        def forward(self, question):
+            try:
+                return self.answer(question=question)
+            except Exception:
+                return dspy.Prediction(answer="none")
+
+    program = Swallowing()
+    program.set_lm(ScriptedLM([AuthError("wrong key")] * 3))
+    example = dspy.Example(question="?", answer="!").with_inputs("question")
+    with pytest.raises(RolloutError, match="wrong key"):
+        list(Rollouts(lambda example, prediction, trace=None: 0.0, num_threads=1).run_all(program, [Task(example)]))

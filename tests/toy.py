@@ -1,7 +1,7 @@
 """A two-agent program and a toy LM that learns, for tests of the whole loop; imported by child processes, too.
 
-`doubler` must double a number, `writer` must format it. Untrained, the doubler fails on odd numbers: with a wrong answer,
-or for 7 with text that does not parse. The critic's advice makes it right, in words that need rephrasing.
+`doubler` must double a number, `writer` must format it. Untrained, the doubler fails on odd numbers: with a wrong
+answer, or for 7 with text that does not parse. The critic's advice makes it right, in words that need rephrasing.
 """
 
 from __future__ import annotations
