@@ -9,6 +9,7 @@ SiriuSError
 ├── ReplayDivergedError    (RuntimeError)  a rerun did not repeat its recording
 ├── NoSuccessError         (RuntimeError)  nothing to learn from
 ├── RolloutError           (RuntimeError)  the LM or its account failed, not one example
+├── PromptTooLongError     (ValueError)    one prompt does not fit into a local model's context window
 ├── TrainingError          (RuntimeError)  a trainer gave up on an agent
 ├── LibraryError           (RuntimeError)  the experience library cannot be used
 │   ├── LibraryDamagedError                its file is not a readable library
@@ -53,6 +54,10 @@ class NoSuccessError(SiriuSError, RuntimeError):
 
 class RolloutError(SiriuSError, RuntimeError):
     """The LM failed in a way that every example would share: credentials, quota, configuration."""
+
+
+class PromptTooLongError(SiriuSError, ValueError):
+    """A prompt does not fit into the model's context window; a failure of one example, not of the LM."""
 
 
 class TrainingError(SiriuSError, RuntimeError):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import dspy
 from dspy.utils.exceptions import LMAuthError, LMBillingError, LMConfigurationError, LMUnsupportedModelError
 
-from sirius_dspy.errors import MetricError, RolloutError, SiriuSError
+from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError
 from sirius_dspy.record import Recording, Sampling, describe, record
 from sirius_dspy.trajectory import Failure, Trajectory, digest, example_key, to_plain
 
@@ -243,6 +243,8 @@ def raise_fatal_cause(error: BaseException | None) -> None:
     """
     cause = error
     while cause is not None:
+        if isinstance(cause, PromptTooLongError):
+            return
         if isinstance(cause, SiriuSError):
             raise cause
         if isinstance(cause, FATAL):

@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from sirius_dspy.errors import RolloutError
+from sirius_dspy.errors import PromptTooLongError, RolloutError
 from sirius_dspy.local.batching import BatchingEngine, Call, Written, cut_at_stop
 from sirius_dspy.local.chat import Chat
-from sirius_dspy.local.engine import Engine, GenerationOptions, PromptTooLongError
+from sirius_dspy.local.engine import Engine, GenerationOptions
 from sirius_dspy.local.pool import EnginePool
 
 

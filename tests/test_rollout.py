@@ -11,9 +11,9 @@ from fractions import Fraction
 import dspy
 import numpy
 import pytest
-from dspy.lm15 import AuthError, BillingError, ServerError, UnsupportedModelError
+from dspy.lm15 import AuthError, BillingError, ContextLengthError, ServerError, UnsupportedModelError
 
-from sirius_dspy.errors import MetricError, RolloutError, SiriuSError, UnrecordableCallError
+from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError, UnrecordableCallError
 from sirius_dspy.rollout import Rollouts, Task, parallel, program_fingerprint
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Step, Trajectory, example_key
@@ -541,3 +541,16 @@ def test_a_refusal_that_the_program_swallows_still_ends_the_rollouts():
     example = dspy.Example(question="?", answer="!").with_inputs("question")
     with pytest.raises(RolloutError, match="wrong key"):
         list(Rollouts(lambda example, prediction, trace=None: 0.0, num_threads=1).run_all(program, [Task(example)]))
+
+
+def test_one_prompt_too_long_for_a_local_model_is_one_failed_run():
+    def answer(prompt):
+        if "long" in prompt.user:
+            raise ContextLengthError("too long") from PromptTooLongError("9000 tokens, the window has 8192")
+        return chat_reply(answer="!")
+
+    program = dspy.Predict("question -> answer")
+    program.set_lm(ScriptedLM(answer))
+    tasks = [Task(dspy.Example(question=text).with_inputs("question")) for text in ("long", "short")]
+    runs = [run for _, run in Rollouts(lambda example, prediction, trace=None: 1.0).run_all(program, tasks)]
+    assert sorted(run.reward for run in runs) == [0.0, 1.0]

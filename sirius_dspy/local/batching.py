@@ -8,9 +8,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from sirius_dspy.errors import RolloutError
+from sirius_dspy.errors import PromptTooLongError, RolloutError
 from sirius_dspy.local.chat import Chat
-from sirius_dspy.local.engine import Generation, GenerationOptions, PromptTooLongError
+from sirius_dspy.local.engine import Generation, GenerationOptions
 
 
 class Written(NamedTuple):

@@ -6,12 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from sirius_dspy.errors import SiriuSError
 from sirius_dspy.local.chat import Chat
-
-
-class PromptTooLongError(SiriuSError, ValueError):
-    """A prompt does not fit into the model's context window."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ from typing import Any
 import dspy
 from dspy import lm15
 
-from sirius_dspy.local.engine import Generation, GenerationOptions, PromptTooLongError
+from sirius_dspy.errors import PromptTooLongError
+from sirius_dspy.local.engine import Generation, GenerationOptions
 from sirius_dspy.local.lora import LoraOptions
 from sirius_dspy.local.models import find, resolve
 from sirius_dspy.local.provider import LocalProvider

@@ -1,0 +1,157 @@
+"""What recording costs: the same program with and without it, on an LM that answers at once.
+
+    python -m benchmarks.recording [--repeats 15] [--calls 200] [--json]
+
+A run makes `--calls` predictor calls in a loop. Recorded and unrecorded runs take turns in one process, and the pair
+that goes first alternates, so that a busy machine burdens both sides. Target: less than 0.3 ms added per LM call.
+Memory is what stays allocated for a recorded run, by `tracemalloc`, in runs of its own since tracing is slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import dspy
+
+from sirius_dspy.record import Recording, record
+from sirius_dspy.testing import Prompt, ScriptedLM, chat_reply
+
+TARGET_MS = 0.3
+
+CONTEXT = "Ada adores trail running. " * 40
+"""About 1000 characters, the length of a paragraph."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Medians over the repeats."""
+
+    plain_ms: float
+    """Per LM call, unrecorded."""
+    recorded_ms: float
+    added_ms: float
+    """Per LM call: median of the differences of neighbouring runs."""
+    ratio: float
+    """Median of recorded over plain, of neighbouring runs."""
+    bytes_per_step: float
+    """Allocated and kept, for a step with `CONTEXT` as its input."""
+    repeats: int
+    calls: int
+
+
+class Loop(dspy.Module):
+    """Calls one predictor again and again, each time with its last answer."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+        self.step = dspy.Predict("context, question -> answer")
+
+    def forward(self, context: str, question: str) -> dspy.Prediction:
+        """The last answer."""
+        answer = question
+        for number in range(self.calls):
+            answer = self.step(context=f"{number} {context}", question=answer).answer
+        return dspy.Prediction(answer=answer)
+
+
+def build(calls: int) -> dspy.Module:
+    """The program with an LM that needs no time."""
+    program = Loop(calls)
+    program.set_lm(ScriptedLM(_reply))
+    return program
+
+
+def _reply(prompt: Prompt) -> str:
+    return chat_reply(answer=f"It is {prompt.field('question')}"[-60:])
+
+
+def measure(repeats: int, calls: int) -> Cost:
+    """Take turns, and compare neighbours."""
+    program = build(calls)
+    inputs = {"context": CONTEXT, "question": "Who?"}
+    sides: tuple[Callable[[], object], ...] = (lambda: program(**inputs), lambda: record(program, inputs))
+    with dspy.context(disable_history=True):  # recording turns it off, so that the other side must not pay for it
+        for side in sides:
+            side()
+        pairs = [_pair(sides, swapped=turn % 2 == 1) for turn in range(repeats)]
+    per_call = 1000 / calls
+    return Cost(
+        plain_ms=statistics.median(plain for plain, _ in pairs) * per_call,
+        recorded_ms=statistics.median(recorded for _, recorded in pairs) * per_call,
+        added_ms=statistics.median(recorded - plain for plain, recorded in pairs) * per_call,
+        ratio=statistics.median(recorded / plain for plain, recorded in pairs),
+        bytes_per_step=kept_bytes(program, inputs) / calls,
+        repeats=repeats,
+        calls=calls,
+    )
+
+
+def _pair(sides: Sequence[Callable[[], object]], *, swapped: bool) -> tuple[float, float]:
+    """Seconds of (plain, recorded)."""
+    first, second = reversed(sides) if swapped else sides
+    one, two = _seconds(first), _seconds(second)
+    return (two, one) if swapped else (one, two)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    gc.collect()
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def kept_bytes(program: dspy.Module, inputs: dict[str, str]) -> int:
+    """Bytes that the steps of a recording keep alive, its DSPy trace left out: a trajectory does not have it."""
+    steps = _recorded(program, inputs).steps  # fills caches that the next run shares
+    tracemalloc.start()
+    try:
+        before = _traced()
+        steps = _recorded(program, inputs).steps
+        return _traced() - before if steps else 0
+    finally:
+        tracemalloc.stop()
+
+
+def _recorded(program: dspy.Module, inputs: dict[str, str]) -> Recording:
+    """A recording, with what DSPy and the scripted LM keep of the calls themselves thrown away."""
+    with dspy.context(disable_history=True):
+        recording = record(program, inputs)
+    for predictor in program.predictors():
+        predictor.lm.engine.requests.clear()
+    return recording
+
+
+def _traced() -> int:
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="Measure what recording adds to an LM call.")
+    parser.add_argument("--repeats", type=int, default=15, help="pairs of runs")
+    parser.add_argument("--calls", type=int, default=200, help="LM calls per run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    arguments = parser.parse_args()
+    cost = measure(arguments.repeats, arguments.calls)
+    if arguments.json:
+        print(json.dumps(asdict(cost)))
+        return
+    print(f"per LM call, medians of {cost.repeats} pairs of runs with {cost.calls} calls each")
+    print(f"  unrecorded   {cost.plain_ms:8.3f} ms")
+    print(f"  recorded     {cost.recorded_ms:8.3f} ms")
+    print(f"  added        {cost.added_ms:8.3f} ms   (target: below {TARGET_MS} ms)")
+    print(f"  ratio        {cost.ratio:8.3f}")
+    print(f"memory per recorded step: {cost.bytes_per_step:.0f} bytes, of which its inputs are about {len(CONTEXT)}")
+
+
+if __name__ == "__main__":
+    main()
