@@ -103,10 +103,10 @@ class _Demo:
         student = needle_haystack.build()
         student.set_lm(self.base)
         demos = needle_haystack.demonstrations()
+        with self._timed("compile"):  # first, since it refuses a run directory of other settings at once
+            compiled = self._compile(student, demos)
         zero_shot = self._test("zero-shot", student)
         demonstrated = self._test("demonstrated", student, demos)
-        with self._timed("compile"):
-            compiled = self._compile(student, demos)
         results = compiled.detailed_results
         after = tuple(self._after(compiled, entry) for entry in results["iterations"][1:])
         best = results["best_iteration"]

@@ -28,6 +28,7 @@ from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.record import predictor_names
 from sirius_dspy.redact import is_secret_name
+from sirius_dspy.rollout import program_fingerprint
 from sirius_dspy.run_dir import RunDir, slug, write_text
 
 FORMAT = 1
@@ -62,6 +63,7 @@ def save(program: dspy.Module, folder: str | Path) -> Path:
         manifest = {
             "format": FORMAT,
             "program": f"{type(program).__module__}:{type(program).__qualname__}",
+            "fingerprint": program_fingerprint(program),
             "adapter": _adapter_state(dspy.settings.adapter or dspy.ChatAdapter()),
             "agents": {agent: _save_agent(draft, agent, names, program, results) for agent, names in agents.items()},
             "results": {key: value for key, value in results.items() if key not in ("run_dir", "library")},
@@ -99,6 +101,11 @@ def load(
     _verify(path, manifest)
     loaded = program if program is not None else _build(manifest["program"])
     _load_program_state(loaded, json.loads((path / PROGRAM).read_text(encoding="utf-8")))
+    if program_fingerprint(loaded) != manifest["fingerprint"]:
+        raise CheckpointError(
+            f"The signatures of {type(loaded).__name__} are not those of the program in {str(path)!r}, which the agents "
+            "were trained for. Pass the program that was saved."
+        )
     predictors = predictor_names(loaded)
     for agent, entry in manifest["agents"].items():
         lm = (lms or {}).get(agent) or _load_lm(path, agent, entry)
@@ -272,7 +279,8 @@ def _load_program_state(program: dspy.Module, state: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"The checkpoint has the predictors {expected}, the program has {found}. Pass the program that was saved."
         )
-    program.load_state(dict(state))
+    for name, part in program.named_parameters():
+        part.load_state(state[name])
 
 
 def _load_lm(path: Path, agent: str, entry: Mapping[str, Any]) -> dspy.LM:

@@ -126,7 +126,6 @@ def _run_demo(notes: Console, folder: Path, seed: int, tracker: MLflowTracker, *
             "--run-dir, or delete the folder, to train anew.",
             soft_wrap=True,
         )
-    notes.print(f"Testing the untrained program on {settings.test_items} questions before anything is learnt.")
     result: DemoResult = programs.run(
         folder, seed=seed, tracker=Trackers([RichProgress(notes), tracker]), settings=settings
     )

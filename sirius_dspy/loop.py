@@ -217,7 +217,7 @@ class Loop:
         stage = f"train-{iteration}-{rows.agent}"
         if (finished := self.run_dir.finished(stage)) is not None:
             return finished
-        self.tracker.on_stage_started(StageStarted(iteration, "train", len(rows.rows)))
+        self.tracker.on_stage_started(StageStarted(iteration, "train", 1))
         base = (self.start if self.settings.train_from == "base" else self.lms)[rows.agent]
         losses: list[float] = []
 

@@ -154,3 +154,15 @@ def test_dspys_own_save_and_load_go_on_working(compiled, tmp_path):
     loaded = Doubling()
     loaded.load(str(tmp_path / "program.json"), allow_unsafe_lm_state=True)
     assert answers(loaded) == answers(compiled)
+
+
+def test_a_program_that_is_one_predictor_comes_back(tmp_path):
+    for agent, build in (("predict", dspy.ChainOfThought), ("self", dspy.Predict)):
+        program = build("number: int -> doubled")
+        program.set_lm(ScriptedLM(skill))
+        folder = sirius_dspy.save(program, tmp_path / agent)
+        lms = {agent: ScriptedLM(skill)}
+        loaded = sirius_dspy.load(folder, program=build("number: int -> doubled"), lms=lms)
+        assert loaded.predictors()[0].lm is lms[agent]
+        with pytest.raises(CheckpointError, match="signatures"):
+            sirius_dspy.load(folder, program=build("question -> answer"), lms=lms)

