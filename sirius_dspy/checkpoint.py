@@ -103,8 +103,8 @@ def load(
     _load_program_state(loaded, json.loads((path / PROGRAM).read_text(encoding="utf-8")))
     if program_fingerprint(loaded) != manifest["fingerprint"]:
         raise CheckpointError(
-            f"The signatures of {type(loaded).__name__} are not those of the program in {str(path)!r}, which the agents "
-            "were trained for. Pass the program that was saved."
+            f"The signatures of {type(loaded).__name__} are not those of the program in {str(path)!r}, which the "
+            "agents were trained for. Pass the program that was saved."
         )
     predictors = predictor_names(loaded)
     for agent, entry in manifest["agents"].items():
@@ -181,10 +181,8 @@ def _lm_state(agent: str, lm: dspy.LM) -> dict[str, Any]:
 
 
 def _program_state(program: dspy.Module) -> dict[str, Any]:
-    state = program.dump_state()
-    return {
-        name: {**part, "lm": None} if isinstance(part, dict) and "lm" in part else part for name, part in state.items()
-    }
+    """DSPy's state of each predictor, by name; its LM is in the manifest."""
+    return {name: part.dump_state() | {"lm": None} for name, part in program.named_parameters()}
 
 
 def _adapter_state(adapter: Adapter) -> dict[str, Any]:
