@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 
 from programs import needle_haystack
-from sirius_dspy import LocalLM, LoraOptions, PlainAdapter, SiriuS, save
+from sirius_dspy import Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
 from sirius_dspy.evaluate import Evaluation, evaluate, with_lms
 from sirius_dspy.track import Tracker
 
@@ -24,12 +24,14 @@ from sirius_dspy.track import Tracker
 class DemoSettings:
     """Sizes and training options; the defaults were chosen on validation items of other seeds."""
 
-    train_items: int = 160
+    train_items: int = 240
     validation_items: int = 50
     test_items: int = 100
     iterations: int = 2
-    samples: int = 4
-    temperature: float = 0.8
+    samples: int = 2
+    temperature: float = 0.4
+    max_repairs: int = 24
+    max_rows: int = 80
     max_tokens: int = 40
     num_threads: int = 64
     lora: LoraOptions = field(default_factory=LoraOptions)
@@ -135,7 +137,10 @@ class _Demo:
             needle_haystack.metric,
             iterations=settings.iterations,
             samples=settings.samples,
+            until_solved=True,
             temperature=settings.temperature,
+            max_repairs=settings.max_repairs,
+            curator=Curator(max_rows=settings.max_rows),
             cold_start=demos,
             tracker=self.tracker,
             run_dir=self.run_dir,

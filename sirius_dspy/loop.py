@@ -187,7 +187,7 @@ class Loop:
             self.tracker.on_repaired(Repaired(iteration, repair, trajectories))
 
     def _failed(self, iteration: int) -> list[Trajectory]:
-        """The first failed run of each example without a success."""
+        """The first failed run of each example without a success, up to `max_repairs`, in an order that repeats."""
         first: dict[str, Trajectory] = {}
         solved = set()
         for found in self._collected(iteration):
@@ -195,7 +195,8 @@ class Loop:
                 solved.add(found.example_key)
             elif found.example_key not in first or found.sample < first[found.example_key].sample:
                 first[found.example_key] = found
-        return [found for key, found in first.items() if key not in solved]
+        failed = [found for key, found in sorted(first.items()) if key not in solved]
+        return failed[: self.settings.max_repairs]
 
     def _curate(self, iteration: int) -> dict[str, TrainingSet]:
         """Write each trained agent's rows."""

@@ -43,6 +43,8 @@ class SiriuS(Teleprompter):
         until_solved: Stop sampling an example at its first success. Cheaper; without it, training sees more variety.
         temperature: Of all samples after the first.
         augmenter: Repairs one failed run of each example that no sample solved; `None` turns repair off.
+        max_repairs: Failed runs to repair in one iteration at most; `None` for all. A repair takes up to three LM calls
+            and a rerun for each step of a run.
         curator: Chooses the rows to train on.
         trainer: Fine-tunes an agent; by default through the provider of its LM.
         agents: Agent name to predictor names that share one set of weights; every other predictor is an agent itself.
@@ -82,6 +84,7 @@ class SiriuS(Teleprompter):
         until_solved: bool = False,
         temperature: float = 1.0,
         augmenter: Augmenter | None = DEFAULT_AUGMENTER,
+        max_repairs: int | None = None,
         curator: Curator | None = None,
         trainer: Trainer | None = None,
         agents: Mapping[str, Sequence[str]] | None = None,
@@ -104,6 +107,7 @@ class SiriuS(Teleprompter):
         self.until_solved = until_solved
         self.temperature = temperature
         self.augmenter = augmenter
+        self.max_repairs = max_repairs
         self.curator = curator
         self.trainer = trainer
         self.agents = agents
@@ -201,6 +205,8 @@ class SiriuS(Teleprompter):
         for name in ("iterations", "samples"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UnpreparedProgramError(f"`{name}` is {getattr(self, name)!r}, expected a whole number from 1.")
+        if self.max_repairs is not None and self.max_repairs < 0:
+            raise UnpreparedProgramError(f"`max_repairs` is {self.max_repairs!r}, expected a number from 0, or None.")
         if self.train_from not in ("base", "current"):
             raise UnpreparedProgramError(f"`train_from` is {self.train_from!r}, expected 'base' or 'current'.")
         if self.samples > 1 and not self.temperature > 0:

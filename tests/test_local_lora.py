@@ -244,3 +244,25 @@ def test_merge_refuses_what_it_would_get_wrong(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"blk\.7\.attn_v\.weight"):
         merge(tmp_path / "base.gguf", tmp_path / "adapter", tmp_path / "model.gguf", name="new")
     assert not (tmp_path / "model.gguf").exists()
+
+
+def reported(losses, *, epoch, stop_loss):
+    """Whether training was told to stop after these losses."""
+    from transformers import TrainerControl, TrainerState
+
+    from sirius_dspy.local.train import Reporter
+
+    told: list = []
+    reporter, control = Reporter(told.append, stop_loss), TrainerControl()
+    for step, loss in enumerate(losses, start=1):
+        reporter.on_log(None, TrainerState(epoch=epoch, global_step=step, max_steps=99), control, {"loss": loss})
+    assert [report["loss"] for report in told] == losses
+    return control.should_training_stop
+
+
+def test_training_ends_early_when_nothing_is_left_to_learn_but_sees_every_row_once():
+    assert reported([0.01] * 8, epoch=1.0, stop_loss=0.02)
+    assert not reported([0.01] * 8, epoch=0.9, stop_loss=0.02)
+    assert not reported([0.01] * 7, epoch=1.0, stop_loss=0.02)
+    assert not reported([0.01] * 7 + [0.5], epoch=2.0, stop_loss=0.02)
+    assert not reported([0.0] * 20, epoch=2.0, stop_loss=0.0)

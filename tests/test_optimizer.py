@@ -101,6 +101,11 @@ def test_without_repair_only_successes_teach(tmp_path):
     assert entry["agents"]["doubler"]["rows"] == 4
 
 
+def test_no_more_runs_are_repaired_than_allowed(tmp_path):
+    entry = compiled_by(tmp_path, max_repairs=3, iterations=1).detailed_results["iterations"][1]
+    assert entry["repair"]["tried"] == 3
+
+
 def test_a_frozen_agent_keeps_its_lm_and_is_not_edited(tmp_path):
     program = student()
     compiled = compiled_by(tmp_path, program, frozen=["doubler"])

@@ -31,28 +31,40 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, float], None]
 """Called with the step (from 1), the number of steps, and the step's loss in nats per completion token."""
 
+STOP_WINDOW = 8
+"""Steps whose losses are averaged before training may end early."""
+
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "gguf", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraOptions:
-    """How to fine-tune. The defaults suit a 135M model and 30 to 300 short rows."""
+    """How to fine-tune.
+
+    The defaults suit a 135M model and 30 to 300 short rows. They were chosen on validation items of the demo's task,
+    where its first agent, trained on 100 rows, gave 56 % exact answers with batches of 16, a rate of 1e-3 and 3 epochs,
+    63 % with batches of 8 and 2 epochs, 68 % with a rate of 2e-3 as well, 61 % with 4e-3; and from only 50 rows 68 % with
+    batches of 4, a rate of 2e-3 and 3 epochs. One run each, 100 items: differences below 10 points are noise.
+    """
 
     rank: int = 16
     """Rank of the update of every linear layer; a small model needs them all to change what it attends to."""
     alpha: int = 32
     """The update is scaled by `alpha / rank`."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak rate of AdamW; it falls linearly to zero."""
     epochs: int = 3
-    batch_size: int = 16
-    """Rows per step, of similar length."""
+    batch_size: int = 4
+    """Rows per step, of similar length. Few rows need many steps."""
     max_length: int = 1024
     """Tokens of prompt and completion; a longer row is left out and counted, never cut."""
     warmup: float = 0.1
     """Share of the steps in which the rate rises from zero."""
     weight_decay: float = 0.0
     dropout: float = 0.0
+    stop_loss: float = 0.02
+    """Training ends early, but not within the first epoch, when the mean loss of the last `STOP_WINDOW` steps, in nats
+    per token, is below this: what is known by heart is not worth more minutes. 0 never stops early."""
     seed: int = 0
     """Order of the batches and start of the adapter."""
 

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, T
 from trl import SFTConfig, SFTTrainer
 
 from sirius_dspy.local.home import new_folder
-from sirius_dspy.local.lora import LoraOptions, TokenRow, TrainingJob
+from sirius_dspy.local.lora import STOP_WINDOW, LoraOptions, TokenRow, TrainingJob
 from sirius_dspy.local.merge import merge
 
 IGNORED = -100
@@ -117,15 +117,27 @@ class CompletionTrainer(SFTTrainer):
         return LengthBatches(lengths, self.args.per_device_train_batch_size, self.args.seed)
 
 
-class _Reporter(TrainerCallback):
-    def __init__(self, report: Report) -> None:
+class Reporter(TrainerCallback):
+    """Passes each step's loss on, and ends training when there is nothing left to learn.
+
+    Args:
+        report: Is given step, number of steps and loss.
+        stop_loss: See `LoraOptions.stop_loss`.
+    """
+
+    def __init__(self, report: Report, stop_loss: float) -> None:
         self.report = report
+        self.stop_loss = stop_loss
         self.losses: list[float] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Called by the trainer after every step."""
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
             self.report({"step": state.global_step, "total": state.max_steps, "loss": self.losses[-1]})
+            recent = self.losses[-STOP_WINDOW:]
+            if state.epoch >= 1 and len(recent) == STOP_WINDOW and sum(recent) / STOP_WINDOW < self.stop_loss:
+                control.should_training_stop = True
 
 
 def build_trainer(
@@ -228,7 +240,7 @@ def run(job: TrainingJob, report: Report) -> None:
     """Train, merge, and report what was measured."""
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True)
     model = load_model(job.gguf, job.training_copy)
-    reporter = _Reporter(report)
+    reporter = Reporter(report, job.options.stop_loss)
     trainer = build_trainer(model, tokenizer, job.rows, job.options, job.folder / "scratch")
     trainer.add_callback(reporter)
     started = time.monotonic()
@@ -241,7 +253,7 @@ def run(job: TrainingJob, report: Report) -> None:
     report(
         {
             "losses": reporter.losses,
-            "tokens": job.options.epochs * sum(map(len, job.rows)),
+            "tokens": round(trainer.state.epoch * sum(map(len, job.rows))),
             "train_seconds": trained - started,
             "merge_seconds": time.monotonic() - trained,
             "precision": str(model.dtype).removeprefix("torch."),
