@@ -30,8 +30,8 @@ class DemoSettings:
     iterations: int = 2
     samples: int = 2
     temperature: float = 0.4
-    max_repairs: int = 24
-    max_rows: int = 80
+    max_repairs: int = 16
+    max_rows: int = 64
     max_tokens: int = 40
     num_threads: int = 64
     lora: LoraOptions = field(default_factory=LoraOptions)
