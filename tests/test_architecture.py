@@ -16,8 +16,8 @@ PACKAGE = ROOT / "sirius_dspy"
 LAYERS = (
     ("errors", "redact", "signatures", "stats", "trajectory"),
     ("adapter", "leak", "local", "migrations", "record", "report", "run_dir", "track", "train"),
-    ("checkpoint", "curate", "database", "mlflow", "prepare", "progress", "rollout"),
-    ("evaluate", "library", "repair"),
+    ("curate", "database", "mlflow", "prepare", "progress", "rollout"),
+    ("checkpoint", "evaluate", "library", "repair"),
     ("summary",),
     ("loop",),
     ("optimizer",),
