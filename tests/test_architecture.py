@@ -15,7 +15,8 @@ PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
     ("errors", "redact", "signatures", "stats", "trajectory"),
-    ("adapter", "leak", "local", "migrations", "record", "report", "run_dir", "track", "train"),
+    ("run_dir",),
+    ("adapter", "leak", "local", "migrations", "record", "report", "track", "train"),
     ("curate", "database", "mlflow", "prepare", "progress", "rollout"),
     ("checkpoint", "evaluate", "library", "repair"),
     ("summary",),

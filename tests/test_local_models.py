@@ -12,8 +12,9 @@ import pytest
 
 from sirius_dspy.errors import ModelNotFoundError
 from sirius_dspy.local.gguf_header import read_header
-from sirius_dspy.local.home import new_folder, write_text
+from sirius_dspy.local.home import new_folder
 from sirius_dspy.local.models import find, register, resolve
+from sirius_dspy.run_dir import write_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # of gguf's own imports
 
