@@ -24,14 +24,14 @@ from sirius_dspy.track import Tracker
 class DemoSettings:
     """Sizes and training options; the defaults were chosen on validation items of other seeds."""
 
-    train_items: int = 240
+    train_items: int = 260
     validation_items: int = 50
     test_items: int = 100
     iterations: int = 2
-    samples: int = 2
+    samples: int = 1
     temperature: float = 0.4
-    max_repairs: int = 16
-    max_rows: int = 64
+    max_repairs: int = 8
+    max_rows: int = 80
     max_tokens: int = 40
     num_threads: int = 64
     lora: LoraOptions = field(default_factory=LoraOptions)
@@ -137,7 +137,6 @@ class _Demo:
             needle_haystack.metric,
             iterations=settings.iterations,
             samples=settings.samples,
-            until_solved=True,
             temperature=settings.temperature,
             max_repairs=settings.max_repairs,
             curator=Curator(max_rows=settings.max_rows),

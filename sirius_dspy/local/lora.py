@@ -62,7 +62,7 @@ class LoraOptions:
     """Share of the steps in which the rate rises from zero."""
     weight_decay: float = 0.0
     dropout: float = 0.0
-    stop_loss: float = 0.05
+    stop_loss: float = 0.02
     """Training ends early, but not within the first epoch, when the mean loss of the last `STOP_WINDOW` steps, in nats
     per token, is below this: what is known by heart is not worth more minutes. 0 never stops early."""
     seed: int = 0
