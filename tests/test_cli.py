@@ -164,7 +164,7 @@ def test_the_demo_prints_one_json_object(quick):
 
 @local
 def test_the_demo_tells_its_story_on_stderr(quick):
-    for part in ("Compiling 2 agents", "iteration 1 collect: 16 of 16", "zero-shot", "with demonstrations"):
+    for part in ("Compiling 2 agents", "iteration 1 collect: 32 of 32", "zero-shot", "with demonstrations"):
         assert part in quick.stderr
     assert "Traceback" not in quick.stderr
     assert "WARNING" not in quick.stderr
