@@ -26,9 +26,9 @@ from dspy.lm15 import Usage as RequestUsage
 from dspy.signatures import make_signature
 
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.record import predictor_names, signature_of
+from sirius_dspy.record import predictor_names, signature_of, typed
 from sirius_dspy.run_dir import write_text
-from sirius_dspy.trajectory import Step, Trajectory, Values, digest, from_plain, to_plain
+from sirius_dspy.trajectory import Step, Trajectory, Values, digest, to_plain
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -175,8 +175,8 @@ class PromptProbe:
         signature = signature_of(called)
         if set(outputs) != set(signature.output_fields):
             return None, "outputs of another signature"
-        typed_inputs = _typed(inputs, signature.input_fields)
-        row = training_messages(self.adapter, signature, typed_inputs, _typed(outputs, signature.output_fields))
+        typed_inputs = typed(inputs, signature.input_fields)
+        row = training_messages(self.adapter, signature, typed_inputs, typed(outputs, signature.output_fields))
         asked = _AnswerWith(row[-1]["content"])
         try:
             answered = self._call(called, typed_inputs, asked)
@@ -237,12 +237,6 @@ class _AnswerWith:
 
 def _text(parts: Iterable[Any]) -> str:
     return "".join(part.text for part in parts)
-
-
-def _typed(values: Values, fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: from_plain(value, fields[name].annotation) if name in fields else value for name, value in values.items()
-    }
 
 
 def _json_lines(records: Iterable[Any]) -> str:

@@ -360,7 +360,7 @@ class _ReplayTape(_Tape):
                 self._replayed.add(id(step))
             if step.outputs is None:
                 raise _again(step, signature)
-            return [_revived(outputs, signature) for outputs in (step.outputs, *step.others)]
+            return [typed(outputs, signature.output_fields) for outputs in (step.outputs, *step.others)]
         if self._edited_call is None:
             self._diverge(f"{call.predictor!r} was called with inputs that the recording does not have")
         return None
@@ -394,7 +394,7 @@ class _ReplayTape(_Tape):
         call.source = "edited"
         with self._lock:
             self._edited_call = call.predictor, call.occurrence
-        return _revived(self.edit.outputs, signature)
+        return typed(self.edit.outputs, signature.output_fields)
 
     def _diverge(self, problem: str) -> None:
         """Stop the run before it asks an LM; noted as well, because programs may catch what their predictors raise."""
@@ -410,11 +410,10 @@ class _ReplayTape(_Tape):
         )
 
 
-def _revived(outputs: Values, signature: Any) -> dict[str, Any]:
-    """Plain outputs as the types that the signature's fields have."""
-    fields = signature.output_fields
+def typed(values: Values, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values as the types that a signature's fields have; values of other names stay as they are."""
     return {
-        name: from_plain(value, fields[name].annotation) if name in fields else value for name, value in outputs.items()
+        name: from_plain(value, fields[name].annotation) if name in fields else value for name, value in values.items()
     }
 
 
