@@ -14,16 +14,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import dspy
 from dspy.signatures import make_signature
 
 from metrics.exact_word import exact_word as metric
 from programs.baseline import majority_baseline
+from sirius_dspy import RepairDemos
 from sirius_dspy.errors import DatasetError, MissingDependencyError
 
-__all__ = ["NeedleHaystack", "build", "demonstrations", "examples", "majority_baseline", "metric"]
+__all__ = [
+    "NeedleHaystack",
+    "build",
+    "demonstrations",
+    "examples",
+    "majority_baseline",
+    "metric",
+    "repair_demonstrations",
+]
 
 Split = Literal["train", "validation", "test"]
 
@@ -41,6 +50,42 @@ _FIND = make_signature(
     "context: str, question: str -> relevant: str", "Copy the sentence from the context that answers the question."
 )
 _ANSWER = make_signature("relevant: str, question: str -> answer: str", "Answer the question with one name.")
+
+
+class _Story(NamedTuple):
+    """An item written by hand."""
+
+    context: str
+    position: int
+    """Of the sentence that answers."""
+
+    @property
+    def relevant(self) -> str:
+        return self._sentence(self.position)
+
+    @property
+    def wrong(self) -> str:
+        """The sentence before, or the last one."""
+        return self._sentence(self.position - 1)
+
+    @property
+    def name(self) -> str:
+        return self.relevant.split()[0]
+
+    @property
+    def question(self) -> str:
+        return f"Who {self.relevant.removeprefix(self.name).strip(' .')}?"
+
+    def _sentence(self, position: int) -> str:
+        return self.context.removesuffix(".").split(". ")[position] + "."
+
+
+_STORIES = (
+    _Story("Lena dislikes night trains. Bo loves wet socks. Ada admires stone bridges.", 1),
+    _Story("Mira prefers rye toast. Otto fears tall ladders. Sue endures loud clocks.", 2),
+    _Story("Yuki enjoys folding maps. Pam rejects cold soup. Ned likes odd hats.", 0),
+    _Story("Ida is fond of toy boats. Kofi scorns thick fog. Lou values dry wood.", 1),
+)
 
 
 class NeedleHaystack(dspy.Module):
@@ -99,21 +144,32 @@ def demonstrations() -> dict[str, list[dspy.Example]]:
 
     They serve cold starts and the few-shot baseline; training prompts never have any.
     """
-    stories = [
-        ("Lena dislikes night trains. Bo loves wet socks. Ada admires stone bridges.", 1, "loves wet socks", "Bo"),
-        ("Mira prefers rye toast. Otto fears tall ladders. Sue endures loud clocks.", 2, "endures loud clocks", "Sue"),
-        ("Yuki enjoys folding maps. Pam rejects cold soup. Ned likes odd hats.", 0, "enjoys folding maps", "Yuki"),
-        ("Ida is fond of toy boats. Kofi scorns thick fog. Lou values dry wood.", 1, "scorns thick fog", "Kofi"),
-    ]
     shown: dict[str, list[dspy.Example]] = {"analyst": [], "solver": []}
-    for context, position, phrase, name in stories:
-        relevant = context.removesuffix(".").split(". ")[position] + "."
-        question = f"Who {phrase}?"
-        found = dspy.Example(context=context, question=question, relevant=relevant)
-        named = dspy.Example(relevant=relevant, question=question, answer=name)
+    for story in _STORIES:
+        found = dspy.Example(context=story.context, question=story.question, relevant=story.relevant)
+        named = dspy.Example(relevant=story.relevant, question=story.question, answer=story.name)
         shown["analyst"].append(found.with_inputs("context", "question"))
         shown["solver"].append(named.with_inputs("relevant", "question"))
     return shown
+
+
+def repair_demonstrations() -> RepairDemos:
+    """Repairs of the same stories: without them, a 135M model repairs nothing.
+
+    So small a critic cannot hint; it says outright whom to look for. The leak guard still reads what the agents write.
+    """
+    critique, regenerate, rephrase = [], [], []
+    for story in _STORIES:
+        task = f"context: {story.context}\nquestion: {story.question}"
+        team = f"[analyst]\n{story.wrong}\n\n[solver]\n{story.wrong.split()[0]}"
+        feedback = f"Copy the sentence about {story.name}."
+        told = {"task": task, "team": team, "agent": "analyst", "agent_inputs": task, "agent_answer": story.wrong}
+        critique.append(dspy.Example(**told, correct_answer=story.name, feedback=feedback))
+        regenerate.append(
+            dspy.Example(context=story.context, question=story.question, feedback=feedback, relevant=story.relevant)
+        )
+        rephrase.append(dspy.Example(task=task, text=story.relevant, rewritten=story.relevant))
+    return RepairDemos(critique=critique, regenerate={"analyst": regenerate}, rephrase=rephrase)
 
 
 def _items_of(split: Split, seed: int) -> Iterator[dspy.Example]:

@@ -7,7 +7,7 @@ from sirius_dspy.evaluate import Evaluation, evaluate
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.local import LocalLM, LoraOptions
 from sirius_dspy.optimizer import SiriuS
-from sirius_dspy.repair import CriticAugmenter
+from sirius_dspy.repair import CriticAugmenter, RepairDemos
 
 __all__ = [
     "CriticAugmenter",
@@ -17,6 +17,7 @@ __all__ = [
     "LocalLM",
     "LoraOptions",
     "PlainAdapter",
+    "RepairDemos",
     "SiriuS",
     "evaluate",
     "load",

@@ -173,6 +173,8 @@ class SiriuS(Teleprompter):
         frozen = prepare.check_frozen(self.frozen, agents)
         lms = prepare.starting_lms(student, agents)
         prepare.check_demos(self.cold_start or {}, student)
+        if (check := getattr(self.augmenter, "check", None)) is not None:  # a third party's may have none
+            check(student)
         trainer = self.trainer or ProviderTrainer()
         for agent in agents:
             if agent not in frozen:

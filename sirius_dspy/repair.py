@@ -11,13 +11,13 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import dspy
 
-from sirius_dspy.errors import ReplayDivergedError
+from sirius_dspy.errors import ReplayDivergedError, UnpreparedProgramError
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.record import Recording, Sampling, predictor_names, record, replay, signature_of
 from sirius_dspy.rollout import Rollouts, Task, raise_if_fatal, scored
@@ -63,6 +63,21 @@ class Augmenter(Protocol):
         """Try to repair one failed run. Called from several threads at once."""
 
 
+@dataclass(frozen=True)
+class RepairDemos:
+    """Demonstrations of repairs, for models too small to repair without; no training prompt ever has them.
+
+    Each example has the fields of the signature that it demonstrates, outputs included.
+    """
+
+    critique: Sequence[dspy.Example] = ()
+    """Of `sirius_dspy.signatures.Critique`, for all agents; the field `agent` says for which."""
+    regenerate: Mapping[str, Sequence[dspy.Example]] = field(default_factory=dict)
+    """Predictor name to demonstrations: the predictor's own fields, `feedback`, and `earlier_answer` if it is shown."""
+    rephrase: Sequence[dspy.Example] = ()
+    """Of `sirius_dspy.signatures.Rephrase`."""
+
+
 class CriticAugmenter:
     """The paper's augmentation: critique, regenerate, rephrase, replay.
 
@@ -74,6 +89,9 @@ class CriticAugmenter:
         temperature: Of all tries after the first, which at temperature 0 would only repeat it.
         rephrase: Ask for a rephrased text. Without it, what the agent wrote is used as it is, and the leak guard alone
             stands between feedback and training set.
+        show_earlier: Show an agent its earlier answer when it answers again, as the paper does. A tiny model copies it:
+            SmolLM2-135M, told where to look, repaired 25 of 105 failed extractions with it and 66 without.
+        demos: Shown to the critic, the agents and the rephraser during repairs.
         guard: Decides which edits give too much away.
     """
 
@@ -86,6 +104,8 @@ class CriticAugmenter:
         max_regenerations: int = 1,
         temperature: float = 1.0,
         rephrase: bool = True,
+        show_earlier: bool = True,
+        demos: RepairDemos | None = None,
         guard: LeakGuard | None = None,
     ) -> None:
         self.critic = critic
@@ -94,7 +114,19 @@ class CriticAugmenter:
         self.max_regenerations = max_regenerations
         self.temperature = temperature
         self.rephrase = rephrase
+        self.show_earlier = show_earlier
+        self.demos = demos
         self.guard = guard
+
+    def check(self, program: dspy.Module) -> None:
+        """Refuse demonstrations for unknown predictors, which would be silently ignored.
+
+        Raises:
+            UnpreparedProgramError: The message names them.
+        """
+        names = list(predictor_names(program))
+        if unknown := sorted(set(self._demos.regenerate) - set(names)):
+            raise UnpreparedProgramError(f"`RepairDemos.regenerate` names {unknown}; the predictors are {names}.")
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """See `Augmenter.repair`."""
@@ -108,6 +140,10 @@ class CriticAugmenter:
                 break
         repair = Repair(failed.id, tuple(attempts), failed.run, failed.iteration)
         return Repaired(repair, tuple(trajectories))
+
+    @property
+    def _demos(self) -> RepairDemos:
+        return self.demos or RepairDemos()
 
     def _attempts(self, case: _Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
         for position, step in enumerate(case.failed.steps):
@@ -147,13 +183,15 @@ class CriticAugmenter:
         inputs = {
             "task": _lines(to_plain(case.example.inputs())),
             "team": "\n\n".join(f"[{other.predictor}]\n{_written(other)}" for other in case.failed.steps),
-            "correct_answer": _lines(to_plain(case.example.labels())),
             "agent": step.predictor,
             "agent_inputs": _lines(step.inputs),
             "agent_answer": _written(step),
+            "correct_answer": _lines(to_plain(case.example.labels())),
         }
-        lm = self.critic or case.lm_of(step)
-        return self._ask(Critique, inputs, lm, case.key("critique", position, feedback_try), feedback_try)
+        key = case.key("critique", position, feedback_try)
+        return self._ask(
+            Critique, inputs, self.critic or case.lm_of(step), key, feedback_try, demos=self._demos.critique
+        )
 
     def _regenerate(self, case: _Case, position: int, feedback: str, tries: tuple[int, int]) -> Recording:
         step, signature = case.failed.steps[position], case.signature_of(case.failed.steps[position])
@@ -161,10 +199,17 @@ class CriticAugmenter:
         inputs = {
             name: from_plain(value, fields[name].annotation) for name, value in step.inputs.items() if name in fields
         }
-        inputs[free_name(ATTEMPT, signature)] = _written(step)
+        if self.show_earlier:
+            inputs[free_name(ATTEMPT, signature)] = _written(step)
         inputs[free_name(FEEDBACK, signature)] = feedback
-        key = case.key("regenerate", position, *tries)
-        return self._ask(regeneration_of(signature), inputs, case.lm_of(step), key, sum(tries))
+        return self._ask(
+            regeneration_of(signature, show_earlier=self.show_earlier),
+            inputs,
+            case.lm_of(step),
+            case.key("regenerate", position, *tries),
+            sum(tries),
+            demos=self._demos.regenerate.get(step.predictor, ()),
+        )
 
     def _rephrased(
         self, case: _Case, position: int, outputs: Values, tries: tuple[int, int]
@@ -177,7 +222,8 @@ class CriticAugmenter:
                 continue
             inputs = {"task": _lines(step.inputs), "text": value}
             key = case.key(f"rephrase/{name}", position, *tries)
-            asked = self._ask(Rephrase, inputs, self.rephraser or case.lm_of(step), key, sum(tries))
+            lm = self.rephraser or case.lm_of(step)
+            asked = self._ask(Rephrase, inputs, lm, key, sum(tries), demos=self._demos.rephrase)
             usage += _usage(asked)
             rephrased[name] = _output(asked, "rewritten") or value
         return rephrased, usage
@@ -188,11 +234,19 @@ class CriticAugmenter:
         return (self.guard or LeakGuard()).leak(outputs, step, labels, answers=answers)
 
     def _ask(
-        self, signature: type[dspy.Signature], inputs: Mapping[str, Any], lm: dspy.LM, key: str, retry: int
+        self,
+        signature: type[dspy.Signature],
+        inputs: Mapping[str, Any],
+        lm: dspy.LM,
+        key: str,
+        retry: int,
+        *,
+        demos: Sequence[dspy.Example],
     ) -> Recording:
         """One LM call through DSPy, recorded for its price and with its failure as data."""
         predictor = dspy.Predict(signature)
         predictor.lm = lm
+        predictor.demos = list(demos)
         recording = record(predictor, inputs, Sampling(key, {"temperature": self.temperature} if retry else {}))
         raise_if_fatal(recording)
         return recording

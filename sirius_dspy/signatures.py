@@ -22,10 +22,10 @@ class Critique(dspy.Signature):
 
     task: str = dspy.InputField(desc="what the team was asked")
     team: str = dspy.InputField(desc="what each agent wrote, in order")
-    correct_answer: str = dspy.InputField(desc="known only to you")
     agent: str = dspy.InputField(desc="comment on this agent only")
     agent_inputs: str = dspy.InputField(desc="what this agent was given")
     agent_answer: str = dspy.InputField(desc="what this agent wrote")
+    correct_answer: str = dspy.InputField(desc="known only to you")  # last: small models heed what they read last
     feedback: str = dspy.OutputField(desc="short advice for this agent")
 
 
@@ -40,18 +40,19 @@ class Rephrase(dspy.Signature):
     rewritten: str = dspy.OutputField()
 
 
-def regeneration_of(signature: type[dspy.Signature]) -> type[dspy.Signature]:
+def regeneration_of(signature: type[dspy.Signature], *, show_earlier: bool = True) -> type[dspy.Signature]:
     """An agent's own signature with its earlier answer and the critic's feedback as further inputs.
 
     Args:
         signature: The agent's. A field of its own called `feedback` or `earlier_answer` keeps its name; ours get a
             trailing underscore then.
+        show_earlier: Whether the earlier answer is among them.
     """
+    added = {FEEDBACK: "how to do better; follow it, but do not mention it"}
+    if show_earlier:
+        added = {ATTEMPT: "what you answered before; it was not good enough"} | added
     extended = signature
-    for name, desc in (
-        (ATTEMPT, "what you answered before; it was not good enough"),
-        (FEEDBACK, "how to do better; follow it, but do not mention it"),
-    ):
+    for name, desc in added.items():
         extended = extended.append(free_name(name, signature), dspy.InputField(desc=desc), type_=str)
     return extended
 

@@ -9,10 +9,11 @@ import dspy
 import pytest
 from dspy.lm15 import AuthError, ServerError
 
-from sirius_dspy import CriticAugmenter, Curator
-from sirius_dspy.errors import LibraryError, MetricError, RolloutError
+from sirius_dspy import CriticAugmenter, Curator, RepairDemos
+from sirius_dspy.errors import LibraryError, MetricError, RolloutError, UnpreparedProgramError
 from sirius_dspy.repair import RepairContext, Repaired
 from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.signatures import Critique
 from sirius_dspy.testing import AugmenterContract, ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Usage
 
@@ -79,7 +80,7 @@ class World:
         if prompt.asks_for("rewritten"):
             return "rephrase"
         agent = "analyst" if prompt.asks_for("facts") else "solver"
-        return f"again {agent}" if prompt.field("earlier_answer") is not None else agent
+        return f"again {agent}" if prompt.field("feedback") is not None else agent
 
 
 def exact_match(example, prediction, trace=None):
@@ -194,14 +195,14 @@ def test_the_critic_sees_inputs_outputs_and_labels_and_nothing_else():
     world = World()
     repair(world)
     (prompt,) = world.prompts["critique solver"]
-    names = ("task", "team", "correct_answer", "agent", "agent_inputs", "agent_answer")
+    names = ("task", "team", "agent", "agent_inputs", "agent_answer", "correct_answer")
     assert {name: prompt.field(name) for name in names} == {
         "task": "Capital of France?",
         "team": "[analyst]\nNo idea.\n\n[solver]\nRome",
-        "correct_answer": "Paris",
         "agent": "solver",
         "agent_inputs": "question: Capital of France?\nfacts: No idea.",
         "agent_answer": "Rome",
+        "correct_answer": "Paris",
     }
     shown = prompt.user.split("\n\nRespond with")[0]
     for name in names:
@@ -215,6 +216,52 @@ def test_only_the_critic_sees_the_labels():
     repair(world, CriticAugmenter(max_feedback=2))
     told = {part: any("Paris" in prompt.text for prompt in prompts) for part, prompts in world.prompts.items()}
     assert {part for part, knows in told.items() if knows} == {"critique analyst", "critique solver"}
+
+
+def test_an_agent_need_not_see_its_first_answer():
+    world = World()
+    repair(world, CriticAugmenter(show_earlier=False))
+    (prompt,) = world.prompts["again solver"]
+    assert prompt.field("feedback") == "Think of the Seine."
+    assert prompt.field("earlier_answer") is None
+    assert "Rome" not in prompt.text
+
+
+def demo(**fields):
+    return dspy.Example(**fields)
+
+
+def test_demonstrations_are_shown_to_the_part_they_are_of_and_to_no_other():
+    demos = RepairDemos(
+        critique=[demo(**dict.fromkeys(Critique.fields, "in the critique demo"))],
+        regenerate={
+            "solver": [demo(question="q", facts="f", feedback="f", earlier_answer="e", answer="in the solver demo")]
+        },
+        rephrase=[demo(task="t", text="t", rewritten="in the rephrase demo")],
+    )
+    world = World()
+    _, _, trajectories = repair(world, CriticAugmenter(demos=demos))
+    seen = {
+        part: [d for d in ("critique", "solver", "rephrase") if f"in the {d} demo" in prompts[0].text]
+        for part, prompts in world.prompts.items()
+    }
+    assert seen == {
+        "critique analyst": ["critique"],
+        "critique solver": ["critique"],
+        "again analyst": [],
+        "again solver": ["solver"],
+        "rephrase": ["rephrase"],
+        "solver": [],
+    }
+    sets = Curator().curate(Team(), trajectories, {"solver": ["solver"]}, threshold=0.0)
+    assert sets["solver"].rows
+    assert "demo" not in str(sets["solver"].chat)
+
+
+def test_demonstrations_for_an_unknown_predictor_are_refused():
+    augmenter = CriticAugmenter(demos=RepairDemos(regenerate={"solve": []}))
+    with pytest.raises(UnpreparedProgramError, match=r"\['solve'\].*\['analyst', 'solver'\]"):
+        augmenter.check(Team())
 
 
 def test_an_agent_sees_its_own_inputs_its_first_answer_and_the_feedback():
