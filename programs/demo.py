@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 
 from programs import needle_haystack
-from sirius_dspy import Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
+from sirius_dspy import CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
 from sirius_dspy.evaluate import Evaluation, evaluate, with_lms
 from sirius_dspy.track import Tracker
 
@@ -24,13 +24,13 @@ from sirius_dspy.track import Tracker
 class DemoSettings:
     """Sizes and training options; the defaults were chosen on validation items of other seeds."""
 
-    train_items: int = 260
+    train_items: int = 150
     validation_items: int = 50
     test_items: int = 100
     iterations: int = 2
     samples: int = 1
     temperature: float = 0.4
-    max_repairs: int = 8
+    max_repairs: int = 90
     max_rows: int = 80
     max_tokens: int = 40
     num_threads: int = 64
@@ -139,7 +139,14 @@ class _Demo:
             samples=settings.samples,
             temperature=settings.temperature,
             max_repairs=settings.max_repairs,
-            curator=Curator(max_rows=settings.max_rows),
+            augmenter=CriticAugmenter(
+                critic=self.base,  # an agent that was trained to do one thing is no critic any more
+                rephraser=self.base,
+                show_earlier=False,
+                demos=needle_haystack.repair_demonstrations(),
+            ),
+            curator=Curator(max_rows=settings.max_rows, max_per_example=1),
+            cumulative=True,
             cold_start=demos,
             tracker=self.tracker,
             run_dir=self.run_dir,

@@ -203,15 +203,24 @@ class Loop:
         trained = {agent: names for agent, names in self.agents.items() if agent not in self.frozen}
         curator = self.settings.curator or Curator()
         self.tracker.on_stage_started(StageStarted(iteration, "curate", len(trained)))
-        good = self.library.trajectories(run=self.run_id, iteration=iteration, origin=("rollout", "repair"))
         sets = curator.curate(
-            self.program, good, trained, threshold=self.settings.threshold, seed=self.settings.seed + iteration
+            self.program,
+            self._teaching(iteration),
+            trained,
+            threshold=self.settings.threshold,
+            seed=self.settings.seed + iteration,
         )
         for agent, rows in sets.items():
             path = self.run_dir.training_file(iteration, agent)
             rows.write(path)
             self.tracker.on_curated(Curated(iteration, agent, len(rows.rows), rows.dropped, path))
         return sets
+
+    def _teaching(self, iteration: int) -> Iterator[Trajectory]:
+        """The runs to choose rows from, good and bad."""
+        first = 1 if self.settings.cumulative else iteration
+        for number in range(first, iteration + 1):
+            yield from self.library.trajectories(run=self.run_id, iteration=number, origin=("rollout", "repair"))
 
     def _train(self, iteration: int, rows: TrainingSet) -> dict[str, Any]:
         """Fine-tune one agent, unless that is done; the result is on disk before the next begins."""

@@ -50,6 +50,8 @@ class SiriuS(Teleprompter):
         agents: Agent name to predictor names that share one set of weights; every other predictor is an agent itself.
         frozen: Agents that are never trained, e.g. a judge or an opponent.
         mixed: Train one model on the rows of all agents (an ablation of the paper).
+        cumulative: Train on the good runs of all iterations so far; the paper leaves open which, and by default it is
+            this iteration's alone. Agents succeed on what they find easy; what was repaired once stays in this way.
         train_from: `base` trains every iteration from the weights the student came with, as the paper does; `current`
             from the last promoted ones.
         cold_start: Predictor name to demonstrations, shown while collecting to agents that still have the weights they
@@ -90,6 +92,7 @@ class SiriuS(Teleprompter):
         agents: Mapping[str, Sequence[str]] | None = None,
         frozen: Sequence[str] = (),
         mixed: bool = False,
+        cumulative: bool = False,
         train_from: Literal["base", "current"] = "base",
         cold_start: Demos | None = None,
         promote: bool = True,
@@ -113,6 +116,7 @@ class SiriuS(Teleprompter):
         self.agents = agents
         self.frozen = frozen
         self.mixed = mixed
+        self.cumulative = cumulative
         self.train_from = train_from
         self.cold_start = cold_start
         self.promote = promote

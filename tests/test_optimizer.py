@@ -101,6 +101,25 @@ def test_without_repair_only_successes_teach(tmp_path):
     assert entry["agents"]["doubler"]["rows"] == 4
 
 
+@pytest.mark.parametrize(("cumulative", "num_rows"), [(False, 2), (True, 4)])
+def test_rows_are_of_this_iteration_or_of_all_so_far(tmp_path, cumulative, num_rows):
+    def forgetful(prompt):
+        number = int(prompt.field("number"))
+        return chat_reply(doubled=number * 2 if number in (4, 6) else "forgotten")
+
+    trainer = ScriptedTrainer({"doubler": ToyLM("toy/forgetful", skill=forgetful)})
+    compiled_by(
+        tmp_path,
+        augmenter=None,
+        iterations=2,
+        promote=False,
+        frozen=["writer.predict"],
+        trainer=trainer,
+        cumulative=cumulative,
+    )
+    assert [len(request.rows) for request in trainer.requests] == [4, num_rows]
+
+
 def test_no_more_runs_are_repaired_than_allowed(tmp_path):
     entry = compiled_by(tmp_path, max_repairs=3, iterations=1).detailed_results["iterations"][1]
     assert entry["repair"]["tried"] == 3
