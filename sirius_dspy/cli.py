@@ -1,4 +1,4 @@
-"""The command line: `sirius-dspy demo` shows the loop on this machine, `sirius-dspy ask` asks what came out of it.
+"""The command line: `demo` shows the loop on this machine, `ask` asks its outcome, `experiment` compares methods.
 
 Results go to stdout, everything else to stderr, so that `--json` can be piped. What is wrong is one message and exit
 code 1, an interrupt is exit code 130; a traceback means a bug.
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -29,12 +30,13 @@ from sirius_dspy.errors import MissingDependencyError, SiriuSError
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.progress import RichProgress
 from sirius_dspy.record import Recording, record
-from sirius_dspy.run_dir import RunDir
+from sirius_dspy.run_dir import RunDir, slug
 from sirius_dspy.track import Trackers
 from sirius_dspy.trajectory import Step, to_plain
 
 if TYPE_CHECKING:
     from programs.demo import DemoResult
+    from sirius_dspy.experiment import Experiment, Results
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -48,6 +50,9 @@ _QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+
+_WIDE = 160
+"""Columns of a wide table in a file or a pipe, which have no width of their own."""
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")]
 
@@ -115,6 +120,107 @@ def ask(
         if recording.failure is not None:
             _complain(f"The program failed: {recording.failure.kind}: {recording.failure.message}")
             raise typer.Exit(1)
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="A recipe in `recipes/`, or the path of a TOML file.")],
+    lm: Annotated[
+        str | None,
+        typer.Option(help="local/NAME, a .gguf file, provider/model, or module:name; by default the recipe's."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas between them; by default the recipe's.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="E.g. 0,1,2; by default the recipe's.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples of each split at most, to try things out.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="PATH of a local data file, or NAME=PATH where the recipe takes several; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where everything is kept; by default `runs/experiment-NAME-LM`.")
+    ] = None,
+    mlflow: Annotated[bool, typer.Option(help="Write a run per method and seed to MLflow.")] = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare methods on one task: same data, same LM, equal budgets.
+
+    The same command goes on from an interrupted run; more methods and seeds can be added. The exit code is 1 if some
+    cell failed, after all others are done.
+    """
+    notes = Console(stderr=True)
+    with _ending_cleanly("Run the same command again to go on."):
+        with _stdout_kept_clean():
+            results, folder = _run_experiment(notes, name, lm, methods, seeds, limit, data or [], out, mlflow=mlflow)
+        shown = notes if as_json else Console(width=None if sys.stdout.isatty() else _WIDE)
+        shown.print(_experiment_table(results))
+        shown.print(Text(f"All of it: {folder / 'results.md'}"), soft_wrap=True)
+        if as_json:
+            typer.echo(json.dumps(results.to_dict()))
+        for cell in results.failed:
+            _complain(f"{cell.method}, seed {cell.seed}, failed: {cell.error}")
+        if results.failed:
+            raise typer.Exit(1)
+
+
+def _run_experiment(
+    notes: Console,
+    name: str,
+    lm: str | None,
+    methods: str | None,
+    seeds: str | None,
+    limit: int | None,
+    data: Sequence[str],
+    out: Path | None,
+    *,
+    mlflow: bool,
+) -> tuple[Results, Path]:
+    from sirius_dspy.experiment import Experiment, MLflowRuns
+    from sirius_dspy.experiment.notes import Notes
+
+    found = Experiment.from_file(name)
+    folder = out or _experiment_folder(found, lm, limit)
+    results = found.run(
+        folder,
+        lm=lm,
+        methods=None if methods is None else _listed(methods),
+        seeds=None if seeds is None else _numbers(seeds),
+        limit=limit,
+        files=_data_files(data, found.recipe.task.data),
+        observers=[Notes(notes), *([MLflowRuns()] if mlflow else [])],
+        tracker=RichProgress(notes),
+        command=shlex.join(["sirius-dspy", *sys.argv[1:]]),
+    )
+    return results, folder
+
+
+def _experiment_folder(found: Experiment, lm: str | None, limit: int | None) -> Path:
+    model = slug((lm or str(found.recipe.lm.get("model", ""))).rpartition("/")[2])
+    return Path("runs") / "-".join(["experiment", found.name, model, *([f"limit-{limit}"] if limit else [])])
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _listed(text)]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}, expected whole numbers with commas between them.") from error
+
+
+def _data_files(given: Sequence[str], arguments: Sequence[str]) -> dict[str, Path]:
+    """Argument of the task's `examples` to file; a bare path is for the first one."""
+    found = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        named = bool(equals) and name in arguments
+        if not named and not arguments:
+            raise typer.BadParameter(f"The task of this recipe takes no data file, got {text!r}.")
+        found[name if named else arguments[0]] = Path(path if named else text)
+    return found
 
 
 def _run_demo(notes: Console, folder: Path, seed: int, tracker: MLflowTracker, *, quick: bool) -> DemoResult:
@@ -206,6 +312,18 @@ def _accuracy_table(result: DemoResult) -> Table:
         best = " (best on validation)" if name == f"iteration {result.best_iteration}" else ""
         interval = f"{_percent(low)} to {_percent(high)}"
         table.add_row(_label(name) + best, _percent(found.score), interval, str(len(found.rewards)))
+    return table
+
+
+def _experiment_table(results: Results) -> Table:
+    from sirius_dspy.experiment.render import summary_table
+
+    header, rows = summary_table(results)
+    against = f"differences in points from {results.recipe.baseline!r}; calls and seconds before the test, per seed"
+    table = _table(escape(f"{results.recipe.title or results.name} ({against})"), *map(escape, header))
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -1,0 +1,96 @@
+"""What a method has used, on disk: an interruption neither makes it cheaper nor gives it a second budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import dspy
+from dspy.utils.callback import BaseCallback
+
+from sirius_dspy.baselines import Limits, Meter, Spent
+from sirius_dspy.run_dir import write_text
+
+_EVERY_S = 1.0
+"""Seconds between two writes: what a `kill -9` leaves uncounted."""
+
+
+class Ledger(BaseCallback):
+    """Counts of a stage, over all its lives.
+
+    Args:
+        path: The file.
+        carried: What earlier lives used.
+        meter: Counts this life.
+    """
+
+    def __init__(self, path: Path, carried: Spent, meter: Meter) -> None:
+        self.path = path
+        self.carried = carried
+        self.meter = meter
+        self._lock = threading.Lock()  # protects the time of the last write: LMs are called from many threads
+        self._written = time.monotonic()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    @property
+    def spent(self) -> Spent:
+        """All lives together."""
+        return added(self.carried, self.meter.spent)
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Called by DSPy before each LM call."""
+        with self._lock:
+            due = time.monotonic() - self._written > _EVERY_S
+            if due:
+                self._written = time.monotonic()
+        if due:
+            self.write()
+
+    def write(self) -> None:
+        """Write the counts as they are."""
+        write_text(self.path, json.dumps(dataclasses.asdict(self.spent)) + "\n")
+
+
+@contextmanager
+def metered(path: Path, limits: Limits | None = None, *, resumes: bool) -> Iterator[Ledger]:
+    """Count what happens inside, and keep the count on disk.
+
+    Args:
+        path: The file of the count.
+        limits: Of all lives together.
+        resumes: Whether the work goes on from that of earlier lives. If it starts anew, so does the count.
+
+    Raises:
+        BudgetExceededError: See `sirius_dspy.baselines.Meter`.
+    """
+    carried = Spent(**json.loads(path.read_text(encoding="utf-8"))) if resumes and path.exists() else Spent()
+    meter = Meter(_rest(limits or Limits(), carried))
+    ledger = Ledger(path, carried, meter)
+    try:
+        with meter, dspy.context(callbacks=[*dspy.settings.callbacks, ledger]):
+            yield ledger
+    finally:
+        ledger.write()
+
+
+def added(first: Spent, second: Spent) -> Spent:
+    """The sum."""
+    names = [item.name for item in dataclasses.fields(Spent)]
+    return Spent(**{name: getattr(first, name) + getattr(second, name) for name in names})
+
+
+def _rest(limits: Limits, carried: Spent) -> Limits:
+    """What is left of the limits."""
+    return Limits(
+        calls=None if limits.calls is None else max(0, limits.calls - carried.calls),
+        tokens=None if limits.tokens is None else max(0, limits.tokens - carried.tokens),
+        seconds=None if limits.seconds is None else max(0.0, limits.seconds - carried.seconds),
+    )

@@ -1,0 +1,337 @@
+"""The methods that a recipe can name, as objects ready to compile; making them all costs nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from sirius_dspy import prepare
+from sirius_dspy.baselines import (
+    GEPA,
+    BootstrapFinetune,
+    MajorityVote,
+    Method,
+    MIPROv2,
+    PromptedTeam,
+    SingleAgent,
+    ablations,
+    star,
+)
+from sirius_dspy.baselines.method import the_lm
+from sirius_dspy.curate import Curator
+from sirius_dspy.experiment.errors import ExperimentError
+from sirius_dspy.experiment.lms import lm_from
+from sirius_dspy.experiment.recipe import Recipe
+from sirius_dspy.experiment.task import Demos, Task, imported
+from sirius_dspy.local import LocalLM
+from sirius_dspy.optimizer import SiriuS
+from sirius_dspy.record import predictor_names
+from sirius_dspy.repair import CriticAugmenter
+from sirius_dspy.run_dir import slug
+from sirius_dspy.track import Tracker
+from sirius_dspy.train import ProviderTrainer, Trainer
+
+PREFIX = "SiriuS: "
+"""Of the names of ablations."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every method of one seed gets.
+
+    Attributes:
+        task: With its recipe.
+        lm: Of all agents.
+        seed: Of sampling and training.
+        folder: Methods keep their work below it.
+        tracker: Is told of compiles of SiriuS and STaR.
+        trainer: Fine-tunes; by default through the provider of the LM.
+        most_iterations: Where the budget has ended the work, the iterations that were finished by then.
+    """
+
+    task: Task
+    lm: dspy.LM
+    seed: int
+    folder: Path
+    tracker: Tracker | None = None
+    trainer: Trainer | None = None
+    most_iterations: int | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of the task."""
+        return self.task.recipe
+
+    @property
+    def chosen_trainer(self) -> Trainer:
+        """The trainer of all methods; a local LM knows its training settings itself."""
+        own = {} if isinstance(self.lm, LocalLM) else dict(self.recipe.training)
+        return self.trainer or ProviderTrainer(own)
+
+    @cached_property
+    def student(self) -> dspy.Module:
+        """The untrained team on the LM."""
+        team = self.task.build()
+        team.set_lm(self.lm)
+        return team
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method under its name.
+
+    Attributes:
+        method: What makes the program.
+        before: What is tested if the budget ends before the method has anything to show.
+        folder: Its work. Methods that share it, such as one and its result with one agent put back, share its cost.
+    """
+
+    method: Method
+    before: Method
+    folder: Path
+
+
+def offered(bench: Bench) -> dict[str, Entry]:
+    """Every method that there is for a task, by name.
+
+    Raises:
+        ExperimentError: The recipe describes one that cannot be made.
+        UnpreparedProgramError: Its agents do not fit the program.
+    """
+    found = {**_single_methods(bench), **_team_methods(bench, bench.task.build(), bench.folder)}
+    for name, variant in bench.recipe.variants.items():
+        program = bench.task.build(**variant.build)
+        entry = chosen(_team_methods(bench, program, bench.folder / slug(name)), variant.method)
+        found[name] = dataclasses.replace(
+            entry, method=_Instead(program, entry.method), before=_Instead(program, entry.before)
+        )
+    return found
+
+
+def chosen(entries: Mapping[str, Entry], name: str) -> Entry:
+    """One of them, whatever its capitals, and whether it is written with blanks, hyphens or underscores.
+
+    Raises:
+        ExperimentError: There is none of that name; the message lists those there are.
+    """
+    return entries[canonical_name(entries, name)]
+
+
+def canonical_name(entries: Mapping[str, Entry], name: str) -> str:
+    """The name as the tables have it; see `chosen`."""
+    names = {_folded(known): known for known in entries}
+    if _folded(name) not in names:
+        raise ExperimentError(f"There is no method {name!r} for this task; there are {list(entries)}.")
+    return names[_folded(name)]
+
+
+def _folded(name: str) -> str:
+    return name.casefold().removeprefix(PREFIX.casefold()).replace("-", " ").replace("_", " ").strip()
+
+
+# The two families
+
+
+def _single_methods(bench: Bench) -> dict[str, Entry]:
+    alone = bench.task.single()
+    if alone is None:
+        return {}
+    demos = bench.task.single_demonstrations(alone)
+    before = SingleAgent(alone)
+    folder = bench.folder / "STaR"
+    learner = star(bench.task.metric, **_star_settings(bench, demos), run_dir=folder)
+    found = {
+        "single agent": Entry(before, before, bench.folder / "single"),
+        "STaR": Entry(SingleAgent(alone, learner), before, folder),
+    }
+    if demos:
+        shown = SingleAgent(alone, PromptedTeam(demos))
+        found["single agent with demonstrations"] = Entry(shown, shown, bench.folder / "single-demonstrations")
+    return found
+
+
+def _team_methods(bench: Bench, team: dspy.Module, folder: Path) -> dict[str, Entry]:
+    demos = bench.task.demonstrations(team)
+    before = PromptedTeam()
+    found = {"prompted team": Entry(before, before, folder / "team")}
+    if demos:
+        shown = PromptedTeam(demos)
+        found["prompted team with demonstrations"] = Entry(shown, shown, folder / "team-demonstrations")
+    found |= _dspy_methods(bench, team, demos, folder)
+    found |= _sirius_methods(bench, team, demos, folder)
+    vote = bench.recipe.vote
+    voters = chosen(found, vote.method)
+    method = MajorityVote(vote.votes, voters.method, vote.temperature)
+    return found | {"majority vote": dataclasses.replace(voters, method=method)}
+
+
+def _dspy_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path) -> dict[str, Entry]:
+    recipe, metric, seed = bench.recipe, bench.task.metric, bench.seed
+    runs = _metric_calls(recipe, team)
+    methods: dict[str, Method] = {
+        name: BootstrapFinetune(
+            metric,
+            folder / slug(name),
+            threshold=recipe.sirius.threshold,
+            shared=shared,
+            demos=demos if recipe.sirius.cold_start else {},
+            trainer=bench.chosen_trainer,
+            num_threads=recipe.num_threads,
+            seed=seed,
+        )
+        for name, shared in (("BootstrapFinetune", False), ("BootstrapFinetune shared", True))
+    }
+    prompts = recipe.prompts
+    methods["GEPA"] = GEPA(metric, runs, num_threads=recipe.num_threads, seed=seed)
+    methods["MIPROv2"] = MIPROv2(
+        metric, runs, prompts.num_candidates, prompts.max_demos, num_threads=recipe.num_threads, seed=seed
+    )
+    return {name: Entry(method, PromptedTeam(), folder / slug(name)) for name, method in methods.items()}
+
+
+def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path) -> dict[str, Entry]:
+    full = _sirius_settings(bench, demos)
+    changes: dict[str, dict[str, Any]] = {"SiriuS": {}} | {
+        PREFIX + name: change for name, change in ablations(team, full).items()
+    }
+    found: dict[str, Entry] = {}
+    for name, change in changes.items():
+        settings = _shortened({**full, **change}, bench.most_iterations)
+        optimizer = SiriuS(bench.task.metric, **settings, run_dir=folder / slug(name))
+        found[name] = Entry(optimizer, PromptedTeam(), folder / slug(name))
+    agents = prepare.resolve_agents(team, full["agents"], mixed=False)
+    trained = [agent for agent in agents if agent not in full["frozen"]]
+    for agent in trained if len(trained) > 1 else ():
+        back = _BackToBase(found["SiriuS"].method, agent)
+        found[f"{PREFIX}{agent} back to base"] = dataclasses.replace(found["SiriuS"], method=back)
+    return found
+
+
+# Their settings
+
+
+def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
+    table = bench.recipe.sirius
+    scalars = (
+        "iterations",
+        "samples",
+        "until_solved",
+        "temperature",
+        "max_repairs",
+        "cumulative",
+        "train_from",
+        "promote",
+    )
+    return {
+        **{name: getattr(table, name) for name in scalars},
+        **_shared_settings(bench, demos),
+        "augmenter": _augmenter(bench),
+        "agents": dict(table.agents) or None,
+        "frozen": tuple(table.frozen),
+    }
+
+
+def _star_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
+    own = dataclasses.asdict(bench.recipe.star)
+    return _shortened({**own, **_shared_settings(bench, demos)}, bench.most_iterations)
+
+
+def _shared_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
+    table = bench.recipe.sirius
+    return {
+        "threshold": table.threshold,
+        "curator": _curator(bench.recipe),
+        "cold_start": dict(demos) if table.cold_start and demos else None,
+        "trainer": bench.chosen_trainer,
+        "tracker": bench.tracker,
+        "num_threads": bench.recipe.num_threads,
+        "seed": bench.seed,
+    }
+
+
+def _curator(recipe: Recipe) -> Curator:
+    table = recipe.sirius
+    make = imported(table.curator, "sirius.curator") if table.curator else Curator
+    curator: Curator = make(max_per_example=table.max_per_example, max_rows=table.max_rows)
+    return curator
+
+
+def _shortened(settings: dict[str, Any], most_iterations: int | None) -> dict[str, Any]:
+    if most_iterations is None:
+        return settings
+    return {**settings, "iterations": min(settings["iterations"], most_iterations)}
+
+
+def _augmenter(bench: Bench) -> CriticAugmenter | None:
+    table = bench.recipe.repair
+    if not table.enabled:
+        return None
+    return CriticAugmenter(
+        critic=_helper(bench, table.critic),
+        rephraser=_helper(bench, table.rephraser),
+        max_feedback=table.max_feedback,
+        max_regenerations=table.max_regenerations,
+        temperature=table.temperature,
+        rephrase=table.rephrase,
+        show_earlier=table.show_earlier,
+        demos=bench.task.repair_demonstrations() if table.demonstrations else None,
+    )
+
+
+def _helper(bench: Bench, name: str) -> dspy.LM | None:
+    """The LM that helps in repairs; `None` is the agent's own."""
+    if name == "own":
+        return None
+    return bench.lm if name == "base" else lm_from(name, {}, {})
+
+
+def _metric_calls(recipe: Recipe, team: dspy.Module) -> int:
+    """Runs that a prompt optimizer gets; 0, which it refuses, if neither the recipe nor the budget says."""
+    if recipe.prompts.max_metric_calls is not None:
+        return recipe.prompts.max_metric_calls
+    return (recipe.budget.calls or 0) * 4 // (5 * len(predictor_names(team)))
+
+
+# Methods that are only needed here
+
+
+@dataclass(frozen=True)
+class _Instead:
+    """Another program in place of the student, on the student's LM."""
+
+    program: dspy.Module
+    method: Method
+
+    def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
+        """See `Method.compile`."""
+        program = self.program.deepcopy()
+        program.set_lm(the_lm(student))
+        return self.method.compile(program, trainset=trainset, valset=valset)
+
+
+@dataclass(frozen=True)
+class _BackToBase:
+    """What another method made, with one agent put back to the weights it started with.
+
+    References:
+        Tables 4 and 5 of SiriuS (arXiv:2502.04780): "SiriuS analyst + base solver", and so on.
+    """
+
+    method: Method
+    agent: str
+
+    def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
+        """See `Method.compile`."""
+        program = self.method.compile(student, trainset=trainset, valset=valset)
+        names: Sequence[str] = program.detailed_results["agents"][self.agent]
+        predictors, originals = predictor_names(program), predictor_names(student)
+        for name in names:
+            predictors[name].lm = originals[name].lm
+            predictors[name].demos = list(originals[name].demos)
+        return program

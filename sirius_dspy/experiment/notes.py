@@ -1,0 +1,49 @@
+"""A line on stderr for each cell."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.text import Text
+
+from sirius_dspy.experiment.cell import Cell
+from sirius_dspy.experiment.observer import Observer, Started
+
+
+class Notes(Observer):
+    """Says which cell is at work, and how the last one ended.
+
+    Args:
+        console: Where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._total = self._number = 0
+        self._began = 0.0
+
+    def on_started(self, event: Started) -> None:
+        """Say what there is to do."""
+        self._total, self._number = len(event.cells), len(event.known)
+        done = f", {self._number} of them done" if self._number else ""
+        self._say(f"{event.name} on {event.lm}: {self._total} cells{done}, in {event.folder}")
+
+    def on_cell_started(self, method: str, seed: int) -> None:
+        """Name the cell."""
+        self._number += 1
+        self._began = time.monotonic()
+        self._say(f"[{self._number} of {self._total}] {method}, seed {seed}")
+
+    def on_cell_ended(self, cell: Cell) -> None:
+        """Say how it ended."""
+        if not cell.outcomes:
+            self._say(f"  failed: {cell.error}")
+            return
+        budget = ", stopped by its budget" if cell.status == "budget" else ""
+        calls = cell.trained.calls + cell.tested.calls
+        score = f"{cell.accuracy:.1%} of {len(cell.outcomes)}, {cell.num_unparsed} unparsed"
+        self._say(f"  {score}, {calls} LM calls, {time.monotonic() - self._began:.0f} s{budget}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(Text(text), soft_wrap=True)

@@ -1,0 +1,60 @@
+"""Results as a plot: accuracies with their intervals, each seed as a point, and the constant answer as a line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sirius_dspy.errors import MissingDependencyError
+from sirius_dspy.experiment.results import Results, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot(results: Results, path: Path) -> Path:
+    """Draw all methods that were measured.
+
+    Args:
+        results: At least one method was measured.
+        path: Of the PNG file.
+
+    Raises:
+        MissingDependencyError: Matplotlib is absent.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError("The plot needs Matplotlib. Run `pip install matplotlib`.") from error
+    rows = [row for row in results.rows if row.measured]
+    figure = Figure(figsize=(9, 1.6 + 0.45 * len(rows)), layout="constrained")  # not pyplot: no global state, no window
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        _draw(axes, row, place)
+    _frame(axes, results, rows)
+    figure.savefig(path, dpi=120)
+    return path
+
+
+def _draw(axes: Axes, row: Row, place: int) -> None:
+    if (found := row.accuracy) is None:
+        return
+    ends = [[found.value - found.low], [found.high - found.value]]
+    axes.errorbar([found.value], [place], xerr=ends, marker="o", capsize=4, color="tab:blue")
+    seeds = [cell.accuracy for cell in row.measured]
+    if len(seeds) > 1:
+        axes.plot(seeds, [place + 0.2] * len(seeds), "|", color="tab:gray")
+
+
+def _frame(axes: Axes, results: Results, rows: list[Row]) -> None:
+    if results.majority is not None:
+        axes.axvline(results.majority, color="tab:orange", linestyle="--", label="always the most frequent answer")
+        axes.legend(loc="best", fontsize="small")
+    axes.set_yticks(range(len(rows)), [row.method for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"accuracy on {results.num_test} questions (bars: 95 % interval; ticks: seeds)")
+    axes.set_title(f"{results.recipe.title or results.name}\n{results.lm}", fontsize="medium")
+    axes.grid(axis="x", alpha=0.3)

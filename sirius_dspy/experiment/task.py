@@ -1,0 +1,239 @@
+"""The task that a recipe names: its programs, its data, its metric, and how an answer is read."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.signatures import make_signature
+
+from sirius_dspy import prepare
+from sirius_dspy.experiment.errors import ExperimentError
+from sirius_dspy.experiment.recipe import Recipe
+from sirius_dspy.record import predictor_names
+from sirius_dspy.repair import RepairDemos
+from sirius_dspy.trajectory import Trajectory, example_key
+
+Demos = Mapping[str, Sequence[dspy.Example]]
+
+_NEEDED = ("build", "examples", "metric")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one seed."""
+
+    train: list[dspy.Example]
+    validation: list[dspy.Example]
+    test: list[dspy.Example]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a recipe names, found and ready to use.
+
+    Attributes:
+        recipe: Says how to build programs and which examples to take.
+        source: The module or object with `build`, `examples` and `metric`.
+        limit: Examples of each split at most.
+        files: Arguments of `examples` that name local files.
+    """
+
+    recipe: Recipe
+    source: Any
+    limit: int | None = None
+    files: Mapping[str, str | Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, source: Any = None, *, limit: int | None = None, files: Mapping[str, str | Path]
+    ) -> Task:
+        """Find the task.
+
+        Args:
+            recipe: Names the task, unless `source` is given.
+            source: The module or object itself.
+            limit: Examples of each split at most.
+            files: Arguments of `examples`, among those in `recipe.task.data`, to local files.
+
+        Raises:
+            ExperimentError: It cannot be imported, lacks a part, or takes no such file; or the limit is no number from
+                1.
+        """
+        found = imported(recipe.task.path, "task") if source is None else source
+        if missing := [name for name in _NEEDED if not hasattr(found, name)]:
+            raise ExperimentError(f"The task {recipe.task.path or found!r} lacks {missing}; it needs {_NEEDED}.")
+        if limit is not None and limit < 1:
+            raise ExperimentError(f"The limit is {limit!r}, expected a whole number from 1.")
+        if unknown := sorted(set(files) - set(recipe.task.data)):
+            raise ExperimentError(f"The recipe takes no data file {unknown}, only {list(recipe.task.data)}.")
+        return cls(recipe, found, limit, dict(files))
+
+    @property
+    def metric(self) -> Callable[..., Any]:
+        """Of the task."""
+        metric: Callable[..., Any] = self.source.metric
+        return metric
+
+    def build(self, **more: Any) -> dspy.Module:
+        """The team, untrained and without LMs; `more` overrides the recipe's arguments."""
+        return self._called("build", {**self.recipe.task.build, **more})
+
+    def single(self) -> dspy.Module | None:
+        """The single agent, if the recipe has one."""
+        table = self.recipe.single
+        if table is None:
+            return None
+        if table.signature:
+            return dspy.Predict(make_signature(table.signature, table.instructions or None))
+        return self.build(**table.build)
+
+    def demonstrations(self, program: dspy.Module) -> Demos:
+        """Demonstrations for a team, by predictor: the recipe's own, else the task's.
+
+        Those for predictors that the program does not have are left out: a variant may have fewer.
+        """
+        own = {name: _examples(rows) for name, rows in self.recipe.demonstrations.items()}
+        make = getattr(self.source, "demonstrations", None)
+        shown = own or (make() if callable(make) else {})
+        return {name: shown[name] for name in predictor_names(program) if shown.get(name)}
+
+    def single_demonstrations(self, program: dspy.Module) -> Demos:
+        """Demonstrations for the single agent: the recipe's own, else the task's."""
+        name = next(iter(predictor_names(program)))
+        if self.recipe.single and self.recipe.single.demonstrations:
+            return {name: _examples(self.recipe.single.demonstrations)}
+        make = getattr(self.source, "demonstrations", None)
+        shown = make(single=True) if callable(make) and "single" in inspect.signature(make).parameters else {}
+        return {name: shown[name]} if shown.get(name) else {}
+
+    def repair_demonstrations(self) -> RepairDemos:
+        """The task's own.
+
+        Raises:
+            ExperimentError: It has none.
+        """
+        if not hasattr(self.source, "repair_demonstrations"):
+            raise ExperimentError("The task has no `repair_demonstrations()`. Set `repair.demonstrations` to false.")
+        demos: RepairDemos = self.source.repair_demonstrations()
+        return demos
+
+    def split(self, seed: int) -> Split:
+        """The examples for one seed.
+
+        Raises:
+            ExperimentError: A question of the test split is in another split, too.
+            DatasetError: The task cannot serve them.
+        """
+        recipe = self.recipe
+        training_seed = seed if recipe.resample_training else recipe.data_seed
+        train = self._examples("train", recipe.sizes.train, training_seed)
+        validation = self._examples("validation", recipe.sizes.validation, training_seed)
+        test = self._examples("test", recipe.sizes.test, recipe.data_seed)
+        seen = {group_of(example) for example in [*train, *validation]}
+        if shared := sorted(group_of(example) for example in test if group_of(example) in seen):
+            raise ExperimentError(
+                f"{len(shared)} questions of the test split are in training or validation, too, such as {shared[0]!r}. "
+                "Set `resample_training` to false: the splits of this task depend on the seed."
+            )
+        return Split(train, validation, test)
+
+    def majority(self, examples: Sequence[dspy.Example]) -> float | None:
+        """What a constant answer would score on these examples; `None` if the task cannot say."""
+        if not hasattr(self.source, "majority_baseline"):
+            return None
+        return float(self.source.majority_baseline(examples))
+
+    def parsed(self, example: dspy.Example, trajectory: Trajectory) -> bool:
+        """Whether a run gave an answer that can be read."""
+        if trajectory.failure is not None:
+            return False
+        if not self.recipe.task.parse:
+            return True
+        parse = imported(self.recipe.task.parse, "task.parse")
+        text = str(answer_of(trajectory) or "")
+        found = parse(text) if _num_required(parse) == 1 else parse(example, text)
+        return found is not None
+
+    def measures(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """What the recipe wants to know beside the accuracy; nothing of runs that the report is not made for."""
+        if not self.recipe.task.report:
+            return {}
+        report = imported(self.recipe.task.report, "task.report")
+        try:
+            found = report(trajectories)
+        except (KeyError, TypeError):  # e.g. runs of a single agent, which has no judge to count
+            return {}
+        return {name: float(getattr(found, name)) for name in self.recipe.task.measures}
+
+    def check(self) -> None:
+        """Refuse import paths that lead nowhere.
+
+        Raises:
+            ExperimentError: The message names the setting.
+        """
+        table = self.recipe.task
+        named = {"task.parse": table.parse, "task.report": table.report, "sirius.curator": self.recipe.sirius.curator}
+        for play in self.recipe.crossplay:
+            named |= {"crossplay.path": play.path, "crossplay.read": play.read}
+            imported(play.read, "crossplay.read")(play.game)  # a game that there is not
+        for setting, path in named.items():
+            if path:
+                imported(path, setting)
+
+    def _examples(self, split: str, size: int | None, seed: int) -> list[dspy.Example]:
+        arguments = {**self.recipe.task.examples, **self.files, "split": split, "seed": seed}
+        found = self._called("examples", arguments | ({} if size is None else {"size": size}))
+        return prepare.check_examples(found, split)[: self.limit]
+
+    def _called(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        function = getattr(self.source, name)
+        try:
+            inspect.signature(function).bind(**arguments)
+        except TypeError as error:
+            raise ExperimentError(f"`{name}` of the task was given {dict(arguments)!r}: {error}.") from error
+        return function(**arguments)
+
+
+def imported(path: str, setting: str) -> Any:
+    """What an import path leads to: a module, or `module:name` for an object in it.
+
+    Raises:
+        ExperimentError: There is nothing; the message names the setting.
+    """
+    module, _, name = path.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for part in name.split(".") if name else ():
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ExperimentError(
+            f"`{setting}` is {path!r}, which cannot be imported ({error}). Give `module` or `module:name`; modules are "
+            "looked for in the working directory, too, and those of `programs` come with a clone of the repository."
+        ) from error
+    return found
+
+
+def group_of(example: dspy.Example) -> str:
+    """Equal for questions that belong together, as the task says, else for equal examples."""
+    return str(example.get("dspy_key") or example_key(example))
+
+
+def answer_of(trajectory: Trajectory) -> Any:
+    """The prediction's `answer`, if it has one."""
+    prediction = trajectory.prediction
+    return prediction.get("answer") if isinstance(prediction, Mapping) else None
+
+
+def _examples(rows: Sequence[Mapping[str, Any]]) -> list[dspy.Example]:
+    return [dspy.Example(**row) for row in rows]
+
+
+def _num_required(function: Callable[..., Any]) -> int:
+    parameters = inspect.signature(function).parameters.values()
+    return sum(parameter.default is parameter.empty for parameter in parameters)
