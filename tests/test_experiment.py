@@ -381,12 +381,14 @@ def test_an_interruption_gives_no_second_budget(tmp_path, lm):
     assert (cell.status, cell.trained.calls) == ("budget", 25)
 
 
-def test_a_failed_cell_is_on_record_and_the_others_go_on(tmp_path):
+def test_a_failed_cell_is_on_record_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "fail_training")  # whatever an error quotes, no key gets on record
     failing = ToyLM(skill=skill, fail_training=True)
     results = experiment().run(tmp_path, lm=failing, methods=["SiriuS", "prompted team"], seeds=[0])
     failed, finished = results.cells
     assert (failed.status, finished.status, results.failed) == ("failed", "finished", (failed,))
     assert failed.error.startswith("TrainingError: ")
+    assert "fail_training" not in failed.error
     assert failed.trained.calls > 0
     text = results.to_markdown()
     assert "| SiriuS ! | - |" in text
@@ -402,7 +404,7 @@ def test_runs_that_failed_in_the_lm_itself_are_told_apart(tmp_path):
             raise dspy.lm15.ServerError("overloaded")
         return skill(prompt)
 
-    results = experiment().run(tmp_path, lm=ScriptedLM(flaky), methods=["prompted team"], seeds=[0])
+    results = experiment().run(tmp_path, lm=ScriptedLM(flaky, num_retries=0), methods=["prompted team"], seeds=[0])
     assert (results.cells[0].num_right, sum(results.cells[0].outages.values())) == (EVEN, 1)
     assert "1 test runs failed in the LM itself" in results.to_markdown()
 
@@ -488,6 +490,13 @@ def test_an_lm_that_cannot_be_trained_is_refused_before_any_lm_call(tmp_path):
         experiment().run(tmp_path, lm=lm)
     assert lm.calls == 0
     assert experiment().run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0]).cells[0].num_right == EVEN
+
+
+def test_prompt_optimizers_stay_within_the_budget(tmp_path, lm):
+    one = experiment(budget={"calls": 60}, prompts={"max_metric_calls": 20})
+    [cell] = one.run(tmp_path, lm=lm, methods=["GEPA"], seeds=[0]).cells
+    assert (cell.status, cell.num_right) == ("finished", EVEN)  # the toy finds no better instructions
+    assert 8 < cell.trained.calls <= 60
 
 
 def test_prompt_optimizers_need_a_number_of_runs(tmp_path, lm):
@@ -712,7 +721,8 @@ def test_observers_and_trackers_that_raise_stop_nothing(tmp_path, lm, caplog):
 
 @pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow 3.17, SQLAlchemy 2.1
 @pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # pools that MLflow leaves to the collector
-def test_mlflow_has_one_run_per_experiment_and_one_per_cell(tmp_path, lm):
+def test_mlflow_has_one_run_per_experiment_and_one_per_cell(tmp_path, lm, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where MLflow puts artifacts
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     arguments = {"lm": lm, "methods": ["prompted team", "SiriuS"]}
     first = MLflowRuns(tracking_uri=uri)

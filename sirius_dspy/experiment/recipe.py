@@ -80,7 +80,10 @@ class SingleTable:
 
 @dataclass(frozen=True)
 class VariantTable:
-    """A method on the program built otherwise, under a name of its own; `sirius.agents` and `sirius.frozen` hold for it."""
+    """A method on the program built otherwise, under a name of its own.
+
+    `sirius.agents` and `sirius.frozen` hold for it, too, so its predictors must have these names.
+    """
 
     build: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the task's `build`, on top of the recipe's."""

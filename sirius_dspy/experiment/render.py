@@ -45,16 +45,24 @@ def accuracy_table(results: Results) -> Table:
     rows = [_accuracy_row(results, row, names) for row in results.rows]
     if results.majority is not None:
         blanks = [NONE] * (len(header) - 5)
-        rows.append(
-            [_CONSTANT, str(results.num_test), NONE, NONE, _percent(results.majority), *blanks]
-        )
+        rows.append([_CONSTANT, str(results.num_test), NONE, NONE, _percent(results.majority), *blanks])
     return header, rows
 
 
 def summary_table(results: Results) -> Table:
     """The most important of all tables in one, for a terminal."""
     papers = [f"paper, {table.lm}" for table in results.recipe.paper]
-    header = ["method", "right", "accuracy", "95 % interval", "unparsed", "difference", "p, Holm", "LM calls", "seconds"]
+    header = [
+        "method",
+        "right",
+        "accuracy",
+        "95 % interval",
+        "unparsed",
+        "difference",
+        "p, Holm",
+        "LM calls",
+        "seconds",
+    ]
     rows = [_summary_row(results, row) for row in results.rows]
     if results.majority is not None:
         rows.append([_CONSTANT, NONE, _percent(results.majority), *[NONE] * (6 + len(papers))])

@@ -38,7 +38,7 @@ from sirius_dspy.experiment.results import Results
 from sirius_dspy.experiment.task import Split, Task, answer_of, group_of, imported
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.record import predictor_names
-from sirius_dspy.redact import is_secret_name
+from sirius_dspy.redact import is_secret_name, redact
 from sirius_dspy.rollout import Rollouts, program_fingerprint
 from sirius_dspy.rollout import Task as Rollout
 from sirius_dspy.run_dir import RunDir, slug, write_text
@@ -254,7 +254,8 @@ class _Run:
         except Exception as error:
             if not isinstance(error, SiriuSError):
                 logger.exception("The cell %r, seed %s, failed in a way that nobody foresaw.", name, seed)
-            cell = Cell(name, seed, "failed", error=f"{type(error).__name__}: {error}", trained=self._spent(name, seed))
+            text = redact(f"{type(error).__name__}: {error}")
+            cell = Cell(name, seed, "failed", error=text, trained=self._spent(name, seed))
         self.folder.finish(_stage(name, seed), cell.to_plain())
         self.observers.on_cell_ended(cell)
         return cell
