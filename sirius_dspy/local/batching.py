@@ -14,9 +14,9 @@ from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.engine import Generation, GenerationOptions
 
 QUIET = 0.006
-"""Seconds without a new call after which a batch is taken to be complete. OpenVINO holds Python's lock during a step, so
-callers prepare their calls in between: together if they are waited for, else one per step, and the batch starts ragged
-(64 threads then took twice the steps, and half as long again)."""
+"""Seconds without a new call after which a batch is taken to be complete. OpenVINO holds Python's lock during a step,
+so callers prepare their calls in between: together if they are waited for, else one per step, and the batch starts
+ragged (64 threads then took twice the steps, and half as long again)."""
 
 PATIENCE = 0.2
 """Seconds to wait for a batch at most."""
