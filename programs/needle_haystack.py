@@ -5,24 +5,21 @@ says who is asked for ("Who adores trail running?"), and one statement has the a
 
 Unlike in the paper's PubMedQA program, the analyst sees the question: without it, all it could do is copy everything.
 
-A question belongs to one split for ever, by a hash of its text, so that no seed and no size can bring a question of
-the test split into the training split of any other run.
+Splits never share a question, whatever their seeds and sizes: see `programs.generated`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import dspy
 from dspy.signatures import make_signature
 
 from metrics.exact_word import exact_word as metric
+from programs import generated
 from programs.baseline import majority_baseline
+from programs.generated import Split
 from sirius_dspy import RepairDemos
-from sirius_dspy.errors import DatasetError, MissingDependencyError
 
 __all__ = [
     "NeedleHaystack",
@@ -34,16 +31,8 @@ __all__ = [
     "repair_demonstrations",
 ]
 
-Split = Literal["train", "validation", "test"]
-
-_SHARES: tuple[Split, ...] = ("train", "train", "validation", "test")
-"""The hash of a question picks one of these: half of all questions are for training."""
-
 _FORMAT = "Reply only with a name."
 """The generator's demand on the reply; here it is the solver's instruction, since the analyst replies otherwise."""
-
-_ITEMS_PER_SEED = 1_000_000
-"""reasoning-gym makes item i of seed s from the number s + i, so seeds must be this far apart to share no item."""
 
 
 _FIND = make_signature(
@@ -129,14 +118,8 @@ def examples(split: Split, size: int = 100, seed: int = 0) -> list[dspy.Example]
         DatasetError: The split, the size or the seed cannot be served.
         MissingDependencyError: reasoning-gym is not installed.
     """
-    if split not in _SHARES:
-        raise DatasetError(f"Split {split!r}, expected 'train', 'validation' or 'test'.")
-    if size < 1 or seed < 0:
-        raise DatasetError(f"Size {size!r} and seed {seed!r}, expected a size from 1 and a seed from 0.")
-    found = list(islice(_items_of(split, seed), size))
-    if len(found) < size:
-        raise DatasetError(f"The split {split!r} has {len(found)} questions, {size!r} were asked for: take fewer.")
-    return found
+    settings = {"min_num_statements": 4, "max_num_statements": 6}
+    return generated.examples("needle_haystack", settings, _example, split, size, seed)
 
 
 def demonstrations() -> dict[str, list[dspy.Example]]:
@@ -172,41 +155,11 @@ def repair_demonstrations() -> RepairDemos:
     return RepairDemos(critique=critique, regenerate={"analyst": regenerate}, rephrase=rephrase)
 
 
-def _items_of(split: Split, seed: int) -> Iterator[dspy.Example]:
-    seen = set()
-    for item in _generated(seed):
-        example = _example(item)
-        if _split_of(example.dspy_key) == split and example.dspy_key not in seen:
-            seen.add(example.dspy_key)
-            yield example
-
-
-def _generated(seed: int) -> Iterator[dict[str, Any]]:
-    try:
-        import reasoning_gym
-    except ImportError as error:
-        raise MissingDependencyError(
-            "The task `needle_haystack` needs reasoning-gym. Run `pip install 'sirius-dspy[local]'`."
-        ) from error
-    items = reasoning_gym.create_dataset(
-        "needle_haystack",
-        seed=seed * _ITEMS_PER_SEED,
-        size=_ITEMS_PER_SEED,
-        min_num_statements=4,
-        max_num_statements=6,
-    )
-    return (items[index] for index in range(_ITEMS_PER_SEED))
-
-
 def _example(item: dict[str, Any]) -> dspy.Example:
     asked = item["metadata"]["question"]
     context = item["question"].removesuffix(asked).strip()
     question = asked.removesuffix(_FORMAT).strip()
-    key = hashlib.sha256(question.encode()).hexdigest()[:16]
+    key = generated.key_of(question)
     return dspy.Example(context=context, question=question, answer=item["answer"], dspy_key=key).with_inputs(
         "context", "question"
     )
-
-
-def _split_of(key: str) -> Split:
-    return _SHARES[int(key, 16) % len(_SHARES)]

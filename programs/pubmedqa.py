@@ -23,9 +23,10 @@ from dspy.signatures import make_signature
 from metrics.yes_no_maybe import LABELS
 from metrics.yes_no_maybe import yes_no_maybe as metric
 from programs.baseline import majority_baseline
-from sirius_dspy.errors import DatasetError
+from sirius_dspy import Agent, AgentGraph
+from sirius_dspy.errors import DatasetError, GraphError
 
-__all__ = ["PubMedQA", "build", "examples", "majority_baseline", "metric"]
+__all__ = ["PubMedQA", "PubMedQATeam", "build", "examples", "majority_baseline", "metric"]
 
 Split = Literal["train", "validation", "test"]
 
@@ -77,15 +78,81 @@ class PubMedQA(dspy.Module):
         return {"context": context, "question": question} if self.analyst_sees_question else {"context": context}
 
 
-def build(analyst_sees_question: bool = False) -> dspy.Module:
-    """The untrained program, with predictors `analyst` and `solver` and no LM set."""
-    return PubMedQA(analyst_sees_question)
+_ASPECTS: Mapping[str, str] = {
+    "background": "why the study was made and what was known before",
+    "methods": "who was studied, and how",
+    "results": "what was found",
+    "certainty": "how sure the findings are: numbers, sizes of groups, tests, and what was not found",
+}
+_SPECIALISTS: Mapping[int, Mapping[str, tuple[str, ...]]] = {
+    1: {},
+    2: {"analyst": tuple(_ASPECTS)},
+    3: {"setting_analyst": ("background", "methods"), "findings_analyst": ("results", "certainty")},
+    4: {
+        "background_analyst": ("background",),
+        "methods_analyst": ("methods",),
+        "results_analyst": ("results", "certainty"),
+    },
+    5: {f"{aspect}_analyst": (aspect,) for aspect in _ASPECTS},
+}
+"""Number of agents to the analysts and what they look for; the last agent is always the solver. All numbers cover the
+same aspects, so that what differs is the division of labour."""
+
+
+class PubMedQATeam(AgentGraph):
+    """Specialised analysts side by side -> Problem Solver, which sees the question and their notes alone.
+
+    Args:
+        num_agents: From 1 (a solver that sees context and question) to 5 (four analysts).
+        analyst_sees_question: The paper's analyst does not see it.
+
+    Raises:
+        GraphError: No team of this size is defined.
+    """
+
+    def __init__(self, num_agents: int = 4, analyst_sees_question: bool = False) -> None:
+        if num_agents not in _SPECIALISTS:
+            raise GraphError(f"A PubMedQA team of {num_agents!r} agents, expected a number from 1 to 5.")
+        analysts = _SPECIALISTS[num_agents]
+        agents = {name: _specialist(name, aspects, analyst_sees_question) for name, aspects in analysts.items()}
+        read = [f"{name}_notes" for name in analysts] or ["context"]
+        decide = make_signature(
+            ", ".join(f"{field}: str" for field in [*read, "question"]) + " -> answer: str",
+            f"Answer the question from the {'notes' if analysts else 'context'} with one word: yes, no or maybe.",
+        )
+        super().__init__(
+            "context, question -> answer", {**agents, "solver": Agent(dspy.Predict(decide), role="decides")}
+        )
+
+
+def _specialist(name: str, aspects: Sequence[str], sees_question: bool) -> Agent:
+    wanted = "; ".join(_ASPECTS[aspect] for aspect in aspects)
+    target = "the question" if sees_question else "a research question about it"
+    signature = make_signature(
+        f"context: str{', question: str' if sees_question else ''} -> notes: str",
+        f"Write notes on the context that help to answer {target}. Look for: {wanted}.",
+    )
+    return Agent(dspy.Predict(signature), role=", ".join(aspects), writes={"notes": f"{name}_notes"})
+
+
+def build(analyst_sees_question: bool = False, num_agents: int = 2) -> dspy.Module:
+    """The untrained program, with no LM set.
+
+    Args:
+        analyst_sees_question: The paper's analyst does not see it.
+        num_agents: 2 is the paper's program, with the predictors `analyst` and `solver`; 1, a single agent, and 3 to 5
+            are `PubMedQATeam`.
+
+    Raises:
+        GraphError: No team of this size is defined.
+    """
+    return PubMedQA(analyst_sees_question) if num_agents == 2 else PubMedQATeam(num_agents, analyst_sees_question)
 
 
 def examples(
     split: Split, size: int | None = None, seed: int = 0, path: str | Path | None = None
 ) -> list[dspy.Example]:
-    """Questions with the inputs `context` and `question`, the label `answer`, and `key`, the PMID.
+    """Questions with the inputs `context` and `question`, the label `answer`, and `dspy_key`, the PMID.
 
     The order is random by seed and stratified: the first n questions have the labels in the proportion of the whole
     split, up to rounding. The validation split is the first fifth of the official training half in that order; the

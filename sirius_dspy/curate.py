@@ -114,7 +114,7 @@ class Curator:
         dropped: dict[str, Counter[str]] = {agent: Counter() for agent in agents}
         for trajectory, step in _steps(trajectories):
             agent = agent_of.get(step.predictor)
-            if agent is None or trajectory.reward_of(agent) < threshold:
+            if agent is None or trajectory.reward_of(agent, step.predictor) < threshold:
                 continue
             row, reason = _row(probe, trajectory, step)
             if row is None:

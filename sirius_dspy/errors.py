@@ -2,6 +2,7 @@
 
 SiriuSError
 ├── UnpreparedProgramError (ValueError)    the student cannot be compiled as given
+├── GraphError             (ValueError)    agents that do not form a graph, or a graph called with other inputs
 ├── DatasetError           (ValueError)    the examples cannot be used as given
 ├── MetricError            (ValueError)    the metric did not return a number
 ├── RunMismatchError       (ValueError)    a run directory belongs to another compile
@@ -26,6 +27,10 @@ class SiriuSError(Exception):
 
 class UnpreparedProgramError(SiriuSError, ValueError):
     """The student cannot be compiled as given: no LM, an LM or adapter that cannot train, a compiled student."""
+
+
+class GraphError(SiriuSError, ValueError):
+    """The agents of an `AgentGraph` do not form one, or it was called with other fields than it declares."""
 
 
 class DatasetError(SiriuSError, ValueError):

@@ -1,10 +1,21 @@
-"""How sure a measured share is."""
+"""How sure a measured number is, and how sure a difference: intervals, paired tests, several seeds and comparisons."""
 
 from __future__ import annotations
 
 import math
-from statistics import NormalDist
-from typing import NamedTuple
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from statistics import NormalDist, fmean, stdev
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+if TYPE_CHECKING:  # numpy comes late, with the first bootstrap
+    import numpy as np
+    from numpy.typing import NDArray
+
+First = TypeVar("First")
+Second = TypeVar("Second")
+
+_BATCH = 500
+"""Bootstrap resamples at a time, so that many items do not fill the memory."""
 
 
 class Interval(NamedTuple):
@@ -42,9 +53,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
             f"{successes!r} successes of {trials!r} trials is no share. Pass counts with 0 <= successes <= trials "
             "and at least one trial."
         )
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` is {confidence!r}. Pass a share between 0 and 1, e.g. 0.95.")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    z = NormalDist().inv_cdf(0.5 + _share(confidence) / 2)
     rate, spread = successes / trials, z * z / trials
     centre = (rate + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials))
@@ -53,3 +62,252 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
         0.0 if successes == 0 else max(0.0, centre - half),
         1.0 if successes == trials else min(1.0, centre + half),
     )
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval, or that of another confidence that was asked for."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Spread(NamedTuple):
+    """Results of several seeds."""
+
+    mean: float
+    sd: float | None
+    """Sample standard deviation, over n - 1; `None` for a single seed, which says nothing about it."""
+    seeds: int
+
+
+def spread(scores: Sequence[float]) -> Spread:
+    """Mean and sample standard deviation over seeds.
+
+    Args:
+        scores: One per seed.
+
+    Raises:
+        ValueError: There are none.
+
+    Examples:
+        >>> found = spread([26 / 107, 28 / 107, 28 / 107])
+        >>> round(found.mean, 4), round(found.sd, 4)
+        (0.2555, 0.0108)
+    """
+    if not scores:
+        raise ValueError("The spread of 0 scores is undefined. Pass one score per seed.")
+    return Spread(fmean(scores), stdev(scores) if len(scores) > 1 else None, len(scores))
+
+
+class McNemar(NamedTuple):
+    """The items on which two systems differ, and how surprising their split is."""
+
+    gained: int
+    """Wrong before, right after."""
+    lost: int
+    """Right before, wrong after."""
+    p_value: float
+    """Two-sided and exact; 1 if the systems never differ."""
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
+    """Compare two systems on the same items, by the items that only one of them gets right.
+
+    If neither were better, each such item would be a toss of a coin. The sum is exact, so no count is too small for it;
+    six differences, all one way, are the fewest that give p < 0.05. Items must be independent: with groups of items,
+    use `paired_bootstrap`.
+
+    Args:
+        before: One per item, whether system A is right.
+        after: System B on the same items, in the same order.
+
+    Raises:
+        ValueError: The lengths differ.
+
+    References:
+        McNemar (1947), Note on the sampling error of the difference between correlated proportions, Psychometrika 12;
+        the exact form is the binomial test on the discordant pairs.
+
+    Examples:
+        >>> mcnemar([False] * 6, [True] * 6).p_value
+        0.03125
+    """
+    pairs = list(_paired(before, after))
+    gained = sum(new and not old for old, new in pairs)
+    lost = sum(old and not new for old, new in pairs)
+    differing, rarer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(differing, count) for count in range(rarer + 1))
+    return McNemar(gained, lost, min(1.0, 2 * tail / 2**differing))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Adjust p-values for the number of comparisons, so that the chance of any false claim stays at the level.
+
+    Args:
+        p_values: Comparison to its p-value.
+
+    Returns:
+        Comparison to adjusted p-value, in the order given; claim a difference where it is below, say, 0.05.
+
+    Raises:
+        ValueError: One is not between 0 and 1.
+
+    References:
+        Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
+
+    Examples:
+        >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+        {'a': 0.03, 'b': 0.06, 'c': 0.06}
+    """
+    if bad := {name: p for name, p in p_values.items() if not 0 <= p <= 1}:
+        raise ValueError(f"{bad!r} are no p-values. Pass numbers from 0 to 1.")
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, p * (len(p_values) - rank)))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p_values}
+
+
+def bootstrap(
+    scores: Sequence[Sequence[float]],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Mean score with a percentile bootstrap interval, over items, groups of items, and seeds.
+
+    Each resample draws seeds with replacement, then groups with replacement, the same ones for all seeds, since the
+    seeds share their items: so both the choice of items and that of seeds count as luck. With one seed, its own luck is
+    not in the interval, and with a handful it is underestimated.
+
+    Args:
+        scores: One row per seed, `(seeds, items)`, any range; a single row where there are no seeds.
+        groups: `(items,)`; items of equal group are drawn together, e.g. questions about one text. By default each item
+            is a group of its own.
+        resamples: More make the ends of the interval steadier; 10,000 leave about half a percent of its width.
+        confidence: Of the interval.
+        seed: Equal arguments give equal intervals.
+
+    Raises:
+        ValueError: There are no scores, or the lengths differ.
+
+    References:
+        Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13 (percentile interval).
+
+    Examples:
+        >>> found = bootstrap([[0, 1, 1, 0, 1, 1, 1, 0]])
+        >>> found.value, found.low, found.high
+        (0.625, 0.25, 0.875)
+    """
+    import numpy as np
+
+    sums, sizes = _by_group(scores, groups)
+    num_seeds, num_groups = sums.shape
+    random, means = np.random.default_rng(seed), []
+    for batch in range(0, resamples, _BATCH):
+        shape = min(_BATCH, resamples - batch)
+        drawn_groups = random.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=shape)
+        drawn_seeds = random.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=shape)
+        totals = np.einsum("bg,sg,bs->b", drawn_groups, sums, drawn_seeds, optimize=True)
+        means.append(totals / (drawn_groups @ sizes) / num_seeds)
+    tail = (1 - _share(confidence)) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Estimate(float(sums.sum() / sizes.sum() / num_seeds), float(low), float(high))
+
+
+def paired_bootstrap(
+    before: Sequence[Sequence[float]],
+    after: Sequence[Sequence[float]],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Difference of two systems' mean scores on the same items, `after - before`, with its bootstrap interval.
+
+    Args:
+        before: System A, `(seeds, items)`; see `bootstrap`.
+        after: System B on the same items in the same order, and as many seeds; row s of both is one pair of runs.
+        groups: See `bootstrap`.
+        resamples: See `bootstrap`.
+        confidence: Of the interval.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: The shapes differ, or there are no scores.
+
+    Examples:
+        >>> paired_bootstrap([[0, 0, 1, 1]], [[1, 1, 1, 1]]).value
+        0.5
+    """
+    differences = [[b - a for a, b in _paired(old, new)] for old, new in _paired(before, after)]
+    return bootstrap(differences, groups=groups, resamples=resamples, confidence=confidence, seed=seed)
+
+
+class Recall(NamedTuple):
+    """How many of a class were found."""
+
+    right: int
+    total: int
+    interval: Interval
+
+    @property
+    def value(self) -> float:
+        """Share, from 0 to 1."""
+        return self.right / self.total
+
+
+def class_recalls(golds: Sequence[str], right: Sequence[bool]) -> dict[str, Recall]:
+    """Accuracy on each class apart: a constant answer has recall 1 on one class and 0 on all others.
+
+    Args:
+        golds: Gold class of each item.
+        right: Whether the item was answered right.
+
+    Returns:
+        Class to recall with Wilson's 95 % interval, the most frequent class first.
+
+    Raises:
+        ValueError: The lengths differ.
+    """
+    found: dict[str, list[bool]] = {}
+    for gold, is_right in _paired(golds, right):
+        found.setdefault(gold, []).append(bool(is_right))
+    ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    return {gold: Recall(sum(hits), len(hits), wilson_interval(sum(hits), len(hits))) for gold, hits in ordered}
+
+
+def _by_group(
+    scores: Sequence[Sequence[float]], groups: Sequence[Hashable] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum of each group's scores, `(seeds, groups)`, and its number of items, `(groups,)`."""
+    import numpy as np
+
+    lengths = {len(row) for row in scores}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"Rows of {sorted(lengths)} scores. Pass one row per seed, all of the same items.")
+    names = list(range(lengths.pop())) if groups is None else list(groups)
+    table = np.array([[float(score) for score in row] for row in scores])
+    if len(names) != table.shape[1]:
+        raise ValueError(f"{len(names)} groups for {table.shape[1]} items. Pass one group per item.")
+    numbers: dict[Hashable, int] = {}
+    member = np.array([numbers.setdefault(name, len(numbers)) for name in names])
+    sums = np.stack([np.bincount(member, weights=row, minlength=len(numbers)) for row in table])
+    return sums.astype(np.float64), np.bincount(member, minlength=len(numbers)).astype(np.float64)
+
+
+def _share(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` is {confidence!r}. Pass a share between 0 and 1, e.g. 0.95.")
+    return confidence
+
+
+def _paired(first: Sequence[First], second: Sequence[Second]) -> Iterator[tuple[First, Second]]:
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} against {len(second)} values. Pass both for the same items, in one order.")
+    return zip(first, second, strict=True)

@@ -228,9 +228,14 @@ class Trajectory:
         """Predictor name to the id of the LM that answered it last: the agent versions behind this run."""
         return {step.predictor: step.lm for step in self.steps}
 
-    def reward_of(self, agent: str) -> float:
-        """The reward of one agent: its own where the metric gave one, else the reward of the run."""
-        return self.rewards.get(agent, self.reward)
+    def reward_of(self, agent: str, predictor: str = "") -> float:
+        """What a step earned: the reward of its predictor, else of its agent, else of the run.
+
+        Args:
+            agent: The owner of the weights.
+            predictor: One of the agent's; roles that share weights, as both sides of a game may, earn apart.
+        """
+        return self.rewards.get(predictor, self.rewards.get(agent, self.reward))
 
     @property
     def taught_steps(self) -> tuple[Step, ...]:

@@ -14,14 +14,15 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
-    ("errors", "redact", "signatures", "stats", "trajectory"),
+    ("chart", "errors", "redact", "signatures", "stats", "trajectory"),
     ("run_dir",),
-    ("adapter", "leak", "local", "migrations", "record", "report", "track", "train"),
+    ("adapter", "graph", "leak", "local", "migrations", "record", "report", "track", "train"),
     ("curate", "database", "mlflow", "prepare", "progress", "rollout"),
     ("checkpoint", "evaluate", "library", "repair"),
     ("summary",),
     ("loop",),
     ("optimizer",),
+    ("baselines",),
     ("__init__", "testing"),
     ("cli",),
 )

@@ -316,6 +316,8 @@ def test_an_agent_with_a_reward_of_its_own_is_judged_by_it():
     )
     assert sizes(curate(program, [run])) == {"analyst": 1, "solver.predict": 0}
     assert sizes(curate(program, [run], {"pair": ["analyst", "solver.predict"]})) == {"pair": 2}
+    sides = replace(run, reward=0.0, rewards={"analyst": 1.0, "solver.predict": 0.0})
+    assert sizes(curate(program, [sides], {"pair": ["analyst", "solver.predict"]})) == {"pair": 1}
     loser = replace(run, reward=1.0, rewards={"analyst": 0.0})
     assert sizes(curate(program, [loser])) == {"analyst": 0, "solver.predict": 1}
 

@@ -1,0 +1,41 @@
+"""Methods to compare SiriuS with, each an object with `compile(student, trainset=, valset=)`, and one meter for all.
+
+PromptedTeam        the program as it is, with or without demonstrations
+SingleAgent         one predictor in place of the team, alone or under any other method
+star                STaR: `SingleAgent(program, star(metric))`
+BootstrapFinetune   DSPy's, with one set of weights per predictor or a shared one
+GEPA, MIPROv2       DSPy's prompt optimizers
+ablations           SiriuS with one setting changed
+Meter, Limits       what a method used, and the end of it at a limit
+feedback_quality    what the critic's advice did
+"""
+
+from sirius_dspy.baselines.ablations import ablations, with_feedback
+from sirius_dspy.baselines.bootstrap import BootstrapFinetune
+from sirius_dspy.baselines.budget import BudgetExceededError, Limits, Meter, Spent
+from sirius_dspy.baselines.feedback import FeedbackQuality, feedback_quality, total
+from sirius_dspy.baselines.method import Method, PromptedTeam, SingleAgent
+from sirius_dspy.baselines.prompts import GEPA, MIPROv2
+from sirius_dspy.baselines.star import Rationalizer, star
+from sirius_dspy.baselines.vote import MajorityVote
+
+__all__ = [
+    "GEPA",
+    "BootstrapFinetune",
+    "BudgetExceededError",
+    "FeedbackQuality",
+    "Limits",
+    "MIPROv2",
+    "MajorityVote",
+    "Meter",
+    "Method",
+    "PromptedTeam",
+    "Rationalizer",
+    "SingleAgent",
+    "Spent",
+    "ablations",
+    "feedback_quality",
+    "star",
+    "total",
+    "with_feedback",
+]

@@ -1,0 +1,67 @@
+"""Ablations of SiriuS: each is a name and the settings in which it differs from the full method.
+
+    settings = {"iterations": 2, "augmenter": CriticAugmenter(), ...}
+    for name, change in ablations(program, settings).items():
+        SiriuS(metric, **{**settings, **change}, run_dir=...)
+
+References:
+    Table 4 of SiriuS (arXiv:2502.04780): one agent trained, one model for both roles, no augmentation, one more
+    iteration. `max_feedback`, `train_from` and the start without demonstrations are ours.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dspy
+
+from sirius_dspy import prepare
+from sirius_dspy.optimizer import DEFAULT_AUGMENTER, SiriuS
+from sirius_dspy.repair import CriticAugmenter
+
+FEEDBACKS: Sequence[int] = (0, 1, 2, 3)
+"""Values of `max_feedback` to compare; 0 is no repair by another way, which must give the same."""
+
+
+def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every ablation that makes sense for a program and the settings of its full method.
+
+    Args:
+        program: Names the agents; the settings' `agents` and `frozen` count.
+        settings: Keyword arguments of `SiriuS` in the full method; what is absent has SiriuS's default.
+
+    Returns:
+        Name to the settings to change. `only <agent>` freezes all others; it and `mixed` are left out where one agent
+        is trained anyway, `no cold start` where there are no demonstrations; feedbacks need a `CriticAugmenter`.
+
+    Raises:
+        UnpreparedProgramError: The settings' `agents` or `frozen` do not fit the program.
+    """
+    full = vars(SiriuS(lambda example, prediction: 0.0, **settings))
+    found: dict[str, dict[str, Any]] = {"no repair": {"augmenter": None}}
+    if isinstance(full["augmenter"], CriticAugmenter):
+        found |= {
+            f"{number} feedbacks": {"augmenter": with_feedback(full["augmenter"], number)} for number in FEEDBACKS
+        }
+    agents = prepare.resolve_agents(program, full["agents"], mixed=full["mixed"], frozen=full["frozen"])
+    frozen = prepare.check_frozen(full["frozen"], agents)
+    trained = [agent for agent in agents if agent not in frozen]
+    if len(trained) > 1:
+        found |= {f"only {agent}": {"frozen": [other for other in agents if other != agent]} for agent in trained}
+        apart = [predictor for agent in agents if agent in frozen for predictor in agents[agent]]
+        found["mixed"] = {"mixed": True, "agents": None, "frozen": apart}
+    found["one more iteration"] = {"iterations": full["iterations"] + 1}
+    if full["train_from"] == "base":
+        found["from current"] = {"train_from": "current"}
+    if full["cold_start"]:
+        found["no cold start"] = {"cold_start": None}
+    return found
+
+
+def with_feedback(augmenter: CriticAugmenter = DEFAULT_AUGMENTER, max_feedback: int = 1) -> CriticAugmenter:
+    """The same repair with another number of critiques per step."""
+    other = copy.copy(augmenter)
+    other.max_feedback = max_feedback
+    return other

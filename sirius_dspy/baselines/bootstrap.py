@@ -1,0 +1,159 @@
+"""DSPy's own fine-tuning optimizer as a baseline, on the same trainer as everything else here.
+
+`dspy.BootstrapFinetune` runs each example once, keeps the runs that the metric likes, and fine-tunes on all of their
+steps. Its algorithm is used as it is. What would keep it from being compared is avoided from outside: it changes the
+student in place, starts all jobs at once, ends on the first example whose run raises, takes a run that does not parse
+for a success (its score is -1, and any number but 0 is true), and a step's place in the run for its predictor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from sirius_dspy.baselines.method import Demos, prepared, quiet
+from sirius_dspy.curate import check_adapter
+from sirius_dspy.errors import NoSuccessError, SiriuSError, UnpreparedProgramError
+from sirius_dspy.record import predictor_names, signature_of
+from sirius_dspy.rollout import Metric, call_metric, raise_fatal_cause, to_score
+from sirius_dspy.run_dir import RunDir
+from sirius_dspy.train import ProviderTrainer, Trainer, TrainingRequest
+
+
+@dataclass(frozen=True)
+class BootstrapFinetune:
+    """`dspy.BootstrapFinetune`, trained through a `Trainer`.
+
+    Attributes:
+        metric: See `sirius_dspy.rollout.Metric`.
+        run_dir: The weights go here; a finished job is not done again.
+        threshold: A run is good if its reward is at least this.
+        shared: One set of weights for all predictors (DSPy's `multitask`); by default one for each.
+        demos: Shown while collecting, and in no training prompt, like `SiriuS(cold_start=...)`.
+        trainer: By default through the provider of the LM.
+        num_threads: Runs at a time; DSPy's setting by default.
+        seed: Of the trainer; DSPy's order of rows does not depend on it.
+    """
+
+    metric: Metric
+    run_dir: str | Path
+    threshold: float = 1.0
+    shared: bool = False
+    demos: Demos = field(default_factory=dict)
+    trainer: Trainer = field(default_factory=ProviderTrainer)
+    num_threads: int | None = None
+    seed: int = 0
+
+    def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
+        """See `Method.compile`; the valset is not used, as DSPy does not.
+
+        Raises:
+            UnpreparedProgramError: The LMs or the adapter cannot be trained, or DSPy would give one predictor's rows to
+                another.
+            NoSuccessError: No run was good enough.
+            RolloutError: The LM refused for credentials, credit or configuration.
+            TrainingError: A job failed.
+        """
+        program = prepared(student, self.demos)
+        check_adapter(dspy.settings.adapter or dspy.ChatAdapter())
+        for name, predictor in predictor_names(program).items():
+            self.trainer.check(name, cast(dspy.LM, predictor.lm))
+        whole = _FailsAsOne(program)
+        optimizer = _Optimizer(self, whole)
+        with quiet():
+            try:
+                optimizer.compile(whole, trainset=trainset)
+            except ValueError as error:  # DSPy's words for runs that raised
+                raise whole.fatal or error from error
+        return program
+
+    def good(self, example: dspy.Example, prediction: Any, trace: Any = None) -> bool:
+        """The metric as DSPy wants it."""
+        return to_score(call_metric(self.metric, example, prediction, trace), example).reward >= self.threshold
+
+
+class _FailsAsOne(dspy.Module):
+    """The program, with every failure of a run in the one form that DSPy's collector survives."""
+
+    def __init__(self, program: dspy.Module) -> None:
+        super().__init__()
+        self.program = program
+        self.fatal: SiriuSError | None = None
+
+    def forward(self, **inputs: Any) -> Any:
+        try:
+            return self.program(**inputs)
+        except Exception as error:
+            self._note(error)
+            reply = error.lm_response if isinstance(error, AdapterParseError) else str(error)
+            signature = signature_of(next(iter(predictor_names(self.program).values())))
+            raise AdapterParseError(adapter_name="none", signature=cast(Any, signature), lm_response=reply) from error
+
+    def _note(self, error: Exception) -> None:
+        """Keep an error that every example would share; DSPy would count it as one failed example."""
+        try:
+            raise_fatal_cause(error)
+        except SiriuSError as fatal:
+            self.fatal = fatal
+
+
+class _Optimizer(dspy.BootstrapFinetune):
+    """DSPy's optimizer with our rule for success and our trainer."""
+
+    def __init__(self, settings: BootstrapFinetune, whole: _FailsAsOne) -> None:
+        num_predictors = len(predictor_names(whole.program))
+        super().__init__(
+            metric=settings.good,
+            multitask=settings.shared,
+            exclude_demos=True,
+            num_threads=max(settings.num_threads or dspy.settings.num_threads or 8, num_predictors),
+        )
+        self.settings = settings
+        self.whole = whole
+
+    def _prepare_finetune_data(self, trace_data: list[Any], lm: Any, pred_ind: int | None = None) -> Any:
+        """Leave out runs that failed, whose score DSPy takes for true."""
+        if self.whole.fatal is not None:
+            raise self.whole.fatal
+        good = [item for item in trace_data if item["score"] is True]
+        if not good:
+            raise NoSuccessError(
+                f"None of {len(trace_data)} runs reached the threshold {self.settings.threshold}, so BootstrapFinetune "
+                "has nothing to train on. Give it demonstrations (`demos=`), a better LM, or easier examples."
+            )
+        if pred_ind is not None:
+            _check_places(good, pred_ind, self.whole.program)
+        return super()._prepare_finetune_data(trace_data=good, lm=lm, pred_ind=pred_ind)
+
+    def finetune_lms(self, finetune_dict: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dspy.LM]:  # type: ignore[override]  # static there, called on the instance
+        """Train one after the other through our trainer."""
+        names = list(predictor_names(self.whole.program))
+        trained: dict[Any, dspy.LM] = {}
+        for number, ((lm, place), job) in enumerate(finetune_dict.items()):
+            agent = f"shared-{number}" if place is None else names[place]
+            trained[lm, place] = self._train(agent, lm, job["train_data"])
+        return trained
+
+    def _train(self, agent: str, lm: dspy.LM, rows: Sequence[Mapping[str, Any]]) -> dspy.LM:
+        workdir = RunDir(Path(self.settings.run_dir)).weights(1, agent)
+        request = TrainingRequest(agent, lm, rows, workdir, self.settings.seed, lambda step, total, loss: None)
+        return self.settings.trainer.train(request)
+
+
+def _check_places(runs: Sequence[Mapping[str, Any]], place: int, program: dspy.Module) -> None:
+    """Refuse programs whose n-th call is not always that of the n-th predictor: DSPy would mix up their rows.
+
+    Raises:
+        UnpreparedProgramError: The message names the predictor.
+    """
+    name, predictor = list(predictor_names(program).items())[place]
+    if any(place < len(run["trace"]) and run["trace"][place][0] is not predictor for run in runs):
+        raise UnpreparedProgramError(
+            f"BootstrapFinetune trains predictor {name!r} on call number {place + 1} of each run, which is another "
+            "predictor's in this program. Use `BootstrapFinetune(shared=True)`, one set of weights for all."
+        )

@@ -1,0 +1,121 @@
+"""What all methods have in common: one `compile`, and a student that stays as it is."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import dspy
+
+from sirius_dspy import prepare
+from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.record import predictor_names
+
+Demos = Mapping[str, Sequence[dspy.Example]]
+"""Predictor name to demonstrations."""
+
+
+class Method(Protocol):
+    """A way to make a program better, or to leave it as it is; `SiriuS` is one."""
+
+    def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
+        """Give back a program to be tested; the student is left untouched."""
+
+
+@dataclass(frozen=True)
+class PromptedTeam:
+    """The program as it is, without any training.
+
+    Attributes:
+        demos: Demonstrations to show in its prompts, by predictor name; zero-shot without.
+    """
+
+    demos: Demos = field(default_factory=dict)
+
+    def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
+        """See `Method.compile`."""
+        return prepared(student, self.demos)
+
+
+@dataclass(frozen=True)
+class SingleAgent:
+    """A program with one predictor in place of the team, on the team's LM.
+
+    Attributes:
+        program: Solves the same examples with one predictor.
+        method: What is done with it; nothing by default.
+
+    Examples:
+        ```python
+        SingleAgent(dspy.ChainOfThought("question -> answer"))                     # the prompted single agent
+        SingleAgent(dspy.ChainOfThought("question -> answer"), star(metric))       # STaR
+        ```
+    """
+
+    program: dspy.Module
+    method: Method = field(default_factory=PromptedTeam)
+
+    def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
+        """See `Method.compile`; the student gives its LM and nothing else.
+
+        Raises:
+            UnpreparedProgramError: The program has several predictors, or the student's have different LMs.
+        """
+        names = list(predictor_names(self.program))
+        if len(names) != 1:
+            raise UnpreparedProgramError(f"A single agent has one predictor; the program has {names}. Pass such a one.")
+        single = self.program.deepcopy()
+        single.set_lm(the_lm(student))
+        return self.method.compile(single, trainset=trainset, valset=valset)
+
+
+def prepared(student: dspy.Module, demos: Demos | None = None) -> dspy.Module:
+    """A copy to work on, with the student's own LM objects, or DSPy's default LM, and demonstrations.
+
+    Args:
+        student: Any program.
+        demos: By predictor name; other predictors keep their own.
+
+    Raises:
+        UnpreparedProgramError: It has no predictors, one of them has no LM, or `demos` names an unknown one.
+    """
+    prepare.check_student(student)
+    prepare.check_demos(demos or {}, student)
+    lms = prepare.starting_lms(student, {name: (name,) for name in predictor_names(student)})
+    program = student.deepcopy()
+    for name, predictor in predictor_names(program).items():
+        predictor.lm = lms[name]
+        predictor.demos = list((demos or {}).get(name, predictor.demos))
+    return program
+
+
+def the_lm(program: dspy.Module) -> dspy.LM:
+    """The one LM of a program.
+
+    Raises:
+        UnpreparedProgramError: There is none, or there are several.
+    """
+    names = list(predictor_names(program))
+    lms = prepare.starting_lms(program, {name: (name,) for name in names})
+    if len({lm.model for lm in lms.values()}) != 1:
+        models = {name: lm.model for name, lm in lms.items()}
+        raise UnpreparedProgramError(f"The method needs one LM for all predictors; the program has {models}.")
+    return lms[names[0]]
+
+
+def put_lms_back(program: dspy.Module, source: dspy.Module) -> dspy.Module:
+    """Give a program the LM objects of another one, by predictor name: DSPy's optimizers return copies of LMs."""
+    lms = {name: predictor.lm for name, predictor in predictor_names(source).items()}
+    for name, predictor in predictor_names(program).items():
+        predictor.lm = lms[name]
+    return program
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep stdout for results, since DSPy's evaluators draw progress bars there, and keep no history of LM calls."""
+    with contextlib.redirect_stdout(sys.stderr), dspy.context(disable_history=True):
+        yield

@@ -1,0 +1,144 @@
+"""STaR, the single agent that learns from its own right answers and from explaining the ones that it got wrong.
+
+References:
+    Zelikman et al., STaR: Bootstrapping Reasoning With Reasoning (arXiv:2203.14465), Algorithm 1: answer; where wrong,
+    answer once more with the gold answer as a hint; keep what ends in the gold answer; fine-tune the base model on both
+    under prompts without hint; repeat. Here the loop is that of `SiriuS`, and rationalisation is its augmenter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import dspy
+
+from sirius_dspy.errors import ReplayDivergedError
+from sirius_dspy.leak import LeakGuard
+from sirius_dspy.optimizer import SiriuS
+from sirius_dspy.record import Recording, Sampling, predictor_names, record, replay, signature_of
+from sirius_dspy.repair import RepairContext, Repaired
+from sirius_dspy.rollout import Metric, Task, raise_if_fatal, scored
+from sirius_dspy.signatures import free_name
+from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory, Usage, Values, Verdict, from_plain, to_plain
+
+HINT = "hint"
+"""Input field that rationalisation adds to the agent's own signature."""
+
+TRACES = r"\bhint(?:s|ed)?\b|\b(?:given|provided|known) (?:correct |gold )?answer\b|\bas (?:told|instructed)\b"
+"""Words that speak of the hint; at inference there is none."""
+
+
+def star(metric: Metric, **settings: Any) -> SiriuS:
+    """STaR for a program with one predictor, best one that reasons before it answers (`dspy.ChainOfThought`).
+
+    Without a reasoning field, the rationalised rows are just the gold answers, so it becomes supervised fine-tuning.
+
+    Args:
+        metric: See `SiriuS`.
+        settings: Of `SiriuS`. By default one greedy run per example, training from the base weights, and no gate:
+            STaR goes on with what it has trained. As for every method here, the best iteration on the valset counts.
+    """
+    own: dict[str, Any] = {"samples": 1, "augmenter": Rationalizer(), "train_from": "base", "promote": False}
+    return SiriuS(metric, **{**own, **settings})
+
+
+class Rationalizer:
+    """Asks a failed agent once more, with the gold answer as a hint.
+
+    What it writes becomes a training row under the prompt without the hint, if the metric finds it right.
+
+    Args:
+        guard: Refuses rationales that speak of the hint; STaR itself has no such filter. `None` for STaR's own way.
+    """
+
+    GUARD = LeakGuard(TRACES)
+
+    def __init__(self, guard: LeakGuard | None = GUARD) -> None:
+        self.guard = guard
+
+    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
+        """See `sirius_dspy.repair.Augmenter.repair`; the first step of a trained agent is asked again."""
+        steps = enumerate(failed.steps)
+        position = next((number for number, step in steps if step.predictor in context.editable), None)
+        if position is None:
+            return Repaired(Repair(failed.id, (), failed.run, failed.iteration), ())
+        attempt, trajectory = self._attempt(failed, example, context, position)
+        repair = Repair(failed.id, (attempt,), failed.run, failed.iteration)
+        return Repaired(repair, () if trajectory is None else (trajectory,))
+
+    def _attempt(
+        self, failed: Trajectory, example: dspy.Example, context: RepairContext, position: int
+    ) -> tuple[Attempt, Trajectory | None]:
+        step = failed.steps[position]
+        asked = _rationalize(step, example, context, failed.sample)
+        outputs = asked.steps[0].outputs if asked.steps else None
+        usage = sum((call.usage for call in asked.steps), Usage())
+        attempt = Attempt(position, step.predictor, "unparsed", regenerated=outputs, rephrased=outputs, usage=usage)
+        if outputs is None:
+            return replace(attempt, detail="no rationale"), None
+        if leak := self.guard and self.guard.leak(outputs, step, to_plain(example.labels()), answers=True):
+            return replace(attempt, verdict="leaked", detail=leak), None
+        try:
+            trajectory = _rerun(failed, example, context, Edit(position, outputs))
+        except ReplayDivergedError as error:
+            return replace(attempt, verdict="diverged", detail=str(error)), None
+        verdict: Verdict = "repaired" if trajectory.reward >= context.threshold else "failed"
+        return replace(attempt, verdict=verdict, reward=trajectory.reward, trajectory=trajectory.id), trajectory
+
+
+def _rationalize(step: Step, example: dspy.Example, context: RepairContext, sample: int) -> Recording:
+    """One LM call: the agent's own question with the gold answer beside it, in demonstrations as well."""
+    own = predictor_names(context.program)[step.predictor]
+    signature = signature_of(own)
+    name = free_name(HINT, signature)
+    field = dspy.InputField(desc="the correct answer; explain how to get there, as if you had found it yourself")
+    predictor = dspy.Predict(signature.append(name, field, type_=str))
+    predictor.lm = own.lm
+    labels = to_plain(example.labels())
+    shown = context.rollouts.demos.get(step.predictor, own.demos)
+    predictor.demos = [_hinted(demo, name, list(labels)) for demo in shown]
+    inputs = {key: from_plain(value, signature.input_fields[key].annotation) for key, value in _known(step, signature)}
+    key = f"{context.rollouts.sampling(Task(example, sample)).key}/rationalize"
+    recording = record(predictor, {**inputs, name: _hint(labels)}, Sampling(key))
+    raise_if_fatal(recording)
+    return recording
+
+
+def _known(step: Step, signature: type[dspy.Signature]) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in step.inputs.items() if name in signature.input_fields]
+
+
+def _hinted(demo: dspy.Example, name: str, labels: Sequence[str]) -> dspy.Example:
+    """A demonstration of how to use a hint: its own answer is the hint. One without an answer stays as it is."""
+    known = {label: demo[label] for label in labels if label in demo}
+    return demo.copy(**{name: _hint(known)}) if known else demo
+
+
+def _hint(labels: Values) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in labels.items())
+
+
+def _rerun(failed: Trajectory, example: dspy.Example, context: RepairContext, edit: Edit) -> Trajectory:
+    """The program with the rationalised answer in place of the wrong one."""
+    rollouts = context.rollouts
+    key = f"{rollouts.sampling(Task(example, failed.sample)).key}/rationalized"
+    sampling = Sampling(key, rollouts.first_kwargs, rollouts.demos)
+    recording = replay(context.program, example.inputs(), failed, edit, sampling)
+    raise_if_fatal(recording)
+    score, failure = scored(rollouts.metric, example, recording)
+    return replace(
+        failed,
+        steps=recording.steps,
+        prediction=to_plain(recording.prediction),
+        reward=score.reward,
+        rewards=score.rewards,
+        failure=failure,
+        origin="repair",
+        parent=failed.id,
+        edited=recording.edited,
+        seconds=recording.seconds,
+        created_at=datetime.now(UTC),
+    )

@@ -1,0 +1,86 @@
+"""Majority vote: what the same number of LM calls at test time would buy without any training.
+
+References:
+    Wang et al., Self-Consistency Improves Chain of Thought Reasoning in Language Models (arXiv:2203.11171).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
+
+from sirius_dspy.baselines.method import Method, PromptedTeam, prepared
+from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.record import predictor_names
+from sirius_dspy.rollout import raise_fatal_cause
+
+
+@dataclass(frozen=True)
+class MajorityVote:
+    """Runs a program several times with temperature, and gives the answer that most runs gave.
+
+    Attributes:
+        votes: Runs per example.
+        method: Makes the program; the prompted team by default.
+        temperature: Of all runs.
+        answer: Field of the prediction that is voted on; case and outer white space do not count.
+    """
+
+    votes: int
+    method: Method = field(default_factory=PromptedTeam)
+    temperature: float = 0.7
+    answer: str = "answer"
+
+    def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
+        """See `Method.compile`.
+
+        Raises:
+            UnpreparedProgramError: There are no votes, or all of them would be the same.
+        """
+        if self.votes < 1 or not self.temperature > 0:
+            raise UnpreparedProgramError(
+                f"{self.votes!r} votes at temperature {self.temperature!r}, expected at least 1 vote and a temperature "
+                "above 0."
+            )
+        program = self.method.compile(student, trainset=trainset, valset=valset)
+        program = program.deepcopy()
+        program._compiled = False  # DSPy hides the predictors of a compiled program inside another one
+        return _Voting([self._voter(program, number) for number in range(self.votes)], self.answer)
+
+    def _voter(self, program: dspy.Module, number: int) -> dspy.Module:
+        """A copy whose LMs draw for themselves: DSPy's cache tells them apart by the rollout id."""
+        voter = prepared(program)
+        for predictor in predictor_names(voter).values():
+            predictor.lm = predictor.lm and predictor.lm.copy(temperature=self.temperature, rollout_id=number)
+        return voter
+
+
+class _Voting(dspy.Module):
+    def __init__(self, voters: list[dspy.Module], answer: str) -> None:
+        super().__init__()
+        self.voters = voters
+        self.answer = answer
+
+    def forward(self, **inputs: Any) -> Any:
+        """The first prediction with the most frequent answer; a run that raises has no vote.
+
+        Raises:
+            Exception: What the last run raised, if all did.
+        """
+        predictions, error = [], None
+        for voter in self.voters:
+            try:
+                predictions.append(voter(**inputs))
+            except Exception as raised:
+                raise_fatal_cause(raised)
+                error = raised
+        if error is not None and not predictions:
+            raise error
+        winner = Counter(map(self._vote, predictions)).most_common(1)[0][0]
+        return next(prediction for prediction in predictions if self._vote(prediction) == winner)
+
+    def _vote(self, prediction: Any) -> str:
+        return str(prediction[self.answer]).strip().casefold()
