@@ -6,6 +6,7 @@ Passwords stay in the URL: none of the texts made here has one.
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,9 +127,25 @@ def _has_log(path: Path) -> bool:
 
 def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:
     connection.isolation_level = None  # the module's own idea of when a transaction begins; `_begin_sqlite` does it
-    connection.execute("PRAGMA journal_mode = WAL")  # readers and one writer side by side
+    _use_log(connection)
     connection.execute("PRAGMA synchronous = FULL")  # rollouts are paid for: a commit also survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    """Let readers and one writer work side by side; two processes may open a new file at once.
+
+    SQLite itself does not wait for the lock that this change takes, where waiting could end in a deadlock.
+    """
+    patience = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > patience:
+                raise
+        time.sleep(0.01)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -316,6 +316,28 @@ def children(pid: int) -> list[int]:
     ]
 
 
+INTERRUPTED = """
+import faulthandler, signal
+from sirius_dspy import LocalLM
+
+faulthandler.enable()
+signal.signal(signal.SIGINT, signal.default_int_handler)
+lm = LocalLM(max_tokens=2)
+for _ in range(2):
+    lm("Hello")
+    lm.kill()
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_an_interrupt_after_an_engine_of_the_main_thread_is_no_crash():
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n" * 2), done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the child in /proc")
 def test_a_killed_parent_takes_the_child_with_it(lm: LocalLM, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"

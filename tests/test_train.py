@@ -242,7 +242,7 @@ class FakeOpenAI:
             ("POST", r"/v1/fine_tuning/jobs", self.create),
             ("POST", r"/v1/fine_tuning/jobs/(.+)/cancel", self.cancel),
             ("GET", r"/v1/fine_tuning/jobs/(.+)/events", self.events),
-            ("GET", r"/v1/fine_tuning/jobs/(.+)", lambda body, name: self.job(name)),
+            ("GET", r"/v1/fine_tuning/jobs/(.+)", self.poll),
             ("POST", r"/v1/chat/completions", self.chat),
         ]
 
@@ -283,7 +283,6 @@ class FakeOpenAI:
     def job(self, name):
         job = self.jobs[name]
         status = "cancelled" if name in self.cancelled else job["left"].pop(0) if job["left"][1:] else job["left"][0]
-        self.polled.set()
         return {
             "id": name,
             "object": "fine_tuning.job",
@@ -298,6 +297,10 @@ class FakeOpenAI:
             "result_files": [],
             "seed": 0,
         }
+
+    def poll(self, body, name):
+        self.polled.set()  # so the caller knows the job's name by now
+        return self.job(name)
 
     def events(self, body, name):
         event = {"id": "e", "object": "fine_tuning.job.event", "created_at": 1, "level": "info", "message": "training"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -11,6 +12,14 @@ from typing import Literal, NamedTuple
 from sirius_dspy.errors import PromptTooLongError, RolloutError
 from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.engine import Generation, GenerationOptions
+
+QUIET = 0.006
+"""Seconds without a new call after which a batch is taken to be complete. OpenVINO holds Python's lock during a step,
+so callers prepare their calls in between: together if they are waited for, else one per step, and the batch starts
+ragged (64 threads then took twice the steps, and half as long again)."""
+
+PATIENCE = 0.2
+"""Seconds to wait for a batch at most."""
 
 
 class Written(NamedTuple):
@@ -94,7 +103,9 @@ class BatchingEngine(ABC):
 
     def _run(self) -> None:
         try:
-            while (admitted := self._take(wait=not self._live)) is not None:
+            num_waiting = 0
+            while (admitted := self._take(wait=not self._live, gather=len(self._live) < num_waiting)) is not None:
+                num_waiting = len(self._live) + len(admitted)
                 self._advance(admitted)
         except Exception as error:  # engines raise bare RuntimeErrors for anything; nothing more precise can be caught
             with self._changed:
@@ -105,15 +116,28 @@ class BatchingEngine(ABC):
         finally:
             self._abandon()
 
-    def _take(self, *, wait: bool) -> list[Call] | None:
-        """What callers have put in; `None` once closed. Waits only if there is nothing else to do."""
+    def _take(self, *, wait: bool, gather: bool) -> list[Call] | None:
+        """What callers have put in; `None` once closed.
+
+        Args:
+            wait: There is nothing to do until someone calls.
+            gather: Someone was answered a moment ago, and may call again at once.
+        """
         with self._changed:
             while wait and not self._inbox and self.failure is None:
                 self._changed.wait()
+            if self._inbox or gather:
+                self._gather()
             if self.failure is not None:
                 return None
             taken, self._inbox = self._inbox, []
             return taken
+
+    def _gather(self) -> None:
+        """Let callers who are on their way arrive."""
+        patience = time.monotonic() + PATIENCE
+        while self.failure is None and time.monotonic() < patience and self._changed.wait(QUIET):
+            pass
 
     def _abandon(self) -> None:
         """Let the model go and tell everyone who still waits why there will be no answer."""

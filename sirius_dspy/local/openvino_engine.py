@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,18 @@ def _scheduler(max_sequences: int, cache_gb: int, prefix_caching: bool) -> Any:
 
 
 def _pipeline(gguf: Path, scheduler: Any) -> Any:
+    """Load the weights, in a thread that ends with it.
+
+    OpenVINO gives the thread that loads a stack of its own for signals, and takes that memory back when the pipeline is
+    dropped. In the main thread, where Python's handlers run, the next Ctrl-C would then be a segmentation fault.
+    """
     import openvino_genai
 
     try:
-        return openvino_genai.ContinuousBatchingPipeline(str(gguf), scheduler, "CPU", PRECISION)
+        with ThreadPoolExecutor(1, thread_name_prefix="openvino-load") as loader:
+            return loader.submit(
+                openvino_genai.ContinuousBatchingPipeline, str(gguf), scheduler, "CPU", PRECISION
+            ).result()
     except RuntimeError as error:
         raise RolloutError(
             f"OpenVINO cannot read the model {str(gguf)!r}: {error}. Expected a Llama or Qwen GGUF file; copy it again."
