@@ -5,6 +5,7 @@
     agents/<agent>/       the agent's weights (PEFT adapter, merged GGUF) and `sources.jsonl`, the runs it learnt from
 
 Nothing is pickled, and no API key is written. Loading imports only classes of dspy and sirius_dspy, and the program's.
+A checkpoint of one agent is the same without the program and the other agents.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +28,9 @@ from dspy.adapters.base import Adapter
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 
 from sirius_dspy.errors import CheckpointError
+from sirius_dspy.fetch import SCHEME, fetch_checkpoint
 from sirius_dspy.record import predictor_names
-from sirius_dspy.redact import is_secret_name
+from sirius_dspy.redact import is_secret_name, redact
 from sirius_dspy.rollout import program_fingerprint
 from sirius_dspy.run_dir import RunDir, slug, write_text
 
@@ -37,6 +40,7 @@ PROGRAM = "program.json"
 
 _OURS = ("dspy.", "sirius_dspy.")
 _ENDPOINTS = ("api_base", "base_url")
+_MODEL_IDS = ("model", "finetuning_model")
 
 
 def save(program: dspy.Module, folder: str | Path) -> Path:
@@ -64,6 +68,7 @@ def save(program: dspy.Module, folder: str | Path) -> Path:
             "format": FORMAT,
             "program": f"{type(program).__module__}:{type(program).__qualname__}",
             "fingerprint": program_fingerprint(program),
+            "inputs": _inputs(program),
             "adapter": _adapter_state(dspy.settings.adapter or dspy.ChatAdapter()),
             "agents": {agent: _save_agent(draft, agent, names, program, results) for agent, names in agents.items()},
             "results": {key: value for key, value in results.items() if key not in ("run_dir", "library")},
@@ -84,7 +89,8 @@ def load(
     """Bring a checkpoint back, in any process, on any machine.
 
     Args:
-        folder: What `save` wrote.
+        folder: What `save` wrote, or what `sirius_dspy.mlflow.register` registered: `models:/NAME@ALIAS` or
+            `models:/NAME/VERSION`, in the registry that MLflow is set to.
         program: A fresh program of the same structure. By default the class that was saved is imported and built
             without arguments.
         lms: Agent name to LM, instead of the one that was saved; needed for LMs behind an endpoint of one's own, which
@@ -96,9 +102,13 @@ def load(
     Raises:
         CheckpointError: A file is missing or changed, the program does not fit, or an LM cannot be rebuilt.
     """
-    path = Path(folder)
-    manifest = _manifest(path)
-    _verify(path, manifest)
+    path = _local(folder)
+    manifest = verify(path)
+    if PROGRAM not in manifest["files"]:
+        raise CheckpointError(
+            f"{str(folder)!r} holds the agent {next(iter(manifest['agents']))!r} alone. Call `load_agent` of "
+            "`sirius_dspy.mlflow` for its LM, or load the program."
+        )
     loaded = program if program is not None else _build(manifest["program"])
     _load_program_state(loaded, json.loads((path / PROGRAM).read_text(encoding="utf-8")))
     if program_fingerprint(loaded) != manifest["fingerprint"]:
@@ -115,6 +125,62 @@ def load(
     loaded._compiled = True
     vars(loaded)["detailed_results"] = manifest["results"]
     return loaded
+
+
+def load_agent(folder: str | Path, agent: str | None = None) -> dspy.LM:
+    """Bring the LM of one agent back, for another program or to put an older version back.
+
+    Args:
+        folder: A checkpoint of a program or of an agent, or its address in MLflow's registry, as for `load`.
+        agent: Its name; needed where the checkpoint holds several.
+
+    Raises:
+        CheckpointError: As for `load`, or there is no such agent.
+    """
+    path = _local(folder)
+    agents = verify(path)["agents"]
+    name = next(iter(agents)) if agent is None and len(agents) == 1 else agent
+    if name is None or name not in agents:
+        raise CheckpointError(f"{str(folder)!r} has the agents {list(agents)}, not {name!r}. Name one of them.")
+    return _load_lm(path, name, agents[name])
+
+
+def save_agent(folder: str | Path, agent: str, target: str | Path) -> Path:
+    """Write a checkpoint of one agent out of one of a program.
+
+    Args:
+        folder: The program's.
+        agent: Its name.
+        target: Where to; a checkpoint that is there already is replaced, in one step.
+
+    Raises:
+        CheckpointError: A file is missing or changed, or `target` holds something else.
+    """
+    source, target = Path(folder), Path(target)
+    manifest = verify(source)
+    _refuse_foreign(target)
+    with _replacing(target) as draft:
+        if (source / _agent_folder(agent)).is_dir():
+            _link_tree(source / _agent_folder(agent), draft / _agent_folder(agent))
+        own = {name: known for name, known in manifest["files"].items() if name.startswith(f"{_agent_folder(agent)}/")}
+        part = {**manifest, "agents": {agent: manifest["agents"][agent]}, "files": own}
+        write_text(draft / MANIFEST, json.dumps(part, indent=2) + "\n")
+    return target
+
+
+def adapter_of(folder: str | Path) -> Adapter:
+    """The adapter that a checkpoint's agents learnt under.
+
+    Raises:
+        CheckpointError: It is not one of dspy or sirius_dspy.
+    """
+    state = _manifest(Path(folder))["adapter"]
+    if not state["class"].startswith(_OURS):
+        raise CheckpointError(
+            f"The checkpoint was made under {state['class']!r}, which is not of dspy or sirius_dspy. Call "
+            "`dspy.configure(adapter=...)` with it and load the checkpoint with `configure=False`."
+        )
+    return _import(state["class"])(**state["arguments"])
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
@@ -138,18 +204,22 @@ def _save_agent(
     lm = predictor_names(program)[names[0]].lm or dspy.settings.lm
     if lm is None:
         raise CheckpointError(f"Agent {agent!r} has no LM. Call `program.set_lm(lm)` before saving.")
-    folder = draft / "agents" / slug(agent)
+    folder = draft / _agent_folder(agent)
     entry: dict[str, Any] = {"predictors": list(names), "lm": _lm_state(agent, lm), "weights": None}
     job = _job(agent, lm.model, results)
     if job is not None and _has_weights(lm):
         _link_tree(Path(lm.folder), folder)
-        entry["weights"] = f"agents/{slug(agent)}"
+        entry["weights"] = _agent_folder(agent)
     if job is not None:
         sources = RunDir(Path(results["run_dir"])).training_file(job, agent).with_suffix(".sources.jsonl")
         if sources.exists():
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(sources, folder / "sources.jsonl")
     return entry
+
+
+def _agent_folder(agent: str) -> str:
+    return f"agents/{slug(agent)}"
 
 
 def _job(agent: str, model: str, results: Mapping[str, Any]) -> int | None:
@@ -174,15 +244,44 @@ def _lm_state(agent: str, lm: dspy.LM) -> dict[str, Any]:
             f"The LM {lm.model!r} of agent {agent!r} cannot be written down: {error} Save the program with an LM that "
             "can, and pass this one to `load(lms=...)`."
         ) from error
-    state["train_kwargs"] = {
-        key: value for key, value in (state.get("train_kwargs") or {}).items() if not is_secret_name(key)
-    }
-    return {key: value for key, value in state.items() if not is_secret_name(key)}
+    return {name: state[name] if name in _MODEL_IDS else value for name, value in _without_secrets(state).items()}
+
+
+def _without_secrets(value: Any) -> Any:
+    """The same JSON without credentials, which also hide in headers; an LM takes its key from the environment again."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {name: _without_secrets(item) for name, item in value.items() if not _is_secret(name)}
+    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_secret(name: str) -> bool:
+    return is_secret_name(re.sub(r"[^A-Za-z0-9]+", "_", name)) or name.lower() == "authorization"
 
 
 def _program_state(program: dspy.Module) -> dict[str, Any]:
     """DSPy's state of each predictor, by name; its LM is in the manifest."""
     return {name: part.dump_state() | {"lm": None} for name, part in program.named_parameters()}
+
+
+def _inputs(program: dspy.Module) -> dict[str, str] | None:
+    """Input field to its type, as far as the program says it; for servers, which have no examples to look at."""
+    forward = getattr(type(program), "forward", None)  # of the class: DSPy warns where an instance's is touched
+    if forward is None:
+        return None
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters):
+        fields = getattr(getattr(program, "signature", None), "input_fields", None)
+        return None if fields is None else {name: _type_name(item.annotation) for name, item in fields.items()}
+    return {item.name: _type_name(item.annotation) for item in parameters}
+
+
+def _type_name(annotation: Any) -> str:
+    """`int` of `int` and of `"int"`, which a postponed annotation is."""
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__name__ if isinstance(annotation, type) and annotation is not inspect.Parameter.empty else "Any"
 
 
 def _adapter_state(adapter: Adapter) -> dict[str, Any]:
@@ -227,6 +326,10 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 
 # Loading
+
+
+def _local(folder: str | Path) -> Path:
+    return fetch_checkpoint(folder) if isinstance(folder, str) and folder.startswith(SCHEME) else Path(folder)
 
 
 def _manifest(path: Path) -> dict[str, Any]:

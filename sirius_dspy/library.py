@@ -36,6 +36,7 @@ from sirius_dspy.migrations import (
     TRAJECTORIES,
     escaped_name,
 )
+from sirius_dspy.run_dir import RunDir
 from sirius_dspy.trajectory import (
     Attempt,
     Failure,
@@ -55,6 +56,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Rows = Sequence[sa.Row[Any]]
 
+_HIDDEN_PASSWORD = "***"
+"""What `public_url` has in its place."""
+
+_SHOWN_IDS = 5
+"""Ids in the message about a prefix that several have."""
+
 PAGE = 100
 """Rows read at a time: the most trajectories that a reader holds in memory."""
 
@@ -72,6 +79,12 @@ class Filters(TypedDict, total=False):
     example_key: str | None
     min_reward: float | None
     """The least reward, itself included: C(n) of the paper is `min_reward=threshold`."""
+    max_reward: float | None
+    """The greatest reward, itself included."""
+    below: float | None
+    """A bound that the reward does not reach: `below=threshold` are the failed runs."""
+    predictor: str | Collection[str] | None
+    """A run that called it, or any of several."""
     program: str | None
     parent: str | None
     """Id of the failed trajectory: its repairs."""
@@ -92,6 +105,25 @@ class LibraryStats:
     usage: Usage
     num_steps: Mapping[str, int]
     """Predictor name to its number of steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A trajectory without its steps and per-agent rewards, for lists: reading it costs one row."""
+
+    id: str
+    run: str
+    iteration: int
+    sample: int
+    origin: Origin
+    parent: str | None
+    edited: int | None
+    example_key: str
+    reward: float
+    prediction: Any
+    failure: Failure | None
+    usage: Usage
+    seconds: float
 
 
 class ExperienceLibrary:
@@ -120,6 +152,27 @@ class ExperienceLibrary:
         self._engine: sa.Engine | None = None
         self._pid = 0  # of the process that opened `_engine`: connections must not be shared across a fork
         self._lock = threading.Lock()  # protects `_engine` and `_pid`: threads open the database once
+
+    @classmethod
+    def existing(cls, where: str | Path | sa.URL) -> Self:
+        """A library that must be there already; nothing is created.
+
+        Args:
+            where: As for the constructor, or the folder of a compile. A folder has its own library, or the record of
+                the one that the compile was given, without a password.
+
+        Raises:
+            LibraryError: There is none.
+        """
+        if "://" not in str(where) and Path(str(where)).is_dir():
+            where = _library_of(RunDir(Path(str(where))))
+        library = cls(where)
+        if library._url.get_backend_name() == "sqlite" and not Path(str(library._url.database)).is_file():
+            raise LibraryError(
+                f"There is no library at {library.url!r}. Pass the folder of a compile, a SQLite file, or a database "
+                "URL."
+            )
+        return library
 
     @property
     def url(self) -> str:
@@ -229,6 +282,25 @@ class ExperienceLibrary:
             f"The library {self.url!r} has no trajectory {id!r}. Check the id, and that this is the library it is from."
         )
 
+    def find(self, prefix: str) -> Trajectory:
+        """The trajectory whose id begins like this.
+
+        Args:
+            prefix: Of an id; as much of it as tells one trajectory from all others.
+
+        Raises:
+            LibraryError: There is none, or more than one.
+        """
+        stored = escaped_name(prefix)
+        begins_so = sa.func.substr(sa.cast(TRAJECTORIES.c.id, sa.Text), 1, len(stored)) == stored
+        query = sa.select(TRAJECTORIES.c.id).where(begins_so)
+        with self._reading() as connection:
+            ids = list(connection.execute(query.order_by(TRAJECTORIES.c.id).limit(_SHOWN_IDS + 1)).scalars())
+        if len(ids) > 1 and prefix not in ids:
+            shown = ", ".join(repr(id) for id in ids[:_SHOWN_IDS]) + (" and others" if len(ids) > _SHOWN_IDS else "")
+            raise LibraryError(f"More than one trajectory begins with {prefix!r}: {shown}. Give more of the id.")
+        return self.get(prefix if not ids or prefix in ids else ids[0])
+
     def example(self, key: str) -> dspy.Example:
         """The example with this key, its inputs marked; values are JSON, whatever type they had.
 
@@ -248,9 +320,28 @@ class ExperienceLibrary:
         """Stream the trajectories that match, in order of insertion; see `Filters`."""
         return self._stream(TRAJECTORIES, _conditions(filters), _load_trajectories)
 
-    def repairs(self, *, run: str | None = None, iteration: int | None = None) -> Iterator[Repair]:
-        """Stream the repairs, in order of insertion."""
-        wanted = {"run": run, "iteration": iteration}
+    def entries(self, *, limit: int | None = None, offset: int = 0, **filters: Unpack[Filters]) -> Iterator[Entry]:
+        """Stream the trajectories that match without their steps, in order of insertion.
+
+        Args:
+            limit: At most so many; `None` is all.
+            offset: Matches to skip.
+            **filters: See `Filters`.
+        """
+        found = self._stream(TRAJECTORIES, _conditions(filters), _load_entries, skip=offset)
+        return islice(found, limit)
+
+    def repairs(
+        self, *, run: str | None = None, iteration: int | None = None, parent: str | None = None
+    ) -> Iterator[Repair]:
+        """Stream the repairs, in order of insertion.
+
+        Args:
+            run: Id of a compile.
+            iteration: Of a compile.
+            parent: Id of the failed trajectory.
+        """
+        wanted = {"run": run, "iteration": iteration, "parent": parent}
         conditions = [REPAIRS.c[name] == value for name, value in wanted.items() if value is not None]
         return self._stream(REPAIRS, conditions, _load_repairs)
 
@@ -293,15 +384,18 @@ class ExperienceLibrary:
         table: sa.Table,
         conditions: Sequence[sa.ColumnElement[bool]],
         load: Callable[[sa.Connection, Rows], list[T]],
+        *,
+        skip: int = 0,
     ) -> Iterator[T]:
-        """Read a table page by page, each in a transaction of its own.
+        """Read a table page by page, each in a transaction of its own; the first `skip` matches are left out.
 
         One long transaction would keep SQLite from ever shrinking its write-ahead log, and a reader that is left half
         way would keep a connection. Going on after the last number read costs the same on every page, unlike OFFSET.
         """
         with self._reading() as connection:
             last = connection.scalar(sa.select(sa.func.max(table.c.number))) or 0
-        seen, full = 0, True
+            seen = self._number_before(connection, table, conditions, skip) if skip else 0
+        full = True
         while full:
             page = sa.select(table).where(table.c.number > seen, table.c.number <= last, *conditions)
             with self._reading() as connection:
@@ -310,6 +404,26 @@ class ExperienceLibrary:
             yield from values
             full = len(rows) == PAGE
             seen = rows[-1].number if rows else last
+
+    @staticmethod
+    def _number_before(
+        connection: sa.Connection, table: sa.Table, conditions: Sequence[sa.ColumnElement[bool]], skip: int
+    ) -> int:
+        """The number of the last of `skip` matches; of fewer, the last number of all."""
+        query = sa.select(table.c.number).where(*conditions).order_by(table.c.number).offset(skip - 1).limit(1)
+        found = connection.scalar(query)
+        if found is None:
+            found = connection.scalar(sa.select(sa.func.max(table.c.number))) or 0
+        return int(found)
+
+    def num_bytes(self) -> int:
+        """Bytes on disk, indexes included."""
+        with self._reading() as connection:
+            if connection.dialect.name == "sqlite":
+                pages = connection.execute(sa.text("PRAGMA page_count")).scalar_one()
+                return int(pages * connection.execute(sa.text("PRAGMA page_size")).scalar_one())
+            sizes = [sa.func.pg_total_relation_size(table.name) for table in METADATA.sorted_tables]
+            return sum(map(int, connection.execute(sa.select(*sizes)).one()))
 
     # Exporting
 
@@ -344,19 +458,27 @@ class ExperienceLibrary:
         import pyarrow.parquet
 
         schema = _step_features().arrow_schema
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         num_rows = 0
-        try:
-            with pyarrow.parquet.ParquetWriter(partial, schema) as writer:
-                for batch in _batches(_step_records(self, filters)):
-                    writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
-                    num_rows += len(batch)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with _whole_file(path) as partial, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
+            for batch in _batches(_step_records(self, filters)):
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
+                num_rows += len(batch)
         return num_rows
+
+    def to_jsonl(self, path: str | Path, **filters: Unpack[Filters]) -> int:
+        """Write the trajectories that match, one per line, into a file that appears when it is complete.
+
+        Each line is `Trajectory.to_dict` and the id, so `Trajectory.from_dict` of all but the id gives it back.
+
+        Returns:
+            The number of lines.
+        """
+        num_lines = 0
+        with _whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+            for trajectory in self.trajectories(**filters):
+                file.write(json.dumps({"id": trajectory.id, **trajectory.to_dict()}) + "\n")
+                num_lines += 1
+        return num_lines
 
     def _state(self) -> str:
         """Changes with every trajectory that is added; no two libraries share one."""
@@ -464,6 +586,21 @@ class ExperienceLibrary:
             if self._engine is None:
                 self._engine, self._pid = open_engine(self._url), os.getpid()
             return self._engine
+
+
+def _library_of(run_dir: RunDir) -> Path | str:
+    """Where the library of a compile is."""
+    if run_dir.library.is_file():
+        return run_dir.library
+    if (results := run_dir.finished("results")) is not None:
+        url = str(results["library"])
+        if parse_url(url).password != _HIDDEN_PASSWORD:
+            return url
+        raise LibraryError(f"The record of the library, {url!r}, is without its password. Pass the URL itself.")
+    raise LibraryError(
+        f"The folder {str(run_dir.path)!r} holds no library, and no record of where its compile kept one. Pass the "
+        "path or the URL of the library itself."
+    )
 
 
 # Values to rows
@@ -639,6 +776,19 @@ def _load_trajectories(connection: sa.Connection, rows: Rows) -> list[Trajectory
     return [_trajectory(row._mapping, found[row.id]) for row in rows]
 
 
+def _load_entries(connection: sa.Connection, rows: Rows) -> list[Entry]:
+    names = ("id", "run", "iteration", "sample", "origin", "parent", "edited", "example_key", "prediction", "seconds")
+    return [
+        Entry(
+            **{name: row._mapping[name] for name in names},
+            reward=row.reward_json,
+            failure=row.failure and Failure(**row.failure),
+            usage=_usage(row._mapping),
+        )
+        for row in rows
+    ]
+
+
 def _load_pairs(connection: sa.Connection, rows: Rows) -> list[tuple[Trajectory, Trajectory]]:
     parents = {row.parent for row in rows}
     found = connection.execute(sa.select(TRAJECTORIES).where(TRAJECTORIES.c.id.in_(parents))).all()
@@ -716,10 +866,22 @@ def _conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:
     conditions = []
     if "min_reward" in wanted:
         conditions.append(TRAJECTORIES.c.reward >= float(wanted.pop("min_reward")))
+    if "max_reward" in wanted:
+        conditions.append(TRAJECTORIES.c.reward <= float(wanted.pop("max_reward")))
+    if "below" in wanted:
+        conditions.append(TRAJECTORIES.c.reward < float(wanted.pop("below")))
+    if "predictor" in wanted:
+        conditions.append(_called(wanted.pop("predictor")))
     if "origin" in wanted:
         origin = wanted.pop("origin")
         conditions.append(TRAJECTORIES.c.origin.in_([origin] if isinstance(origin, str) else list(origin)))
     return conditions + [TRAJECTORIES.c[name] == value for name, value in wanted.items()]
+
+
+def _called(predictor: str | Collection[str]) -> sa.ColumnElement[bool]:
+    """Whether a step of the trajectory is of the predictor, or of one of several."""
+    names = [predictor] if isinstance(predictor, str) else list(predictor)
+    return sa.exists().where(STEPS.c.trajectory == TRAJECTORIES.c.id, STEPS.c.predictor.in_(names))
 
 
 _GROUP = (TRAJECTORIES.c.run, TRAJECTORIES.c.iteration, TRAJECTORIES.c.origin)
@@ -760,6 +922,19 @@ def _stats(row: sa.Row[Any], num_steps: Mapping[str, int]) -> LibraryStats:
 
 
 # Exports
+
+
+@contextmanager
+def _whole_file(path: str | Path) -> Iterator[Path]:
+    """A place to write to, which becomes `path` when all is written, and nothing otherwise."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 STEP_COLUMNS = {

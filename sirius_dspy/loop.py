@@ -182,9 +182,9 @@ class Loop:
         def repaired(trajectory: Trajectory) -> Any:
             return augmenter.repair(trajectory, self.train_examples[trajectory.example_key], context)
 
-        for _, (repair, trajectories) in parallel(repaired, failed, self.settings.num_threads):
+        for trajectory, (repair, trajectories) in parallel(repaired, failed, self.settings.num_threads):
             self.library.add_repair(repair, trajectories)
-            self.tracker.on_repaired(Repaired(iteration, repair, trajectories))
+            self.tracker.on_repaired(Repaired(iteration, repair, trajectories, trajectory))
 
     def _failed(self, iteration: int) -> list[Trajectory]:
         """The first failed run of each example without a success, up to `max_repairs`, in an order that repeats."""

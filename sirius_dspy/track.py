@@ -71,6 +71,8 @@ class Repaired:
     repair: Repair
     trajectories: Sequence[Trajectory]
     """The replayed runs, successful or not."""
+    failed: Trajectory | None = None
+    """The run that was to be repaired."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ def test_help_names_the_commands(tmp_path):
     assert done.returncode == 0
     assert re.search(r"^  demo ", done.stdout, re.M)
     assert re.search(r"^  ask ", done.stdout, re.M)
+    assert re.search(r"^  report ", done.stdout, re.M)
+    assert re.search(r"^  library ", done.stdout, re.M)
 
 
 def test_version(tmp_path):

@@ -27,6 +27,7 @@ import sirius_dspy
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, LibraryVersionError, MissingDependencyError
 from sirius_dspy.library import PAGE, ExperienceLibrary
 from sirius_dspy.migrations import METADATA, MIGRATIONS, SCHEMA_VERSION, create_runs, migrate
+from sirius_dspy.run_dir import RunDir
 from sirius_dspy.testing.library import EXAMPLE, LibraryContract, make_repair, make_run, make_step
 from sirius_dspy.trajectory import (
     Failure,
@@ -124,6 +125,74 @@ class DatabaseContract(LibraryContract):
         pairs = list(library.pairs(threshold=1.0))
         assert [good.sample for _, good in pairs] == list(range(PAGE + 20))
         assert all(bad == failed for bad, _ in pairs)
+
+    def test_filters_by_reward_and_predictor(self, library):
+        strange = "judge\ud800[0]"
+        runs = [make_run(str(n), n / 4, sample=n) for n in range(5)] + [make_run(steps=(make_step(strange),), reward=2)]
+        library.add_all(runs)
+
+        def samples(**filters):
+            return [run.reward for run in library.trajectories(**filters)]
+
+        assert samples(max_reward=0.5) == [0, 0.25, 0.5]
+        assert samples(below=0.5) == [0, 0.25]
+        assert samples(min_reward=0.25, below=1.0) == [0.25, 0.5, 0.75]
+        assert samples(predictor=strange) == [2]
+        assert samples(predictor=["analyst", strange], min_reward=1.0) == [1, 2]
+        assert samples(predictor=[]) == samples(predictor="nobody") == []
+        assert library.count(below=0.5, predictor="solver") == 2
+
+    def test_entries_are_the_trajectories_without_their_steps(self, library):
+        failure = Failure("E", "m", "{half")
+        failed, repair, replayed = make_repair()
+        library.add_all([failed, make_run(reward=True, failure=failure, run="\ud800", prediction=None)])
+        library.add_repair(repair, replayed)
+        for entry, run in zip(library.entries(), library.trajectories(), strict=True):
+            for field in dataclasses.fields(entry):
+                assert getattr(entry, field.name) == getattr(run, field.name)
+
+    @pytest.mark.parametrize(("limit", "offset"), [(3, 0), (3, 2), (None, PAGE - 1), (None, PAGE + 3), (5, 9 * PAGE)])
+    def test_entries_can_be_read_in_parts(self, library, limit, offset):
+        library.add_all(make_run(sample=number, reward=number % 2) for number in range(2 * (PAGE + 5)))
+        everything = [entry.sample for entry in library.entries(min_reward=1)]
+        found = [entry.sample for entry in library.entries(limit=limit, offset=offset, min_reward=1)]
+        assert found == everything[offset:][:limit]
+
+    def test_the_beginning_of_an_id_finds_its_trajectory(self, library):
+        runs = [make_run(sample=number) for number in range(40)]
+        library.add_all(runs)
+        for run in runs[:3]:
+            assert library.find(run.id) == library.find(run.id[:16]) == run
+        with pytest.raises(LibraryError, match="'zz'"):
+            library.find("zz")
+        with pytest.raises(LibraryError, match="and others") as raised:
+            library.find("")
+        assert sorted(run.id for run in runs)[0] in str(raised.value)
+
+    def test_repairs_are_selected_by_their_failed_run(self, library):
+        repairs = {}
+        for iteration in range(2):
+            failed, repair, replayed = make_repair(iteration=iteration)
+            library.add(failed)
+            library.add_repair(repair, replayed)
+            repairs[failed.id] = repair
+        for parent, repair in repairs.items():
+            assert list(library.repairs(parent=parent)) == [repair]
+
+    def test_a_jsonl_file_holds_the_trajectories(self, library, tmp_path):
+        strange = make_step(inputs={"q": "\0\ud800"}, outputs=None, failure=Failure("E", "m"), lm="lm\ud800")
+        library.add_all([make_run(), make_run(steps=(strange,)), make_run(reward=0.0)])
+        path = tmp_path / "deep" / "runs.jsonl"
+        assert library.to_jsonl(path, min_reward=1.0) == 2
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert [record.pop("id") for record in records] == [run.id for run in library.trajectories(min_reward=1.0)]
+        assert [Trajectory.from_dict(record) for record in records] == list(library.trajectories(min_reward=1.0))
+        assert [file.name for file in path.parent.iterdir()] == ["runs.jsonl"]
+
+    def test_it_grows_on_disk(self, library):
+        before = library.num_bytes()
+        library.add_all(make_run("x" * 1000, sample=number) for number in range(100))
+        assert library.num_bytes() > before + 100_000
 
     def test_a_dataset_has_one_row_per_step(self, library, tmp_path):
         failed, repair, replayed = make_repair()
@@ -291,6 +360,35 @@ def url(request, tmp_path):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'library.db'}"
     return request.getfixturevalue("new_postgres_url")()
+
+
+def test_an_existing_library_is_found_and_none_is_made(tmp_path, url):
+    with ExperienceLibrary(url) as library:
+        id = library.add(make_run())
+    with ExperienceLibrary.existing(url) as found:
+        assert found.get(id).id == id
+    with pytest.raises(LibraryError, match="There is no library"):
+        ExperienceLibrary.existing(tmp_path / "nowhere.db")
+    assert not (tmp_path / "nowhere.db").exists()
+
+
+def test_the_folder_of_a_compile_leads_to_its_library(tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    with pytest.raises(LibraryError, match="There is no library"):
+        ExperienceLibrary.existing(run_dir.path)
+    run_dir.path.mkdir()
+    with pytest.raises(LibraryError, match="no record"):
+        ExperienceLibrary.existing(run_dir.path)
+    with ExperienceLibrary(tmp_path / "shared.db") as shared:
+        shared.count()
+    run_dir.finish("results", {"library": shared.url})
+    assert ExperienceLibrary.existing(run_dir.path).url == shared.url
+    run_dir.finish("results", {"library": "postgresql+psycopg://me:***@host/db"})
+    with pytest.raises(LibraryError, match="without its password"):
+        ExperienceLibrary.existing(run_dir.path)
+    with ExperienceLibrary(run_dir.library) as own:
+        own.count()
+    assert ExperienceLibrary.existing(str(run_dir.path)).url == own.url
 
 
 @settings(max_examples=40, deadline=None)

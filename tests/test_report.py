@@ -1,8 +1,17 @@
+"""What a compile did, as tables: from its results alone, from its library, from what an interruption left."""
+
 import json
+import shutil
 
+import dspy
 import pytest
+import toy
 
-from sirius_dspy.report import render_markdown, score_interval, write_report
+from sirius_dspy.errors import LibraryError, RunMismatchError
+from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.report import render_html, render_markdown, score_interval, write_report, write_run_report
+from sirius_dspy.run_dir import RunDir
+from sirius_dspy.testing.library import make_run
 
 
 @pytest.fixture
@@ -70,7 +79,8 @@ def test_markdown_shows_agents_repairs_seconds_and_costs(results):
         ["1", "all", "900", "90,000", "7,000"],
         ["1", "of it: repair", "40", "4,000", "500"],
     ]
-    assert "Best: iteration 1, with a validation score of 0.5000." in markdown
+    for line in ("Best: iteration 1", "Validation score: 0.5000", "95 % interval: 0.2366 to 0.7634", "LM calls: 900"):
+        assert f"- {line}\n" in markdown
 
 
 def test_what_was_not_measured_is_left_out_and_not_shown_as_zero():
@@ -91,30 +101,220 @@ def test_a_share_survives_floating_point():
     assert score_interval({"score": 0.1 + 0.2, "num_val": 30}) is not None
 
 
-def test_report_is_written_as_markdown_json_and_a_real_plot(results, tmp_path):
+def test_report_is_written_as_markdown_json_html_and_a_real_plot(results, tmp_path):
     paths = write_report(results, tmp_path / "new" / "folder")
-    assert [path.name for path in paths] == ["report.md", "report.json", "progress.png"]
+    assert [path.name for path in paths] == ["report.md", "report.json", "report.html", "progress.png"]
     assert paths[0].read_text(encoding="utf-8") == render_markdown(results)
     written = json.loads(paths[1].read_text(encoding="utf-8"))
     assert written["iterations"][1].pop("score_interval") == pytest.approx([0.2366, 0.7634], abs=1e-4)
     assert written["iterations"][0].pop("score_interval")[0] == 0.0
     assert written == results
-    assert paths[2].read_bytes().startswith(b"\x89PNG")
+    assert paths[2].read_text(encoding="utf-8") == render_html(results)
+    assert paths[3].read_bytes().startswith(b"\x89PNG")
 
 
 def test_plot_shows_the_numbers(results, tmp_path):
-    before = write_report(results, tmp_path)[2].read_bytes()
+    before = write_report(results, tmp_path)[3].read_bytes()
     results["iterations"][1]["score"] = 0.9
-    score = write_report(results, tmp_path)[2].read_bytes()
+    score = write_report(results, tmp_path)[3].read_bytes()
     results["iterations"][1]["repair"]["repaired"] = 9
-    assert len({before, score, write_report(results, tmp_path)[2].read_bytes()}) == 3
+    assert len({before, score, write_report(results, tmp_path)[3].read_bytes()}) == 3
 
 
 def test_a_single_score_can_be_drawn(tmp_path):
-    assert write_report({"iterations": [{"iteration": 0, "score": -0.5, "num_val": 3}]}, tmp_path)[2].is_file()
+    assert write_report({"iterations": [{"iteration": 0, "score": -0.5, "num_val": 3}]}, tmp_path)[3].is_file()
 
 
 def test_a_compile_that_stopped_before_its_first_score_has_a_report_without_a_plot(tmp_path):
     paths = write_report({"run": "0f3a", "seed": 0}, tmp_path)
-    assert [path.name for path in paths] == ["report.md", "report.json"]
-    assert "0f3a" in paths[0].read_text(encoding="utf-8")
+    assert [path.name for path in paths] == ["report.md", "report.json", "report.html"]
+    assert all("0f3a" in path.read_text(encoding="utf-8") for path in paths)
+
+
+def test_a_measured_test_says_what_each_agent_learnt(results):
+    results["test"] = {
+        "programs": [
+            {"program": "after iteration 1", "score": 0.5, "interval": [0.2366, 0.7634], "num_examples": 10},
+            {"program": "solver back to base", "score": 0.1, "interval": None, "num_examples": 10},
+        ]
+    }
+    assert table(render_markdown(results), "What each agent learnt") == [
+        ["after iteration 1", "0.5000", "0.2366 to 0.7634", "10"],
+        ["solver back to base", "0.1000", "-", "10"],
+    ]
+
+
+# With the library of a real compile
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """Two iterations of the toy program, whose odd numbers fail until they are repaired."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    with dspy.context(adapter=toy.ADAPTER):
+        toy.optimizer(folder).compile(toy.student(), trainset=toy.examples(), valset=toy.examples(range(4, 12)))
+    return folder
+
+
+@pytest.fixture
+def library(run_dir):
+    with ExperienceLibrary(RunDir(run_dir).library) as opened:
+        yield opened
+
+
+@pytest.fixture
+def markdown(run_dir, tmp_path):
+    _, path = write_run_report(run_dir, page=tmp_path / "page.html")
+    return path.read_text(encoding="utf-8")
+
+
+def test_growth_is_what_the_library_holds(markdown, library):
+    rows = table(markdown, "Experience library")
+    assert rows
+    for iteration, origin, runs, succeeded, failed, *_ in rows:
+        chosen = {"iteration": int(iteration), "origin": origin}
+        assert int(runs) == library.count(**chosen)
+        assert int(succeeded) == library.count(**chosen, min_reward=1.0)
+        assert int(failed) == library.count(**chosen, below=1.0)
+    assert sum(int(row[2]) for row in rows) == library.count()
+
+
+def test_the_funnel_counts_failed_runs_and_narrows(markdown, library):
+    rows = table(markdown, "Repair")
+    repairs = list(library.repairs(iteration=1))
+    everyone = rows[0]
+    assert everyone[:2] == ["1", "all"]
+    failed, critiqued, regenerated, _, replayed, repaired = map(int, everyone[2:])
+    assert failed == len(repairs) > 0
+    assert repaired == sum(repair.repaired for repair in repairs) > 0
+    assert replayed == sum(any(attempt.trajectory for attempt in repair.attempts) for repair in repairs)
+    assert failed >= critiqued >= regenerated >= replayed >= repaired
+    assert [row[1] for row in rows if row[0] == "1"][1] == "doubler"
+
+
+def test_prices_are_those_of_all_calls(markdown, library):
+    rows = table(markdown, "Cost per stage")
+    counted = sum(int(row[2].replace(",", "")) for row in rows if row[2] != "-")
+    repairs = sum(repair.usage.calls for repair in library.repairs())
+    assert counted == repairs + sum(entry.usage.calls for entry in library.entries())
+    assert {row[1] for row in rows} == {"collect", "repair", "curate", "train", "evaluate"}
+
+
+def test_promotion_shows_what_each_gate_saw(tmp_path):
+    """Weights that are worse together are tried agent by agent."""
+    results = {
+        "run": "r",
+        "agents": {"analyst": ["analyst"], "solver": ["solver"]},
+        "iterations": [{"iteration": 1, "score": 0.5, "num_val": 2, "promoted": {"analyst": False, "solver": True}}],
+    }
+    rewards = {0: (0.0, 0.0), 1: (0.0, 0.0), 2: (1.0, 0.0)}
+    with ExperienceLibrary(tmp_path / "library.db") as library:
+        for candidate, scores in rewards.items():
+            for number, reward in enumerate(scores):
+                shown = {"run": "r", "iteration": 1, "sample": candidate, "origin": "validation"}
+                library.add(make_run(str(number), reward, **shown))
+    write_report(results, tmp_path, library=tmp_path / "library.db")
+    rows = table((tmp_path / "report.md").read_text(encoding="utf-8"), "Promotion")
+    assert [(row[1], row[2], row[4]) for row in rows] == [
+        ("all new weights", "0.0000", "no"),
+        ("analyst", "0.0000", "no"),
+        ("solver", "0.5000", "yes"),
+    ]
+
+
+def test_only_the_compile_s_own_runs_of_a_shared_library_count(tmp_path):
+    with ExperienceLibrary(tmp_path / "library.db") as library:
+        library.add(make_run(run="mine", iteration=1))
+        library.add(make_run(run="theirs", iteration=1))
+    write_report({"run": "mine"}, tmp_path, library=tmp_path / "library.db")
+    rows = table((tmp_path / "report.md").read_text(encoding="utf-8"), "Experience library")
+    assert [row[:3] for row in rows] == [["1", "rollout", "1"]]
+
+
+def test_the_usual_data_flow_is_drawn(markdown):
+    assert "```mermaid" in markdown
+    assert "doubled" in markdown.split("```mermaid")[1]
+
+
+def test_a_library_that_is_not_there_is_an_error_and_is_not_made(tmp_path):
+    with pytest.raises(LibraryError, match="There is no library"):
+        write_report({"run": "r"}, tmp_path, library=tmp_path / "nowhere.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Of a run directory
+
+
+def test_the_report_of_a_run_directory_lies_in_it(run_dir):
+    page, markdown = write_run_report(run_dir)
+    assert (page, markdown) == (run_dir / "report" / "report.html", run_dir / "report" / "report.md")
+    best = json.loads((run_dir / "stages" / "results.json").read_text(encoding="utf-8"))["best_iteration"]
+    assert f"- Best: iteration {best}\n" in markdown.read_text(encoding="utf-8")
+
+
+def copied(run_dir, tmp_path, *gone):
+    """A run directory as an interruption leaves it."""
+    left = tmp_path / "left"
+    shutil.copytree(run_dir, left)
+    for name in gone:
+        (left / "stages" / f"{name}.json").unlink()
+    return left
+
+
+def remove_library(folder):
+    own = RunDir(folder).library
+    for file in folder.glob(f"{own.name}*"):  # with the log that an open library has
+        file.unlink()
+
+
+def test_an_interrupted_compile_shows_what_is_there(run_dir, tmp_path):
+    left = copied(run_dir, tmp_path, "results", "iteration-2")
+    text = write_run_report(left)[1].read_text(encoding="utf-8")
+    whole = write_run_report(run_dir, page=tmp_path / "whole.html")[1].read_text(encoding="utf-8")
+    assert "- State: not finished" in text
+    assert "- State" not in whole
+    assert [row[0] for row in table(text, "Validation score")] == ["0", "1"]
+    assert table(text, "Validation score") == table(whole, "Validation score")[:2]
+    assert table(text, "Experience library") == table(whole, "Experience library")
+    jobs = [row for row in table(text, "Agents") if row[0] == "2"]
+    assert [row[1] for row in jobs] == ["doubler", "writer.predict"]
+    assert {row[5] for row in jobs} == {"-"}  # nothing was promoted yet
+
+
+def test_an_unfinished_first_evaluation_is_no_score(run_dir, tmp_path, library):
+    left = copied(run_dir, tmp_path, "results", "iteration-1", "iteration-2")
+    remove_library(left)
+    with ExperienceLibrary(RunDir(left).library) as partial:
+        first = next(library.trajectories(iteration=0, origin="validation"))
+        partial.add(first, library.example(first.example_key))
+    text = write_run_report(left)[1].read_text(encoding="utf-8")
+    assert "## Validation score" not in text
+    assert [row[:3] for row in table(text, "Experience library")] == [["0", "validation", "1"]]
+
+
+def test_a_run_directory_without_its_library_has_the_rest(run_dir, tmp_path, caplog):
+    left = copied(run_dir, tmp_path)
+    remove_library(left)
+    recorded = json.loads((left / "stages" / "results.json").read_text(encoding="utf-8"))
+    recorded["library"] = str(tmp_path / "gone.sqlite")
+    (left / "stages" / "results.json").write_text(json.dumps(recorded), encoding="utf-8")
+    text = write_run_report(left)[1].read_text(encoding="utf-8")
+    assert "## Validation score" in text
+    assert "## Experience library" not in text
+    assert "## Seconds per stage" in text
+    assert "There is no library at" in caplog.text
+
+
+def test_a_folder_of_no_compile_is_refused(tmp_path):
+    with pytest.raises(RunMismatchError, match=r"run\.json"):
+        write_run_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_do_not_reach_the_report(results, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "a-very-secret-value")
+    results["run_dir"] = "runs/a-very-secret-value/sk-abcdefghijklmnopqrstuvwxyz"
+    for path in write_report(results, tmp_path)[:3]:
+        text = path.read_text(encoding="utf-8")
+        assert "a-very-secret-value" not in text
+        assert "sk-abcdefgh" not in text

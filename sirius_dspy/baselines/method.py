@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -116,6 +116,13 @@ def put_lms_back(program: dspy.Module, source: dspy.Module) -> dspy.Module:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep stdout for results, since DSPy's evaluators draw progress bars there, and keep no history of LM calls."""
-    with contextlib.redirect_stdout(sys.stderr), dspy.context(disable_history=True):
+    """Keep stdout for results, and keep no history of LM calls.
+
+    DSPy's evaluators draw a progress bar on stdout for every few examples, thousands of them in a search for prompts.
+    """
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        dspy.context(disable_history=True),
+    ):
         yield

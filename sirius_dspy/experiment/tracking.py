@@ -1,44 +1,56 @@
 """An experiment in MLflow: one parent run, and below it one run per method and seed.
 
 Identity is by tag (`sirius.experiment`, `sirius.method`, `sirius.seed`), so that an experiment that goes on does so in
-its own runs. No write touches MLflow's active run, which stays the caller's.
+its own runs, and so does a write that is tried again. No write touches MLflow's active run, which stays the caller's,
+and none is waited for but the last: see `sirius_dspy.mlflow`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.experiment.cell import Cell
 from sirius_dspy.experiment.observer import Observer, Started
 from sirius_dspy.experiment.results import Results, versions
-from sirius_dspy.redact import redact
+from sirius_dspy.mlflow import patience
+from sirius_dspy.mlflow.curves import now_ms
+from sirius_dspy.mlflow.outbox import Outbox
+from sirius_dspy.mlflow.store import Connection, Store, check_installed
 
 _STATUS = {"finished": "FINISHED", "budget": "FINISHED", "failed": "FAILED"}
-_MAX_VALUE = 6000
-"""Characters of a parameter that MLflow keeps."""
+_OPENING_S = 5.0
+"""How long an experiment waits for its parent run; it goes on without."""
 
 
 class MLflowRuns(Observer):
     """Writes cells as runs: parameters, accuracy, unparsed answers, calls, tokens, seconds, validation scores.
 
+    A server that is down neither stops nor holds up the experiment: what it does not take is kept, and tried again
+    after each cell and at the end.
+
     Args:
         experiment: Name of the MLflow experiment, made if it is not there.
         tracking_uri: Where MLflow keeps runs; `None` is what MLflow is set to.
-
-    Attributes:
-        run_id: Of the parent run; `None` before there is one.
     """
 
     def __init__(self, experiment: str = "sirius_dspy experiments", tracking_uri: str | None = None) -> None:
         self.experiment = experiment
         self.tracking_uri = tracking_uri
-        self.run_id: str | None = None
-        self._client: Any = None
-        self._experiment_id = ""
+        self._writer: _Writer | None = None
+        self._outbox: Outbox | None = None
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the parent run; `None` before there is one."""
+        return (self._writer.parent or None) if self._writer else None
+
+    @property
+    def not_logged(self) -> Mapping[str, int]:
+        """What MLflow has not taken: kind of write to how many. Empty after all went well."""
+        return self._outbox.not_written if self._outbox else {}
 
     def on_started(self, event: Started) -> None:
         """Open the parent run, or go on with it, and write what earlier lives have finished.
@@ -46,77 +58,129 @@ class MLflowRuns(Observer):
         Raises:
             MissingDependencyError: mlflow is not installed.
         """
-        self._client = _client(self.tracking_uri)
-        self._experiment_id = _experiment_id(self._client, self.experiment)
-        self.run_id = self._open({"sirius.experiment": event.id, "sirius.folder": str(event.folder)}, event.name, None)
-        self._params(self.run_id, {**event.settings, **{f"version.{k}": v for k, v in versions().items()}})
+        check_installed()
+        patience.shorten()
+        connection = Connection(self.tracking_uri, self.experiment)
+        self._writer = _Writer(event, connection)
+        self._outbox = Outbox(connection.is_up, secret=connection.password)
+        self._send("start of the experiment", lambda writer, when: writer.start(when), is_essential=True)
+        self._outbox.wait(_OPENING_S)
         for cell in event.known:
-            self.on_cell_ended(cell)
+            self._send_cell(cell)
 
     def on_cell_started(self, method: str, seed: int) -> None:
         """Open the cell's run."""
-        self._cell_run(method, seed)
+        self._send("start of a cell", lambda writer, when: writer.cell_started(method, seed, when))
 
     def on_cell_ended(self, cell: Cell) -> None:
         """Write the cell's numbers and close its run, unless that was done before."""
-        run = self._cell_run(cell.method, cell.seed)
-        if run is None:
-            return
-        for name, value in _metrics(cell).items():
-            self._client.log_metric(run, name, value)
-        for iteration, score in enumerate(cell.details.get("validation", ())):
-            self._client.log_metric(run, "val/score", score, step=iteration)
-        if cell.error:
-            self._client.set_tag(run, "sirius.error", redact(cell.error)[:_MAX_VALUE])
-        self._client.set_tag(run, "sirius.status", cell.status)
-        self._client.set_terminated(run, status=_STATUS[cell.status])
+        self._send_cell(cell)
+        if self._outbox is not None:
+            self._outbox.try_again()
 
     def on_ended(self, results: Results, files: Sequence[Path]) -> None:
         """Write the headline numbers and the tables, and close the parent run."""
-        for row in results.rows:
-            if row.accuracy is not None:
-                self._client.log_metric(self.run_id, f"accuracy/{_key(row.method)}", row.accuracy.value)
-        if results.majority is not None:
-            self._client.log_metric(self.run_id, "accuracy/majority", results.majority)
         for path in files:
-            self._client.log_artifact(self.run_id, str(path))
-        self._client.set_terminated(self.run_id, status="FAILED" if results.failed else "FINISHED")
+            self._send_file(path)
+        self._send("end of the experiment", lambda writer, when: writer.ended(results, when))
+        self._close()
 
     def on_stopped(self, error: BaseException) -> None:
         """Close the parent run as killed or failed."""
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        self._client.set_terminated(self.run_id, status=status)
+        self._send("end of the experiment", lambda writer, when: writer.close(status, when))
+        self._close()
 
-    def _cell_run(self, method: str, seed: int) -> str | None:
+    def _send(self, kind: str, write: Callable[[_Writer, int], None], *, is_essential: bool = False) -> None:
+        writer, outbox = self._writer, self._outbox
+        if writer is not None and outbox is not None:
+            when = now_ms()
+            outbox.send(kind, lambda: write(writer, when), is_essential=is_essential)
+
+    def _send_cell(self, cell: Cell) -> None:
+        self._send("cell", lambda writer, when: writer.cell_ended(cell, when))
+
+    def _send_file(self, path: Path) -> None:
+        self._send("file", lambda writer, when: writer.store.upload(writer.parent, path, None))
+
+    def _close(self) -> None:
+        if self._outbox is not None:
+            try:
+                self._outbox.close()
+            finally:
+                patience.restore()
+
+
+class _Writer:
+    """Turns cells into runs; every method may be called again after it failed.
+
+    Runs are always looked for before they are made: there are few, and an earlier life may have made them.
+    """
+
+    def __init__(self, event: Started, connection: Connection) -> None:
+        self.parent = ""
+        self._event = event
+        self._connection = connection
+
+    @property
+    def store(self) -> Store:
+        """Where to write."""
+        return self._connection.store
+
+    def start(self, when: int) -> None:
+        """Open the parent run."""
+        event = self._event
+        tags = {"sirius.experiment": event.id, "sirius.folder": str(event.folder)}
+        self.parent = self._open(tags, event.name, None, when)
+        known = {f"version.{name}": version for name, version in versions().items()}
+        self.store.params(self.parent, {**event.settings, **known})
+
+    def cell_started(self, method: str, seed: int, when: int) -> None:
+        """Open a cell's run."""
+        self._cell_run(method, seed, when)
+
+    def cell_ended(self, cell: Cell, when: int) -> None:
+        """Write a cell's numbers and close its run, unless that was done before."""
+        run = self._cell_run(cell.method, cell.seed, when)
+        if run is None:
+            return
+        self.store.metrics(run, _metrics(cell), 0, when)
+        scores = enumerate(cell.details.get("validation", ()))
+        self.store.curve(run, "val/score", [(iteration, score, when) for iteration, score in scores])
+        error = {"sirius.error": cell.error} if cell.error else {}
+        self.store.tags(run, {"sirius.status": cell.status, **error})
+        self.store.end(run, _STATUS[cell.status], when)
+
+    def ended(self, results: Results, when: int) -> None:
+        """Write the headline numbers and close the parent run."""
+        shares = {f"accuracy/{row.method}": row.accuracy.value for row in results.rows if row.accuracy is not None}
+        if results.majority is not None:
+            shares["accuracy/majority"] = results.majority
+        try:
+            self.store.metrics(self.parent, shares, 0, when)
+        finally:  # a value that MLflow refuses must not leave the run open for ever
+            self.close("FAILED" if results.failed else "FINISHED", when)
+
+    def close(self, status: str, when: int) -> None:
+        """Close the parent run."""
+        self.store.end(self.parent, status, when)
+
+    def _cell_run(self, method: str, seed: int, when: int) -> str | None:
         """The cell's run; `None` if an earlier life has finished it."""
         tags = {"sirius.method": method, "sirius.seed": str(seed)}
-        found = self._find({**tags, "mlflow.parentRunId": str(self.run_id)})
+        found = self.store.find({**tags, "mlflow.parentRunId": self.parent})
         if found is not None and found.info.status == "FINISHED":
             return None
-        run = self._open(tags, f"{method}, seed {seed}", self.run_id)
-        self._params(run, {"method": method, "seed": seed})
+        run = self._open(tags, f"{method}, seed {seed}", self.parent, when)
+        self.store.params(run, {"method": method, "seed": seed})
         return run
 
-    def _open(self, tags: Mapping[str, str], name: str, parent: str | None) -> str:
-        """The run with these tags, made or opened again."""
-        all_tags = {**tags, **({"mlflow.parentRunId": parent} if parent else {})}
-        found = self._find(all_tags)
+    def _open(self, tags: Mapping[str, str], name: str, parent: str | None, when: int) -> str:
+        """The run with these tags, made or opened again; a cell that failed before gets new numbers."""
+        found = self.store.find({**tags, **({"mlflow.parentRunId": parent} if parent else {})})
         if found is None:
-            return str(self._client.create_run(self._experiment_id, tags=all_tags, run_name=name).info.run_id)
-        self._client.update_run(found.info.run_id, status="RUNNING")
-        return str(found.info.run_id)
-
-    def _find(self, tags: Mapping[str, str]) -> Any | None:
-        conditions = [f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items()]
-        found = self._client.search_runs([self._experiment_id], " and ".join(conditions), max_results=1)
-        return found[0] if found else None
-
-    def _params(self, run: str, params: Mapping[str, Any]) -> None:
-        """Write parameters; one that is there keeps its value, since MLflow refuses another."""
-        there = self._client.get_run(run).data.params
-        for name, value in params.items():
-            if _key(name) not in there:
-                self._client.log_param(run, _key(name), redact(str(value))[:_MAX_VALUE])
+            return self.store.start(name, tags, parent, when)
+        return self.store.reopen(found, replaces=True)
 
 
 def _metrics(cell: Cell) -> dict[str, float]:
@@ -127,28 +191,9 @@ def _metrics(cell: Cell) -> dict[str, float]:
     }
     if not cell.outcomes:
         return counts
-    shares = {"accuracy": cell.accuracy, "unparsed": float(cell.num_unparsed), "items": float(len(cell.outcomes))}
-    return {**shares, **{_key(name): value for name, value in cell.measures.items()}, **counts}
-
-
-def _client(tracking_uri: str | None) -> Any:
-    try:
-        import mlflow
-    except ImportError as error:
-        raise MissingDependencyError("Tracking with MLflow needs mlflow. Run `pip install mlflow`.") from error
-    return mlflow.MlflowClient(tracking_uri=tracking_uri)
-
-
-def _experiment_id(client: Any, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    return str(found.experiment_id if found else client.create_experiment(name))
-
-
-def _key(name: str) -> str:
-    """A name that MLflow takes."""
-    return "".join(character if character.isalnum() or character in "_.-/ " else "_" for character in name)
-
-
-def _quoted(value: str) -> str:
-    """A string literal of MLflow's filter language, which knows no escapes but two kinds of quotes."""
-    return f'"{value}"' if "'" in value else f"'{value}'"
+    shares: dict[str, Any] = {
+        "accuracy": cell.accuracy,
+        "unparsed": float(cell.num_unparsed),
+        "items": float(len(cell.outcomes)),
+    }
+    return {**shares, **cell.measures, **counts}

@@ -1,0 +1,135 @@
+"""`sirius-dspy experiment`: compare methods on one task."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from sirius_dspy.cli.console import JsonFlag, complain, dspy_silent, ending_cleanly, new_table, wide_console
+from sirius_dspy.progress import RichProgress
+from sirius_dspy.run_dir import slug
+
+if TYPE_CHECKING:
+    from sirius_dspy.experiment import Experiment, Results
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(help="A recipe in `recipes/`, or the path of a TOML file.")],
+    lm: Annotated[
+        str | None,
+        typer.Option(help="local/NAME, a .gguf file, provider/model, or module:name; by default the recipe's."),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names with commas between them; by default the recipe's.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="E.g. 0,1,2; by default the recipe's.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Examples of each split at most, to try things out.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="PATH of a local data file, or NAME=PATH where the recipe takes several; repeatable."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where everything is kept; by default `runs/experiment-NAME-LM`.")
+    ] = None,
+    mlflow: Annotated[bool, typer.Option(help="Write a run per method and seed to MLflow.")] = True,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare methods on one task: same data, same LM, equal budgets.
+
+    The same command goes on from an interrupted run; more methods and seeds can be added. The exit code is 1 if some
+    cell failed, after all others are done.
+    """
+    notes = Console(stderr=True)
+    with ending_cleanly("Run the same command again to go on."):
+        with dspy_silent():
+            results, folder = _run_experiment(notes, name, lm, methods, seeds, limit, data or [], out, mlflow=mlflow)
+        shown = notes if as_json else wide_console()
+        shown.print(_experiment_table(results))
+        shown.print(Text(f"All of it: {folder / 'results.md'}"), soft_wrap=True)
+        if as_json:
+            typer.echo(json.dumps(results.to_dict()))
+        for cell in results.failed:
+            complain(f"{cell.method}, seed {cell.seed}, failed: {cell.error}")
+        if results.failed:
+            raise typer.Exit(1)
+
+
+def _run_experiment(
+    notes: Console,
+    name: str,
+    lm: str | None,
+    methods: str | None,
+    seeds: str | None,
+    limit: int | None,
+    data: Sequence[str],
+    out: Path | None,
+    *,
+    mlflow: bool,
+) -> tuple[Results, Path]:
+    from sirius_dspy.experiment import Experiment, MLflowRuns
+    from sirius_dspy.experiment.notes import Notes
+
+    found = Experiment.from_file(name)
+    folder = out or _experiment_folder(found, lm, limit)
+    results = found.run(
+        folder,
+        lm=lm,
+        methods=None if methods is None else _listed(methods),
+        seeds=None if seeds is None else _numbers(seeds),
+        limit=limit,
+        files=_data_files(data, found.recipe.task.data),
+        observers=[Notes(notes), *([MLflowRuns()] if mlflow else [])],
+        tracker=RichProgress(notes),
+        command=shlex.join(["sirius-dspy", *sys.argv[1:]]),
+    )
+    return results, folder
+
+
+def _experiment_folder(found: Experiment, lm: str | None, limit: int | None) -> Path:
+    model = slug((lm or str(found.recipe.lm.get("model", ""))).rpartition("/")[2])
+    return Path("runs") / "-".join(["experiment", found.name, model, *([f"limit-{limit}"] if limit else [])])
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in _listed(text)]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}, expected whole numbers with commas between them.") from error
+
+
+def _data_files(given: Sequence[str], arguments: Sequence[str]) -> dict[str, Path]:
+    """Argument of the task's `examples` to file; a bare path is for the first one."""
+    found = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        named = bool(equals) and name in arguments
+        if not named and not arguments:
+            raise typer.BadParameter(f"The task of this recipe takes no data file, got {text!r}.")
+        found[name if named else arguments[0]] = Path(path if named else text)
+    return found
+
+
+def _experiment_table(results: Results) -> Table:
+    from sirius_dspy.experiment.render import summary_table
+
+    header, rows = summary_table(results)
+    against = f"differences in points from {results.recipe.baseline!r}; calls and seconds before the test, per seed"
+    table = new_table(escape(f"{results.recipe.title or results.name} ({against})"), *map(escape, header))
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table

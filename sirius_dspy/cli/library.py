@@ -1,0 +1,300 @@
+"""`sirius-dspy library`: look into an experience library, export it, check it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from sirius_dspy.cli import library_tables
+from sirius_dspy.cli.console import JsonFlag, ending_cleanly, wide_console
+from sirius_dspy.errors import LibraryError
+from sirius_dspy.library import ExperienceLibrary, Filters
+from sirius_dspy.run_dir import RunDir, write_text
+from sirius_dspy.trajectory import Repair, Trajectory
+
+library = typer.Typer(
+    name="library", help="Look into an experience library, export it, check it.", no_args_is_help=True
+)
+
+_FAILED = 2
+"""Exit code of what could not be done; 1 is the answer of `verify`."""
+
+
+class OriginChoice(StrEnum):
+    """See `sirius_dspy.trajectory.Origin`."""
+
+    rollout = "rollout"
+    repair = "repair"
+    validation = "validation"
+    imported = "imported"
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    parquet = "parquet"
+    jsonl = "jsonl"
+    openai = "openai"
+
+
+Where = Annotated[
+    str, typer.Argument(metavar="LIBRARY", help="The `run_dir` of a compile, a SQLite file, or a database URL.")
+]
+RunOption = Annotated[str | None, typer.Option(help="Id of a compile.")]
+IterationOption = Annotated[int | None, typer.Option(help="Of a compile, from 1; 0 is the student as given.")]
+OriginOption = Annotated[list[OriginChoice] | None, typer.Option(help="Where runs come from; repeatable.")]
+AgentOption = Annotated[str | None, typer.Option(help="Runs that called this agent, or predictor.")]
+MinOption = Annotated[float | None, typer.Option(help="Least reward.")]
+MaxOption = Annotated[float | None, typer.Option(help="Greatest reward.")]
+FailedFlag = Annotated[bool, typer.Option("--failed", help="Only runs below the threshold.")]
+ThresholdOption = Annotated[
+    float | None, typer.Option(help="Least reward of a success; by default the compile's, else 1.")
+]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A library, and what the folder of a compile says about it."""
+
+    library: ExperienceLibrary
+    agents: Mapping[str, list[str]]
+    """Agent name to its predictors; empty where no folder was given."""
+    threshold: float
+
+    def filters(
+        self,
+        run: str | None,
+        iteration: int | None,
+        origin: list[OriginChoice] | None,
+        agent: str | None,
+        min_reward: float | None,
+        max_reward: float | None,
+        failed: bool,
+    ) -> Filters:
+        """The options as filters of the library."""
+        return {
+            "run": run,
+            "iteration": iteration,
+            "origin": [choice.value for choice in origin] if origin else None,
+            "predictor": None if agent is None else self.agents.get(agent, [agent]),
+            "min_reward": min_reward,
+            "max_reward": max_reward,
+            "below": self.threshold if failed else None,
+        }
+
+
+@contextmanager
+def _opened(where: str, threshold: float | None = None) -> Iterator[_Found]:
+    """A library that is there; what goes wrong ends the command.
+
+    Args:
+        where: As the user gave it.
+        threshold: As the user gave it, before what a compile's folder says.
+    """
+    with ending_cleanly(failed=_FAILED):
+        found = _find(where, threshold)
+        with found.library:
+            yield found
+
+
+def _find(where: str, threshold: float | None) -> _Found:
+    record = Path(where) / "run.json"
+    is_folder = "://" not in where and record.is_file()
+    identity = json.loads(record.read_text(encoding="utf-8")) if is_folder else {}
+    known = identity.get("settings", {}).get("threshold", 1.0) if threshold is None else threshold
+    return _Found(ExperienceLibrary.existing(where), identity.get("agents", {}), float(known))
+
+
+@library.command("ls")
+def list_runs(
+    where: Where,
+    run: RunOption = None,
+    iteration: IterationOption = None,
+    origin: OriginOption = None,
+    agent: AgentOption = None,
+    min_reward: MinOption = None,
+    max_reward: MaxOption = None,
+    failed: FailedFlag = False,
+    threshold: ThresholdOption = None,
+    limit: Annotated[int, typer.Option(help="Runs shown at most.", min=1)] = 50,
+    offset: Annotated[int, typer.Option(help="Runs left out at the beginning.", min=0)] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """List trajectories in the order in which they were added."""
+    with _opened(where, threshold) as found:
+        filters = found.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
+        entries = list(found.library.entries(limit=limit, offset=offset, **filters))
+        total = found.library.count(**filters)
+        if as_json:
+            _echo({"total": total, "offset": offset, "trajectories": [asdict(entry) for entry in entries]})
+            return
+        console = wide_console()
+        console.print(library_tables.entries_table(entries, found.threshold))
+        console.print(Text(library_tables.position(len(entries), offset, total)))
+
+
+@library.command()
+def show(
+    where: Where,
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id of a trajectory, or as much of it as only it has.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show one trajectory: its steps, where it comes from, and what was tried to repair it."""
+    with _opened(where) as found:
+        opened = found.library
+        trajectory = opened.find(id)
+        repairs = list(opened.repairs(parent=trajectory.id))
+        children = [entry.id for entry in opened.entries(parent=trajectory.id)]
+        made_by = _made_by(opened, trajectory)
+        if as_json:
+            _echo(
+                {
+                    "id": trajectory.id,
+                    **trajectory.to_dict(),
+                    "repairs": [repair.to_dict() for repair in repairs],
+                    "children": children,
+                    "made_by": made_by and made_by.to_dict(),
+                }
+            )
+            return
+        console = Console()
+        for line in library_tables.describe(trajectory, repairs, children, made_by):
+            console.print(line, soft_wrap=True)
+
+
+@library.command()
+def stats(
+    where: Where,
+    threshold: ThresholdOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Count what is there, by run, iteration and origin, and by agent."""
+    with _opened(where, threshold) as found:
+        groups = found.library.stats(threshold=found.threshold)
+        repairs = library_tables.RepairStats.of(found.library.repairs())
+        num_bytes = found.library.num_bytes()
+        if as_json:
+            _echo(library_tables.plain_stats(groups, repairs, num_bytes, found.threshold, found.agents))
+            return
+        console = wide_console()
+        console.print(library_tables.groups_table(groups, found.threshold))
+        console.print(library_tables.agents_table(groups, found.agents))
+        console.print(Text(library_tables.size(groups, repairs, num_bytes)))
+
+
+@library.command()
+def export(
+    where: Where,
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    format: Annotated[
+        Format,
+        typer.Option(
+            help="parquet: a row per step; jsonl: a trajectory per line; openai: the rows that an agent of a compile "
+            "was trained on, as chats."
+        ),
+    ] = Format.parquet,
+    run: RunOption = None,
+    iteration: IterationOption = None,
+    origin: OriginOption = None,
+    agent: AgentOption = None,
+    min_reward: MinOption = None,
+    max_reward: MaxOption = None,
+    failed: FailedFlag = False,
+    threshold: ThresholdOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write trajectories, or an agent's training rows, into one file."""
+    with _opened(where, threshold) as found:
+        filters = found.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
+        if format is Format.openai:
+            others = [name for name, value in filters.items() if name not in ("iteration", "predictor") and value]
+            _refuse_filters(others)
+            num_rows = _copy_training_rows(RunDir(Path(where)), found.agents, agent, iteration, out)
+        elif format is Format.jsonl:
+            num_rows = found.library.to_jsonl(out, **filters)
+        else:
+            num_rows = found.library.to_parquet(out, **filters)
+        if as_json:
+            _echo({"path": str(out), "rows": num_rows})
+        else:
+            Console().print(Text(f"{out}: {num_rows:,} rows"), soft_wrap=True)
+
+
+@library.command()
+def verify(where: Where, as_json: JsonFlag = False) -> None:
+    """Compute every content hash anew, and check all references; the exit code is 1 if something is wrong."""
+    with _opened(where) as found:
+        opened = found.library
+        problems = opened.verify()
+        if as_json:
+            _echo({"trajectories": opened.count() if not problems else None, "problems": problems})
+        else:
+            console = Console()
+            for problem in problems:
+                console.print(Text(problem), soft_wrap=True)
+            if not problems:
+                console.print(Text(f"All is well: {opened.count():,} trajectories."))
+        if problems:
+            raise typer.Exit(1)
+
+
+def _made_by(opened: ExperienceLibrary, trajectory: Trajectory) -> Repair | None:
+    """The repair that a trajectory came out of."""
+    if trajectory.parent is None:
+        return None
+    for repair in opened.repairs(parent=trajectory.parent):
+        if any(attempt.trajectory == trajectory.id for attempt in repair.attempts):
+            return repair
+    return None
+
+
+def _refuse_filters(names: list[str]) -> None:
+    if names:
+        raise LibraryError(
+            f"Training rows were chosen by the compile, so the format 'openai' takes no {', '.join(names)}. Pass "
+            "`--agent` and `--iteration` only, or export as 'jsonl'."
+        )
+
+
+def _copy_training_rows(
+    run_dir: RunDir, agents: Mapping[str, list[str]], agent: str | None, iteration: int | None, out: Path
+) -> int:
+    """Write the rows that an agent was fine-tuned on, by default in the last iteration that has some.
+
+    Raises:
+        LibraryError: No folder of a compile, no such agent, several and none named, or no rows yet.
+    """
+    if not agents:
+        raise LibraryError(
+            f"{str(run_dir.path)!r} is not the folder of a compile, which the format 'openai' needs: prompts are made "
+            "by the program, and a library holds none. Pass the `run_dir`, or export as 'jsonl'."
+        )
+    if agent is None and len(agents) == 1:
+        agent = next(iter(agents))
+    if agent is None or agent not in agents:
+        raise LibraryError(f"The agent {agent!r} is not one of the compile. Pass `--agent` with one of {list(agents)}.")
+    numbers = range(_num_iterations(run_dir), 0, -1) if iteration is None else [iteration]
+    for number in numbers:
+        if (path := run_dir.training_file(number, agent)).is_file():
+            rows = path.read_text(encoding="utf-8")
+            write_text(out, rows)
+            return rows.count("\n")
+    wanted = "any iteration" if iteration is None else f"iteration {iteration}"
+    raise LibraryError(f"The agent {agent!r} has no training rows of {wanted} in {str(run_dir.path)!r}.")
+
+
+def _num_iterations(run_dir: RunDir) -> int:
+    return len(list((run_dir.path / "training").glob("iteration-*")))
+
+
+def _echo(record: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(record))

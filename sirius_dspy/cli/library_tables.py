@@ -1,0 +1,239 @@
+"""What `sirius-dspy library` shows, as Rich tables and lines."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from sirius_dspy.cli.console import new_table
+from sirius_dspy.library import Entry, LibraryStats
+from sirius_dspy.stats import wilson_interval
+from sirius_dspy.trajectory import Attempt, Repair, Step, Trajectory, Usage
+
+_ID = 12
+"""Characters of an id in a table; enough to name a trajectory in a library of millions."""
+
+_ANSWER = 60
+"""Characters of an answer in a table."""
+
+
+@dataclass(frozen=True)
+class RepairStats:
+    """The repairs of a library in numbers."""
+
+    num_tried: int
+    """Failed runs."""
+    num_repaired: int
+    usage: Usage
+    """Of critics and new answers; replays are trajectories of their own."""
+
+    @classmethod
+    def of(cls, repairs: Iterable[Repair]) -> RepairStats:
+        """Count them, one in memory at a time."""
+        tried, repaired, usage = 0, 0, Usage()
+        for repair in repairs:
+            tried, repaired, usage = tried + 1, repaired + repair.repaired, usage + repair.usage
+        return cls(tried, repaired, usage)
+
+
+def entries_table(entries: Sequence[Entry], threshold: float) -> Table:
+    """One row per trajectory."""
+    table = Table(title="Trajectories", title_justify="left")
+    for name in ("id", "run", "origin"):
+        table.add_column(name, no_wrap=True)
+    for name in ("iteration", "sample", "reward", "calls", "tokens", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("answer", no_wrap=True, overflow="ellipsis")
+    for entry in entries:
+        style = "green" if entry.reward >= threshold else "red"
+        table.add_row(
+            *map(_plain, (entry.id[:_ID], entry.run, entry.origin)),
+            *map(str, (entry.iteration, entry.sample)),
+            Text(f"{entry.reward:g}", style),
+            *(str(entry.usage.calls), f"{_tokens(entry.usage):,}", f"{entry.seconds:.1f}"),
+            _plain(_answer(entry)),
+        )
+    return table
+
+
+def position(num_shown: int, offset: int, total: int) -> str:
+    """Which of the matches a list shows, and how to see the next."""
+    if not num_shown:
+        return f"None of {total:,} matches shown." if total else "No trajectory matches."
+    last = offset + num_shown
+    more = f" Pass `--offset {last}` for the next." if last < total else ""
+    return f"{offset + 1:,} to {last:,} of {total:,}.{more}"
+
+
+def describe(
+    trajectory: Trajectory, repairs: Sequence[Repair], children: Sequence[str], made_by: Repair | None
+) -> Iterator[Text]:
+    """One trajectory, line by line.
+
+    Args:
+        trajectory: The one.
+        repairs: What was tried about it.
+        children: Ids of the runs that came out.
+        made_by: The repair that it came out of.
+    """
+    yield Text(f"Trajectory {trajectory.id}", "bold")
+    yield from _lines(
+        {
+            "reward": f"{trajectory.reward:g}" + (f" {dict(trajectory.rewards)}" if trajectory.rewards else ""),
+            "origin": f"{trajectory.origin}, run {trajectory.run or '-'}, iteration {trajectory.iteration}, sample "
+            f"{trajectory.sample}",
+            "example": trajectory.example_key,
+            "made at": trajectory.created_at.isoformat(timespec="seconds"),
+            "took": f"{trajectory.usage.calls} LM calls, {_tokens(trajectory.usage)} tokens, "
+            f"{trajectory.seconds:.1f} seconds",
+        }
+    )
+    if trajectory.failure is not None:
+        yield from _lines({"raised": f"{trajectory.failure.kind}: {trajectory.failure.message}"})
+    if trajectory.parent is not None:
+        yield from _lines({"repairs": f"{trajectory.parent}, by editing step {(trajectory.edited or 0) + 1}"})
+    for number, step in enumerate(trajectory.steps, start=1):
+        yield from _step_lines(step, number, is_edited=trajectory.edited == number - 1)
+    yield Text("Prediction", "bold")
+    yield from _lines({"": _words(trajectory.prediction)})
+    for repair in [*([made_by] if made_by else []), *repairs]:
+        came_from = repair is made_by
+        yield Text("The repair it came out of" if came_from else "Repair", "bold")
+        for attempt in repair.attempts:
+            yield from _attempt_lines(attempt)
+    if children:
+        yield from _lines({"runs that came out": ", ".join(child[:_ID] for child in children)})
+
+
+def groups_table(groups: Sequence[LibraryStats], threshold: float) -> Table:
+    """One row per run, iteration and origin."""
+    table = Table(title=f"Trajectories; a success is a reward of at least {threshold:g}", title_justify="left")
+    for name in ("run", "origin"):
+        table.add_column(name)
+    for name in ("iteration", "runs", "succeeded", "share", "95 % interval", "mean reward", "LM calls", "tokens"):
+        table.add_column(name, justify="right")
+    for group in groups:
+        low, high = wilson_interval(group.num_successes, group.num_trajectories)
+        numbers = (
+            str(group.iteration),
+            f"{group.num_trajectories:,}",
+            f"{group.num_successes:,}",
+            f"{group.num_successes / group.num_trajectories:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{group.mean_reward:.3f}",
+            f"{group.usage.calls:,}",
+            f"{_tokens(group.usage):,}",
+        )
+        table.add_row(_plain(group.run), group.origin, *numbers)
+    return table
+
+
+def agents_table(groups: Sequence[LibraryStats], agents: Mapping[str, Sequence[str]]) -> Table:
+    """Steps by agent and origin."""
+    origins = list(dict.fromkeys(group.origin for group in groups))
+    table = new_table("Steps by agent", "agent", *origins, "all")
+    for agent, counts in _steps_by_agent(groups, agents).items():
+        table.add_row(_plain(agent), *(f"{counts[origin]:,}" for origin in origins), f"{counts.total():,}")
+    return table
+
+
+def size(groups: Sequence[LibraryStats], repairs: RepairStats, num_bytes: int) -> str:
+    """How much there is in all."""
+    number = sum(group.num_trajectories for group in groups)
+    usage = sum((group.usage for group in groups), repairs.usage)
+    return (
+        f"{number:,} trajectories, {repairs.num_repaired:,} of {repairs.num_tried:,} failed runs repaired; "
+        f"{usage.calls:,} LM calls, {usage.prompt_tokens:,} prompt and {usage.completion_tokens:,} completion tokens, "
+        f"with those of repairs; {num_bytes / 1e6:.1f} MB."
+    )
+
+
+def plain_stats(
+    groups: Sequence[LibraryStats],
+    repairs: RepairStats,
+    num_bytes: int,
+    threshold: float,
+    agents: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """All of it as JSON."""
+    return {
+        "threshold": threshold,
+        "num_trajectories": sum(group.num_trajectories for group in groups),
+        "num_bytes": num_bytes,
+        "repairs": asdict(repairs),
+        "groups": [
+            {**asdict(group), "interval": list(wilson_interval(group.num_successes, group.num_trajectories))}
+            for group in groups
+        ],
+        "steps_by_agent": {agent: dict(counts) for agent, counts in _steps_by_agent(groups, agents).items()},
+    }
+
+
+def _steps_by_agent(groups: Sequence[LibraryStats], agents: Mapping[str, Sequence[str]]) -> dict[str, Counter[str]]:
+    """Agent, or predictor where no agents are known, to origin to number of steps."""
+    agent_of = {name: agent for agent, names in agents.items() for name in names}
+    found: dict[str, Counter[str]] = {}
+    for group in groups:
+        for predictor, number in group.num_steps.items():
+            found.setdefault(agent_of.get(predictor, predictor), Counter())[group.origin] += number
+    return dict(sorted(found.items()))
+
+
+def _step_lines(step: Step, number: int, *, is_edited: bool) -> Iterator[Text]:
+    notes = [step.lm, *([step.source] if step.source != "live" else []), *(["edited"] if is_edited else [])]
+    yield Text(f"Step {number}: {step.predictor}", "bold").append(f" [{', '.join(dict.fromkeys(notes))}]", "dim")
+    yield from _lines(step.inputs, "dim")
+    if step.outputs is not None:
+        yield from _lines({f"-> {name}": value for name, value in step.outputs.items()})
+    if step.failure is not None:
+        yield from _lines({"-> failed": f"{step.failure.kind}: {step.failure.message}"}, "red")
+
+
+def _attempt_lines(attempt: Attempt) -> Iterator[Text]:
+    style = "green" if attempt.verdict == "repaired" else ""
+    made = f", run {attempt.trajectory[:_ID]}" if attempt.trajectory else ""
+    yield Text(f"  step {attempt.position + 1}, {attempt.predictor}: ").append(attempt.verdict, style).append(made)
+    shown = {
+        "feedback": attempt.feedback,
+        "answered anew": attempt.regenerated,
+        "rephrased": attempt.rephrased if attempt.rephrased != attempt.regenerated else None,
+        "because": attempt.detail or None,
+    }
+    for line in _lines({name: value for name, value in shown.items() if value is not None}):
+        yield Text("  ").append_text(line)
+
+
+def _lines(values: Mapping[str, Any], style: str = "") -> Iterator[Text]:
+    for name, value in values.items():
+        yield Text(_visible(f"  {name}: {_words(value)}" if name else f"  {_words(value)}"), style)
+
+
+def _answer(entry: Entry) -> str:
+    if entry.failure is not None:
+        return f"raised {entry.failure.kind}"
+    text = _words(entry.prediction)
+    return text if len(text) <= _ANSWER else text[: _ANSWER - 1] + "\u2026"
+
+
+def _words(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _plain(text: str) -> Text:
+    """A cell as it is: brackets in data are no markup."""
+    return Text(_visible(text))
+
+
+def _visible(text: str) -> str:
+    """What would move the cursor, or turn the order of letters, as its escape; halves of characters, too."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def _tokens(usage: Usage) -> int:
+    return usage.prompt_tokens + usage.completion_tokens

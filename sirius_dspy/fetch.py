@@ -1,0 +1,88 @@
+"""Brings what MLflow's model registry holds onto this machine, once: `models:/team@champion` becomes a folder.
+
+Folders are named by MLflow's id of the logged model, which never changes its content, and kept in `SIRIUS_HOME`. An
+alias is looked up each time, since it moves.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from sirius_dspy.errors import CheckpointError, MissingDependencyError
+from sirius_dspy.local.home import home, new_folder
+from sirius_dspy.redact import redact
+
+SCHEME = "models:/"
+MODEL_ID = "sirius.model_id"
+"""Tag of a version with the id of its logged model: MLflow's own registry does not keep that."""
+
+_FORMS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))?")
+
+
+def fetch_checkpoint(uri: str) -> Path:
+    """Download the checkpoint of a registered program or agent, unless it is here already.
+
+    Args:
+        uri: `models:/NAME@ALIAS`, `models:/NAME/VERSION`, or `models:/MODEL_ID`, in the registry that MLflow is set to.
+
+    Raises:
+        CheckpointError: There is no such model, it was not registered by sirius_dspy, or it cannot be downloaded.
+        MissingDependencyError: mlflow is not installed.
+    """
+    try:
+        import mlflow
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:
+        raise MissingDependencyError("The model registry needs mlflow. Run `pip install mlflow`.") from error
+    client = mlflow.MlflowClient()
+    try:
+        source, model_id = _found(client, uri)
+        folder = home("registry", model_id)
+        if not folder.is_dir():
+            with new_folder(folder) as draft:
+                mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(draft))
+    except MlflowException as error:
+        raise CheckpointError(_refused(client, uri, error)) from error
+    manifest = next(folder.glob("data/*/manifest.json"), None)
+    if manifest is None:
+        raise CheckpointError(
+            f"{uri!r} is no program or agent of sirius_dspy. Register one with `sirius_dspy.mlflow.register`."
+        )
+    return manifest.parent
+
+
+def _found(client: Any, uri: str) -> tuple[str, str]:
+    """The address that never changes, and MLflow's id of the logged model behind it."""
+    found = _FORMS.fullmatch(uri)
+    if found is None:
+        raise CheckpointError(f"{uri!r} names no model. Write `models:/NAME@ALIAS` or `models:/NAME/VERSION`.")
+    name, alias, version = found.group("name", "alias", "version")
+    if alias is None and version is None:
+        return uri, str(client.get_logged_model(name).model_id)
+    entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+    if MODEL_ID not in entry.tags:
+        raise CheckpointError(
+            f"{uri!r} is no program or agent of sirius_dspy. Register one with `sirius_dspy.mlflow.register`."
+        )
+    return f"{SCHEME}{name}/{entry.version}", str(entry.tags[MODEL_ID])
+
+
+def _refused(client: Any, uri: str, error: Exception) -> str:
+    """What is there instead, as far as the registry tells."""
+    text = f"{uri!r} cannot be loaded from the registry {redact(without_password(client.tracking_uri))!r}: {error}"
+    if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        return f"{redact(text)} Check `MLFLOW_TRACKING_URI`, or call `mlflow.set_tracking_uri(...)` first."
+    names = [model.name for model in client.search_registered_models(max_results=100)]
+    name = uri.removeprefix(SCHEME).partition("@")[0].partition("/")[0]
+    if name not in names:
+        return f"{redact(text)} Registered are {names}; choose one of them, or set another `MLFLOW_TRACKING_URI`."
+    aliases = dict(client.get_registered_model(name).aliases)
+    versions = sorted(int(item.version) for item in client.search_model_versions(f"name = '{name}'"))
+    return f"{redact(text)} {name!r} has the versions {versions} and the aliases {aliases}; choose one of them."
+
+
+def without_password(uri: str) -> str:
+    """An address as it may be shown."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)

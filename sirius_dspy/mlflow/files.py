@@ -1,0 +1,95 @@
+"""The files of a logged model: MLflow's description of it beside our own checkpoint.
+
+    MLmodel              what MLflow reads
+    data/<checkpoint>/   what `sirius_dspy.load` reads
+    code/                the sources of the program, if they were given
+
+An agent's has no code that answers: it is weights for a program.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+LOADER = "sirius_dspy.mlflow.serving"
+"""The module that MLflow calls to serve a program: code by name, so that nothing is pickled."""
+
+_TYPES = {"str": "string", "int": "long", "float": "double", "bool": "boolean"}
+
+
+def write_program(
+    files: Path, checkpoint: Path, manifest: Mapping[str, Any], *, model_id: str, code_paths: Sequence[str | Path]
+) -> None:
+    """Write a model that can be served.
+
+    Args:
+        files: A folder that is not there yet.
+        checkpoint: Of the program.
+        manifest: Of the checkpoint.
+        model_id: Of the logged model.
+        code_paths: Sources to put beside it.
+    """
+    with warnings.catch_warnings():
+        # MLflow complains about type hints of its own on first import, and about a schema without an example.
+        warnings.simplefilter("ignore", UserWarning)
+        from mlflow import pyfunc
+        from mlflow.models import Model
+
+        pyfunc.save_model(
+            str(files),
+            loader_module=LOADER,
+            data_path=str(checkpoint),
+            code_paths=[str(path) for path in code_paths] or None,
+            mlflow_model=Model(model_id=model_id),
+            signature=_signature(manifest.get("inputs")),
+            pip_requirements=_requirements(manifest),  # said, or MLflow would load the model to find out
+        )
+
+
+def write_agent(files: Path, checkpoint: Path, *, model_id: str) -> None:
+    """Write a model that is one agent's weights; it answers nothing without its program.
+
+    Args:
+        files: A folder that is not there yet.
+        checkpoint: Of the agent alone.
+        model_id: Of the logged model.
+    """
+    from mlflow.models import Model
+
+    data = files / "data" / checkpoint.name
+    shutil.copytree(checkpoint, data)
+    model = Model(model_id=model_id)
+    model.add_flavor("sirius_dspy", data=data.relative_to(files).as_posix())
+    model.save(str(files / "MLmodel"))
+
+
+def _signature(inputs: Mapping[str, str] | None) -> Any | None:
+    """MLflow's schema of the input fields: with it, requests may be plain `{"inputs": {...}}`."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    if not inputs:
+        return None
+    columns = [ColSpec(_TYPES.get(kind) or AnyType(), name) for name, kind in inputs.items()]
+    return ModelSignature(inputs=Schema(columns))
+
+
+def _requirements(manifest: Mapping[str, Any]) -> list[str]:
+    """What a server needs, in the versions that wrote the checkpoint."""
+    is_local = any("sirius_dspy.local" in str(entry["lm"]) for entry in manifest["agents"].values())
+    names = {"sirius-dspy": "[local]" if is_local else "", "dspy": "", "mlflow": ""}
+    found = {name: _version(name) for name in names}
+    return [f"{name}{names[name]}=={version}" for name, version in found.items() if version]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None  # run from a source tree

@@ -1,0 +1,45 @@
+"""What MLflow takes as names and values, with nothing in it that looks like a credential."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sirius_dspy.redact import is_secret_name, redact
+
+MAX_VALUE = 6000
+"""Characters of a parameter value that MLflow keeps; it warns about longer ones."""
+
+
+def cleaned(values: Mapping[str, Any]) -> dict[str, str]:
+    """Text values under keys that MLflow takes, without anything that looks like a credential."""
+    return {
+        key_of(key): redact(str(value))[:MAX_VALUE]
+        for key, value in values.items()
+        if not is_secret_name(re.sub(r"[^A-Za-z0-9]+", "_", key))
+    }
+
+
+def redacted(value: Any) -> Any:
+    """The same JSON without anything that looks like a credential."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact(key): redacted(item) for key, item in value.items() if not is_secret_name(key)}
+    return [redacted(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def key_of(name: str) -> str:
+    """A metric, parameter or tag key: MLflow refuses brackets and quotes."""
+    return re.sub(r"[^\w.:/ -]+", "_", name)[:250]
+
+
+def slug(name: str) -> str:
+    """A name for LoggedModels and files: MLflow refuses dots, slashes, colons, per cent signs and quotes there."""
+    return re.sub(r"[^\w-]+", "_", name)[:200]
+
+
+def quoted(value: str) -> str:
+    """A string literal of MLflow's filter language, which knows no escapes but two kinds of quotes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"

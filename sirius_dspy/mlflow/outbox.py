@@ -1,0 +1,160 @@
+"""Writes on their way to MLflow: in order, on a thread of their own, and kept while the server is down.
+
+The program that sends never waits for the server. After a failure nothing is tried until `try_again` or `close`, so
+that a server that accepts and never answers costs its timeout once and not once per write. A write may be tried more
+than once, so it must do no harm the second time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sirius_dspy.mlflow import patience
+from sirius_dspy.redact import redact
+
+logger = logging.getLogger("sirius_dspy.mlflow")  # one name to silence, whatever the file
+
+_CAPACITY = 10_000
+"""Writes kept at most; a compile of 20 iterations with 10 agents makes some 1,000."""
+_SLOW_S = patience.LAST_WAIT_S / 2
+"""A failure that took this long means a server that does not answer, not one that refuses."""
+_TRIES = 3
+"""How often a write may fail in this way before it is dropped: the server may answer all others."""
+_CLOSING_S = 120.0
+"""How long `close` waits for a server that is slow and works: a large library on a thin line must not hold a result."""
+
+
+@dataclass
+class _Parcel:
+    kind: str
+    write: Callable[[], None]
+    is_essential: bool
+    timeouts: int = 0
+
+
+class Outbox:
+    """A queue and the thread that empties it.
+
+    Args:
+        is_up: Asks the server for something small; true if it answers. Called on the outbox's thread.
+        secret: A text that no message may hold, such as a password in an address.
+    """
+
+    def __init__(self, is_up: Callable[[], bool], *, secret: str | None = None) -> None:
+        self._is_up = is_up
+        self._secret = secret
+        self._waiting: deque[_Parcel] = deque()
+        self._lost: Counter[str] = Counter()
+        self._is_down = self._is_closing = self._has_warned = False
+        self._changed = threading.Condition()  # protects all of the above: one side sends, the other empties
+        self._thread: threading.Thread | None = None
+
+    @property
+    def not_written(self) -> Mapping[str, int]:
+        """Kind of write to how many were given up or still wait."""
+        with self._changed:
+            return dict(self._lost + Counter(parcel.kind for parcel in self._waiting))
+
+    def send(self, kind: str, write: Callable[[], None], *, is_essential: bool = False) -> None:
+        """Queue a write.
+
+        Args:
+            kind: What it is, for the message about what was not written.
+            write: Called on the outbox's thread, again after an outage.
+            is_essential: Everything after it needs it: if it is refused, it is not dropped, and nothing else is tried.
+        """
+        with self._changed:
+            if len(self._waiting) >= _CAPACITY:
+                self._lost[kind] += 1
+                return
+            self._waiting.append(_Parcel(kind, write, is_essential))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="sirius-mlflow", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def try_again(self) -> None:
+        """Give a server that was down another chance; returns at once."""
+        with self._changed:
+            self._is_down = False
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until everything is written or the server is down, at most this long."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_down or not self._waiting, timeout_s)
+
+    def close(self) -> None:
+        """Try what is left once more, wait for it, and say what was not written."""
+        with self._changed:
+            was_down = self._is_down
+        if was_down:
+            patience.hurry()
+        self.try_again()
+        self.wait(_CLOSING_S)
+        if self._is_down and not was_down:  # what failed may have begun long before this
+            patience.hurry()
+            self.try_again()
+            self.wait(_CLOSING_S)
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+            is_idle = self._is_down or not self._waiting
+        if self._thread is not None and is_idle:  # else it is left behind, in a request that will not end
+            self._thread.join(timeout=1)
+        if missing := self.not_written:
+            counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(missing.items()))
+            logger.warning("MLflow did not get everything; not written: %s.", counts)
+
+    def _work(self) -> None:
+        while (parcel := self._next()) is not None:
+            began = time.monotonic()
+            try:
+                parcel.write()
+            except Exception as error:
+                self._failed(parcel, error, time.monotonic() - began)
+            else:
+                self._done()
+
+    def _next(self) -> _Parcel | None:
+        """The first write, as soon as it may be tried; `None` at the end. It stays in the queue until it is done."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closing or (self._waiting and not self._is_down))
+            return None if self._is_closing else self._waiting[0]
+
+    def _done(self) -> None:
+        with self._changed:
+            self._waiting.popleft()
+            self._changed.notify_all()
+
+    def _failed(self, parcel: _Parcel, error: Exception, seconds: float) -> None:
+        """Drop a write that a working server refuses; after anything else, stop trying."""
+        self._warn(error)
+        is_slow = seconds >= _SLOW_S
+        parcel.timeouts += is_slow
+        is_hopeless = parcel.timeouts >= _TRIES if is_slow else self._is_up()
+        with self._changed:
+            if is_hopeless and not parcel.is_essential:
+                self._lost[parcel.kind] += 1
+                self._waiting.popleft()
+            self._is_down = is_slow or not is_hopeless or parcel.is_essential
+            self._changed.notify_all()
+
+    def _warn(self, error: Exception) -> None:
+        if self._has_warned:
+            logger.debug("MLflow failed again: %s", redact(str(error), self._secret))
+            return
+        self._has_warned = True
+        logger.warning(
+            "The work goes on, but MLflow did not take a write: %s: %s. What follows is kept and tried again later. "
+            "Check `tracking_uri` and that the server runs. To silence this, call "
+            '`logging.getLogger("%s").setLevel("ERROR")`.',
+            type(error).__name__,
+            redact(str(error), self._secret),
+            logger.name,
+        )

@@ -1,0 +1,407 @@
+"""The events of one compile as a tree of MLflow runs: compile > iteration-N > finetune-AGENT.
+
+What one compares is on the root run, as curves over the iterations. Identity is by tag, so that a resumed compile goes
+on in its own runs, and so does a write that is tried again: `sirius.run`, `sirius.level`, `sirius.iteration`,
+`sirius.agent`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sirius_dspy.fetch import without_password
+from sirius_dspy.mlflow.curves import Point
+from sirius_dspy.mlflow.names import slug
+from sirius_dspy.mlflow.results import copy_library, copy_text, make_report, sqlite_file
+from sirius_dspy.mlflow.sample import RepairStory
+from sirius_dspy.mlflow.store import Connection, DataRef, Store
+from sirius_dspy.mlflow.traces import Traces, repair_span, rollout_span
+from sirius_dspy.redact import redact
+from sirius_dspy.report import render_markdown
+from sirius_dspy.track import CompileEnded, CompileStarted, Curated, Evaluated, IterationEnded, Trained
+from sirius_dspy.trajectory import Trajectory, digest
+
+SCORE = "val/score"
+STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_MAX_NOTE = 4000
+"""Characters of a run's description; MLflow's tags take 5000."""
+
+
+class Recorder:
+    """Writes one compile; every method may be called again after it failed, and then goes on where it stopped.
+
+    One child is open at a time: an iteration, and inside it one fine-tune that is written as a whole when its job has
+    ended. Children that an earlier life of a resumed compile finished are complete and left as they are.
+
+    Args:
+        event: What the compile is.
+        connection: Where to write; used from one thread.
+        run_name: Name of the root run.
+        parent: The run of the caller that this compile is a part of.
+        log_library: Whether the library becomes an artifact.
+    """
+
+    def __init__(
+        self,
+        event: CompileStarted,
+        connection: Connection,
+        *,
+        run_name: str,
+        parent: str | None,
+        log_library: bool,
+    ) -> None:
+        self.root = ""
+        self._compile = event
+        self._connection = connection
+        self._run_name = run_name
+        self._parent = parent
+        self._log_library = log_library
+        self._look_first = event.resumed  # whether runs may be there that this object knows nothing of
+        self._iterations: dict[int, str | None] = {}
+        self._finetunes: dict[tuple[int, str], str | None] = {}
+        self._open_iteration: str | None = None
+        self._scores: dict[int, float] = {}
+        self._curated: dict[tuple[int, str], tuple[Curated, DataRef]] = {}
+        self._agents: dict[int, list[tuple[str, str]]] = {}
+        self._models: dict[str, str] = {}
+        self._lm_models: dict[str, str] | None = None if event.resumed else {}
+        self._val = DataRef("val", digest(list(event.valset)))
+
+    @property
+    def store(self) -> Store:
+        """Where to write."""
+        return self._connection.store
+
+    @property
+    def how_to_open(self) -> str:
+        """The address of the root run, or the command that shows its store."""
+        uri = without_password(self.store.client.tracking_uri)
+        if uri.startswith(("http://", "https://")):
+            return redact(f"{uri.rstrip('/')}/#/experiments/{self.store.experiment_id}/runs/{self.root}")
+        return redact(f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
+
+    def attempt(self, write: Callable[[], None]) -> None:
+        """Do a write; after one that failed, runs and models are looked for before they are made.
+
+        A request that ran into its timeout may have been obeyed all the same.
+        """
+        try:
+            write()
+        except Exception:
+            self._look_first = True
+            raise
+
+    def start(self, when: int) -> None:
+        """Open the root run, with parameters and datasets."""
+        event = self._compile
+        if not self.root:
+            earlier = self._earlier_root(when)
+            self.root = (
+                self.store.reopen(earlier)
+                if earlier
+                else self.store.start(self._run_name, self._start_tags(), self._parent, when)
+            )
+            self.store.params(self.root, self._params(), is_fresh=earlier is None)
+        else:
+            self.store.params(self.root, self._params())
+        for data, rows in ((DataRef("train", digest(list(event.trainset))), event.trainset), (self._val, event.valset)):
+            if rows:
+                self._link_examples(data, rows)
+
+    def iteration_started(self, number: int, when: int) -> None:
+        """Open the run of an iteration."""
+        self._iteration(number, when)
+
+    def curated(self, event: Curated, when: int) -> None:
+        """Keep a training set as an artifact of the root run."""
+        self._curated[event.iteration, event.agent] = event, DataRef(event.agent, _file_digest(event.path))
+        if self._iteration(event.iteration, when):
+            with tempfile.TemporaryDirectory(prefix="sirius-mlflow-") as folder:
+                copied = copy_text(event.path, Path(folder), f"{slug(event.agent)}.jsonl")
+                self.store.upload(self.root, copied, f"training_sets/iteration-{event.iteration}")
+
+    def trained(self, event: Trained, points: Sequence[Point], when: int) -> None:
+        """Write a fine-tune: its run, its loss curve, its rows, and the agent's new version."""
+        losses = points if len(points) >= len(event.losses) else [(i, x, when) for i, x in enumerate(event.losses, 1)]
+        run = self._finetune(event.iteration, event.agent, when - round(1000 * event.seconds), when)
+        if run is None:
+            return
+        about = {
+            "agent": event.agent,
+            "base": event.base,
+            "lm": event.lm,
+            "iteration": event.iteration,
+            "rows": event.num_rows,
+        }
+        self.store.params(run, about)
+        self.store.curve(run, "train/loss", losses)
+        self.store.metrics(run, {"train/rows": event.num_rows, "train/seconds": event.seconds}, event.iteration, when)
+        data = self._link_rows(run, event, when)
+        model = self._agent_model(run, event, about, data)
+        if losses:
+            final = {"train/final_loss": losses[-1][1]}
+            self.store.metrics(run, final, event.iteration, when, model=model, data=data)
+        if (run, model) not in self._agents.setdefault(event.iteration, []):
+            self._agents[event.iteration].append((run, model))
+        self.store.end(run, "FINISHED", when)
+
+    def evaluated(self, event: Evaluated, when: int) -> None:
+        """Start the score curve with the student's, and write what the promotion gate saw."""
+        if event.label != "program":
+            if run := self._iteration(event.iteration, when):
+                self.store.metrics(run, {f"gate/{event.label}": event.score}, event.iteration, when)
+            return
+        self._scores[event.iteration] = event.score
+        if event.iteration == 0:  # later ones wait for promotion, which may score the program more than once
+            self.store.metrics(self.root, {SCORE: event.score}, 0, when)
+
+    def told(self, iteration: int, story: RepairStory | Trajectory, when: int) -> None:
+        """Write the trace of a repair or of a rollout."""
+        run = self._iteration(iteration, when) or self.root
+        agents = {name: agent for agent, names in self._compile.agents.items() for name in names}
+        tags = self._tags("trace", iteration=iteration)
+        traces = Traces(self.store.client.tracking_uri, self.store.experiment_id)
+        if isinstance(story, Trajectory):
+            traces.write(rollout_span(story, agents), story.id, run, when, {**tags, "sirius.origin": story.origin})
+            return
+        outcome = {"sirius.origin": "repair", "sirius.repaired": str(story.repair.repaired).lower()}
+        traces.write(repair_span(story, agents), f"repair of {story.failed.id}", run, when, {**tags, **outcome})
+
+    def iteration_ended(self, event: IterationEnded, when: int) -> None:
+        """Write the headline metrics and the program's new version, and close the iteration."""
+        number = event.iteration
+        score = {SCORE: self._scores[number]} if number in self._scores else {}
+        headline = {**score, **event.metrics}
+        self.store.metrics(self.root, headline, number, when)
+        run = self._iteration(number, when)
+        if run is None:
+            return
+        self._write_scores(run, self._program_model(run, event), headline, number, when)
+        self._close_iteration("FINISHED", when)
+        self._iterations[number] = None
+
+    def unfinished(self, iteration: int, agent: str, points: Sequence[Point], status: str, when: int) -> None:
+        """Write the losses of a job that did not end."""
+        if run := self._finetune(iteration, agent, points[0][2], when):
+            self.store.curve(run, "train/loss", points)
+            self.store.end(run, status, when)
+
+    def upload_results(self, event: CompileEnded) -> None:
+        """Keep library and report as artifacts of the root run."""
+        with tempfile.TemporaryDirectory(prefix="sirius-mlflow-") as name:
+            folder = Path(name)
+            found = sqlite_file(self._compile.library_url)
+            library = copy_library(found, folder / "library.db") if found else None
+            if library and self._log_library:
+                self.store.upload(self.root, library, "library")
+            if event.results:
+                for path in make_report(event.results, folder / "report", library):
+                    self.store.upload(self.root, path, "report")
+
+    def end(self, event: CompileEnded, when: int) -> None:
+        """Write how it ended, and close what is open."""
+        status = STATUS.get(event.status, "FAILED")
+        try:
+            self._close_iteration(status, when)
+            self._write_ending(event, when)
+        finally:  # a value that MLflow refuses must not leave the run open for ever
+            self.store.end(self.root, status, when)
+
+    def _write_ending(self, event: CompileEnded, when: int) -> None:
+        totals = _totals(event.results)
+        self.store.metrics(self.root, {**totals, **event.metrics}, event.best_iteration or 0, when)
+        ending = {"sirius.best_iteration": event.best_iteration, "sirius.error": event.error or None}
+        self.store.tags(self.root, {key: value for key, value in ending.items() if value is not None})
+        if event.results.get("iterations"):
+            self.store.tags(self.root, {"mlflow.note.content": render_markdown(event.results)[:_MAX_NOTE]})
+
+    # Runs
+
+    def _earlier_root(self, when: int) -> Any | None:
+        """The root run of an earlier life, or of a request that failed after it had been obeyed."""
+        if self._compile.resumed and (found := self.store.find(self._tags("compile"))):
+            return found
+        return self.store.find(self._tags("compile"), started_at=when) if self._look_first else None
+
+    def _iteration(self, number: int, when: int) -> str | None:
+        """The open run of this iteration, made at need; `None` for 0, which is the root's, and for one that ended."""
+        if number == 0:
+            return None
+        if number not in self._iterations:
+            self._close_iteration("FINISHED", when)
+            tags = self._tags("iteration", iteration=number)
+            run, finished = self._child(f"iteration-{number}", tags, self.root, when)
+            self._iterations[number] = None if finished else run
+            self._open_iteration = None if finished else run
+        return self._iterations[number]
+
+    def _finetune(self, iteration: int, agent: str, started_at: int, when: int) -> str | None:
+        """The open run of a fine-tune; `None` for one that an earlier life has finished."""
+        parent = self._iteration(iteration, when)
+        if parent is None:
+            return None
+        if (iteration, agent) not in self._finetunes:
+            tags = self._tags("finetune", iteration=iteration, agent=agent)
+            run, finished = self._child(f"finetune-{agent}", tags, parent, started_at)
+            self._finetunes[iteration, agent] = None if finished else run
+            if finished and (model := self.store.find_model(run)):
+                self._agents.setdefault(iteration, []).append((run, model))
+        return self._finetunes[iteration, agent]
+
+    def _child(self, name: str, tags: Mapping[str, str], parent: str, started_at: int) -> tuple[str, bool]:
+        """The run with these tags, made or opened again, and whether it is finished."""
+        earlier = self.store.find({**tags, "mlflow.parentRunId": parent}) if self._look_first else None
+        if earlier is None:
+            return self.store.start(name, tags, parent, started_at), False
+        if earlier.info.status == "FINISHED":
+            return str(earlier.info.run_id), True
+        return self.store.reopen(earlier), False
+
+    def _close_iteration(self, status: str, when: int) -> None:
+        if self._open_iteration:
+            self.store.end(self._open_iteration, status, when)
+            self._open_iteration = None
+
+    # Models and their lineage
+
+    def _agent_model(self, run: str, event: Trained, about: Mapping[str, Any], data: DataRef | None) -> str:
+        """The LoggedModel of an agent's version: what it learnt from, and the version that training started from."""
+        base = self._model_of(event.base)
+        tags = {
+            **self._tags("agent", iteration=event.iteration, agent=event.agent),
+            **({"sirius.weights": str(event.weights)} if event.weights else {}),
+            **({"sirius.base_model": base} if base else {}),
+            **({"sirius.training_set": f"{data.name}@{data.digest}"} if data else {}),
+        }
+        model = self._model(
+            run,
+            f"agent-{slug(event.agent)}",
+            "sirius-agent",
+            params=about,
+            tags=tags,
+            step=event.iteration,
+            sources=[base] if base else [],
+        )
+        if self._lm_models is not None:
+            self._lm_models[event.lm] = model
+        return model
+
+    def _program_model(self, run: str, event: IterationEnded) -> str:
+        """The LoggedModel of the program after an iteration, made of the agents' versions."""
+        lms = {f"lm.{agent}": lm for agent, lm in event.lms.items()}
+        parts = {agent: model for agent, lm in event.lms.items() if (model := self._model_of(lm))}
+        tags = {
+            **self._tags("program", iteration=event.iteration),
+            **{f"sirius.agent_model.{agent}": model for agent, model in parts.items()},
+        }
+        params = {"iteration": event.iteration, **lms}
+        sources = list(dict.fromkeys(parts.values()))
+        return self._model(
+            run, "program", "sirius-program", params=params, tags=tags, step=event.iteration, sources=sources
+        )
+
+    def _model(self, run: str, *args: Any, **options: Any) -> str:
+        if run not in self._models:
+            earlier = self.store.find_model(run) if self._look_first else None
+            self._models[run] = earlier or self.store.model(run, *args, **options)
+        return self._models[run]
+
+    def _model_of(self, lm: str) -> str | None:
+        """The LoggedModel of an LM that this compile has trained."""
+        if self._lm_models is None:
+            self._lm_models = self.store.trained_models(self._compile.run)
+        return self._lm_models.get(lm)
+
+    def _write_scores(self, run: str, program: str, headline: Mapping[str, float], number: int, when: int) -> None:
+        """Write the headline on the iteration and the program's version, and the score on those of the agents."""
+        scored = {SCORE: headline[SCORE]} if SCORE in headline else {}
+        others = {name: value for name, value in headline.items() if name != SCORE}
+        self.store.metrics(run, scored, number, when, model=program, data=self._val)
+        self.store.metrics(run, others, number, when, model=program)
+        for finetune, model in self._agents.get(number, []):
+            self.store.metrics(finetune, scored, number, when, model=model, data=self._val)
+
+    # Datasets
+
+    def _link_examples(self, data: DataRef, rows: Sequence[Mapping[str, Any]]) -> None:
+        from mlflow.tracking.context.registry import resolve_tags
+
+        source = {"tags": resolve_tags()}
+        self.store.dataset(
+            self.root, data, data.name, num_rows=len(rows), source_type="code", source=source, columns=rows[0]
+        )
+
+    def _link_rows(self, run: str, event: Trained, when: int) -> DataRef | None:
+        """Make the training set an input of its fine-tune."""
+        if (event.iteration, event.agent) not in self._curated:
+            return None
+        curated, data = self._curated[event.iteration, event.agent]
+        dropped = {f"curate/dropped/{slug(reason)}": count for reason, count in curated.dropped.items()}
+        self.store.metrics(run, dropped, curated.iteration, when)
+        source = {"uri": str(curated.path)}
+        self.store.dataset(run, data, "finetune", num_rows=curated.num_rows, source_type="local", source=source)
+        return data
+
+    # Values
+
+    def _tags(self, level: str, *, iteration: int | None = None, agent: str | None = None) -> dict[str, str]:
+        tags = {"sirius.run": self._compile.run, "sirius.level": level}
+        if iteration is not None:
+            tags["sirius.iteration"] = str(iteration)
+        if agent is not None:
+            tags["sirius.agent"] = agent
+        return tags
+
+    def _start_tags(self) -> dict[str, str]:
+        event = self._compile
+        agents = {agent: list(predictors) for agent, predictors in event.agents.items()}
+        return {
+            **self._tags("compile"),
+            "sirius.run_dir": str(event.run_dir),
+            "sirius.library": event.library_url,
+            "sirius.agents": json.dumps(agents, ensure_ascii=False),
+        }
+
+    def _params(self) -> dict[str, Any]:
+        event = self._compile
+        return {
+            **event.params,
+            **{f"agent.{agent}": ", ".join(predictors) for agent, predictors in event.agents.items()},
+            **{f"lm.{agent}": lm for agent, lm in event.lms.items()},
+            "adapter": event.adapter,
+            "num_train": event.num_train,
+            "num_val": event.num_val,
+            **{f"version.{package}": _version(package) for package in ("dspy", "mlflow", "sirius-dspy")},
+        }
+
+
+def _totals(results: Mapping[str, Any]) -> dict[str, float]:
+    """What one compares between compiles: the best score, and what all iterations took together."""
+    totals: dict[str, float] = {}
+    if results.get("best_score") is not None:
+        totals["best/score"] = results["best_score"]
+    for entry in results.get("iterations", []):
+        for name, count in entry.get("usage", {}).items():
+            totals[f"total/{name}"] = totals.get(f"total/{name}", 0) + count
+        if seconds := entry.get("seconds"):
+            totals["total/seconds"] = totals.get("total/seconds", 0) + sum(seconds.values())
+    return totals
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # e.g. run from a source tree

@@ -1,0 +1,210 @@
+"""A compiled program and its agents in MLflow's model registry.
+
+What is stored is our own checkpoint with the weights inside: nothing is pickled, and no key is written.
+`sirius_dspy.load("models:/NAME@champion")` brings the program back, and `mlflow models serve` answers with it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from sirius_dspy.checkpoint import save, save_agent, verify
+from sirius_dspy.errors import CheckpointError
+from sirius_dspy.fetch import MODEL_ID
+from sirius_dspy.mlflow.files import write_agent, write_program
+from sirius_dspy.mlflow.names import cleaned, slug
+from sirius_dspy.mlflow.store import check_installed, experiment_id, open_client
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version in the registry."""
+
+    name: str
+    version: int
+    model_id: str
+    """MLflow's id of the logged model that holds the files."""
+    alias: str | None = None
+    agents: Mapping[str, Registered] = field(default_factory=dict)
+    """Agent name to its own entry."""
+
+    @property
+    def uri(self) -> str:
+        """The address of exactly this version; an alias may move on."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def register(
+    program: dspy.Module | str | Path,
+    name: str,
+    *,
+    alias: str | None = "champion",
+    agents: bool = True,
+    run_id: str | None = None,
+    experiment: str | None = "sirius_dspy",
+    tracking_uri: str | None = None,
+    code_paths: Sequence[str | Path] = (),
+    tags: Mapping[str, Any] | None = None,
+) -> Registered:
+    """Put a compiled program into MLflow's model registry, as a new version, and each of its agents beside it.
+
+    All files are stored before an alias moves, so that an alias never names a version that is not whole.
+
+    Args:
+        program: A compiled program, or the folder of a checkpoint that `sirius_dspy.save` wrote.
+        name: Of the registered model, made if it is not there. An agent is `NAME-AGENT`.
+        alias: Is given to the new versions and taken from others; `None` for none.
+        agents: Whether agents are registered, too, which stores their weights a second time.
+        run_id: The MLflow run that it came out of, e.g. `tracker.run_id`; its experiment is used.
+        experiment: Name of the experiment for the files, without a `run_id`; `None` is the one selected in MLflow.
+        tracking_uri: Of the store; `None` is what MLflow is set to.
+        code_paths: Files and packages that the program's class is imported from, to be stored with it; not needed where
+            it is installed. Whoever can read the model can read them.
+        tags: Of the new versions.
+
+    Raises:
+        CheckpointError: The program cannot be saved, or its class cannot be imported elsewhere.
+        MissingDependencyError: mlflow is not installed.
+    """
+    check_installed()
+    with _checkpoint(program) as folder, tempfile.TemporaryDirectory(prefix="sirius-register-") as temporary:
+        manifest = verify(folder)
+        _check_importable(manifest["program"])
+        client = open_client(tracking_uri)
+        place = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, experiment)
+        desk = _Desk(client, str(place), run_id, Path(temporary), {**_result_tags(manifest), **(tags or {})})
+        parts = {
+            agent: desk.store_agent(f"{name}-{slug(agent)}", agent, folder, manifest)
+            for agent in (manifest["agents"] if agents else ())
+        }
+        whole = desk.store_program(name, folder, manifest, code_paths, parts)
+        entries = {agent: desk.register(part, alias) for agent, part in parts.items()}
+        entry = desk.register(whole, alias, entries)
+        desk.point(alias, [*entries.values(), entry])
+        return entry
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A logged model that is not in the registry yet."""
+
+    name: str
+    model_id: str
+    location: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Desk:
+    """Stores logged models and registers them, with one client."""
+
+    client: Any
+    experiment_id: str
+    run_id: str | None
+    temporary: Path
+    tags: Mapping[str, Any]
+
+    def store_program(
+        self,
+        name: str,
+        checkpoint: Path,
+        manifest: Mapping[str, Any],
+        code_paths: Sequence[str | Path],
+        parts: Mapping[str, _Stored],
+    ) -> _Stored:
+        """Store the program, with the ids of its agents' models."""
+        lms = {f"lm.{agent}": entry["lm"]["model"] for agent, entry in manifest["agents"].items()}
+        params = {"program": manifest["program"], "adapter": manifest["adapter"]["class"], **lms}
+        links = {f"sirius.agent_model.{agent}": part.model_id for agent, part in parts.items()}
+        with self._new(name, "sirius-program", params, {"sirius.level": "program", **links}) as (stored, files):
+            write_program(files, checkpoint, manifest, model_id=stored.model_id, code_paths=code_paths)
+        return stored
+
+    def store_agent(self, name: str, agent: str, checkpoint: Path, manifest: Mapping[str, Any]) -> _Stored:
+        """Store one agent's part of the checkpoint."""
+        entry = manifest["agents"][agent]
+        params = {"agent": agent, "lm": entry["lm"]["model"], "predictors": ", ".join(entry["predictors"])}
+        tags = {"sirius.level": "agent", "sirius.agent": agent}
+        with self._new(name, "sirius-agent", params, tags) as (stored, files):
+            write_agent(files, save_agent(checkpoint, agent, self.temporary / slug(name)), model_id=stored.model_id)
+        return stored
+
+    def register(
+        self, stored: _Stored, alias: str | None, agents: Mapping[str, Registered] | None = None
+    ) -> Registered:
+        """Make a stored model a version of its name."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.create_registered_model(stored.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        tags = {**stored.tags, MODEL_ID: stored.model_id}
+        # Only a server asks for the model; without one, MLflow would look for it in its default store.
+        model_id = stored.model_id if self.client.tracking_uri.startswith("http") else None
+        version = self.client.create_model_version(
+            stored.name, stored.location, run_id=self.run_id, tags=tags, model_id=model_id
+        )
+        return Registered(stored.name, int(version.version), stored.model_id, alias, agents or {})
+
+    def point(self, alias: str | None, entries: Sequence[Registered]) -> None:
+        """Move the alias to the new versions; the program's comes last."""
+        for entry in entries if alias else ():
+            self.client.set_registered_model_alias(entry.name, alias, str(entry.version))
+
+    @contextmanager
+    def _new(
+        self, name: str, kind: str, params: Mapping[str, Any], tags: Mapping[str, Any]
+    ) -> Iterator[tuple[_Stored, Path]]:
+        """A logged model and a folder to fill; with the block's end the folder is uploaded and the model ready."""
+        all_tags = cleaned({**self.tags, **tags})
+        model = self.client.create_logged_model(
+            self.experiment_id,
+            slug(name),
+            source_run_id=self.run_id,
+            tags=all_tags,
+            params=cleaned(params),
+            model_type=kind,
+        )
+        with tempfile.TemporaryDirectory(dir=self.temporary) as folder:
+            try:
+                files = Path(folder) / "model"
+                yield _Stored(name, str(model.model_id), model.artifact_location, all_tags), files
+                self.client.log_model_artifacts(model.model_id, str(files))
+            except BaseException:
+                self.client.finalize_logged_model(model.model_id, "FAILED")
+                raise
+        self.client.finalize_logged_model(model.model_id, "READY")
+
+
+@contextmanager
+def _checkpoint(program: dspy.Module | str | Path) -> Iterator[Path]:
+    """The folder of a checkpoint, written for a moment if the program is given."""
+    if isinstance(program, str | Path):
+        yield Path(program)
+        return
+    with tempfile.TemporaryDirectory(prefix="sirius-checkpoint-") as temporary:
+        yield save(program, Path(temporary) / "checkpoint")
+
+
+def _result_tags(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a program came from, by the words that the runs of its compile have as tags."""
+    results = manifest["results"]
+    names = {"run": "sirius.run", "best_iteration": "sirius.best_iteration", "best_score": "sirius.best_score"}
+    return {tag: results[name] for name, tag in names.items() if results.get(name) is not None}
+
+
+def _check_importable(class_path: str) -> None:
+    if class_path.startswith("__main__:"):
+        raise CheckpointError(
+            f"The program class {class_path!r} was defined in a script or notebook, which no other process can import. "
+            "Move it into a module, import it from there and compile or save the program again."
+        )

@@ -1,0 +1,212 @@
+"""The tracker that writes a compile to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from typing_extensions import override
+
+from sirius_dspy.mlflow import patience
+from sirius_dspy.mlflow.curves import Curves, Point, now_ms
+from sirius_dspy.mlflow.outbox import Outbox
+from sirius_dspy.mlflow.recorder import STATUS, Recorder
+from sirius_dspy.mlflow.sample import RepairStory, Sample
+from sirius_dspy.mlflow.store import Connection, check_installed
+from sirius_dspy.track import (
+    CompileEnded,
+    CompileStarted,
+    Curated,
+    Evaluated,
+    IterationEnded,
+    Repaired,
+    RolledOut,
+    StageStarted,
+    Tracker,
+    Trained,
+    TrainingProgress,
+)
+from sirius_dspy.trajectory import Trajectory
+
+_OPENING_S = 5.0
+"""How long a compile waits for its root run, so that `run_id` is known from the start; it goes on without."""
+
+
+class MLflowTracker(Tracker):
+    """Write a compile to MLflow: parameters, curves, datasets, agent versions, traces, library and report.
+
+    Writing happens on a thread of its own and never stops a compile, nor holds it up: what a server that is down does
+    not take is kept and tried again after each iteration and at the end, which waits for what is still on its way. If
+    the caller has an active run in the same store, the compile becomes its child.
+
+    Args:
+        experiment: Name of the experiment, made if it is not there; `None` is the one selected with
+            `mlflow.set_experiment`. With an active run, its experiment is used, since MLflow shows children only there.
+        run_name: Name of the root run; by default `compile-` and the start of the compile's id.
+        tracking_uri: Where MLflow keeps runs; `None` is what MLflow is set to, by default `mlflow.db` in the working
+            directory.
+        log_library: Whether the experience library becomes an artifact, where it is a SQLite file of a moderate size.
+        traces: Rollouts and repairs of an iteration to show as traces, failed ones first. A trace has all texts of its
+            run; 0 for none.
+
+    Examples:
+        >>> from sirius_dspy.mlflow import MLflowTracker
+        >>> tracker = MLflowTracker(experiment="my agents")  # SiriuS(metric, tracker=tracker)
+    """
+
+    def __init__(
+        self,
+        *,
+        experiment: str | None = "sirius_dspy",
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+        log_library: bool = True,
+        traces: int = 10,
+    ) -> None:
+        self.experiment = experiment
+        self.run_name = run_name
+        self.tracking_uri = tracking_uri
+        self.log_library = log_library
+        self.traces = traces
+        self._recorder: Recorder | None = None
+        self._outbox: Outbox | None = None
+        self._is_open = False
+        self._curves = Curves()
+        self._sample = Sample(traces)
+        self._seen: set[int] = set()
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's id of the root run of the latest compile; `None` if none was recorded."""
+        return (self._recorder.root or None) if self._recorder else None
+
+    @property
+    def how_to_open(self) -> str | None:
+        """The address of the latest root run, or the command that shows its store; `None` if none was recorded."""
+        return self._recorder.how_to_open if self._recorder and self._recorder.root else None
+
+    @property
+    def not_logged(self) -> Mapping[str, int]:
+        """What MLflow has not taken of the latest compile: kind of write to how many. Empty after all went well."""
+        return self._outbox.not_written if self._outbox else {}
+
+    @override
+    def on_compile_started(self, event: CompileStarted) -> None:
+        """Open the root run.
+
+        Raises:
+            MissingDependencyError: mlflow is not installed.
+        """
+        check_installed()
+        parent, place = self._place()
+        self._reset()
+        patience.shorten()
+        self._is_open = True
+        connection = Connection(self.tracking_uri, self.experiment, place)
+        self._recorder = Recorder(
+            event,
+            connection,
+            run_name=self.run_name or f"compile-{event.run[:8]}",
+            parent=parent,
+            log_library=self.log_library,
+        )
+        self._outbox = Outbox(connection.is_up, secret=connection.password)
+        self._send("start of the compile", lambda recorder, when: recorder.start(when), is_essential=True)
+        self._outbox.wait(_OPENING_S)
+
+    @override
+    def on_stage_started(self, event: StageStarted) -> None:
+        """Open the run of an iteration with its first stage, and write traces while its agents are trained."""
+        if event.iteration not in self._seen:
+            self._seen.add(event.iteration)
+            number = event.iteration
+            self._send("start of an iteration", lambda recorder, when: recorder.iteration_started(number, when))
+        if event.stage == "curate":  # all runs of the iteration are there
+            self._send_traces(event.iteration)
+
+    @override
+    def on_rolled_out(self, event: RolledOut) -> None:
+        """Perhaps keep the run for a trace."""
+        self._sample.add_rollout(event)
+
+    @override
+    def on_repaired(self, event: Repaired) -> None:
+        """Perhaps keep the repair for a trace."""
+        self._sample.add_repair(event)
+
+    @override
+    def on_curated(self, event: Curated) -> None:
+        """Keep the training set as an artifact of the root run."""
+        self._send("training set", lambda recorder, when: recorder.curated(event, when))
+
+    @override
+    def on_training_progress(self, event: TrainingProgress) -> None:
+        """Keep the loss until the fine-tune is written."""
+        self._curves.add(event)
+
+    @override
+    def on_trained(self, event: Trained) -> None:
+        """Write the fine-tune: its run, its loss curve, its rows and the agent's new version."""
+        points = self._curves.take(event.iteration, event.agent)
+        self._send("fine-tune", lambda recorder, when: recorder.trained(event, points, when))
+
+    @override
+    def on_evaluated(self, event: Evaluated) -> None:
+        """Start the score curve with the student's, and write what the promotion gate saw."""
+        self._send("score", lambda recorder, when: recorder.evaluated(event, when))
+
+    @override
+    def on_iteration_ended(self, event: IterationEnded) -> None:
+        """Write the headline metrics and the program's new version, and close the iteration."""
+        self._send("iteration", lambda recorder, when: recorder.iteration_ended(event, when))
+        if self._outbox is not None:
+            self._outbox.try_again()
+
+    @override
+    def on_compile_ended(self, event: CompileEnded) -> None:
+        """Write what is left, upload library and report, close the root run, and say what was not written."""
+        if not self._is_open or self._outbox is None:
+            return
+        status = STATUS.get(event.status, "FAILED")
+        self._send_traces(max(self._seen, default=0))
+        for (iteration, agent), points in self._curves.take_all().items():
+            self._send_unfinished(iteration, agent, points, status)
+        self._send("library and report", lambda recorder, when: recorder.upload_results(event))
+        self._send("end of the compile", lambda recorder, when: recorder.end(event, when))
+        self._is_open = False
+        try:
+            self._outbox.close()
+        finally:
+            patience.restore()
+
+    def _place(self) -> tuple[str | None, str | None]:
+        """The caller's active run in the same store, and its experiment, as they are in the caller's thread."""
+        import mlflow
+
+        same_store = self.tracking_uri in (None, mlflow.get_tracking_uri())
+        active = mlflow.active_run() if same_store else None
+        return (active.info.run_id, active.info.experiment_id) if active else (None, None)
+
+    def _reset(self) -> None:
+        """Forget a compile before this one, also one that never told of its end."""
+        if self._is_open:
+            self._is_open = False
+            patience.restore()
+        self._curves.take_all()
+        self._sample = Sample(self.traces)
+        self._seen = {0}
+
+    def _send(self, kind: str, write: Callable[[Recorder, int], None], *, is_essential: bool = False) -> None:
+        recorder, outbox = self._recorder, self._outbox
+        if self._is_open and recorder is not None and outbox is not None:
+            when = now_ms()
+            outbox.send(kind, lambda: recorder.attempt(lambda: write(recorder, when)), is_essential=is_essential)
+
+    def _send_traces(self, iteration: int) -> None:
+        for story in self._sample.take():
+            self._send_trace(iteration, story)
+
+    def _send_trace(self, iteration: int, story: RepairStory | Trajectory) -> None:
+        self._send("trace", lambda recorder, when: recorder.told(iteration, story, when))
+
+    def _send_unfinished(self, iteration: int, agent: str, points: list[Point], status: str) -> None:
+        self._send("fine-tune", lambda recorder, when: recorder.unfinished(iteration, agent, points, status, when))

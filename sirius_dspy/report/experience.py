@@ -1,0 +1,147 @@
+"""What the experience library says about one compile, counted row by row: no more than a page of it is in memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sirius_dspy.library import ExperienceLibrary, LibraryStats
+from sirius_dspy.report.run import Results
+from sirius_dspy.report.stories import Flowed, Story, choose_stories, most_frequent_flows
+from sirius_dspy.trajectory import Attempt, Repair, Usage
+
+ALL_AGENTS = "all"
+"""In `Funnel.agent`: whichever agent was edited."""
+
+FUNNEL = ("failed", "critiqued", "regenerated", "replayed", "repaired")
+"""Each stage is a part of the one before; `leaked` ones drop out between `regenerated` and `replayed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Funnel:
+    """How far the failed runs of one iteration came in repair; an agent's counts are those that it was tried in."""
+
+    iteration: int
+    agent: str
+    counts: Mapping[str, int]
+    """Number of failed runs by stage: those of `FUNNEL`, and `leaked`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """What the promotion gate saw: the valset with some of an iteration's new weights put in."""
+
+    iteration: int
+    candidate: int
+    """0 for all new weights together; n for those of the n-th agent, upon what was kept before."""
+    score: float
+    """Mean reward."""
+    num_val: int
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What the LM calls of one stage of one iteration took."""
+
+    iteration: int
+    stage: Literal["collect", "repair", "evaluate"]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One compile's part of a library."""
+
+    growth: tuple[LibraryStats, ...]
+    prices: tuple[Price, ...]
+    gates: tuple[Gate, ...]
+    funnels: tuple[Funnel, ...]
+    flows: tuple[Flowed, ...]
+    stories: tuple[Story, ...]
+
+    @property
+    def usage(self) -> Usage:
+        """All LM calls."""
+        return sum((price.usage for price in self.prices), Usage())
+
+
+def read_experience(library: ExperienceLibrary, results: Results) -> Experience:
+    """Count and choose what a report shows.
+
+    Args:
+        library: Where the compile's runs are.
+        results: Of the compile: `run`, `threshold` and `agents` count; without `threshold`, a success is a reward of 1.
+    """
+    run, threshold = results.get("run"), results.get("threshold", 1.0)
+    growth = tuple(stats for stats in library.stats(threshold=threshold) if run in (None, stats.run))
+    return Experience(
+        growth=growth,
+        prices=tuple(_prices(growth, library.repairs(run=run))),
+        gates=tuple(_gates(library, run)),
+        funnels=tuple(_funnels(library.repairs(run=run), _agent_of(results))),
+        flows=most_frequent_flows(library, run),
+        stories=choose_stories(library, run, threshold, list(_agent_of(results))),
+    )
+
+
+def _agent_of(results: Results) -> dict[str, str]:
+    """Predictor name to agent name."""
+    return {name: agent for agent, names in results.get("agents", {}).items() for name in names}
+
+
+def _prices(growth: Iterable[LibraryStats], repairs: Iterable[Repair]) -> Iterator[Price]:
+    stages: dict[tuple[int, Literal["collect", "repair", "evaluate"]], Usage] = defaultdict(Usage)
+    for stats in growth:
+        if stats.origin == "rollout":
+            stages[stats.iteration, "collect"] += stats.usage
+        elif stats.origin == "repair":
+            stages[stats.iteration, "repair"] += stats.usage
+        elif stats.origin == "validation":
+            stages[stats.iteration, "evaluate"] += stats.usage
+    for repair in repairs:  # critics and new answers; the replays were counted above
+        stages[repair.iteration, "repair"] += repair.usage
+    for (iteration, stage), usage in sorted(stages.items()):
+        yield Price(iteration, stage, usage)
+
+
+def _gates(library: ExperienceLibrary, run: str | None) -> Iterator[Gate]:
+    """The candidates of each iteration; `sample` is how the compile numbers them."""
+    totals: dict[tuple[int, int], tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+    for entry in library.entries(run=run, origin="validation"):
+        total, number = totals[entry.iteration, entry.sample]
+        totals[entry.iteration, entry.sample] = total + entry.reward, number + 1
+    for (iteration, candidate), (total, number) in sorted(totals.items()):
+        yield Gate(iteration, candidate, total / number, number)
+
+
+def _funnels(repairs: Iterable[Repair], agent_of: Mapping[str, str]) -> list[Funnel]:
+    """By iteration: all agents together, then each by itself."""
+    counts: dict[tuple[int, str], dict[str, int]] = {}
+    for repair in repairs:
+        by_agent: dict[str, list[Attempt]] = defaultdict(list)
+        for attempt in repair.attempts:
+            by_agent[agent_of.get(attempt.predictor, attempt.predictor)].append(attempt)
+        for agent, attempts in [(ALL_AGENTS, list(repair.attempts)), *by_agent.items()]:
+            known = counts.setdefault((repair.iteration, agent), dict.fromkeys((*FUNNEL, "leaked"), 0))
+            for stage in _stages(attempts):
+                known[stage] += 1
+    order = {agent: number for number, agent in enumerate([ALL_AGENTS, *dict.fromkeys(agent_of.values())])}
+    places = sorted(counts, key=lambda place: (place[0], order.get(place[1], len(order)), place[1]))
+    return [Funnel(iteration, agent, counts[iteration, agent]) for iteration, agent in places]
+
+
+def _stages(attempts: Sequence[Attempt]) -> Iterator[str]:
+    """How far one failed run came."""
+    yield "failed"
+    if any(attempt.feedback for attempt in attempts):
+        yield "critiqued"
+    if any(attempt.regenerated is not None for attempt in attempts):
+        yield "regenerated"
+    if any(attempt.trajectory is not None for attempt in attempts):
+        yield "replayed"
+    if any(attempt.verdict == "repaired" for attempt in attempts):
+        yield "repaired"
+    if any(attempt.verdict == "leaked" for attempt in attempts):
+        yield "leaked"

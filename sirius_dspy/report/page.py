@@ -1,0 +1,72 @@
+"""A report as one HTML page that needs nothing but itself: no scripts, no fonts, nothing from the network.
+
+All texts from data go through Jinja's autoescape; only the SVG made by `plots` and `sirius_dspy.chart`, which escape
+their own, is put in as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sirius_dspy.chart import to_svg
+from sirius_dspy.report.experience import Experience
+from sirius_dspy.report.plots import svg_plots
+from sirius_dspy.report.run import Results
+from sirius_dspy.report.stories import Flowed
+from sirius_dspy.report.tables import details, headline, tables
+
+_FOLDED = 280
+"""Characters of a text that are shown at once; of a longer one, the beginning, and all of it on demand."""
+
+
+def render_html(results: Results, experience: Experience | None = None) -> str:
+    """Tell what a compile did, as one HTML page.
+
+    Args:
+        results: `CompileEnded.results`, which is also `detailed_results` of the compiled program.
+        experience: The compile's part of the library, from `read_experience`; without it, the page has no library
+            growth, data flow or trajectories.
+
+    Raises:
+        MissingDependencyError: Matplotlib, which comes with mlflow, is absent.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("sirius_dspy.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["words"] = _words
+    environment.globals["folded"] = _FOLDED
+    plots = {name: Markup(svg) for name, svg in svg_plots(results, experience).items()}
+    flows = [] if experience is None else experience.flows
+    return environment.get_template("report.html.j2").render(
+        headline=headline(results, experience),
+        details=details(results),
+        tables=tables(results, experience),
+        plots=plots,
+        flows=[(flow, Markup(_flow_svg(flow, number))) for number, flow in enumerate(flows, start=1)],
+        stories=[] if experience is None else experience.stories,
+    )
+
+
+def _words(value: Any) -> str:
+    """A value of a run as a text: a text as it is, everything else as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        value = dict(value)
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _flow_svg(flow: Flowed, number: int) -> str:
+    """The chart, with ids that no other chart of the page has."""
+    svg = to_svg(flow.chart, f"Data flow of {flow.count} runs")
+    return re.sub(r'(\bid="|url\(#)', rf"\g<1>flow{number}-", svg)
