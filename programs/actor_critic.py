@@ -33,7 +33,7 @@ from programs import pubmedqa as pubmedqa_program
 from programs import reasoning
 from programs.baseline import majority_baseline
 from sirius_dspy.curate import Curator, Row, TrainingSet
-from sirius_dspy.record import predictor_names
+from sirius_dspy.record import predictor_names, signature_of
 from sirius_dspy.rollout import Metric
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Trajectory
@@ -234,7 +234,7 @@ class VerdictCurator(Curator):
         """See `Curator.curate`; which verdicts stay is drawn with the seed."""
         every = Curator(self.max_per_example)  # balance first, or the cap would draw few of the rarer kind
         found = every.curate(program, trajectories, agents, threshold=threshold, seed=seed)
-        signature = predictor_names(program)["judge"].signature
+        signature = signature_of(predictor_names(program)["judge"])
         return {agent: self._capped(_balanced(rows, signature)) for agent, rows in found.items()}
 
     def _capped(self, found: TrainingSet) -> TrainingSet:

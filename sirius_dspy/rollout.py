@@ -266,7 +266,8 @@ def program_fingerprint(program: dspy.Module) -> str:
         name: [predictor.signature.instructions, *(_field(item) for item in predictor.signature.fields.items())]
         for name, predictor in program.named_predictors()
     }
-    graphs = {name: _wirings(graph) for name, graph in program.named_sub_modules(AgentGraph)}
+    modules = program.named_sub_modules()
+    graphs = {name: _wirings(module) for name, module in modules if isinstance(module, AgentGraph)}
     return digest({"class": type(program).__qualname__, "signatures": signatures, "graphs": graphs})
 
 
