@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from typer.testing import CliRunner
 
+from sirius_dspy.cli import app
 from sirius_dspy.testing import ToyLM, chat_reply
 
 ROOT = Path(__file__).parent.parent
@@ -127,9 +129,18 @@ def test_every_command_exists(command):
     program, *arguments = shlex.split(command)
     if program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True, timeout=60)
+    elif program == "sirius-dspy":
+        check_experiment(*arguments)
     else:
         assert program == "pip", f"{program} needs a check of its own"
         assert "install" in arguments
+
+
+def check_experiment(command, recipe, *options):
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert [name for name in options if name.startswith("--") and name not in shown.output] == []
+    assert (ROOT / "recipes" / f"{recipe}.toml").exists()
 
 
 def test_the_file_tree_is_the_repository_s():
