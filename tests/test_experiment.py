@@ -126,6 +126,16 @@ def cells(results):
     return {(cell.method, cell.seed): cell for cell in results.cells}
 
 
+def test_trained_weights_are_unloaded_after_their_cell(tmp_path, monkeypatch):
+    killed = []
+    monkeypatch.setattr(ToyLM, "kill", lambda self: killed.append(self.model), raising=False)
+    lm = ToyLM(skill=skill)
+    found = experiment().run(tmp_path, lm=lm, methods=["prompted team", "SiriuS"], seeds=[0])
+    assert not found.failed
+    assert killed
+    assert lm.model not in killed
+
+
 # The whole
 
 
