@@ -412,7 +412,7 @@ def _adapter(recipe: Recipe) -> Adapter:
 
 
 def _unload(program: dspy.Module, base: dspy.LM) -> None:
-    """Give back the memory of trained weights, of which an experiment makes many; one that is asked again loads again."""
+    """Give back the memory of trained weights, of which there will be many; those that are asked again load again."""
     trained = {lm.model: lm for predictor in predictor_names(program).values() if (lm := predictor.lm) is not None}
     for lm in trained.values():
         if lm.model != base.model and hasattr(lm, "kill"):
