@@ -9,12 +9,14 @@ PIP_FLAGS ?=
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check benchmarks
+.PHONY: help demo test check docs notebooks benchmarks
 
 help:
 	@echo 'make demo        a two-agent program teaches itself on this machine (SEED=, RUN_DIR=, ARGS=)'
 	@echo 'make test        everything that must hold: make check, then the tests'
 	@echo 'make check       ruff and mypy'
+	@echo 'make docs        the documentation, in site/'
+	@echo 'make notebooks   runs the notebooks and keeps what they show (ARGS=01_quickstart)'
 	@echo 'make benchmarks  what recording costs, and the local engine against its own parts'
 	@echo
 	@echo 'The first of them builds .venv with PYTHON ($(PYTHON)). On Linux, the torch of the public index brings CUDA;'
@@ -30,6 +32,13 @@ check: .venv/stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# As a module: the hooks in docs/hooks import programs/ from here.
+docs: .venv/stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+notebooks: .venv/stamp
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 benchmarks: .venv/stamp
 	$(BIN)/python -m benchmarks.recording

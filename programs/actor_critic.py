@@ -7,6 +7,8 @@ from advice that turned a wrong answer right. The second answer has inputs of it
     task = actor_critic.simple_equations
     SiriuS(task.metric, augmenter=None).compile(task.build(), trainset=task.examples("train"), ...)
 
+A judge of a mostly wrong actor needs `curator=VerdictCurator()`, or it learns to say "wrong" always.
+
 Repairs (`augmenter`) would show a critic the gold answer, which this setting of the paper does not.
 
 References:
@@ -30,6 +32,8 @@ from metrics.yes_no_maybe import yes_no_maybe
 from programs import pubmedqa as pubmedqa_program
 from programs import reasoning
 from programs.baseline import majority_baseline
+from sirius_dspy.curate import Curator, Row, TrainingSet
+from sirius_dspy.record import predictor_names, signature_of
 from sirius_dspy.rollout import Metric
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Trajectory
@@ -39,6 +43,7 @@ __all__ = [
     "ActorCriticMetric",
     "Report",
     "Task",
+    "VerdictCurator",
     "parse_verdict",
     "pubmedqa",
     "report",
@@ -207,6 +212,59 @@ class Report:
     def interval(self, name: str) -> Interval:
         """Wilson's 95 % interval of a count as a share of all runs, e.g. of `right_judged_right` for TP accuracy."""
         return wilson_interval(asdict(self)[name], self.total)
+
+
+@dataclass(frozen=True)
+class VerdictCurator(Curator):
+    """A `Curator` that gives the judge equally many rows of either verdict.
+
+    An actor that is mostly wrong, or mostly right, leaves verdicts of mostly one kind, and from these a judge learns to
+    say that one always. Where all are of one kind, the judge gets no rows and stays as it is.
+    """
+
+    def curate(
+        self,
+        program: dspy.Module,
+        trajectories: Iterable[Trajectory],
+        agents: Mapping[str, Sequence[str]],
+        *,
+        threshold: float,
+        seed: int = 0,
+    ) -> dict[str, TrainingSet]:
+        """See `Curator.curate`; which verdicts stay is drawn with the seed."""
+        every = Curator(self.max_per_example)  # balance first, or the cap would draw few of the rarer kind
+        found = every.curate(program, trajectories, agents, threshold=threshold, seed=seed)
+        signature = signature_of(predictor_names(program)["judge"])
+        return {agent: self._capped(_balanced(rows, signature)) for agent, rows in found.items()}
+
+    def _capped(self, found: TrainingSet) -> TrainingSet:
+        kept = found.rows[: self.max_rows]
+        over = len(found.rows) - len(kept)
+        return _reduced(found, kept, {"over the cap per agent": over})
+
+
+def _balanced(found: TrainingSet, signature: type[dspy.Signature]) -> TrainingSet:
+    """The same without the last of the more frequent verdicts; rows are in random order already."""
+    verdicts = {row.id: _verdict(row, signature) for row in found.rows if row.predictor == "judge"}
+    each = min(sum(verdict is kind for verdict in verdicts.values()) for kind in (True, False))
+    seen: Counter[bool | None] = Counter()
+    kept = []
+    for row in found.rows:
+        if row.id in verdicts:
+            seen[verdicts[row.id]] += 1
+        if row.id not in verdicts or seen[verdicts[row.id]] <= each:
+            kept.append(row)
+    return _reduced(found, kept, {"over the balance of verdicts": len(found.rows) - len(kept)})
+
+
+def _verdict(row: Row, signature: type[dspy.Signature]) -> bool | None:
+    adapter = dspy.settings.adapter or dspy.ChatAdapter()
+    return parse_verdict(adapter.parse(signature, row.messages[-1]["content"])["verdict"])
+
+
+def _reduced(found: TrainingSet, kept: Sequence[Row], dropped: Mapping[str, int]) -> TrainingSet:
+    counts = Counter(found.dropped) + Counter(dropped)
+    return TrainingSet(found.agent, tuple(kept), dict(counts))
 
 
 def report(trajectories: Iterable[Trajectory]) -> Report:

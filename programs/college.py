@@ -14,6 +14,7 @@ import random
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -217,18 +218,27 @@ def _read(subject: Subject, source: Source, path: str | Path | None) -> list[Ite
         return college_data.mmlu(subject, path)
     if source == "theoremqa":
         return college_data.theoremqa(path) if subject == "physics" else []
-    try:
+    if path is not None:
         return college_data.gpqa(subject, path)
+    found = _gpqa_of_hub(subject)
+    if not isinstance(found, DatasetError):
+        return found
+    others = tuple(other for other in _SOURCES if other != "gpqa")
+    warnings.warn(
+        f"College {subject} goes on without GPQA: {found} Pass `gpqa=` a CSV of it, or `sources={others}` to silence "
+        "this.",
+        stacklevel=3,
+    )
+    return []
+
+
+@cache
+def _gpqa_of_hub(subject: Subject) -> list[Item] | DatasetError:
+    """Asked once per process: without a network, each answer takes half a minute, and all splits and seeds ask."""
+    try:
+        return college_data.gpqa(subject)
     except DatasetError as error:
-        if path is not None:
-            raise
-        others = tuple(other for other in _SOURCES if other != "gpqa")
-        warnings.warn(
-            f"College {subject} goes on without GPQA: {error} Pass `gpqa=` a CSV of it, or `sources={others}` to "
-            "silence this.",
-            stacklevel=3,
-        )
-        return []
+        return error
 
 
 def _example(item: Item, fault: str | None, option_seed: int | None) -> dspy.Example:

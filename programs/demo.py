@@ -17,6 +17,7 @@ import dspy
 from programs import needle_haystack
 from sirius_dspy import CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
 from sirius_dspy.evaluate import Evaluation, evaluate, with_lms
+from sirius_dspy.run_dir import RunDir
 from sirius_dspy.track import Tracker
 
 
@@ -114,6 +115,7 @@ class _Demo:
         best = results["best_iteration"]
         swaps = {agent: self._swapped(compiled, agent) for agent in results["agents"]} if best else {}
         checkpoint = save(compiled, self.run_dir / "checkpoint")
+        self._keep_for_the_report()
         self.seconds["total"] = time.perf_counter() - began
         return DemoResult(
             seed=self.seed,
@@ -130,6 +132,19 @@ class _Demo:
             results=results,
             evaluations=self.evaluations,
         )
+
+    def _keep_for_the_report(self) -> None:
+        """`sirius-dspy report` shows it: what each program scored, and without what each agent learnt."""
+        programs = [
+            {
+                "program": name,
+                "score": found.score,
+                "interval": list(found.interval()),
+                "num_examples": len(found.rewards),
+            }
+            for name, found in self.evaluations.items()
+        ]
+        RunDir(self.run_dir).finish("test", {"programs": programs})
 
     def _compile(self, student: dspy.Module, demos: Mapping[str, list[dspy.Example]]) -> dspy.Module:
         settings = self.settings

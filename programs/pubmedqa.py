@@ -199,16 +199,16 @@ def _halves(path: str | Path | None) -> tuple[list[dspy.Example], list[dspy.Exam
 
 
 def _from_file(path: Path) -> list[dspy.Example]:
-    records = _read_json(path)
+    return [_read_record(path, pmid, record) for pmid, record in _read_json(path).items()]
+
+
+def _read_record(path: Path, pmid: str, record: Any) -> dspy.Example:
     try:
-        return [
-            _example(pmid, record["QUESTION"], record["CONTEXTS"], record["final_decision"])
-            for pmid, record in records.items()
-        ]
+        return _example(pmid, record["QUESTION"], record["CONTEXTS"], record["final_decision"])
     except (KeyError, TypeError) as error:
         raise DatasetError(
-            f"A record of {str(path)!r} is not in PubMedQA's format ({error!r}); expected QUESTION, CONTEXTS and "
-            "final_decision. Take `data/ori_pqal.json` from github.com/pubmedqa/pubmedqa."
+            f"Record {pmid!r} of {str(path)!r} is not in PubMedQA's format ({error!r}); expected QUESTION, CONTEXTS, "
+            "and final_decision. Take `data/ori_pqal.json` from github.com/pubmedqa/pubmedqa."
         ) from error
 
 

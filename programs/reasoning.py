@@ -12,7 +12,8 @@ written so far. Items come from reasoning-gym; splits never share a question, se
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from programs import generated
 from programs.baseline import majority_baseline
 from programs.generated import Split, key_of
 from sirius_dspy import AgentGraph
+from sirius_dspy.errors import DatasetError
+from sirius_dspy.repair import RepairDemos
 
 __all__ = [
     "ChainSumTeam",
@@ -100,6 +103,18 @@ def _three_agents(task_of_expert: str) -> dict[str, dspy.Module]:
 
 
 @dataclass(frozen=True)
+class Slip:
+    """How a run goes wrong, and what a critic says."""
+
+    predictor: str
+    field: str
+    wrong: str
+    later: Mapping[str, str]
+    """What the agents after it make of that, by field."""
+    feedback: str
+
+
+@dataclass(frozen=True)
 class ReasoningTask:
     """One task: data, programs, metric."""
 
@@ -117,6 +132,8 @@ class ReasoningTask:
     writes its work into that: the metrics of numbers read the last line that begins with `Answer:`."""
     shown: Sequence[Mapping[str, str]]
     """Runs written by hand: every field that some agent reads or writes, `key`, and `alone`, a single agent's reply."""
+    slips: Sequence[Slip] = ()
+    """One for each shown run, for demonstrations of repairs."""
 
     def build(self, single: bool = False) -> AgentGraph:
         """The untrained program with no LM set: the team, or one agent `solver` that does all of it."""
@@ -148,6 +165,41 @@ class ReasoningTask:
             for name, wiring in wirings.items()
         }
 
+    def repair_demonstrations(self) -> RepairDemos:
+        """Repairs of the shown runs: without them, a 135M model repairs next to nothing.
+
+        So small a critic cannot hint; it says what is right, and the agent whose work that is writes it down.
+
+        Raises:
+            DatasetError: None were written for this task.
+        """
+        if not self.slips:
+            raise DatasetError(f"There are no demonstrations of repairs for {self.name!r}. Repair without them.")
+        critique, rephrase = [], []
+        regenerate: dict[str, list[dspy.Example]] = defaultdict(list)
+        for run, slip in zip(self.shown, self.slips, strict=True):
+            critique.append(self._critique(run, slip))
+            asked = {field: run[field] for field in self.build().wirings[slip.predictor].reads.values()}
+            right = {slip.field: run[slip.field]}
+            regenerate[slip.predictor].append(dspy.Example(**asked, feedback=slip.feedback, **right))
+            text = run[slip.field]
+            rephrase.append(dspy.Example(task=_listed(run, ["question"]), text=text, rewritten=text))
+        return RepairDemos(critique=critique, regenerate=regenerate, rephrase=rephrase)
+
+    def _critique(self, run: Mapping[str, str], slip: Slip) -> dspy.Example:
+        wirings = self.build().wirings
+        wrong = {**run, slip.field: slip.wrong, **slip.later}
+        written = {name: [wrong[field] for field in wiring.writes.values()] for name, wiring in wirings.items()}
+        return dspy.Example(
+            task=_listed(run, ["question"]),
+            team="\n\n".join(f"[{name}]\n{' '.join(texts)}" for name, texts in written.items()),
+            agent=slip.predictor,
+            agent_inputs=_listed(wrong, wirings[slip.predictor].reads.values()),
+            agent_answer=slip.wrong,
+            correct_answer=run["answer"],
+            feedback=slip.feedback,
+        )
+
     def majority_baseline(self, examples: Sequence[dspy.Example]) -> float:
         """Share of the examples that the most frequent answer gets right."""
         return majority_baseline(examples)
@@ -156,6 +208,10 @@ class ReasoningTask:
         example = self.read(item)
         is_shown = example is not None and any(example.dspy_key == run["key"] for run in self.shown)
         return None if is_shown else example
+
+
+def _listed(values: Mapping[str, str], fields: Iterable[str]) -> str:
+    return "\n".join(f"{field}: {values[field]}" for field in fields)
 
 
 # Reading items
@@ -282,6 +338,15 @@ _SUM_RUNS = (
     _sum_run("52 + 27", "Add 27 to 52.", "79"),
 )
 
+
+def _sum_slip(run: Mapping[str, str], wrong: str) -> Slip:
+    expression = run["question"].removesuffix(" =")
+    later = {"answer": wrong}
+    return Slip("calculator", "working", f"{expression} = {wrong}", later, f"{expression} is {run['answer']}.")
+
+
+_SUM_SLIPS = tuple(_sum_slip(run, wrong) for run, wrong in zip(_SUM_RUNS, ("12", "43", "6", "719"), strict=True))
+
 _LEGS_RUNS = (  # with animals that the generator does not have
     _legs_run("3 goats", "A goat has 4 legs.", "3 * 4 = 12", "12"),
     _legs_run("2 swans, 1 rabbit", "A swan has 2 legs. A rabbit has 4 legs.", "2 * 2 + 1 * 4 = 8", "8"),
@@ -317,6 +382,7 @@ chain_sum = ReasoningTask(
     ChainSumTeam,
     ("question: str -> answer: str", _ALONE),
     _SUM_RUNS,
+    _SUM_SLIPS,
 )
 
 leg_counting = ReasoningTask(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from sirius_dspy.trajectory import Step, Values
@@ -25,6 +25,8 @@ class LeakGuard:
 
     Args:
         traces: Regular expression of rule 2, matched without regard to case.
+        answering: Predictors whose own work brings the answer up before the program gives it, such as one that
+            calculates what another one only writes down: rule 1 does not apply to them.
     """
 
     TRACES = (
@@ -34,8 +36,9 @@ class LeakGuard:
         r"|apologi[sz]e|apolog(?:y|ies)|i was wrong|upon re(?:consideration|flection))\b"
     )
 
-    def __init__(self, traces: str = TRACES) -> None:
+    def __init__(self, traces: str = TRACES, answering: Collection[str] = ()) -> None:
         self.traces = traces
+        self.answering = tuple(answering)
 
     def leak(self, outputs: Values, step: Step, labels: Values, *, answers: bool) -> str:
         """What the edit gives away, in words; empty if nothing.
@@ -49,7 +52,7 @@ class LeakGuard:
         edited, known = _text(outputs), _text([step.inputs, step.outputs or {}])
         if trace := self._trace(edited, known):
             return f"speaks of a correction: {trace!r}"
-        for gold in () if answers else _golds(labels):
+        for gold in () if answers or step.predictor in self.answering else _golds(labels):
             if _mentions(edited, gold) and not _mentions(known, gold):
                 return f"newly carries the gold answer {gold!r}"
         return ""

@@ -180,7 +180,7 @@ def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Modul
     names = predictor_names(program)
     if unknown := sorted(set(demos) - set(names)):
         raise UnpreparedProgramError(
-            f"`cold_start` has demonstrations for {unknown}; the predictors are {list(names)}."
+            f"There are demonstrations for {unknown}; the predictors are {list(names)}. Key them by predictor name."
         )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import replace
 
 import dspy
 import pytest
 
 from programs import actor_critic
-from programs.actor_critic import Report, parse_verdict, report
+from programs.actor_critic import Report, VerdictCurator, parse_verdict, report
 from sirius_dspy import PlainAdapter, SiriuS, evaluate
 from sirius_dspy.baselines import SingleAgent
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
@@ -248,6 +249,44 @@ def test_the_actor_alone_is_trained_under_the_same_metric(tmp_path):
     method = SingleAgent(TASK.build(single=True), SiriuS(TASK.metric, augmenter=None, iterations=1, run_dir=tmp_path))
     alone = method.compile(program, trainset=cases, valset=cases)
     assert evaluate(alone, cases, TASK.metric).rewards == (1.0, 1.0, 0.0)
+
+
+def test_a_judge_gets_equally_many_verdicts_of_either_kind():
+    sets = curated(VerdictCurator(), right=3, wrong=9)
+    completions = Counter(row.messages[-1]["content"] for row in sets["judge"].rows)
+    assert sorted(completions.values()) == [3, 3]
+    assert sets["judge"].dropped == {"over the balance of verdicts": 6}
+    assert len(sets["actor"].rows) == 3  # only the judge's rows are balanced
+
+
+def test_the_cap_comes_after_the_balance():
+    sets = curated(VerdictCurator(max_rows=5), right=3, wrong=20)
+    assert len(sets["judge"].rows) == 5
+    assert max(Counter(row.messages[-1]["content"] for row in sets["judge"].rows).values()) == 3
+
+
+def test_a_judge_that_saw_one_kind_of_verdict_only_learns_nothing():
+    sets = curated(VerdictCurator(), right=0, wrong=5)
+    assert sets["judge"].rows == ()
+
+
+def curated(curator, right, wrong):
+    """What a judge that is always right leaves, with an actor that is right on some."""
+
+    def play(prompt):
+        number = int(prompt.text.rpartition("z + ")[2].split()[0])
+        if prompt.asks_for("verdict"):
+            return chat_reply(verdict="right" if number <= right else "wrong")
+        if prompt.asks_for("feedback"):
+            return chat_reply(feedback="think")
+        return chat_reply(answer=str(50 - number) if number <= right else "99")
+
+    program = TASK.build()
+    program.set_lm(ScriptedLM(play))
+    cases = [example(f"Solve for z: z + {number} = 50", str(50 - number)) for number in range(1, right + wrong + 1)]
+    found = evaluate(program, cases, TASK.metric).trajectories
+    agents = {name: [name] for name, _ in program.named_predictors()}
+    return curator.curate(program, found, agents, threshold=1.0)
 
 
 # The tasks

@@ -16,24 +16,26 @@ PACKAGE = ROOT / "sirius_dspy"
 LAYERS = (
     ("chart", "errors", "redact", "signatures", "stats", "trajectory"),
     ("run_dir",),
-    ("adapter", "graph", "leak", "local", "migrations", "record", "report", "track", "train"),
-    ("curate", "database", "mlflow", "prepare", "progress", "rollout"),
+    ("adapter", "graph", "leak", "local", "migrations", "record", "track", "train"),
+    ("curate", "database", "fetch", "prepare", "progress", "rollout"),
     ("checkpoint", "evaluate", "library", "repair"),
-    ("summary",),
+    ("report", "summary"),
+    ("mlflow",),
     ("loop",),
     ("optimizer",),
     ("baselines",),
+    ("experiment",),
     ("__init__", "testing"),
     ("cli",),
 )
-"""The parts of the package; each imports only from earlier rows, and `local` and `testing` from within themselves."""
+"""The parts of the package; each imports only from earlier rows, and packages from within themselves."""
 
 HEAVY = {
     "datasets": {"library", "local"},
     "gguf": {"local"},
     "huggingface_hub": {"local"},
-    "matplotlib": {"report"},
-    "mlflow": {"mlflow"},
+    "matplotlib": {"experiment", "report"},
+    "mlflow": {"experiment", "fetch", "mlflow"},
     "openvino_genai": {"local"},
     "peft": {"local"},
     "psycopg": {"database"},

@@ -24,6 +24,11 @@ def chat_adapter(dspy_defaults):
     dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
 
 
+@pytest.fixture(autouse=True)
+def hub_not_asked_yet():
+    college._gpqa_of_hub.cache_clear()
+
+
 # Small files in the formats of the sources
 
 
@@ -302,6 +307,20 @@ def test_without_gpqa_the_others_go_on_with_a_warning(tmp_path, monkeypatch):
     assert {e.dspy_source for e in found} == {"mmlu", "theoremqa"}
     with pytest.raises(DatasetError, match=r"nowhere\.csv"):
         college.examples("physics", "test", **files(tmp_path, gpqa=tmp_path / "nowhere.csv"))
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch):
+    asked = []
+
+    def unreachable(*arguments, **settings):
+        asked.append(arguments)
+        offline()
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    for split in SPLITS:
+        with pytest.warns(UserWarning, match="goes on without GPQA"):
+            college.examples("physics", split, **files(tmp_path, gpqa=None))
+    assert len(asked) == 1
 
 
 def test_without_the_hub_it_is_said_how_to_go_on(monkeypatch):

@@ -126,6 +126,16 @@ def cells(results):
     return {(cell.method, cell.seed): cell for cell in results.cells}
 
 
+def test_trained_weights_are_unloaded_after_their_cell(tmp_path, monkeypatch):
+    killed = []
+    monkeypatch.setattr(ToyLM, "kill", lambda self: killed.append(self.model), raising=False)
+    lm = ToyLM(skill=skill)
+    found = experiment().run(tmp_path, lm=lm, methods=["prompted team", "SiriuS"], seeds=[0])
+    assert not found.failed
+    assert killed
+    assert lm.model not in killed
+
+
 # The whole
 
 
@@ -690,6 +700,19 @@ def test_questions_that_belong_together_count_as_one():
     twins = ["a", "a", "b", "b", "c", "c"]
     _, other = results_of({"prompted team": before, "other": after}, twins).rows
     assert (other.comparison.gained, other.comparison.p_value) == (3, 0.25)
+
+
+def test_never_right_over_several_seeds_is_not_certainty():
+    twins = ["a", "a", "b", "c", "d", "e"]
+    none, everything = results_of({"prompted team": [[0] * 6] * 3, "other": [[1] * 6] * 3}, twins).rows
+    assert none.accuracy == (0.0, *wilson_interval(0, 5))
+    assert everything.accuracy == (1.0, *wilson_interval(5, 5))
+
+
+def test_a_small_p_value_is_never_shown_as_zero():
+    results = results_of({"prompted team": [[0] * 30], "other": [[1] * 30]})
+    assert "| < 0.0001 | < 0.0001 |" in results.to_markdown()
+    assert "| 0.0000 |" not in results.to_markdown()
 
 
 def test_p_values_are_adjusted_for_the_number_of_methods():

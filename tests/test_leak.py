@@ -1,5 +1,7 @@
 """What an edit may say, and what it would teach that its agent cannot know."""
 
+from dataclasses import replace
+
 import pytest
 
 from sirius_dspy.leak import LeakGuard
@@ -148,3 +150,12 @@ def test_other_traces_can_be_named():
     guard = LeakGuard(r"\bhint\w*")
     assert "'Hinted'" in guard.leak({"facts": "Hinted at."}, step, {}, answers=False)
     assert guard.leak({"facts": "A mistake."}, step, {}, answers=False) == ""
+
+
+def test_an_agent_whose_work_the_answer_is_may_state_it():
+    guard = LeakGuard(answering=["calculator"])
+    step = Step("calculator", 0, {"question": "2 + 3 ="}, {"working": "2 + 3 = 6"}, "lm")
+    other = replace(step, predictor="expert")
+    assert guard.leak({"working": "2 + 3 = 5"}, step, {"answer": "5"}, answers=False) == ""
+    assert "gold answer '5'" in guard.leak({"working": "2 + 3 = 5"}, other, {"answer": "5"}, answers=False)
+    assert "correction" in guard.leak({"working": "Corrected: 5"}, step, {"answer": "5"}, answers=False)

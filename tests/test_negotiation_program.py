@@ -6,7 +6,7 @@ from collections import Counter
 import dspy
 import pytest
 
-from programs.negotiation import FROZEN, Exchange, GameError, Sell, build, examples, metric
+from programs.negotiation import FROZEN, Exchange, GameError, Sell, build, examples, metric, tasks
 from programs.negotiation.curator import GameCurator
 from programs.negotiation.demonstrations import GAMES, POSITIONS, demonstrations
 from programs.negotiation.engine import State, step
@@ -14,7 +14,7 @@ from programs.negotiation.log import replay
 from programs.negotiation.player import Play
 from programs.negotiation.program import HELD_OUT_BOTS, PRACTICE_BOTS
 from programs.negotiation.values import Invalid
-from sirius_dspy import PlainAdapter, SiriuS
+from sirius_dspy import PlainAdapter, SiriuS, evaluate
 from sirius_dspy.errors import DatasetError, PromptTooLongError
 from sirius_dspy.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
@@ -296,3 +296,36 @@ def test_the_curator_caps_pairings_and_outcomes(tmp_path):
     assert sets == again
     opponents = {game.id: game.prediction["players"]["blue"] for game in games}
     assert Counter(opponents[row.trajectory] for row in sets["red"].rows) == {"accepter": 5, "base": 5}
+
+
+# As the task of an experiment
+
+
+def test_a_game_task_has_everything_that_an_experiment_asks_for():
+    assert tasks.sell.build(talk=False).talk is False
+    shown = tasks.sell.demonstrations()
+    assert set(shown) == {"red", "blue", *FROZEN}
+    assert {example.game["game"] for example in tasks.sell.examples("test", 6)} == {"sell"}
+
+
+def test_the_report_counts_deals_and_the_moves_of_the_roles_under_test():
+    program = program_with(lambda prompt: acts("what?") if seller(prompt) else acts("ACCEPT"))
+    played = [match(), match("agent", "accepter"), match("accepter", "agent")]
+    with dspy.context(adapter=CHAT):
+        found = tasks.report(evaluate(program, played, tasks.sell.metric).trajectories)
+    # as RED the agent forfeits with its third invalid move; as BLUE it accepts the bot's offer
+    assert (found.total, found.deals) == (3, 1)
+    assert found.invalid == 2 * 3 + blue_slips(program, played)
+    assert found.deal_rate == 1 / 3
+    assert found.invalid_rate == found.invalid / found.moves
+
+
+def blue_slips(program, played):
+    """Invalid moves of BLUE where an agent plays it, from the logs."""
+    with dspy.context(adapter=CHAT):
+        return sum(program(**example.inputs()).invalid["blue"] for example in played if example.blue == "agent")
+
+
+def test_a_report_of_nothing_is_no_error():
+    found = tasks.report([])
+    assert (found.total, found.deal_rate, found.invalid_rate) == (0, 0.0, 0.0)

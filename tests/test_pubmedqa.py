@@ -9,7 +9,7 @@ import pytest
 from metrics.yes_no_maybe import parse
 from programs import pubmedqa
 from programs.baseline import majority_baseline
-from sirius_dspy.errors import GraphError
+from sirius_dspy.errors import DatasetError, GraphError
 from sirius_dspy.record import record
 from sirius_dspy.stats import class_recalls
 from sirius_dspy.testing import ScriptedLM, chat_reply
@@ -105,3 +105,14 @@ def test_always_yes_has_the_share_of_yes_and_no_other_recall(tmp_path):
 def test_unparseable_replies_can_be_counted_apart():
     replies = ["Yes.", "The diagnosis is not known", "no", ""]
     assert [parse(reply) for reply in replies] == ["yes", None, "no", None]
+
+
+def test_a_record_without_a_gold_answer_is_named(tmp_path):
+    record = {"QUESTION": "Does it work?", "CONTEXTS": ["We counted."], "final_decision": "yes"}
+    (tmp_path / "ori_pqal.json").write_text(json.dumps({"1": record, "22": {**record, "final_decision": None}}))
+    (tmp_path / "test_ground_truth.json").write_text(json.dumps({"1": "yes"}))
+    with pytest.raises(DatasetError, match=r"'22' has the label None"):
+        pubmedqa.examples("train", path=tmp_path / "ori_pqal.json")
+    (tmp_path / "ori_pqal.json").write_text(json.dumps({"1": record, "22": {"QUESTION": "?", "CONTEXTS": []}}))
+    with pytest.raises(DatasetError, match=r"'22'.*final_decision"):
+        pubmedqa.examples("train", path=tmp_path / "ori_pqal.json")

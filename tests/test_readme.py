@@ -12,7 +12,9 @@ import shlex
 import subprocess
 
 import pytest
+from typer.testing import CliRunner
 
+from sirius_dspy.cli import app
 from sirius_dspy.testing import ToyLM
 from tests.snippets import ROOT, blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
 
@@ -85,9 +87,20 @@ def test_every_command_exists(command):
     program, *arguments = shlex.split(command)
     if program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True, timeout=60)
+    elif program == "sirius-dspy":
+        check_ours(*arguments)
     else:
         assert program == "pip", f"{program} needs a check of its own"
         assert "install" in arguments
+
+
+def check_ours(command, *arguments):
+    words = [command, arguments[0]] if command == "library" else [command]
+    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert [name for name in arguments if name.startswith("--") and name not in shown.output] == []
+    if command == "experiment":
+        assert (ROOT / "recipes" / f"{arguments[0]}.toml").exists()
 
 
 def test_the_file_tree_is_the_repository_s():

@@ -14,7 +14,11 @@ import pytest
 from programs import generated, needle_haystack, reasoning
 from sirius_dspy import PlainAdapter
 from sirius_dspy.errors import DatasetError, MissingDependencyError
+from sirius_dspy.leak import LeakGuard
 from sirius_dspy.record import record
+from sirius_dspy.repair import CriticAugmenter, RepairContext
+from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.signatures import Critique
 from sirius_dspy.testing import ScriptedLM
 
 TASKS = (reasoning.family_relationships, reasoning.chain_sum, reasoning.leg_counting, reasoning.simple_equations)
@@ -289,3 +293,55 @@ def test_without_reasoning_gym_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(MissingDependencyError, match=r"`chain_sum`.*pip install 'sirius-dspy\[local\]'"):
         reasoning.chain_sum.examples("train", 1)
+
+
+# Repairs
+
+
+def test_demonstrations_of_repairs_fit_what_is_asked_and_mend_what_is_wrong():
+    task = reasoning.chain_sum
+    demos = task.repair_demonstrations()
+    critique = set(Critique.input_fields) | set(Critique.output_fields)
+    assert {frozenset(demo.keys()) for demo in demos.critique} == {frozenset(critique)}
+    assert {frozenset(demo.keys()) for demo in demos.rephrase} == {frozenset({"task", "text", "rewritten"})}
+    assert list(demos.regenerate) == ["calculator"]
+    for told, asked in zip(demos.critique, demos.regenerate["calculator"], strict=True):
+        expression, _, right = asked.working.partition(" = ")
+        assert eval(expression) == int(right) == int(told.correct_answer)
+        assert told.agent_answer.startswith(f"{expression} = ")
+        assert told.agent_answer != asked.working
+        assert f"[calculator]\n{told.agent_answer}" in told.team
+        assert told.feedback == asked.feedback
+    CriticAugmenter(demos=demos).check(task.build())
+
+
+def test_a_task_without_demonstrations_of_repairs_says_so():
+    with pytest.raises(DatasetError, match="no demonstrations of repairs for 'leg_counting'"):
+        reasoning.leg_counting.repair_demonstrations()
+
+
+def test_a_calculator_that_follows_the_demonstrated_advice_is_repaired():
+    def play(prompt):
+        if prompt.asks_for("feedback"):
+            return "7 + 9 is 16."
+        if prompt.field("feedback") is not None:
+            return "7 + 9 = 16"
+        if prompt.field("text") is not None:
+            return prompt.field("text")
+        if prompt.field("working") is not None:
+            return prompt.field("working").partition("= ")[2]
+        return "7 + 9 = 17" if prompt.field("facts") is not None else "Add them."
+
+    example = dspy.Example(question="7 + 9 =", answer="16", dspy_key="x").with_inputs("question")
+    program = reasoning.chain_sum.build()
+    program.set_lm(ScriptedLM(play))
+    rollouts = Rollouts(reasoning.chain_sum.metric, run="r", seed=0)
+    failed = rollouts.run_one(program, Task(example))
+    context = RepairContext(program, rollouts, 1.0, frozenset({"calculator"}))
+    demos = reasoning.chain_sum.repair_demonstrations()
+    verdicts = {}
+    for answering in ((), ("calculator",)):
+        augmenter = CriticAugmenter(show_earlier=False, demos=demos, guard=LeakGuard(answering=answering))
+        found = augmenter.repair(failed, example, context)
+        verdicts[answering] = [attempt.verdict for attempt in found.repair.attempts]
+    assert verdicts == {(): ["leaked"], ("calculator",): ["repaired"]}

@@ -14,6 +14,7 @@ import pytest
 from dspy.lm15 import AuthError, BillingError, ContextLengthError, ServerError, UnsupportedModelError
 
 from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError, UnrecordableCallError
+from sirius_dspy.graph import Agent, AgentGraph
 from sirius_dspy.rollout import Rollouts, Task, parallel, program_fingerprint
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Step, Trajectory, example_key
@@ -522,6 +523,19 @@ def test_two_programs_with_equal_predictors_are_two():
         pass
 
     assert program_fingerprint(Other()) != fingerprint()
+
+
+def test_who_reads_whom_in_a_graph_is_part_of_the_program():
+    def graph(source):
+        first, second = dspy.Predict("question -> facts"), dspy.Predict("question -> doubts")
+        third = Agent(dspy.Predict("notes -> answer"), reads={"notes": source})
+        fourth = Agent(dspy.Predict("notes -> remark"), reads={"notes": {"facts": "doubts", "doubts": "facts"}[source]})
+        return AgentGraph(
+            "question -> answer, remark", {"first": first, "second": second, "third": third, "fourth": fourth}
+        )
+
+    assert program_fingerprint(graph("facts")) == program_fingerprint(graph("facts").deepcopy())
+    assert program_fingerprint(graph("facts")) != program_fingerprint(graph("doubts"))
 
 
 def test_a_refusal_that_the_program_swallows_still_ends_the_rollouts():

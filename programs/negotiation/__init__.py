@@ -10,6 +10,7 @@
     configs.py     the games of each split
     program.py     NegotiationGame, examples, metric
     curator.py     training sets that no pairing and no outcome dominates
+    tasks.py       each game as the task of an experiment
     tournament.py  cross-play and its table
     openspiel.py   the same players in an engine of others
 

@@ -162,6 +162,7 @@ def _print_next_steps(console: Console, result: DemoResult, tracker: MLflowTrack
     example = needle_haystack.examples("test", 1, result.seed)[0]
     arguments = ["ask", str(result.checkpoint), "--question", example.question, "--context", example.context]
     lines = [f"Ask the trained program (expected: {example.answer}):", _command("sirius-dspy", *arguments)]
+    lines += ["Write a page about what it did:", _command("sirius-dspy", "report", str(result.checkpoint.parent))]
     if tracker.how_to_open and tracker.run_id:
         lines += [f"Open run {tracker.run_id} of experiment {tracker.experiment!r} in MLflow:", _opening(tracker)]
     console.print(Text("\n".join(lines)), soft_wrap=True)

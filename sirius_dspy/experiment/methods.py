@@ -29,6 +29,7 @@ from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.lms import lm_from
 from sirius_dspy.experiment.recipe import Recipe
 from sirius_dspy.experiment.task import Demos, Task, imported
+from sirius_dspy.leak import LeakGuard
 from sirius_dspy.local import LocalLM
 from sirius_dspy.optimizer import SiriuS
 from sirius_dspy.record import predictor_names
@@ -280,6 +281,7 @@ def _augmenter(bench: Bench) -> CriticAugmenter | None:
         temperature=table.temperature,
         rephrase=table.rephrase,
         show_earlier=table.show_earlier,
+        guard=LeakGuard(answering=table.answering),
         demos=bench.task.repair_demonstrations() if table.demonstrations else None,
     )
 

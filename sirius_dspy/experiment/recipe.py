@@ -138,6 +138,8 @@ class RepairTable:
     show_earlier: bool = True
     demonstrations: bool = False
     """Use the task's `repair_demonstrations()`."""
+    answering: Sequence[str] = ()
+    """Predictors whose own work brings the answer up; see `LeakGuard`."""
 
     __pydantic_config__ = _STRICT
 

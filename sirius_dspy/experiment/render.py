@@ -75,7 +75,7 @@ def _summary_row(results: Results, row: Row) -> list[str]:
     if found is None:
         return [_marked(row), *[NONE] * 8, *papers]
     interval = f"{_percent(found.low)} to {_percent(found.high)}"
-    against = [_points(compared.difference.value), f"{compared.p_holm:.4f}"] if compared else [NONE, NONE]
+    against = [_points(compared.difference.value), _p(compared.p_holm)] if compared else [NONE, NONE]
     spent = [_count(row.mean("trained", "calls")), _count(row.mean("trained", "seconds"))]
     shares = [f"{row.num_right} of {row.n}", _percent(found.value), interval, str(row.num_unparsed)]
     return [_marked(row), *shares, *against, *spent, *papers]
@@ -109,8 +109,8 @@ def _comparison_row(method: str, found: Comparison) -> list[str]:
         _points(value),
         interval,
         *counts,
-        f"{found.p_value:.4f}",
-        f"{found.p_holm:.4f}",
+        _p(found.p_value),
+        _p(found.p_holm),
         str(len(found.seeds)),
     ]
 
@@ -244,6 +244,10 @@ def _section(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -
 
 def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _p(value: float) -> str:
+    return f"{value:.4f}" if value >= 0.0001 else "< 0.0001"
 
 
 def _percent(share: float) -> str:

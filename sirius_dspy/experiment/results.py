@@ -72,12 +72,16 @@ class Row:
         """Share of right answers with its 95 % interval; `None` if nothing was measured.
 
         Wilson's interval for one seed of independent questions, else a bootstrap over seeds and groups of questions.
+        Where all answers are right, or none, a bootstrap knows no doubt: then Wilson's for the groups of one seed.
         """
         if not self.measured:
             return None
         groups = _groups(self.measured[0])
         if len(self.measured) == 1 and len(set(groups)) == len(groups):
             return Estimate(self.num_right / self.n, *wilson_interval(self.num_right, self.n))
+        if self.num_right in (0, self.n):
+            independent = len(set(groups))
+            return Estimate(self.num_right / self.n, *wilson_interval(independent * bool(self.num_right), independent))
         return bootstrap([_right(cell) for cell in self.measured], groups=groups)
 
     @property

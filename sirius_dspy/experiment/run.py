@@ -15,7 +15,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -269,6 +269,7 @@ class _Run:
         bench = self._bench(seed, self._work(seed), self.tracker)
         program, status, trained, error = self._compiled(name, bench)
         trajectories, tested = self._tested(name, seed, program)
+        _unload(program, self.lm)
         return Cell(
             name,
             seed,
@@ -408,6 +409,15 @@ def _lm(lm: dspy.LM | str | None, recipe: Recipe) -> tuple[dspy.LM, bool]:
 def _adapter(recipe: Recipe) -> Adapter:
     """Without DSPy's fallback to JSON: a second call with another prompt would be trained under the first one."""
     return PlainAdapter() if recipe.adapter == "plain" else dspy.ChatAdapter(use_json_adapter_fallback=False)
+
+
+def _unload(program: dspy.Module, base: dspy.LM) -> None:
+    """Give back the memory of trained weights, of which there will be many; those that are asked again load again."""
+    trained = {lm.model: lm for predictor in predictor_names(program).values() if (lm := predictor.lm) is not None}
+    for lm in trained.values():
+        if lm.model != base.model and hasattr(lm, "kill"):
+            with suppress(Exception):  # a server that does not unload costs memory there, and no result here
+                lm.kill()
 
 
 def _version(program: dspy.Module) -> dict[str, Any]:
