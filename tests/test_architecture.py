@@ -35,7 +35,7 @@ HEAVY = {
     "gguf": {"local"},
     "huggingface_hub": {"local"},
     "matplotlib": {"experiment", "report"},
-    "mlflow": {"experiment", "fetch", "mlflow"},
+    "mlflow": {"fetch", "mlflow"},
     "openvino_genai": {"local"},
     "peft": {"local"},
     "psycopg": {"database"},

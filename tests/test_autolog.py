@@ -42,7 +42,8 @@ def tree() -> list[tuple[str, str | None]]:
 def test_better_together_under_autolog_nests_our_runs_and_makes_no_trace_per_rollout(store, tmp_path):
     dspy.configure(adapter=ADAPTER)
     mlflow.dspy.autolog(log_compiles=True, log_evals=True, log_traces_from_compile=False, silent=True)
-    step = SiriuS(exact, iterations=1, samples=2, run_dir=tmp_path / "run", tracker=MLflowTracker(), num_threads=4)
+    tracker = MLflowTracker(traces=0)
+    step = SiriuS(exact, iterations=1, samples=2, run_dir=tmp_path / "run", tracker=tracker, num_threads=4)
     together = dspy.BetterTogether(metric=exact, s=step)
     best = together.compile(student(), trainset=examples(), valset=examples(), strategy="s", num_threads=2)
     assert max(found["score"] for found in best.candidate_programs) == 100.0

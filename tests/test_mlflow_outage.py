@@ -101,6 +101,20 @@ def test_what_a_working_store_refuses_is_left_out_and_counted(line, caplog):
     assert "2 x bad" in last
 
 
+def test_a_store_that_comes_back_right_after_a_failure_gets_the_write(line):
+    line.is_up = False
+    line.box.send("score", lambda: line.write("score") if line.is_up else fail(line))
+    line.box.close()
+    assert line.got == ["score"]
+    assert line.box.not_written == {}
+
+
+def fail(line):
+    """A restart: this request is lost, the next one is answered."""
+    line.is_up = True
+    raise ConnectionResetError("gone")
+
+
 def test_what_everything_else_needs_is_never_left_out(line):
     line.refused = {"start"}
     line.send("start", is_essential=True)
@@ -118,6 +132,7 @@ def test_what_is_kept_has_a_bound(line, monkeypatch):
     for _ in range(15):
         line.send("n")
     assert line.box.not_written == {"n": 15}
+    line.box.wait(10)
     line.is_up = True
     line.box.close()
     assert len(line.got) == 10
@@ -133,7 +148,7 @@ def test_a_write_that_always_hangs_does_not_block_the_others_for_ever(line, monk
 
     line.box.send("hanging", hang)
     line.send("n")
-    for _ in range(outbox._TRIES + 1):
+    for _ in range(outbox._TIMEOUTS + 1):
         line.box.wait(10)
         line.box.try_again()
     line.box.close()

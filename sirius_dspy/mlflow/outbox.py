@@ -23,8 +23,10 @@ _CAPACITY = 10_000
 """Writes kept at most; a compile of 20 iterations with 10 agents makes some 1,000."""
 _SLOW_S = patience.LAST_WAIT_S / 2
 """A failure that took this long means a server that does not answer, not one that refuses."""
-_TRIES = 3
+_TIMEOUTS = 3
 """How often a write may fail in this way before it is dropped: the server may answer all others."""
+_REFUSALS = 2
+"""How often a write may fail at once while the server answers; the first time it may just have come back."""
 _CLOSING_S = 120.0
 """How long `close` waits for a server that is slow and works: a large library on a thin line must not hold a result."""
 
@@ -35,6 +37,7 @@ class _Parcel:
     write: Callable[[], None]
     is_essential: bool
     timeouts: int = 0
+    refusals: int = 0
 
 
 class Outbox:
@@ -136,13 +139,15 @@ class Outbox:
         """Drop a write that a working server refuses; after anything else, stop trying."""
         self._warn(error)
         is_slow = seconds >= _SLOW_S
+        answers = not is_slow and self._is_up()
         parcel.timeouts += is_slow
-        is_hopeless = parcel.timeouts >= _TRIES if is_slow else self._is_up()
+        parcel.refusals += answers
+        is_hopeless = parcel.timeouts >= _TIMEOUTS or parcel.refusals >= _REFUSALS
         with self._changed:
             if is_hopeless and not parcel.is_essential:
                 self._lost[parcel.kind] += 1
                 self._waiting.popleft()
-            self._is_down = is_slow or not is_hopeless or parcel.is_essential
+            self._is_down = not answers or (is_hopeless and parcel.is_essential)
             self._changed.notify_all()
 
     def _warn(self, error: Exception) -> None:
