@@ -372,7 +372,8 @@ class Recorder:
     def _params(self) -> dict[str, Any]:
         event = self._compile
         return {
-            **event.params,
+            # Where it works is a tag: as a parameter, it would be the first difference between any two compiles.
+            **{name: value for name, value in event.params.items() if name != "run_dir"},
             **{f"agent.{agent}": ", ".join(predictors) for agent, predictors in event.agents.items()},
             **{f"lm.{agent}": lm for agent, lm in event.lms.items()},
             "adapter": event.adapter,
