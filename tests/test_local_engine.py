@@ -282,3 +282,23 @@ def test_unloading_waits_for_the_calls_under_way() -> None:
     depot.use("b")
     depot.pool.close()
     assert [weights.closed for weights in depot.made] == [1, 1, 1]
+
+
+@pytest.mark.local
+def test_a_request_that_ends_before_its_first_token_is_an_empty_reply():
+    """OpenVINO hands out nothing at all then, now and then: once in some ten thousand replies that a stop ended."""
+    from openvino_genai import GenerationStatus
+
+    from sirius_dspy.local.batching import Call
+    from sirius_dspy.local.openvino_engine import _hand_out
+
+    class Ended:
+        def get_status(self):
+            return GenerationStatus.FINISHED
+
+        def read_all(self):
+            return []
+
+    call = Call([1, 2], 8, GenerationOptions(max_tokens=8))
+    _hand_out(Ended(), call)
+    assert call.done.result(timeout=0) == ([], "stop")

@@ -33,7 +33,8 @@ class Notes(Observer):
         """Name the cell."""
         self._number += 1
         self._began = time.monotonic()
-        self._say(f"[{self._number} of {self._total}] {method}, seed {seed}")
+        place = f"[{self._number} of {self._total}] " if self._number <= self._total else ""  # games come on top
+        self._say(f"{place}{method}, seed {seed}")
 
     def on_cell_ended(self, cell: Cell) -> None:
         """Say how it ended."""

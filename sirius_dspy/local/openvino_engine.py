@@ -185,6 +185,9 @@ def _hand_out(handle: Any, call: Call) -> None:
         problem = f"OpenVINO dropped a request with {len(call.ids)} prompt tokens ({status.name})"
         call.done.set_exception(RolloutError(f"{problem}: the key-value cache is full. Give a larger `cache_gb`."))
         return
-    output = handle.read_all()[0]
-    by_length = output.finish_reason == GenerationFinishReason.LENGTH
-    call.done.set_result(Written(list(output.generated_ids), "length" if by_length else "stop"))
+    written = handle.read_all()
+    if not written:  # the model ended its reply before the first token
+        call.done.set_result(Written([], "stop"))
+        return
+    by_length = written[0].finish_reason == GenerationFinishReason.LENGTH
+    call.done.set_result(Written(list(written[0].generated_ids), "length" if by_length else "stop"))
