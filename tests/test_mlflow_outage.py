@@ -239,7 +239,14 @@ def test_a_store_that_breaks_in_the_middle_is_reported_and_its_runs_are_closed(s
     assert store.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-def test_settings_of_the_user_for_requests_are_kept_and_ours_are_taken_back(monkeypatch):
+@pytest.fixture
+def nobody_waits(monkeypatch):
+    """As in a process of its own: other tests leave compiles that never tell of their end."""
+    monkeypatch.setattr(patience._Users, "count", 0)
+    monkeypatch.setattr(patience._Users, "ours", ())
+
+
+def test_settings_of_the_user_for_requests_are_kept_and_ours_are_taken_back(nobody_waits, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     patience.shorten()
@@ -254,7 +261,7 @@ def test_settings_of_the_user_for_requests_are_kept_and_ours_are_taken_back(monk
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
 
 
-def test_a_large_upload_gets_more_time(monkeypatch):
+def test_a_large_upload_gets_more_time(nobody_waits, monkeypatch):
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
     patience.shorten()
     with patience.for_upload(100 * patience.UPLOAD_BYTES_PER_S):
