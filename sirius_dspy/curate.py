@@ -82,9 +82,12 @@ class Curator:
     """Turns good runs into training sets.
 
     Attributes:
-        max_per_example: Rows per agent and example. Several good samples of one example teach variety, but an easy
+        max_per_example: Rows per predictor and example. Several good samples of one example teach variety, but an easy
             example must not crowd out the hard ones.
-        max_rows: Rows per agent; `None` for all. The rows that stay are drawn with the seed.
+        max_rows: Rows per predictor; `None` for all. The rows that stay are drawn with the seed.
+
+    Caps count per predictor, and not per agent, so that predictors that share weights (`mixed`, or a group) are trained
+    on the same rows as when each has its own.
     """
 
     max_per_example: int = 4
@@ -110,7 +113,7 @@ class Curator:
         """
         probe = PromptProbe(program)
         agent_of = {predictor: agent for agent, predictors in agents.items() for predictor in predictors}
-        rows: dict[str, dict[str, Row]] = {agent: {} for agent in agents}
+        rows: dict[str, dict[str, Row]] = {predictor: {} for predictor in agent_of}
         dropped: dict[str, Counter[str]] = {agent: Counter() for agent in agents}
         for trajectory, step in _steps(trajectories):
             agent = agent_of.get(step.predictor)
@@ -120,13 +123,15 @@ class Curator:
             if row is None:
                 dropped[agent][reason] += 1
                 continue
-            known = rows[agent].get(row.id)
+            own = rows[step.predictor]
+            known = own.get(row.id)
             dropped[agent]["duplicate"] += known is not None
-            rows[agent][row.id] = min(row, known or row, key=lambda row: row.trajectory)  # whichever came first
-        return {
-            agent: TrainingSet(agent, self._kept(rows[agent].values(), seed, dropped[agent]), dict(+dropped[agent]))
-            for agent in agents
-        }
+            own[row.id] = min(row, known or row, key=lambda row: row.trajectory)  # whichever came first
+        sets = {}
+        for agent, predictors in agents.items():
+            kept = [self._kept(rows[predictor].values(), seed, dropped[agent]) for predictor in predictors]
+            sets[agent] = TrainingSet(agent, _shuffled(kept, seed), dict(+dropped[agent]))
+        return sets
 
     def _kept(self, rows: Iterable[Row], seed: int, dropped: Counter[str]) -> tuple[Row, ...]:
         """Shuffle from a fixed start, so that the order in which threads finished has no say, and cap."""
@@ -138,8 +143,16 @@ class Curator:
         allowed = {row.id for group in by_example.values() for row in group[: self.max_per_example]}
         kept = [row for row in rows if row.id in allowed]
         dropped["over the cap per example"] += len(rows) - len(kept)
-        dropped["over the cap per agent"] += len(kept) - len(kept[: self.max_rows])
+        dropped["over the cap per predictor"] += len(kept) - len(kept[: self.max_rows])
         return tuple(kept[: self.max_rows])
+
+
+def _shuffled(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
+    """The rows of an agent's predictors among one another; those of a single one are in a random order already."""
+    rows = [row for part in parts for row in part]
+    if len(parts) > 1:
+        random.Random(seed).shuffle(rows)
+    return tuple(rows)
 
 
 def _steps(trajectories: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, Step]]:

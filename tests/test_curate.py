@@ -448,7 +448,7 @@ def test_an_agent_gets_at_most_its_cap_over_all_examples():
     program, collected = samples(6, 2)
     sets = curate(program, collected, curator=Curator(max_rows=5))
     assert sizes(sets) == {"analyst": 5, "solver.predict": 5}
-    assert sets["analyst"].dropped == {"over the cap per agent": 7}
+    assert sets["analyst"].dropped == {"over the cap per predictor": 7}
     assert len({row.example_key for row in sets["analyst"].rows}) > 2  # drawn, not the first few
 
 

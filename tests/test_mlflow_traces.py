@@ -13,7 +13,7 @@ from mlflow_help import WARNINGS, runs_of
 from sirius_dspy import ExperienceLibrary
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.mlflow.sample import RepairStory, Sample
-from sirius_dspy.mlflow.traces import Traces, rollout_span
+from sirius_dspy.mlflow.traces import Span, Traces, rollout_span
 from sirius_dspy.track import Repaired, RolledOut
 from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, Usage
 
@@ -179,3 +179,18 @@ def test_traces_are_written_while_the_caller_has_switched_tracing_off(store, tmp
         mlflow.tracing.enable()
     experiment = store.get_experiment_by_name("tests").experiment_id
     assert len(MlflowClient(tracking_uri=store.tracking_uri).search_traces(locations=[experiment])) == 2
+
+
+def test_a_server_that_was_too_busy_to_say_its_version_is_asked_again(monkeypatch):
+    asked = []
+
+    def silent(*arguments, **settings):
+        asked.append(settings["endpoint"])
+        raise ConnectionError("busy")
+
+    monkeypatch.setattr("mlflow.store.tracking.rest_store.http_request", silent)
+    span = Span("run", "CHAIN", {}, {}, 0.0, {"sirius.reward": 1.0})
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            Traces("http://127.0.0.1:9", "0").write(span, "key", "run", 1, {})
+    assert asked == ["/version", "/version"]

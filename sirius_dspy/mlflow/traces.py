@@ -193,9 +193,19 @@ class Traces:
         known = client.start_trace(info)
         try:
             client.log_spans(self.experiment_id, spans)
-        except NotImplementedError:  # a store that keeps spans as files
+        except NotImplementedError as error:  # a store that keeps spans as files
+            if self.tracking_uri.startswith("http"):
+                _forget_server_version()
+                raise ConnectionError(f"The server takes no spans: {error}") from error
             client._upload_trace_data(known, TraceData(spans))
         return str(info.trace_id)
+
+
+def _forget_server_version() -> None:
+    """MLflow remembers for ever that a server did not say its version, which may just have been too busy to."""
+    from mlflow.store.tracking.rest_store import RestStore
+
+    RestStore._get_server_version.cache_clear()
 
 
 def _info(root: Span, number: int, experiment_id: str, run_id: str, ended_at: int, tags: Mapping[str, str]) -> Any:
