@@ -6,6 +6,7 @@ SiriuSError
 ├── DatasetError           (ValueError)    the examples cannot be used as given
 ├── MetricError            (ValueError)    the metric did not return a number
 ├── RunMismatchError       (ValueError)    a run directory belongs to another compile
+├── UnreadableValueError   (ValueError)    a stored value cannot be made again
 ├── UnrecordableCallError  (RuntimeError)  the program made LM calls that recording cannot see
 ├── ReplayDivergedError    (RuntimeError)  a rerun did not repeat its recording
 ├── NoSuccessError         (RuntimeError)  nothing to learn from
@@ -43,6 +44,10 @@ class MetricError(SiriuSError, ValueError):
 
 class RunMismatchError(SiriuSError, ValueError):
     """The run directory was written by a compile with other settings, data or program."""
+
+
+class UnreadableValueError(SiriuSError, ValueError):
+    """A value cannot be stored so that it reads back, or a stored one cannot be made again here."""
 
 
 class UnrecordableCallError(SiriuSError, RuntimeError):

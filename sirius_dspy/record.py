@@ -26,7 +26,9 @@ import dspy
 from dspy.adapters.base import Adapter
 from dspy.utils.exceptions import AdapterParseError
 
+from sirius_dspy.asked import Request, alias_of, listening, prompt_text, signature_digest
 from sirius_dspy.errors import ReplayDivergedError, UnrecordableCallError
+from sirius_dspy.plain import fitted
 from sirius_dspy.redact import redact
 from sirius_dspy.trajectory import (
     Edit,
@@ -182,28 +184,20 @@ class _Call:
     inputs: Values
     lm: Any
     num_demos: int
+    signature: str
+    """Fingerprint of the signature."""
     twin: tuple[str, str, int]
     """Predictor, inputs, and how many equal calls came before: the same in every order of parallel calls."""
     started: int
     clock: float
     source: Source = "live"
     usage: Usage = field(default_factory=Usage)
+    prompt: str | None = None
+    finish: str = ""
 
-
-class _Meter:
-    """Stands in for DSPy's usage tracker during one call and passes on to the caller's own, if there is one."""
-
-    def __init__(self, parent: Any) -> None:
-        self.parent = parent
-        self.usage = Usage()
-        self._lock = threading.Lock()  # protects the sum: a program may call LMs from several threads
-
-    def add_usage(self, lm: str, entry: Mapping[str, Any]) -> None:
-        used = Usage(1, int(entry.get("prompt_tokens") or 0), int(entry.get("completion_tokens") or 0))
-        with self._lock:
-            self.usage += used
-        if self.parent is not None:
-            self.parent.add_usage(lm, entry)
+    def repeat(self, step: Step) -> None:
+        """Take over from a recorded call what was sent, which a replay does not send again."""
+        self.prompt, self.finish = step.prompt, step.finish
 
 
 class _Tape:
@@ -234,7 +228,7 @@ class _Tape:
             yield
         self._refuse_raw_threads(marks)
 
-    def begin(self, lm: Any, inputs: Values, demos: Sequence[Any]) -> _Call:
+    def begin(self, lm: Any, signature: Any, inputs: Values, demos: Sequence[Any]) -> _Call:
         """Register a call before it is answered; inputs are copied now, since programs go on changing their lists."""
         modules = dspy.settings.caller_modules
         name = self._name(modules[-1] if modules else None)
@@ -246,7 +240,8 @@ class _Tape:
             self._occurrences[name] += 1
             self._twins[name, question] += 1
             self._clock += 1
-        return _Call(name, occurrence, plain, lm, len(demos), twin, started, time.perf_counter())
+        asked = signature_digest(signature)
+        return _Call(name, occurrence, plain, lm, len(demos), asked, twin, started, time.perf_counter())
 
     def canned(self, call: _Call, signature: Any) -> list[dict[str, Any]] | None:
         """Outputs to return without asking the LM, or `None`."""
@@ -275,6 +270,9 @@ class _Tape:
                     ended,
                     call.num_demos,
                     tuple(plain[1:]),
+                    call.prompt,
+                    call.signature,
+                    call.finish,
                 )
             )
 
@@ -353,9 +351,13 @@ class _ReplayTape(_Tape):
         """The recorded or the edited outputs; raises again what the recorded call raised."""
         step = self._next_answer(call)
         if step is self.target:
+            call.repeat(step)
+            if self.edit.outputs != step.outputs:
+                call.finish = ""  # the edit is a whole answer to what was sent, however the first one ended
             return [self._edited_outputs(call, signature)]
         if step is not None:
             call.source = "recorded"
+            call.repeat(step)
             with self._lock:
                 self._replayed.add(id(step))
             if step.outputs is None:
@@ -394,7 +396,8 @@ class _ReplayTape(_Tape):
         call.source = "edited"
         with self._lock:
             self._edited_call = call.predictor, call.occurrence
-        return typed(self.edit.outputs, signature.output_fields)
+        fields = signature.output_fields
+        return {name: fitted(value, fields[name].annotation) for name, value in self.edit.outputs.items()}
 
     def _diverge(self, problem: str) -> None:
         """Stop the run before it asks an LM; noted as well, because programs may catch what their predictors raise."""
@@ -411,9 +414,9 @@ class _ReplayTape(_Tape):
 
 
 def typed(values: Values, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values as the types that a signature's fields have; values of other names stay as they are."""
+    """Plain values as they were when they were recorded; the fields' types help to find their classes."""
     return {
-        name: from_plain(value, fields[name].annotation) if name in fields else value for name, value in values.items()
+        name: from_plain(value, fields[name].annotation if name in fields else Any) for name, value in values.items()
     }
 
 
@@ -445,12 +448,12 @@ class _TapAdapter(Adapter):
     ) -> list[dict[str, Any]]:
         if self.tape is None:
             return self.base(lm, lm_kwargs, signature, demos, inputs)
-        call = self.tape.begin(lm, inputs, demos)
+        call = self.tape.begin(lm, signature, inputs, demos)
         with self._written(call) as written:
             if (outputs := self.tape.canned(call, signature)) is None:
                 demos, kwargs = self._asking(call, demos, lm_kwargs)
-                with _metered(call):
-                    outputs = self.base(lm, kwargs, signature, demos, inputs)
+                with self._heard(call, signature, inputs):
+                    outputs = self.base(alias_of(lm), kwargs, signature, demos, inputs)
             written.append(outputs)
         return outputs
 
@@ -459,12 +462,12 @@ class _TapAdapter(Adapter):
     ) -> list[dict[str, Any]]:
         if self.tape is None:
             return await self.base.acall(lm, lm_kwargs, signature, demos, inputs)
-        call = self.tape.begin(lm, inputs, demos)
+        call = self.tape.begin(lm, signature, inputs, demos)
         with self._written(call) as written:
             if (outputs := self.tape.canned(call, signature)) is None:
                 demos, kwargs = self._asking(call, demos, lm_kwargs)
-                with _metered(call):
-                    outputs = await self.base.acall(lm, kwargs, signature, demos, inputs)
+                with self._heard(call, signature, inputs):
+                    outputs = await self.base.acall(alias_of(lm), kwargs, signature, demos, inputs)
             written.append(outputs)
         return outputs
 
@@ -474,6 +477,33 @@ class _TapAdapter(Adapter):
         shown = list(self.tape.demos(call, demos))
         call.num_demos = len(shown)
         return shown, self.tape.lm_kwargs(call, lm_kwargs)
+
+    @contextmanager
+    def _heard(self, call: _Call, signature: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Note what was sent, also where the reply does not parse: a repair answers it again."""
+        with listening() as listener:
+            try:
+                yield
+            finally:
+                call.usage = listener.usage
+                if listener.requests:
+                    call.finish = listener.requests[-1].finish
+                    call.prompt = self._prompt(listener.requests[0], call, signature, inputs)
+
+    def _prompt(self, asked: Request, call: _Call, signature: Any, inputs: Mapping[str, Any]) -> str | None:
+        """The prompt of a training row: the first request of the call, which is what inference sends, too.
+
+        Demonstrations are cut out of it: what is left must be what the adapter writes without them, or there is no such
+        prompt.
+        """
+        if asked.has_tools:
+            return None
+        if not call.num_demos:
+            return prompt_text(asked.messages)
+        bare = self.base.format(signature, [], dict(inputs))
+        sent = list(asked.messages)
+        kept = sent[:1] + sent[len(sent) - len(bare) + 1 :]
+        return prompt_text(bare) if len(bare) > 1 and kept == bare else None
 
     @contextmanager
     def _written(self, call: _Call) -> Iterator[list[Any]]:
@@ -494,16 +524,6 @@ class _TapAdapter(Adapter):
         if name.startswith("__") or "base" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.base, name)
-
-
-@contextmanager
-def _metered(call: _Call) -> Iterator[None]:
-    meter = _Meter(dspy.settings.get("usage_tracker"))
-    with dspy.context(usage_tracker=meter):
-        try:
-            yield
-        finally:
-            call.usage = meter.usage
 
 
 def _delegate(name: str) -> Callable[..., Any]:

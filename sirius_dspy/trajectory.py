@@ -1,92 +1,48 @@
 """The values everything else passes around: what a program did on an example, and how a failed run was repaired.
 
-All values are frozen and hold plain JSON only, so that a trajectory read back from disk equals the one written, and
-nothing is ever unpickled. Identity is by content: two equal runs of one rollout have the same `Trajectory.id`.
+All values are frozen and hold plain JSON only (see `sirius_dspy.plain`), so that a trajectory read back from disk
+equals the one written, and nothing is ever unpickled. Identity is by content: two equal runs of one rollout have the
+same `Trajectory.id`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
-from functools import cached_property, lru_cache
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
-import dspy
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from sirius_dspy.plain import canonical, digest, example_key, from_plain, text_digest, to_plain
+
+__all__ = [
+    "Attempt",
+    "Edit",
+    "Failure",
+    "Origin",
+    "Repair",
+    "Source",
+    "Step",
+    "Trajectory",
+    "Usage",
+    "Values",
+    "Verdict",
+    "canonical",
+    "digest",
+    "example_key",
+    "from_plain",
+    "mean_reward",
+    "success_rate",
+    "to_plain",
+]
 
 Values = Mapping[str, Any]
-"""Field name to a JSON value."""
+"""Field name to a plain value; see `sirius_dspy.plain`."""
 
 Source = Literal["live", "recorded", "edited"]
 Origin = Literal["rollout", "repair", "validation", "imported"]
 Verdict = Literal["repaired", "failed", "leaked", "unparsed", "unchanged", "diverged"]
-
-
-def to_plain(value: Any) -> Any:
-    """Turn any value into JSON: pydantic models and dataclasses become dicts, the unknown becomes its `repr`."""
-    if isinstance(value, str):
-        return value if value.isascii() else _whole_characters(value)
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return value if abs(value) < 1 << 63 else repr(value)  # databases and JSON readers go up to 64 bits
-    if isinstance(value, float):
-        return value if math.isfinite(value) else repr(value)
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    if isinstance(value, set | frozenset):
-        return sorted((to_plain(item) for item in value), key=canonical)
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, dspy.Example):  # dspy.Prediction is one, too
-        return {key: to_plain(item) for key, item in value.items()}  # without DSPy's own `dspy_...` fields
-    if isinstance(value, date):  # datetime is one, too
-        return value.isoformat()
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_plain(dataclasses.asdict(value))
-    return repr(value)
-
-
-def _whole_characters(text: str) -> str:
-    """Join halves of surrogate pairs and replace lone ones: LMs write both, and no UTF-8 file can hold either."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def from_plain(value: Any, annotation: Any) -> Any:
-    """Turn a JSON value back into the type a signature field asks for; a value that does not fit stays as it is."""
-    if annotation is str or annotation is Any:
-        return value
-    try:
-        return _type_adapter(annotation).validate_python(value)
-    except ValidationError:
-        return value
-
-
-@lru_cache(maxsize=512)
-def _type_adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation)
-
-
-def canonical(value: Any) -> str:
-    """The one JSON text of a plain value, whatever the order its keys were set in."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-
-
-def digest(value: Any) -> str:
-    """Content hash of a plain value: the first 32 hex digits of SHA-256 over its canonical JSON."""
-    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def example_key(example: dspy.Example) -> str:
-    """Identify an example by its inputs and labels, never by its position: optimizers shuffle."""
-    return digest({"inputs": to_plain(example.inputs()), "labels": to_plain(example.labels())})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,17 +96,32 @@ class Step:
     """Demonstrations that were in the prompt; training prompts never have any."""
     others: tuple[Values, ...] = ()
     """Further completions, where the predictor asked for `n > 1`."""
+    prompt: str | None = None
+    """The messages that were sent, as canonical JSON, less the demonstrations: the prompt of a training row. `None` if
+    nothing was sent, or what was sent cannot be a training row."""
+    signature: str = ""
+    """Fingerprint of the signature of this very call."""
+    finish: str = ""
+    """Why the LM stopped writing, in its own word; `length` means that the reply was cut off at the token limit."""
+
+    @property
+    def request(self) -> str | None:
+        """Content hash of the prompt."""
+        return None if self.prompt is None else text_digest(self.prompt)
 
     @property
     def content(self) -> Values:
         """What happened, without when and at what price; concurrent calls get their `occurrence` by chance."""
         failure = self.failure and [self.failure.kind, self.failure.completion]
-        return {
+        content: dict[str, Any] = {
             "predictor": self.predictor,
             "inputs": self.inputs,
             "outputs": [self.outputs, *self.others],
             "failure": failure,
         }
+        if self.prompt is not None:  # runs of earlier versions have none, and keep their ids
+            content |= {"request": self.request, "signature": self.signature, "finish": self.finish}
+        return content
 
 
 @dataclass(frozen=True, slots=True)
