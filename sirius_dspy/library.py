@@ -32,6 +32,7 @@ from sirius_dspy.migrations import (
     META,
     METADATA,
     REPAIRS,
+    REQUESTS,
     STEPS,
     TRAJECTORIES,
     escaped_name,
@@ -45,8 +46,10 @@ from sirius_dspy.trajectory import (
     Step,
     Trajectory,
     Usage,
+    canonical,
     digest,
     example_key,
+    from_plain,
     to_plain,
 )
 
@@ -302,10 +305,11 @@ class ExperienceLibrary:
         return self.get(prefix if not ids or prefix in ids else ids[0])
 
     def example(self, key: str) -> dspy.Example:
-        """The example with this key, its inputs marked; values are JSON, whatever type they had.
+        """The example with this key, its inputs marked, its values equal to those that were added.
 
         Raises:
             LibraryError: It was never given to `add`.
+            UnreadableValueError: A value is of a class that this process has not used yet.
         """
         with self._reading() as connection:
             row = connection.execute(sa.select(EXAMPLES).where(EXAMPLES.c.key == key)).one_or_none()
@@ -314,7 +318,7 @@ class ExperienceLibrary:
                 f"The library {self.url!r} has no example {key!r}. Pass examples to `add`, or look the key up in the "
                 "dataset with `example_key`."
             )
-        return dspy.Example({**row.inputs, **row.labels}).with_inputs(*row.inputs)
+        return dspy.Example(from_plain({**row.inputs, **row.labels})).with_inputs(*row.inputs)
 
     def trajectories(self, **filters: Unpack[Filters]) -> Iterator[Trajectory]:
         """Stream the trajectories that match, in order of insertion; see `Filters`."""
@@ -661,6 +665,8 @@ def _add(connection: sa.Connection, new: Iterable[Trajectory], made_from: Iterab
     for trajectory in new:
         if _insert(connection, TRAJECTORIES, _trajectory_row(trajectory)):
             added += 1
+            for id, prompt in {step.request: step.prompt for step in trajectory.steps if step.prompt}.items():
+                _insert(connection, REQUESTS, {"id": id, "prompt": json.loads(str(prompt))})
             if trajectory.steps:
                 connection.execute(STEPS.insert(), _step_rows(trajectory))
     return added
@@ -702,6 +708,8 @@ _STEP_FIELDS = (
     "started",
     "ended",
     "num_demos",
+    "signature",
+    "finish",
 )
 _ATTEMPT_FIELDS = (
     "position",
@@ -738,6 +746,7 @@ def _step_rows(trajectory: Trajectory) -> list[dict[str, Any]]:
             "position": position,
             "others": list(step.others),
             "failure": step.failure and asdict(step.failure),
+            "request": step.request,
         }
         for position, step in enumerate(trajectory.steps)
     ]
@@ -769,7 +778,9 @@ def _attempt_rows(repair: Repair) -> list[dict[str, Any]]:
 
 
 def _load_trajectories(connection: sa.Connection, rows: Rows) -> list[Trajectory]:
-    query = sa.select(STEPS).where(STEPS.c.trajectory.in_([row.id for row in rows]))
+    joined = STEPS.outerjoin(REQUESTS, STEPS.c.request == REQUESTS.c.id)
+    query = sa.select(STEPS, REQUESTS.c.prompt).select_from(joined)
+    query = query.where(STEPS.c.trajectory.in_([row.id for row in rows]))
     found: dict[str, list[Step]] = defaultdict(list)
     for row in connection.execute(query.order_by(STEPS.c.trajectory, STEPS.c.position)):
         found[row.trajectory].append(_step(row._mapping))
@@ -836,6 +847,7 @@ def _step(row: Mapping[Any, Any]) -> Step:
     return Step(
         **{name: row[name] for name in _STEP_FIELDS},
         others=tuple(row["others"]),
+        prompt=row["prompt"] and canonical(row["prompt"]),
         failure=row["failure"] and Failure(**row["failure"]),
         usage=_usage(row),
     )
@@ -962,13 +974,15 @@ STEP_COLUMNS = {
     "failure": "string",
     "taught": "bool",
     "num_demos": "int64",
+    "prompt": "string",
+    "finish": "string",
     "calls": "int64",
     "prompt_tokens": "int64",
     "completion_tokens": "int64",
     "seconds": "float64",
 }
 """Columns of `to_dataset` and `to_parquet`, and their types. `taught`: the step may become a training row, which the
-steps before a repaired one may not. JSON: `agent_rewards`, `prediction`, `inputs`, `outputs`, `others`, `failure`."""
+steps before a repaired one may not. JSON: `agent_rewards`, `prediction`, `inputs`, `outputs`, `others`, `failure`, `prompt`."""
 
 
 def _step_features() -> datasets.Features:
@@ -1015,6 +1029,8 @@ def _step_record(step: Step) -> dict[str, Any]:
         "others": json.dumps(list(step.others)),
         "failure": step.failure and json.dumps(asdict(step.failure)),
         "num_demos": step.num_demos,
+        "prompt": step.prompt,
+        "finish": step.finish,
         "seconds": step.seconds,
         **asdict(step.usage),
     }

@@ -124,7 +124,13 @@ STEPS = Table(
     Column("started", BigInteger),
     Column("ended", BigInteger),
     Column("num_demos", BigInteger),
+    Column("request", NameText, ForeignKey("requests.id")),  # what was sent; NULL where it cannot be a training row
+    Column("signature", NameText),  # fingerprint of the call's signature
+    Column("finish", NameText),  # why the LM stopped; `length`: it was cut off
 )
+
+# Many runs of an example begin with the same request, so each is stored once, under its content hash.
+REQUESTS = Table("requests", METADATA, Column("id", NameText, primary_key=True), Column("prompt", JsonText))
 
 REPAIRS = Table(
     "repairs",
@@ -254,6 +260,14 @@ CREATE_REPAIRS = (
     "CREATE INDEX attempts_by_trajectory ON attempts (trajectory)",
 )
 
+ADD_REQUESTS = (
+    "CREATE TABLE requests (id TEXT PRIMARY KEY, prompt TEXT NOT NULL)",
+    "ALTER TABLE steps ADD COLUMN request TEXT REFERENCES requests (id) DEFERRABLE INITIALLY DEFERRED",
+    "ALTER TABLE steps ADD COLUMN signature TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE steps ADD COLUMN finish TEXT NOT NULL DEFAULT ''",
+    "CREATE INDEX steps_by_request ON steps (request)",
+)
+
 # A number that grows with each row: SQLite's own row id, PostgreSQL's identity column.
 _NUMBER = {"sqlite": "INTEGER PRIMARY KEY", "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"}
 
@@ -270,13 +284,18 @@ def create_repairs(connection: Connection) -> None:
     _execute(connection, CREATE_REPAIRS)
 
 
+def add_requests(connection: Connection) -> None:
+    """Version 4: what was sent in each step, and how the reply ended."""
+    _execute(connection, ADD_REQUESTS)
+
+
 def _execute(connection: Connection, statements: Sequence[str]) -> None:
     number = _NUMBER[connection.dialect.name]
     for statement in statements:
         connection.execute(text(statement.format(number=number)))
 
 
-MIGRATIONS: tuple[Migration, ...] = (create_runs, create_repairs)
+MIGRATIONS: tuple[Migration, ...] = (create_runs, create_repairs, add_requests)
 """The one at index n makes version n + 1."""
 
 SCHEMA_VERSION = len(MIGRATIONS)
