@@ -1,8 +1,11 @@
 """From good runs to training sets: which steps become rows, of whom, and with which prompt.
 
-A row's prompt is what `dspy.Predict` really sends at inference, without demonstrations: each row is made by calling its
-predictor with an LM that writes down the request and answers with the completion. So a row is kept only if the prompt
-written for training equals the one that is sent, and if the completion parses back to the recorded outputs.
+A row's prompt is the request that was sent in the recorded call, less its demonstrations; nothing is rendered again.
+Its completion is the reply that the program's adapter writes for the recorded outputs, and a row is kept only if this
+reply parses back to them.
+
+Two kinds of steps have no such request, and get the prompt that the program sends when it is called with their inputs:
+those of a teacher whose signature is not the student's, and those of libraries written by earlier versions.
 
 References:
     "Standard SFT on C_t^(n)" in Algorithm 1 of SiriuS (arXiv:2502.04780). The released code trained repaired steps
@@ -11,6 +14,8 @@ References:
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import json
 import random
 from collections import Counter, defaultdict
@@ -25,12 +30,16 @@ from dspy.lm15 import Message, Request, Response, TextPart
 from dspy.lm15 import Usage as RequestUsage
 from dspy.signatures import make_signature
 
-from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.asked import Messages, prompt_text, signature_digest
+from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
+from sirius_dspy.plain import digest, fitted, text_digest, to_plain
 from sirius_dspy.record import predictor_names, signature_of, typed
+from sirius_dspy.rollout import program_fingerprint
 from sirius_dspy.run_dir import write_text
-from sirius_dspy.trajectory import Step, Trajectory, Values, digest, to_plain
+from sirius_dspy.trajectory import Step, Trajectory, Values
 
-Messages = Sequence[Mapping[str, str]]
+CUT = "length"
+"""Why a reply ended that was cut off at the token limit, in OpenAI's word, which DSPy uses for all providers."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Row:
     trajectory: str
     """Id of the run that it comes from."""
     example_key: str
+    request: str = ""
+    """Content hash of the prompt, as the step of the run has it; empty if it was not sent in that run."""
 
     @property
     def id(self) -> str:
@@ -70,7 +81,13 @@ class TrainingSet:
         Two files, because OpenAI refuses rows that hold anything but `messages`.
         """
         sources = [
-            {"row": row.id, "trajectory": row.trajectory, "predictor": row.predictor, "example": row.example_key}
+            {
+                "row": row.id,
+                "trajectory": row.trajectory,
+                "predictor": row.predictor,
+                "example": row.example_key,
+                "request": row.request,
+            }
             for row in self.rows
         ]
         write_text(path, _json_lines(self.chat))
@@ -163,54 +180,99 @@ def _row(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Row | 
     """The step as a row, or why it is none."""
     if step.outputs is None:
         return None, "the call failed"
+    if step.finish == CUT:
+        return None, "cut off at the token limit"
     if "hint_" in step.inputs:  # dspy.Refine shows its own advice; at inference there is none
         return None, "has a hint of dspy.Refine"
-    messages, reason = probe.messages(step.predictor, step.inputs, step.outputs)
-    if messages is None:
+    prompt, reason = _prompt(probe, trajectory, step)
+    if prompt is None:
         return None, reason
-    return Row(messages, step.predictor, trajectory.id, trajectory.example_key), ""
+    completion, reason = probe.completion(step.predictor, step.inputs, step.outputs)
+    if completion is None:
+        return None, reason
+    messages = (*prompt, {"role": "assistant", "content": completion})
+    request = text_digest(prompt_text(prompt))
+    sent = request if request == step.request else ""
+    return Row(messages, step.predictor, trajectory.id, trajectory.example_key, sent), ""
+
+
+def _prompt(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Messages | None, str]:
+    """What was sent; for runs of other programs, what this one sends for the same inputs."""
+    is_own = trajectory.program == probe.program_id
+    if step.prompt is not None and (is_own or step.signature == probe.signature_id(step.predictor)):
+        return json.loads(step.prompt), ""
+    if step.signature and is_own:
+        return None, "what was sent cannot be a training prompt"
+    return probe.prompt(step.predictor, step.inputs)
 
 
 class PromptProbe:
-    """Finds out what a program's predictors send at inference, without asking an LM.
+    """Finds out what a program's predictors send and read, without asking an LM.
 
     Args:
         program: Its predictors are called, and left as they are.
     """
 
     def __init__(self, program: dspy.Module) -> None:
+        self.program_id = program_fingerprint(program)
         self.predictors = predictor_names(program)
         self.adapter = dspy.settings.adapter or dspy.ChatAdapter()
 
-    def messages(self, predictor: str, inputs: Values, outputs: Values) -> tuple[Messages | None, str]:
-        """The chat row of one call, or `None` and the reason."""
-        called = self.predictors[predictor]
-        signature = signature_of(called)
-        if set(outputs) != set(signature.output_fields):
-            return None, "outputs of another signature"
-        typed_inputs = typed(inputs, signature.input_fields)
-        row = training_messages(self.adapter, signature, typed_inputs, typed(outputs, signature.output_fields))
-        asked = _AnswerWith(row[-1]["content"])
-        try:
-            answered = self._call(called, typed_inputs, asked)
-        except Exception:  # adapters raise what they like; a row that cannot be read back is no row
-            return None, "does not parse back"
-        if asked.messages != list(row[:-1]):
-            return None, "prompt differs from inference"
-        if to_plain(answered) != {name: outputs[name] for name in signature.output_fields}:
-            return None, "does not parse back"
-        return row, ""
+    def signature_id(self, predictor: str) -> str:
+        """Fingerprint of a predictor's own signature."""
+        return signature_digest(signature_of(self.predictors[predictor]))
 
-    def _call(self, predictor: dspy.Predict, inputs: Mapping[str, Any], asked: _AnswerWith) -> Any:
-        like = predictor.lm or dspy.settings.lm
+    def prompt(self, predictor: str, inputs: Values) -> tuple[Messages | None, str]:
+        """The messages that the predictor sends for these inputs, or `None` and the reason."""
+        fields = signature_of(self.predictors[predictor]).input_fields
+        if set(inputs) != set(fields):
+            return None, "inputs of another signature"
+        asked = _AnswerWith("")
+        with contextlib.suppress(Exception):  # the reply does not parse; only what was asked is wanted
+            self._call(
+                predictor, {name: fitted(value, fields[name].annotation) for name, value in inputs.items()}, asked
+            )
+        return (asked.messages, "") if asked.messages else (None, "has no prompt in this program")
+
+    def completion(self, predictor: str, inputs: Values, outputs: Values) -> tuple[str | None, str]:
+        """The reply that stands for these outputs, or `None` and the reason."""
+        signature = signature_of(self.predictors[predictor])
+        fields = signature.output_fields
+        if set(outputs) - {"logprobs"} != set(fields):  # which DSPy adds where the LM gives them
+            return None, "outputs of another signature"
+        own = {name: outputs[name] for name in fields}
+        try:
+            shown = typed(inputs, signature.input_fields)
+        except UnreadableValueError:  # what cannot be made again has no influence on how a reply is written and read
+            shown = {}
+        for written in _spellings(typed(own, fields)):
+            text = str(training_messages(self.adapter, signature, shown, written)[-1]["content"])
+            with contextlib.suppress(Exception):  # adapters raise what they like; what cannot be read back is no row
+                answered = (
+                    self._call(predictor, shown, _AnswerWith(text)) if shown else self.adapter.parse(signature, text)
+                )
+                if to_plain({name: answered[name] for name in fields}) == own:
+                    return text, ""
+        return None, "does not parse back"
+
+    def _call(self, predictor: str, inputs: Mapping[str, Any], asked: _AnswerWith) -> Any:
+        called = self.predictors[predictor]
+        like = called.lm or dspy.settings.lm
         lm = dspy.LM(getattr(like, "model", "probe/none"), engine=asked.like(like), cache=False)
         with dspy.context(adapter=self.adapter, disable_history=True, trace=[], callbacks=[], usage_tracker=None):
-            return predictor(**inputs, lm=lm, demos=[], config={"n": 1})
+            return called(**inputs, lm=lm, demos=[], config={"n": 1})
+
+
+def _spellings(outputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The outputs as they are, then with members of an Enum by name: DSPy reads no values that are not text."""
+    yield outputs
+    if any(isinstance(value, enum.Enum) for value in outputs.values()):
+        yield {name: value.name if isinstance(value, enum.Enum) else value for name, value in outputs.items()}
 
 
 def training_messages(
     adapter: Adapter, signature: type[dspy.Signature], inputs: Mapping[str, Any], outputs: Mapping[str, Any]
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """Write one call as a chat row, without demonstrations.
 
     Raises:
@@ -231,7 +293,7 @@ class _AnswerWith:
 
     def __init__(self, reply: str) -> None:
         self.reply = reply
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
 
     def like(self, lm: Any) -> _AnswerWith:
         """Claim the abilities of an LM, since adapters write other prompts for some of them."""

@@ -982,7 +982,8 @@ STEP_COLUMNS = {
     "seconds": "float64",
 }
 """Columns of `to_dataset` and `to_parquet`, and their types. `taught`: the step may become a training row, which the
-steps before a repaired one may not. JSON: `agent_rewards`, `prediction`, `inputs`, `outputs`, `others`, `failure`, `prompt`."""
+steps before a repaired one may not. JSON: `agent_rewards`, `prediction`, `inputs`, `outputs`, `others`, `failure`,
+`prompt`."""
 
 
 def _step_features() -> datasets.Features:

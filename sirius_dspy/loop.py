@@ -129,7 +129,7 @@ class Loop:
         with self._timed("curate"):
             training_sets = self._curate(iteration)
         if not any(training_set.rows for training_set in training_sets.values()):
-            self._nothing_learnt(iteration)
+            self._nothing_learnt(iteration, training_sets)
             return None
         with self._timed("train"):
             jobs = {agent: self._train(iteration, rows) for agent, rows in training_sets.items() if rows.rows}
@@ -363,7 +363,7 @@ class Loop:
             f"{agent!r}: files of it are missing. Choose another `run_dir`."
         )
 
-    def _nothing_learnt(self, iteration: int) -> None:
+    def _nothing_learnt(self, iteration: int, sets: Mapping[str, TrainingSet]) -> None:
         """Explain a first iteration without a single row; a later one ends the compile with the best so far.
 
         Raises:
@@ -376,6 +376,8 @@ class Loop:
                 stacklevel=4,
             )
             return
+        if dropped := sum((Counter(found.dropped) for found in sets.values()), Counter[str]()):
+            raise NoSuccessError(self._all_dropped(dropped))
         runs = list(self._collected(iteration))
         kinds = Counter(found.failure.kind for found in runs if found.failure is not None)
         best = max((found.reward for found in runs), default=0.0)
@@ -385,6 +387,15 @@ class Loop:
             f"{reasons}), and repair did not help, so there is nothing to learn from. Try demonstrations for a cold "
             "start (`cold_start={'predictor': [examples]}`), a stronger `teacher=`, more `samples`, easier examples, a "
             f"critic LM, or a lower `threshold`. The runs are in {self.library.url!r}."
+        )
+
+    def _all_dropped(self, dropped: Counter[str]) -> str:
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.most_common())
+        return (
+            f"Runs reached the threshold {self.settings.threshold}, but none of their steps could become a training row; "
+            f"dropped were {reasons}. 'does not parse back' means that the adapter "
+            f"{self.adapter.rpartition('.')[2]} cannot write the outputs so that it reads them again; 'cut off' that "
+            f"`max_tokens` is too small. The runs are in {self.library.url!r}."
         )
 
     def _copy(self, program: dspy.Module) -> dspy.Module:

@@ -14,10 +14,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
-    ("chart", "errors", "redact", "signatures", "stats", "trajectory"),
+    ("chart", "errors", "redact", "signatures", "stats"),
+    ("plain",),
+    ("trajectory",),
+    ("asked",),
     ("run_dir",),
     ("adapter", "graph", "leak", "local", "migrations", "record", "track", "train"),
-    ("curate", "database", "fetch", "prepare", "progress", "rollout"),
+    ("database", "fetch", "prepare", "progress", "rollout"),
+    ("curate",),
     ("checkpoint", "evaluate", "library", "repair"),
     ("report", "summary"),
     ("mlflow",),

@@ -144,7 +144,7 @@ def test_making_rows_asks_no_lm_and_leaves_no_trace():
     assert not program.analyst.history
 
 
-def test_a_row_whose_prompt_would_differ_at_inference_is_dropped():
+def test_the_prompt_of_a_row_is_what_was_sent_whatever_the_adapter_writes_for_training():
     class Moody(dspy.ChatAdapter):
         def format_finetune_data(self, signature, demos, inputs, outputs):
             row = super().format_finetune_data(signature, demos, inputs, outputs)
@@ -152,11 +152,11 @@ def test_a_row_whose_prompt_would_differ_at_inference_is_dropped():
             return row
 
     program = team()
-    collected = runs(program, {"question": "2+2?"})
     with dspy.context(adapter=Moody(use_json_adapter_fallback=False)):
-        sets = curate(program, collected)
-    assert sizes(sets) == {"analyst": 0, "solver.predict": 0}
-    assert sets["analyst"].dropped == {"prompt differs from inference": 1}
+        sets = curate(program, runs(program, {"question": "2+2?"}))
+    (row,) = sets["analyst"].rows
+    (asked, _) = program.analyst.lm.requests
+    assert [message["content"] for message in row.messages[:-1]] == [asked.system, asked.user]
 
 
 def test_predictor_settings_that_change_nothing_in_the_prompt_are_no_hindrance():
@@ -467,7 +467,10 @@ def test_the_order_depends_on_the_seed_and_on_nothing_else():
 
 def test_of_equal_rows_the_same_one_stays_whatever_the_order():
     program, collected = samples(6, 2)
-    collected = [edited(run, 0, inputs={"question": "one"}, outputs={"facts": "same"}) for run in collected]
+    collected = [
+        edited(run, 0, inputs={"question": "one"}, outputs={"facts": "same"}, prompt=None, signature="")
+        for run in collected
+    ]
     found = [curate(program, order, curator=Curator(max_per_example=1)) for order in (collected, collected[::-1])]
     assert found[0] == found[1]
     assert found[0]["analyst"].dropped == {"duplicate": 11}
@@ -524,9 +527,11 @@ def test_an_adapter_that_cannot_write_rows_is_refused_with_what_to_use():
 
 def test_the_probe_works_without_an_lm():
     program = Team()
-    found, reason = PromptProbe(program).messages("analyst", {"question": "?"}, {"facts": "none"})
-    assert reason == ""
-    assert [message["role"] for message in found] == ["system", "user", "assistant"]
+    probe = PromptProbe(program)
+    found, reason = probe.prompt("analyst", {"question": "?"})
+    assert ([message["role"] for message in found], reason) == (["system", "user"], "")
+    completion, reason = probe.completion("analyst", {"question": "?"}, {"facts": "none"})
+    assert ("none" in completion, reason) == (True, "")
 
 
 def test_rows_can_be_made_in_an_event_loop():
