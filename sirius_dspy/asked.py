@@ -73,7 +73,8 @@ def alias_of(lm: Any) -> Any:
     """The same LM, all state shared, whose history entries go to the listener; what is no DSPy LM stays as it is."""
     if not isinstance(lm, dspy.BaseLM) or not hasattr(lm, "__dict__"):
         return lm
-    alias = object.__new__(_aliased(type(lm)))
+    kind: Any = type(lm)
+    alias = object.__new__(_aliased(kind))
     object.__setattr__(alias, "__dict__", vars(lm))
     return alias
 

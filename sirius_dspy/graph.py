@@ -23,6 +23,7 @@ from dspy.signatures import ensure_signature
 
 from sirius_dspy.chart import Flow, FlowChart, Node, to_mermaid, to_svg
 from sirius_dspy.errors import GraphError
+from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import Step, Trajectory, canonical
 
 __all__ = ["Agent", "AgentGraph", "Edge", "FlowChart", "data_flow", "to_mermaid", "to_svg"]
@@ -376,7 +377,7 @@ def _step_node(step: Step, is_repeated: bool) -> Node:
     label = f"{step.predictor} #{step.occurrence + 1}" if is_repeated else step.predictor
     if step.failure is not None:
         return Node(label, "failed", _shortened(f"{step.failure.kind}: {step.failure.message}"))
-    note = "\n".join(f"{name}: {value}" for name, value in (step.outputs or {}).items())
+    note = "\n".join(f"{name}: {value}" for name, value in readable(step.outputs or {}).items())
     return Node(label, step.source, _shortened(note))
 
 

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import Step, Values
 
 
@@ -64,7 +65,7 @@ class LeakGuard:
 
 def _golds(labels: Values) -> list[str]:
     """Label values that can be recognised in a text, also those in lists of accepted answers."""
-    return [text for value in _leaves(labels) if value is not None and (text := _written(value).strip())]
+    return [text for value in _leaves(readable(labels)) if value is not None and (text := _written(value).strip())]
 
 
 def _written(value: Any) -> str:
@@ -87,7 +88,7 @@ def _runs_on(character: str) -> bool:
 
 
 def _text(value: Any) -> str:
-    return "\n".join(map(str, _leaves(value)))
+    return "\n".join(map(str, _leaves(readable(value))))
 
 
 def _leaves(value: Any) -> Iterator[Any]:

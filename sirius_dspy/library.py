@@ -46,6 +46,7 @@ from sirius_dspy.trajectory import (
     Step,
     Trajectory,
     Usage,
+    Values,
     canonical,
     digest,
     example_key,
@@ -311,6 +312,15 @@ class ExperienceLibrary:
             LibraryError: It was never given to `add`.
             UnreadableValueError: A value is of a class that this process has not used yet.
         """
+        inputs, labels = self.plain_example(key)
+        return dspy.Example(from_plain({**inputs, **labels})).with_inputs(*inputs)
+
+    def plain_example(self, key: str) -> tuple[Values, Values]:
+        """Inputs and labels of the example with this key, as plain values; see `sirius_dspy.plain`.
+
+        Raises:
+            LibraryError: It was never given to `add`.
+        """
         with self._reading() as connection:
             row = connection.execute(sa.select(EXAMPLES).where(EXAMPLES.c.key == key)).one_or_none()
         if row is None:
@@ -318,7 +328,7 @@ class ExperienceLibrary:
                 f"The library {self.url!r} has no example {key!r}. Pass examples to `add`, or look the key up in the "
                 "dataset with `example_key`."
             )
-        return dspy.Example(from_plain({**row.inputs, **row.labels})).with_inputs(*row.inputs)
+        return row.inputs, row.labels
 
     def trajectories(self, **filters: Unpack[Filters]) -> Iterator[Trajectory]:
         """Stream the trajectories that match, in order of insertion; see `Filters`."""

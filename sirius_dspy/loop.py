@@ -392,8 +392,8 @@ class Loop:
     def _all_dropped(self, dropped: Counter[str]) -> str:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.most_common())
         return (
-            f"Runs reached the threshold {self.settings.threshold}, but none of their steps could become a training row; "
-            f"dropped were {reasons}. 'does not parse back' means that the adapter "
+            f"Runs reached the threshold {self.settings.threshold}, but none of their steps could become a training "
+            f"row; dropped were {reasons}. 'does not parse back' means that the adapter "
             f"{self.adapter.rpartition('.')[2]} cannot write the outputs so that it reads them again; 'cut off' that "
             f"`max_tokens` is too small. The runs are in {self.library.url!r}."
         )

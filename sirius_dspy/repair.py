@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import dspy
+from pydantic.fields import FieldInfo
 
-from sirius_dspy.errors import ReplayDivergedError, UnpreparedProgramError
+from sirius_dspy.errors import ReplayDivergedError, UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.leak import LeakGuard
+from sirius_dspy.plain import readable
 from sirius_dspy.record import Recording, Sampling, predictor_names, record, replay, signature_of
 from sirius_dspy.rollout import Rollouts, Task, raise_if_fatal, scored
 from sirius_dspy.signatures import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
@@ -164,13 +166,16 @@ class CriticAugmenter:
     def _regenerated(
         self, case: _Case, position: int, feedback: str, tries: tuple[int, int], usage: Usage
     ) -> tuple[Attempt, Trajectory | None]:
-        regeneration = self._regenerate(case, position, feedback, tries)
-        outputs = regeneration.steps[0].outputs if regeneration.steps else None
+        try:
+            regeneration = self._regenerate(case, position, feedback, tries)
+        except UnreadableValueError as error:
+            return case.attempt(position, "unparsed", feedback=feedback, usage=usage, detail=str(error)), None
+        outputs = case.fields_of(position, regeneration)
         usage += _usage(regeneration)
         known: dict[str, Any] = {"feedback": feedback, "regenerated": outputs, "usage": usage}
         if outputs is None:
             return case.attempt(position, "unparsed", **known, detail="no new answer"), None
-        if outputs == case.failed.steps[position].outputs:
+        if outputs == case.fields_of(position):
             return case.attempt(position, "unchanged", **known), None
         rephrased, spent = self._rephrased(case, position, outputs, tries)
         known |= {"rephrased": rephrased, "usage": usage + spent}
@@ -218,7 +223,7 @@ class CriticAugmenter:
         step, usage, rephrased = case.failed.steps[position], Usage(), dict(outputs)
         fields = case.signature_of(step).output_fields
         for name, value in outputs.items() if self.rephrase else ():
-            if name in case.answer_fields(step, outputs) or fields[name].annotation is not str or not value.strip():
+            if name in case.answer_fields(step, outputs) or not _is_free_text(fields[name], value):
                 continue
             inputs = {"task": _lines(step.inputs), "text": value}
             key = case.key(f"rephrase/{name}", position, *tries)
@@ -267,6 +272,13 @@ class _Case:
 
     def signature_of(self, step: Step) -> type[dspy.Signature]:
         return signature_of(predictor_names(self.context.program)[step.predictor])
+
+    def fields_of(self, position: int, answered: Recording | None = None) -> dict[str, Any] | None:
+        """The output fields of the failed step, or of a new answer to it, without what DSPy adds to them."""
+        step = self.failed.steps[position]
+        outputs = step.outputs if answered is None else answered.steps[0].outputs if answered.steps else None
+        fields = self.signature_of(step).output_fields
+        return None if outputs is None else {name: value for name, value in outputs.items() if name in fields}
 
     def lm_of(self, step: Step) -> dspy.LM:
         return predictor_names(self.context.program)[step.predictor].lm or dspy.settings.lm
@@ -326,9 +338,13 @@ class _Case:
         )
 
 
+def _is_free_text(field: FieldInfo, value: Any) -> bool:
+    return field.annotation is str and isinstance(value, str) and bool(value.strip())
+
+
 def _output(recording: Recording, name: str) -> str:
     outputs = recording.steps[0].outputs if recording.steps else None
-    return str((outputs or {}).get(name) or "").strip()
+    return str(readable((outputs or {}).get(name)) or "").strip()
 
 
 def _usage(recording: Recording) -> Usage:
@@ -343,6 +359,7 @@ def _written(step: Step) -> str:
 
 
 def _lines(values: Values) -> str:
-    if len(values) == 1:
-        return str(next(iter(values.values())))
-    return "\n".join(f"{name}: {value}" for name, value in values.items())
+    shown = readable(dict(values))
+    if len(shown) == 1:
+        return str(next(iter(shown.values())))
+    return "\n".join(f"{name}: {value}" for name, value in shown.items())

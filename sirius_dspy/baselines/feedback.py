@@ -69,8 +69,7 @@ def feedback_quality(
     found: dict[str, FeedbackQuality] = {}
     for repair in library.repairs(run=run, iteration=iteration):
         failed = library.get(repair.parent)
-        example = library.example(failed.example_key)
-        labels = dict(example.labels().items())
+        _, labels = library.plain_example(failed.example_key)
         for attempt in repair.attempts:
             quality = _quality(attempt, failed.steps[attempt.position], labels)
             found[attempt.predictor] = found.get(attempt.predictor, FeedbackQuality()) + quality

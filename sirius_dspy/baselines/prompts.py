@@ -15,6 +15,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy.baselines.method import prepared, put_lms_back, quiet, the_lm
 from sirius_dspy.errors import DatasetError, MissingDependencyError, TrainingError
+from sirius_dspy.plain import readable
 from sirius_dspy.rollout import Metric, call_metric, to_score
 from sirius_dspy.trajectory import to_plain
 
@@ -70,7 +71,7 @@ class GEPA:
     ) -> Any:
         """The score, and the gold answer in words: what the critic of a repair sees, too."""
         reward = _reward(self.metric, gold, pred)
-        expected = "\n".join(f"{name}: {value}" for name, value in to_plain(gold.labels()).items())
+        expected = "\n".join(f"{name}: {value}" for name, value in readable(to_plain(gold.labels())).items())
         return dspy.Prediction(score=reward, feedback=f"The score of this run is {reward}. Expected was:\n{expected}")
 
 

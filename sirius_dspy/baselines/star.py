@@ -15,9 +15,10 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy.errors import ReplayDivergedError
+from sirius_dspy.errors import ReplayDivergedError, UnreadableValueError
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.optimizer import SiriuS
+from sirius_dspy.plain import readable
 from sirius_dspy.record import Recording, Sampling, predictor_names, record, replay, signature_of
 from sirius_dspy.repair import RepairContext, Repaired
 from sirius_dspy.rollout import Metric, Task, raise_if_fatal, scored
@@ -73,8 +74,11 @@ class Rationalizer:
         self, failed: Trajectory, example: dspy.Example, context: RepairContext, position: int
     ) -> tuple[Attempt, Trajectory | None]:
         step = failed.steps[position]
-        asked = _rationalize(step, example, context, failed.sample)
-        outputs = asked.steps[0].outputs if asked.steps else None
+        try:
+            asked = _rationalize(step, example, context, failed.sample)
+        except UnreadableValueError as error:
+            return Attempt(position, step.predictor, "unparsed", detail=str(error)), None
+        outputs = _fields(asked, signature_of(predictor_names(context.program)[step.predictor]))
         usage = sum((call.usage for call in asked.steps), Usage())
         attempt = Attempt(position, step.predictor, "unparsed", regenerated=outputs, rephrased=outputs, usage=usage)
         if outputs is None:
@@ -107,6 +111,12 @@ def _rationalize(step: Step, example: dspy.Example, context: RepairContext, samp
     return recording
 
 
+def _fields(asked: Recording, signature: type[dspy.Signature]) -> Values | None:
+    """The new answer, without what DSPy adds to the signature's fields."""
+    outputs = asked.steps[0].outputs if asked.steps else None
+    return outputs and {name: value for name, value in outputs.items() if name in signature.output_fields}
+
+
 def _known(step: Step, signature: type[dspy.Signature]) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in step.inputs.items() if name in signature.input_fields]
 
@@ -118,7 +128,7 @@ def _hinted(demo: dspy.Example, name: str, labels: Sequence[str]) -> dspy.Exampl
 
 
 def _hint(labels: Values) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in labels.items())
+    return "\n".join(f"{name}: {readable(value)}" for name, value in labels.items())
 
 
 def _rerun(failed: Trajectory, example: dspy.Example, context: RepairContext, edit: Edit) -> Trajectory:

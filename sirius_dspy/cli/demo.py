@@ -20,6 +20,7 @@ import sirius_dspy
 from sirius_dspy.cli.console import JsonFlag, complain, ending_cleanly, new_table, percent, stdout_kept_clean
 from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.mlflow import MLflowTracker
+from sirius_dspy.plain import readable
 from sirius_dspy.progress import RichProgress
 from sirius_dspy.record import Recording, record
 from sirius_dspy.run_dir import RunDir
@@ -186,7 +187,7 @@ def _print_recording(recording: Recording) -> None:
     console = Console()
     for number, step in enumerate(recording.steps, start=1):
         outputs = step.outputs if step.outputs is not None else {"failed": step.failure and step.failure.message}
-        shown = "; ".join(f"{name}: {value}" for name, value in outputs.items())
+        shown = "; ".join(f"{name}: {value}" for name, value in readable(outputs).items())
         console.print(Text(f"{number}. {step.predictor} [{step.lm}] {shown}"), soft_wrap=True)
     if recording.failure is None:
         console.print(Text(f"answer: {_answer(recording)}"), soft_wrap=True)
@@ -195,17 +196,17 @@ def _print_recording(recording: Recording) -> None:
 def _plain_recording(recording: Recording) -> dict[str, Any]:
     return {
         "answer": _answer(recording),
-        "prediction": to_plain(recording.prediction),
+        "prediction": readable(to_plain(recording.prediction)),
         "steps": [_plain_step(step) for step in recording.steps],
     }
 
 
 def _plain_step(step: Step) -> dict[str, Any]:
     shown = ("predictor", "lm", "inputs", "outputs", "seconds")
-    return {name: to_plain(getattr(step, name)) for name in shown}
+    return {name: readable(getattr(step, name)) for name in shown}
 
 
 def _answer(recording: Recording) -> Any:
     """The prediction's `answer`, or all of it where it has none."""
-    prediction = to_plain(recording.prediction)
+    prediction = readable(to_plain(recording.prediction))
     return prediction.get("answer", prediction) if isinstance(prediction, dict) else prediction

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sirius_dspy.cli.console import new_table
 from sirius_dspy.library import Entry, LibraryStats
+from sirius_dspy.plain import readable
 from sirius_dspy.stats import wilson_interval
 from sirius_dspy.trajectory import Attempt, Repair, Step, Trajectory, Usage
 
@@ -101,7 +102,7 @@ def describe(
     for number, step in enumerate(trajectory.steps, start=1):
         yield from _step_lines(step, number, is_edited=trajectory.edited == number - 1)
     yield Text("Prediction", "bold")
-    yield from _lines({"": _words(trajectory.prediction)})
+    yield from _lines({"": _words(readable(trajectory.prediction))})
     for repair in [*([made_by] if made_by else []), *repairs]:
         came_from = repair is made_by
         yield Text("The repair it came out of" if came_from else "Repair", "bold")
@@ -188,9 +189,9 @@ def _steps_by_agent(groups: Sequence[LibraryStats], agents: Mapping[str, Sequenc
 def _step_lines(step: Step, number: int, *, is_edited: bool) -> Iterator[Text]:
     notes = [step.lm, *([step.source] if step.source != "live" else []), *(["edited"] if is_edited else [])]
     yield Text(f"Step {number}: {step.predictor}", "bold").append(f" [{', '.join(dict.fromkeys(notes))}]", "dim")
-    yield from _lines(step.inputs, "dim")
+    yield from _lines(readable(step.inputs), "dim")
     if step.outputs is not None:
-        yield from _lines({f"-> {name}": value for name, value in step.outputs.items()})
+        yield from _lines({f"-> {name}": value for name, value in readable(step.outputs).items()})
     if step.failure is not None:
         yield from _lines({"-> failed": f"{step.failure.kind}: {step.failure.message}"}, "red")
 
@@ -217,7 +218,7 @@ def _lines(values: Mapping[str, Any], style: str = "") -> Iterator[Text]:
 def _answer(entry: Entry) -> str:
     if entry.failure is not None:
         return f"raised {entry.failure.kind}"
-    text = _words(entry.prediction)
+    text = _words(readable(entry.prediction))
     return text if len(text) <= _ANSWER else text[: _ANSWER - 1] + "\u2026"
 
 

@@ -15,6 +15,7 @@ from dspy.signatures import make_signature
 from sirius_dspy import prepare
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.recipe import Recipe
+from sirius_dspy.plain import readable
 from sirius_dspy.record import predictor_names
 from sirius_dspy.repair import RepairDemos
 from sirius_dspy.trajectory import Trajectory, example_key
@@ -226,7 +227,7 @@ def group_of(example: dspy.Example) -> str:
 
 def answer_of(trajectory: Trajectory) -> Any:
     """The prediction's `answer`, if it has one."""
-    prediction = trajectory.prediction
+    prediction = readable(trajectory.prediction)
     return prediction.get("answer") if isinstance(prediction, Mapping) else None
 
 

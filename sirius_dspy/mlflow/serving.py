@@ -8,6 +8,7 @@ from typing import Any
 import dspy
 
 from sirius_dspy.checkpoint import adapter_of, load
+from sirius_dspy.plain import readable
 from sirius_dspy.rollout import parallel
 from sirius_dspy.trajectory import to_plain
 
@@ -37,7 +38,7 @@ class ServedProgram:
         return [answered[number] for number in sorted(answered)]
 
     def _answer(self, row: tuple[int, Mapping[str, Any]]) -> dict[str, Any]:
-        prediction = to_plain(self.program(**row[1]))
+        prediction = readable(to_plain(self.program(**row[1])))
         return prediction if isinstance(prediction, dict) else {"prediction": prediction}
 
 

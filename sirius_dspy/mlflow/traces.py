@@ -14,6 +14,7 @@ from typing import Any
 
 from sirius_dspy.mlflow.names import redacted
 from sirius_dspy.mlflow.sample import RepairStory
+from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import Attempt, Failure, Step, Trajectory, Usage, digest
 
 _PREVIEW = 1000
@@ -228,8 +229,8 @@ def _info(root: Span, number: int, experiment_id: str, run_id: str, ended_at: in
         trace_location=TraceLocation.from_experiment_id(experiment_id),
         request_time=ended_at - duration,
         state=TraceState.ERROR if root.error else TraceState.OK,
-        request_preview=_json(root.inputs)[:_PREVIEW],
-        response_preview=_json(root.outputs)[:_PREVIEW],
+        request_preview=_json(readable(root.inputs))[:_PREVIEW],
+        response_preview=_json(readable(root.outputs))[:_PREVIEW],
         execution_duration=duration,
         trace_metadata={"mlflow.sourceRun": run_id, "mlflow.trace.tokenUsage": json.dumps(_tokens(usage))},
         tags={**tags, "mlflow.traceName": root.name},
@@ -259,8 +260,8 @@ def _mlflow_span(span: Span, trace: int, number: int, parent: int | None, began_
     attributes = {
         "mlflow.traceRequestId": f"tr-{trace:032x}",
         "mlflow.spanType": span.kind,
-        "mlflow.spanInputs": redacted(span.inputs),
-        "mlflow.spanOutputs": redacted(span.outputs),
+        "mlflow.spanInputs": redacted(readable(span.inputs)),
+        "mlflow.spanOutputs": redacted(readable(span.outputs)),
         **{name: redacted(value) for name, value in span.attributes.items() if value is not None},
         **({"mlflow.chat.tokenUsage": _tokens(span.usage)} if span.usage.calls else {}),
     }

@@ -14,6 +14,7 @@ from typing import Any
 from sirius_dspy.errors import LibraryError
 from sirius_dspy.graph import FlowChart, data_flow
 from sirius_dspy.library import Entry, ExperienceLibrary
+from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import Repair, Trajectory, canonical
 
 NUM_STORIES = 10
@@ -110,16 +111,16 @@ def _failures(
 
 
 def _outcome(entry: Entry) -> str:
-    return f"raised {entry.failure.kind}" if entry.failure is not None else canonical(entry.prediction)
+    return f"raised {entry.failure.kind}" if entry.failure is not None else canonical(readable(entry.prediction))
 
 
 def _example(library: ExperienceLibrary, trajectory: Trajectory) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Inputs and labels of the example that a run was made from."""
     try:
-        example = library.example(trajectory.example_key)
+        inputs, labels = library.plain_example(trajectory.example_key)
     except LibraryError:  # an imported run may come without it
         return {}, {}
-    return example.inputs().toDict(), example.labels().toDict()
+    return readable(inputs), readable(labels)
 
 
 def most_frequent_flows(library: ExperienceLibrary, run: str | None) -> tuple[Flowed, ...]:
