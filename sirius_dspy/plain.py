@@ -81,6 +81,8 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MAX_DEPTH = 100
 """Values are nested so deep at most; JSON readers give up at some hundreds."""
 
+_encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+
 _classes: dict[str, type] = {}
 """Classes of the user's that this process has written, by module and qualified name; the last of equal names counts."""
 
@@ -152,7 +154,7 @@ def opaque_parts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 def canonical(value: Any) -> str:
     """The one JSON text of a plain value, whatever the order its keys were set in."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return _encode(value)
 
 
 def digest(value: Any) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
-from sirius_dspy.errors import DatasetError, UnpreparedProgramError
+from sirius_dspy.errors import DatasetError, UnpreparedProgramError, UnreadableValueError
+from sirius_dspy.plain import from_plain, opaque_parts
 from sirius_dspy.record import predictor_names
 from sirius_dspy.redact import is_secret_name
 from sirius_dspy.trajectory import digest, example_key, to_plain
@@ -61,7 +62,26 @@ def check_examples(examples: Any, name: str) -> list[dspy.Example]:
             raise DatasetError(
                 f"{name}[{position}] has no inputs. Mark them: `dspy.Example(...).with_inputs('question')`."
             )
+        _check_storable(example, f"{name}[{position}]")
     return found
+
+
+def _check_storable(example: dspy.Example, where: str) -> None:
+    """Refuse values that would not come back from the library as they are.
+
+    Raises:
+        DatasetError: The message names the field and the class of the value.
+    """
+    try:
+        plain = to_plain(example)
+        for path, kind in opaque_parts(plain):
+            raise DatasetError(
+                f"{where} holds a value of the class {kind!r} in {path!r}, which cannot be stored so that it comes "
+                "back the same. Use plain values, a dataclass, a pydantic model, or what identifies it, such as a path."
+            )
+        from_plain(plain)
+    except UnreadableValueError as error:
+        raise DatasetError(f"{where} cannot be stored: {error}") from error
 
 
 def unique(examples: Iterable[dspy.Example]) -> dict[str, dspy.Example]:

@@ -104,7 +104,8 @@ class Engine:
     def complete(self, request: Request) -> Response:
         """Called by DSPy, from many threads at once."""
         prompt = self._note(request)
-        time.sleep(self.latency_s)
+        if self.latency_s:
+            time.sleep(self.latency_s)
         return self._respond(prompt)
 
     async def acomplete(self, request: Request) -> Response:

@@ -1,0 +1,368 @@
+"""Values that are stored read back equal, of the same type, and are told apart by their content."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import datetime
+import decimal
+import enum
+import fractions
+import ipaddress
+import json
+import math
+import pathlib
+import string
+import subprocess
+import sys
+import threading
+import uuid
+import zoneinfo
+from typing import Any
+
+import dspy
+import numpy
+import pandas
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+
+from sirius_dspy import ExperienceLibrary, SiriuS
+from sirius_dspy.errors import DatasetError, UnreadableValueError
+from sirius_dspy.plain import digest, example_key, fitted, from_plain, opaque_parts, readable, to_plain
+from sirius_dspy.testing import ToyLM, chat_reply
+
+
+class Color(enum.Enum):
+    RED = "red"
+    ALSO_RED = "red"
+    PAIR = ("a", 1)
+
+
+class Level(enum.IntEnum):
+    LOW = 1
+
+
+class Word(enum.StrEnum):
+    YES = "yes"
+
+
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Base(BaseModel):
+    model_config = ConfigDict(extra="allow", arbitrary_types_allowed=True)
+    name: str
+    hidden: str = Field(default="h", exclude=True)
+    renamed: int = Field(default=0, alias="RENAMED")
+    tag: Any = None
+    _secret: int = PrivateAttr(default=3)
+
+
+class Child(Base):
+    salary: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Point:
+    x: int
+    y: Any = None
+    z: int = dataclasses.field(default=5, init=False)
+
+
+Pair = collections.namedtuple("Pair", "left right")
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
+ZONES = st.sampled_from(
+    [None, datetime.UTC, zoneinfo.ZoneInfo("Europe/Berlin"), datetime.timezone(datetime.timedelta(hours=5, minutes=30))]
+)
+HASHABLE = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    TEXTS,
+    st.binary(max_size=8),
+    st.sampled_from(Color),
+    st.sampled_from(Level),
+    st.sampled_from(Word),
+    st.sampled_from([Rights.READ, Rights.READ | Rights.WRITE, Rights(0)]),
+    st.decimals(allow_nan=False),
+    st.fractions(),
+    st.uuids(),
+    st.dates(),
+    st.times(),
+    st.timedeltas(),
+    st.datetimes(timezones=ZONES),
+    st.complex_numbers(allow_nan=False),
+    st.builds(pathlib.PurePosixPath, st.text(string.ascii_letters + "/", max_size=6)),
+    st.ip_addresses(),
+    st.builds(range, st.integers(-9, 9), st.integers(-9, 9), st.integers(1, 3)),
+    st.builds(Point, st.integers()),
+)
+VALUES = st.recursive(
+    HASHABLE,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(TEXTS | st.just("$type"), inner, max_size=3),
+        st.dictionaries(HASHABLE, inner, max_size=3),
+        st.sets(HASHABLE, max_size=3),
+        st.frozensets(HASHABLE, max_size=3),
+        st.builds(Pair, inner, inner),
+        st.builds(Point, st.integers(), inner),
+        st.builds(Child, name=TEXTS, hidden=TEXTS, RENAMED=st.integers(), tag=inner, more=inner),
+        st.builds(lambda value: dspy.Example(a=value, b=1).with_inputs("a"), inner),
+        st.builds(lambda value: dspy.Prediction(a=value), inner),
+        st.lists(inner, max_size=3).map(lambda items: collections.deque(items, 5)),
+    ),
+    max_leaves=8,
+)
+
+
+def same(one, other):
+    """Equal, and of the same types all the way down."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return len(one) == len(other) and all(key in other and same(item, other[key]) for key, item in one.items())
+    if isinstance(one, list | tuple | collections.deque):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dspy.Example):
+        return one.toDict() == other.toDict() and getattr(one, "_input_keys", None) == getattr(
+            other, "_input_keys", None
+        )
+    return one == other
+
+
+@given(VALUES)
+@settings(max_examples=400, deadline=None)
+def test_any_value_reads_back_equal_and_of_the_same_type(value):
+    stored = json.loads(json.dumps(to_plain([value]), allow_nan=False))
+    (read,) = from_plain(stored)
+    assert same(read, value)
+    assert to_plain([read]) == stored
+
+
+@given(VALUES, VALUES)
+@settings(max_examples=300, deadline=None)
+def test_values_are_told_apart_by_content_and_never_by_how_they_print(one, other):
+    assert digest(to_plain([one])) == digest(to_plain([copy.deepcopy(one)]))
+    if not same(one, other):
+        assert digest(to_plain([one])) != digest(to_plain([other]))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        numpy.arange(6, dtype="int16").reshape(2, 3),
+        numpy.array([1.5, float("nan"), float("-inf")], dtype="float32"),
+        numpy.array([], dtype="int8").reshape(0, 3),
+        numpy.array(5),
+        numpy.array(["a", "bcd"]),
+        numpy.array(["2024-01-02"], dtype="datetime64[D]"),
+        numpy.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
+        numpy.array([1 + 2j]),
+        numpy.array([True, False]),
+        numpy.array([2**64 - 1], dtype="uint64"),
+    ],
+    ids=lambda value: f"{value.dtype}{value.shape}",
+)
+def test_arrays_read_back_with_type_and_shape(value):
+    read = from_plain(json.loads(json.dumps(to_plain(value), allow_nan=False)))
+    assert (read.dtype, read.shape) == (value.dtype, value.shape)
+    assert read.tobytes() == value.tobytes()
+
+
+@pytest.mark.parametrize(
+    "value", [numpy.float32(0.1), numpy.int64(3), numpy.bool_(True), numpy.datetime64("2024-01-02")]
+)
+def test_numpy_scalars_read_back(value):
+    read = from_plain(to_plain(value))
+    assert type(read) is type(value)
+    assert read == value
+
+
+FRAMES = [
+    pandas.DataFrame({"a": [1, 2], "b": ["x", None]}, index=["p", "q"]),
+    pandas.DataFrame({"t": pandas.to_datetime(["2024-01-02", None]), "f": [0.5, float("nan")]}),
+    pandas.DataFrame({("a", 1): [True]}),
+    pandas.Series([1.0, 2.0], name="s"),
+    pandas.DataFrame(),
+]
+
+
+@pytest.mark.parametrize("value", FRAMES, ids=range(len(FRAMES)))
+def test_frames_read_back_or_are_known_to_be_unreadable(value):
+    plain = to_plain(value)
+    if not list(opaque_parts(plain)):
+        assert from_plain(json.loads(json.dumps(plain))).equals(value)
+    changed = value.copy()
+    if len(changed):
+        changed.iloc[0:1] = changed.iloc[1:2].to_numpy() if len(changed) > 1 else False
+        assert digest(to_plain(changed)) != digest(plain)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        dspy.Image("https://example.com/cat.png"),
+        dspy.History(messages=[{"question": "a", "answer": "b"}]),
+        dspy.Code["python"](code="x = 1"),
+        collections.OrderedDict([("b", 1), ("a", 2)]),
+        collections.Counter("aab"),
+        collections.defaultdict(list, a=[1]),
+        bytearray(b"ab"),
+        slice(1, None, 2),
+        10**40,
+        ipaddress.ip_network("10.0.0.0/8"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_kinds_read_back_as_well(value):
+    read = from_plain(json.loads(json.dumps(to_plain([value]))))[0]
+    assert type(read) is type(value)
+    assert read == value
+
+
+def test_numbers_that_json_has_not_read_back():
+    (nan, inf) = from_plain(json.loads(json.dumps(to_plain([float("nan"), -math.inf]), allow_nan=False)))
+    assert math.isnan(nan)
+    assert inf == -math.inf
+
+
+def test_parts_that_no_dump_shows_are_kept():
+    model = Child(name="n", hidden="kept", RENAMED=4, more="extra")
+    model._secret = 9
+    read = from_plain(to_plain(model))
+    assert (read, read.hidden, read.renamed, read.more, read._secret) == (model, "kept", 4, "extra", 9)
+    assert read.model_fields_set == model.model_fields_set
+
+
+class Vault:
+    def __init__(self, number):
+        self.number = number
+        self.lock = threading.Lock()
+
+
+def test_what_cannot_be_read_back_is_named_and_refused():
+    plain = to_plain({"a": [1, Vault(3)], "b": threading.Lock(), "c": print})
+    assert [path for path, _ in opaque_parts(plain)] == ["a[1]", "b", "c"]
+    with pytest.raises(UnreadableValueError, match="Vault"):
+        from_plain(plain)
+    assert to_plain([object()]) == to_plain([object()])  # an address is no content
+
+
+def test_a_value_that_holds_itself_is_an_error_of_ours():
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(UnreadableValueError, match="levels deep"):
+        to_plain(value)
+
+
+def test_reading_makes_no_class_that_nobody_used():
+    for tag in (
+        {"$type": "model", "class": "subprocess:Popen", "set": [], "value": {"args": "true"}},
+        {"$type": "enum", "class": "os:system", "name": None, "value": "true"},
+        {"$type": "dataclass", "class": "builtins:object", "value": {}},
+        {"$type": "model", "class": "tests.nowhere:Model", "set": [], "value": {}},
+        {"$type": "unheard of", "value": 1},
+        {"$type": "tuple"},
+        {"$type": "ndarray", "dtype": None, "value": "gASVAAAA"},
+        {"$type": ["tuple"], "value": []},
+        {"$type": "Decimal", "value": "x"},
+    ):
+        with pytest.raises(UnreadableValueError):
+            from_plain(tag)
+
+
+def test_another_process_reads_values_whose_classes_a_signature_names():
+    plain = json.dumps(to_plain([Base(name="a", tag=Color.RED)]))
+    code = (
+        "import json, sys; sys.path.insert(0, 'tests'); from test_plain import Base, Color; "
+        "from sirius_dspy.plain import from_plain\n"
+        f"value = json.loads({plain!r})\n"
+        "print(from_plain(value, list[Base | Color]) == [Base(name='a', tag=Color.RED)])"
+    )
+    known = plain.replace(f"{Base.__module__}:", "test_plain:")
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace(repr(plain), repr(known))], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_what_people_read_has_no_tags():
+    shown = readable(to_plain({"a": (1, Color.RED), "b": Child(name="n"), "c": {1: decimal.Decimal("1.50")}}))
+    assert shown["a"] == [1, "red"]
+    assert shown["b"]["name"] == "n"
+    assert shown["c"] == {"1": "1.50"}
+
+
+def test_plain_values_are_fitted_to_a_field_and_others_left_alone():
+    assert fitted("red", Color) is Color.RED
+    assert fitted("4", int) == 4
+    assert fitted("x", int) == "x"
+    assert fitted(to_plain(Color.RED), Color | None) is Color.RED
+    assert from_plain(3, float) == 3
+    assert type(from_plain(3, float)) is int
+    assert fitted({"a": 1}, threading.Lock) == {"a": 1}
+
+
+def array(number):
+    values = numpy.zeros(2000)
+    values[1000] = number
+    return values
+
+
+class Reader(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.read = dspy.Predict("question -> answer")
+
+    def forward(self, question, document):
+        return self.read(question=question)
+
+
+MAKERS = {
+    "arrays": array,
+    "keys": lambda number: {1: number, "1": 0},
+    "bytes": lambda number: b"x" * 500 + bytes([number]),
+    "sets": lambda number: {("a", number)},
+    "models": lambda number: Base(name="n", hidden=str(number)),
+    "floats": lambda number: [1, 1.0, True][number],
+    "uuids": lambda number: uuid.UUID(int=number),
+    "fractions": lambda number: fractions.Fraction(number, 7),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_examples_that_print_alike_are_run_each(make, tmp_path):
+    program = Reader()
+    program.set_lm(ToyLM(skill=lambda prompt: chat_reply(answer="ok")))
+    data = [
+        dspy.Example(question="?", document=make(number)).with_inputs("question", "document") for number in range(3)
+    ]
+    optimizer = SiriuS(lambda *_: 1.0, iterations=1, samples=1, augmenter=None, run_dir=tmp_path / "run")
+    optimizer.compile(program, trainset=data, valset=data)
+    library = ExperienceLibrary(tmp_path / "run" / "library.sqlite")
+    assert library.count(origin="rollout") == 3
+    for example in data:
+        read = library.example(example_key(example))
+        assert type(read.document) is type(example.document)
+        assert example_key(read) == example_key(example)
+
+
+def test_an_example_that_cannot_be_stored_is_refused_by_name_before_the_first_call(tmp_path):
+    lm = ToyLM(skill=lambda prompt: chat_reply(answer="ok"))
+    program = Reader()
+    program.set_lm(lm)
+    good = dspy.Example(question="?", document="d").with_inputs("question", "document")
+    bad = dspy.Example(question="?", document={"pages": [Vault(1)]}).with_inputs("question", "document")
+    optimizer = SiriuS(lambda *_: 1.0, run_dir=tmp_path / "run")
+    with pytest.raises(DatasetError, match=r"trainset\[1\].*Vault.*document\.pages\[0\]"):
+        optimizer.compile(program, trainset=[good, bad], valset=[good])
+    assert lm.calls == 0
