@@ -24,6 +24,7 @@ import dspy
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from sirius_dspy.asked import prompt_text
 from sirius_dspy.database import open_engine, parse_url, public_url, reporting
 from sirius_dspy.errors import LibraryDamagedError, LibraryError
 from sirius_dspy.migrations import (
@@ -37,6 +38,7 @@ from sirius_dspy.migrations import (
     TRAJECTORIES,
     escaped_name,
 )
+from sirius_dspy.plain import text_digest
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.trajectory import (
     Attempt,
@@ -520,6 +522,46 @@ class ExperienceLibrary:
                 problems.append(str(error))
         return list(dict.fromkeys(problems))
 
+    def verify_rows(self, path: str | Path) -> list[str]:
+        """Prove a file of training rows: each prompt is the request that was sent in the run that the row is from.
+
+        Args:
+            path: What a compile wrote, `training/iteration-N/AGENT.jsonl`; `AGENT.sources.jsonl` is beside it.
+
+        Returns:
+            The problems in words; empty if all is well. Rows of a teacher with other signatures have no request of
+            their own in the library, and are only counted as whole.
+
+        Raises:
+            LibraryError: A file cannot be read, or the database cannot be reached.
+        """
+        rows, sources = _json_lines(Path(path)), _json_lines(Path(path).with_suffix(".sources.jsonl"))
+        if len(rows) != len(sources):
+            return [f"{str(path)!r} has {len(rows)} rows, and there are sources of {len(sources)}."]
+        problems = []
+        for number, (row, source) in enumerate(zip(rows, sources, strict=True), start=1):
+            if problem := self._row_problem(row, source):
+                problems.append(f"Row {number} of {str(path)!r} {problem}")
+        return problems
+
+    def _row_problem(self, row: Any, source: Any) -> str:
+        try:
+            messages, row_id, request = row["messages"], source["row"], source["request"]
+            query = sa.select(STEPS.c.request).where(
+                STEPS.c.trajectory == source["trajectory"], STEPS.c.predictor == source["predictor"]
+            )
+            if digest(messages) != row_id:
+                return "is not the one that was written."
+            if request and text_digest(prompt_text(messages[:-1])) != request:
+                return "has another prompt than the one that was sent."
+        except (KeyError, TypeError, AttributeError) as error:
+            return f"cannot be read: {type(error).__name__}: {error}"
+        with self._reading() as connection:
+            sent = set(connection.scalars(query))
+        if not sent:
+            return f"names the run {source['trajectory']!r}, which the library does not have."
+        return "" if not request or request in sent else "has a prompt that was not sent in its run."
+
     def _check_file(self) -> list[str]:
         with self._reading() as connection:
             if connection.dialect.name != "sqlite":
@@ -615,6 +657,13 @@ def _library_of(run_dir: RunDir) -> Path | str:
         f"The folder {str(run_dir.path)!r} holds no library, and no record of where its compile kept one. Pass the "
         "path or the URL of the library itself."
     )
+
+
+def _json_lines(path: Path) -> list[Any]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise LibraryError(f"The training file {str(path)!r} cannot be read: {error}") from error
 
 
 # Values to rows

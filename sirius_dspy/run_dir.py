@@ -59,6 +59,11 @@ class RunDir:
         """The rows of one agent, as OpenAI chat JSONL."""
         return self.path / "training" / f"iteration-{iteration}" / f"{slug(agent)}.jsonl"
 
+    def training_files(self) -> list[Path]:
+        """The rows of all agents and iterations."""
+        found = (self.path / "training").glob("iteration-*/*.jsonl")
+        return sorted(path for path in found if not path.name.endswith(".sources.jsonl"))
+
     def weights(self, iteration: int, agent: str) -> Path:
         """The folder of one fine-tuning job."""
         return self.path / "weights" / f"iteration-{iteration}" / slug(agent)

@@ -15,6 +15,8 @@ import tempfile
 import threading
 import tracemalloc
 import uuid
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -34,6 +36,7 @@ from sirius_dspy.trajectory import (
     Step,
     Trajectory,
     Usage,
+    canonical,
     example_key,
 )
 
@@ -853,3 +856,40 @@ def test_memory_does_not_grow_with_the_library(tmp_path):
         return memory
 
     assert peak(10_000) < 1.5 * peak(3 * PAGE)  # 20,000 steps
+
+
+def test_a_library_of_version_2_keeps_its_ids_and_goes_on(tmp_path):
+    """The dump is of a compile that the last code with version 2 ran: six examples, three of them repaired."""
+    path = tmp_path / "library.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript((Path(__file__).parent / "data" / "library_v2.sql").read_text(encoding="utf-8"))
+    assert stored_version(f"sqlite:///{path}") == "2"
+    with ExperienceLibrary(path) as library:
+        assert (library.count(), len(list(library.repairs()))) == (19, 3)
+        assert library.verify() == []
+        assert "ebb07e1c44e75bba16f2b0d1dfddfe51" in {run.id for run in library.trajectories()}
+        assert all(step.prompt is None for run in library.trajectories() for step in run.steps)
+        run = make_run("new")
+        library.add(run)
+        assert library.get(run.id) == run
+    assert stored_version(f"sqlite:///{path}") == str(SCHEMA_VERSION)
+
+
+def test_what_was_sent_is_stored_once_and_read_back(tmp_path):
+    library_path = tmp_path / "library.sqlite"
+    prompt = canonical([{"role": "user", "content": "2+2?"}])
+    runs = [
+        replace(run, steps=tuple(replace(step, prompt=prompt, signature="s", finish="stop") for step in run.steps))
+        for run in (make_run("4"), make_run("5"))
+    ]
+    with ExperienceLibrary(library_path) as library:
+        library.add_all(runs)
+        assert [run.steps[0].prompt for run in library.trajectories()] == [prompt, prompt]
+        assert list(library.trajectories()) == runs
+        assert library.verify() == []
+    with closing(sqlite3.connect(library_path)) as database:
+        assert database.execute("SELECT count(*) FROM requests").fetchone() == (1,)
+        database.execute("UPDATE requests SET prompt = replace(prompt, '2+2', '3+3')")
+        database.commit()
+    with ExperienceLibrary(library_path) as library:
+        assert len(library.verify()) == 2

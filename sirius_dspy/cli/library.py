@@ -231,10 +231,17 @@ def export(
 
 @library.command()
 def verify(where: Where, as_json: JsonFlag = False) -> None:
-    """Compute every content hash anew, and check all references; the exit code is 1 if something is wrong."""
+    """Compute every content hash anew, and check all references; the exit code is 1 if something is wrong.
+
+    Of a `run_dir`, the training rows are checked, too: each prompt is the one that was sent in the run it is from.
+    """
     with _opened(where) as found:
         opened = found.library
         problems = opened.verify()
+        if Path(where).is_dir():
+            problems += [
+                problem for path in RunDir(Path(where)).training_files() for problem in opened.verify_rows(path)
+            ]
         if as_json:
             _echo({"trajectories": opened.count() if not problems else None, "problems": problems})
         else:

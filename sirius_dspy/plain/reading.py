@@ -1,0 +1,247 @@
+"""From JSON with tags to the values, or to what a person would read of them."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import datetime
+import enum
+import io
+import zoneinfo
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+import dspy
+from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+
+from sirius_dspy.errors import UnreadableValueError
+from sirius_dspy.plain.classes import MAPPINGS, SEQUENCES, TEXT_TYPES, TYPE, class_of, known_of
+
+_READERS = {kind.__name__: read for kind, read in TEXT_TYPES.items()}
+
+
+def from_plain(value: Any, annotation: Any = Any) -> Any:
+    """Read what `to_plain` wrote: an equal value of the same type, whether or not a field asks for that type.
+
+    Args:
+        value: JSON, tagged or not.
+        annotation: The type of the signature's field, if there is one: its classes are known by it.
+
+    Raises:
+        UnreadableValueError: It is opaque, or of a class that neither this process nor the annotation knows.
+    """
+    return _read(value, known_of(annotation))
+
+
+def fitted(value: Any, annotation: Any) -> Any:
+    """Read a value that need not come from `to_plain`, and turn it into the type of a field where it fits.
+
+    Raises:
+        UnreadableValueError: As for `from_plain`.
+    """
+    read = from_plain(value, annotation)
+    if annotation is str or annotation is Any:
+        return read
+    try:
+        return _type_adapter(annotation).validate_python(read)
+    except (ValidationError, PydanticUserError, TypeError):  # the last two: no type that pydantic knows
+        return read
+
+
+def readable(value: Any) -> Any:
+    """The same JSON without tags, for people, prompts and searches: an enum is its value, a model its fields."""
+    if type(value) is dict:
+        if TYPE not in value:
+            return {key: readable(item) for key, item in value.items()}
+        found = readable(value["value"])
+        pairs = value[TYPE] in MAPPINGS or value[TYPE] == "defaultdict"
+        return {str(key): item for key, item in found} if pairs else found
+    return [readable(item) for item in value] if type(value) is list else value
+
+
+def opaque_parts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Where a plain value holds what cannot be read back, and the class of it."""
+    if isinstance(value, list):
+        for position, item in enumerate(value):
+            yield from opaque_parts(item, f"{path}[{position}]")
+    elif isinstance(value, dict):
+        if value.get(TYPE) == "opaque":
+            yield path, value["class"]
+            return
+        for key, item in value.items():
+            yield from opaque_parts(item, path if TYPE in value else f"{path}.{key}" if path else key)
+
+
+@lru_cache(maxsize=512)
+def _type_adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
+
+
+def _read(value: Any, known: Mapping[str, type]) -> Any:
+    if type(value) is list:
+        return [_read(item, known) for item in value]
+    if type(value) is not dict:
+        return value
+    if TYPE not in value:
+        return {key: _read(item, known) for key, item in value.items()}
+    try:
+        return _read_tagged(value, known)
+    except UnreadableValueError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UnreadableValueError(
+            f"A stored value of the type {value[TYPE]!r} cannot be read: {error}. It was not written by sirius_dspy, "
+            "or its class has other fields now."
+        ) from error
+
+
+def _read_tagged(tagged: Mapping[str, Any], known: Mapping[str, type]) -> Any:
+    kind, value = tagged[TYPE], tagged["value"]
+    if kind in _CLASS_READERS:
+        return _CLASS_READERS[kind](tagged, _read(value, known), known)
+    if kind in _READERS:
+        return _READERS[kind](value)
+    if kind in ("int", "float"):
+        return int(value) if kind == "int" else float(value)
+    if kind in ("bytes", "bytearray"):
+        data = base64.b64decode(value, validate=True)
+        return data if kind == "bytes" else bytearray(data)
+    if kind in SEQUENCES:
+        return SEQUENCES[kind](_read(value, known))
+    if kind in MAPPINGS:
+        return MAPPINGS[kind](_read_pairs(value, known))
+    if kind == "opaque":
+        raise UnreadableValueError(
+            f"A value of the class {tagged['class']!r} was noted, but cannot be made again from what is stored. Use a "
+            "pydantic model, a dataclass, or plain values."
+        )
+    raise UnreadableValueError(f"A stored value has the unknown type {kind!r}; a newer version wrote it.")
+
+
+def _read_pairs(pairs: Any, known: Mapping[str, type]) -> Any:
+    return {_read(key, known): _read(item, known) for key, item in pairs}
+
+
+def _read_enum(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    kind = class_of(tagged, known, enum.Enum)
+    return kind(value) if tagged["name"] is None else kind[tagged["name"]]
+
+
+def _read_model(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    kind = class_of(tagged, known, BaseModel)
+    model = kind.__new__(kind)
+    model.__setstate__(
+        {
+            "__dict__": value,
+            "__pydantic_fields_set__": set(tagged["set"]),
+            "__pydantic_extra__": _read(tagged["extra"], known) if "extra" in tagged else _no_extra(kind),
+            "__pydantic_private__": _read(tagged["private"], known) if "private" in tagged else _no_private(kind),
+        }
+    )
+    return model
+
+
+def _no_extra(kind: type[BaseModel]) -> dict[str, Any] | None:
+    return {} if kind.model_config.get("extra") == "allow" else None
+
+
+def _no_private(kind: type[BaseModel]) -> dict[str, Any] | None:
+    return {} if kind.__private_attributes__ else None
+
+
+def _read_dataclass(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    kind = class_of(tagged, known, None)
+    made = object.__new__(kind)
+    for name, item in value.items():
+        object.__setattr__(made, name, item)  # a frozen one refuses `setattr`
+    return made
+
+
+def _read_namedtuple(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    return tuple.__new__(class_of(tagged, known, tuple), value)
+
+
+def _read_record(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    made = dspy.Prediction(**value) if tagged[TYPE] == "Prediction" else dspy.Example(**value)
+    return made.with_inputs(*tagged["inputs"]) if "inputs" in tagged else made
+
+
+def _read_deque(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    return collections.deque(value, tagged["maxlen"])
+
+
+def _read_defaultdict(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    factories = {"list": list, "dict": dict, "set": set, "int": int, "float": float, "str": str, "bool": bool}
+    return collections.defaultdict(factories.get(tagged["factory"] or ""), _read_pairs(tagged["value"], known))
+
+
+def _read_datetime(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    read = datetime.datetime.fromisoformat(value).replace(fold=tagged.get("fold", 0))
+    return read.replace(tzinfo=zoneinfo.ZoneInfo(tagged["zone"])) if "zone" in tagged else read
+
+
+def _read_timedelta(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    days, seconds, microseconds = tagged["exact"]
+    return datetime.timedelta(days, seconds, microseconds)
+
+
+def _read_timezone(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    return datetime.timezone(_read(tagged["offset"], known))
+
+
+def _read_range(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    return (range if tagged[TYPE] == "range" else slice)(*value)
+
+
+def _read_array(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    import numpy
+
+    if tagged["dtype"] is None:
+        array = numpy.load(io.BytesIO(base64.b64decode(value)), allow_pickle=False)
+    elif tagged["dtype"] == "O":
+        array = numpy.empty(tagged["shape"], dtype=object)
+        for place in numpy.ndindex(*tagged["shape"]):
+            item = value
+            for position in place:
+                item = item[position]
+            array[place] = item
+    else:
+        array = numpy.array(value, dtype=tagged["dtype"]).reshape(tagged["shape"])
+    return array if tagged[TYPE] == "ndarray" else array[()]
+
+
+def _read_frame(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    import pandas
+
+    index = pandas.Index(_read(tagged["index"], known), name=_read(tagged["index_name"], known))
+    columns = [
+        pandas.Series(items, index=index, dtype=dtype) for items, dtype in zip(value, tagged["dtypes"], strict=True)
+    ]
+    names = _read(tagged["columns"], known)
+    if tagged[TYPE] == "Series":
+        return columns[0].rename(names[0])
+    frame = pandas.concat(columns, axis=1) if columns else pandas.DataFrame(index=index)
+    frame.columns = pandas.Index(names)
+    return frame
+
+
+_CLASS_READERS: dict[str, Callable[[Mapping[str, Any], Any, Mapping[str, type]], Any]] = {
+    "enum": _read_enum,
+    "model": _read_model,
+    "dataclass": _read_dataclass,
+    "namedtuple": _read_namedtuple,
+    "Example": _read_record,
+    "Prediction": _read_record,
+    "deque": _read_deque,
+    "defaultdict": _read_defaultdict,
+    "datetime": _read_datetime,
+    "timedelta": _read_timedelta,
+    "timezone": _read_timezone,
+    "range": _read_range,
+    "slice": _read_range,
+    "ndarray": _read_array,
+    "numpy": _read_array,
+    "DataFrame": _read_frame,
+    "Series": _read_frame,
+}
