@@ -14,28 +14,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from sirius_dspy.plain import canonical, digest, example_key, from_plain, text_digest, to_plain
-
-__all__ = [
-    "Attempt",
-    "Edit",
-    "Failure",
-    "Origin",
-    "Repair",
-    "Source",
-    "Step",
-    "Trajectory",
-    "Usage",
-    "Values",
-    "Verdict",
-    "canonical",
-    "digest",
-    "example_key",
-    "from_plain",
-    "mean_reward",
-    "success_rate",
-    "to_plain",
-]
+from sirius_dspy.plain import canonical as canonical
+from sirius_dspy.plain import digest as digest
+from sirius_dspy.plain import example_key as example_key
+from sirius_dspy.plain import from_plain as from_plain
+from sirius_dspy.plain import text_digest
+from sirius_dspy.plain import to_plain as to_plain
 
 Values = Mapping[str, Any]
 """Field name to a plain value; see `sirius_dspy.plain`."""
