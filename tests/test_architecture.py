@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
-    ("chart", "errors", "redact", "signatures", "stats", "trajectory"),
+    ("credentials",),
+    ("redact",),
+    ("chart", "errors", "signatures", "stats", "trajectory"),
     ("run_dir",),
     ("adapter", "graph", "leak", "local", "migrations", "record", "track", "train"),
     ("curate", "database", "fetch", "prepare", "progress", "rollout"),
