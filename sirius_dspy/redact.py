@@ -59,7 +59,7 @@ _HEX = re.compile(r"[0-9a-f]+")
 _MIN_RUN = 12
 """Letters and digits in a row, without `-` and `_`, that a key has at least once."""
 _LONG_RUN = 20
-"""The same after `sk-`, where they need not look random: no ordinary word is that long and has digits."""
+"""The same after `sk-`, where they need not look random: hardly any word is that long."""
 _MIN_CHANGES = 0.3
 """Share of places at which a random text goes on with another kind of character; words and years have fewer."""
 
@@ -218,16 +218,13 @@ def _hidden_key(found: re.Match[str]) -> str:
     whole, body, bearer = found[0], found["body"], found["bearer"]
     if body is not None:
         is_sk = whole.startswith("sk-")
-        is_key = any(_is_random(run, may_be_hex=is_sk) or (is_sk and _is_long(run)) for run in re.split("[-_]", body))
+        runs = re.split("[-_]", body)
+        is_key = any(_is_random(run, may_be_hex=is_sk) or (is_sk and len(run) >= _LONG_RUN) for run in runs)
         return HIDDEN if is_key else whole
     if bearer is not None:
         is_key = any(_is_random(run, may_be_hex=True) for run in re.split(r"[^A-Za-z0-9]", bearer))
         return whole.removesuffix(bearer) + HIDDEN if is_key else whole
     return HIDDEN
-
-
-def _is_long(run: str) -> bool:
-    return len(run) >= _LONG_RUN and any(map(str.isdigit, run)) and any(map(str.isalpha, run))
 
 
 def _is_random(run: str, *, may_be_hex: bool) -> bool:
