@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -27,10 +28,16 @@ _MAX_OBJECTS = 500
 """Values to look at in one object: an LM may hold an engine, with all that this holds."""
 _MAX_DEPTH = 6
 
+_ARGUMENTS = ("kwargs", "train_kwargs", "launch_kwargs")
+"""Attributes of an LM that hold what it was given."""
+_CODE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
 _SECRET_WORDS = frozenset(
     ("apikey", "apikeys", "auth", "authorization", "bearer", "cookie", "cookies", "jwt", "key", "keys", "pass", "pat")
 )
 _SECRET_ENDINGS = ("credential", "credentials", "passphrase", "passwd", "password", "secret", "secrets", "token")
+_KINDS_OF_KEYS = frozenset(
+    ("access", "account", "api", "auth", "bearer", "client", "id", "master", "private", "refresh", "secret", "session")
+)
 _CONTAINERS = frozenset({"auth", "cookies", "headers"})
 """Last words of names below which every value counts as a credential."""
 
@@ -123,10 +130,10 @@ def in_lm(lm: Any) -> Iterator[Credential]:
     """The credentials that an LM holds: in its arguments, its provider, its client."""
     budget = [_MAX_OBJECTS]
     model = str(getattr(lm, "model", ""))
-    attributes = dict(getattr(lm, "__dict__", {}))
-    arguments = {name: attributes.pop(name, None) for name in ("kwargs", "train_kwargs", "launch_kwargs")}
-    for settings in arguments.values():
+    for name in _ARGUMENTS:
+        settings = getattr(lm, name, None)
         yield from (item for item in _found(settings, _Place(), budget) if item.text not in model)
+    attributes = {name: value for name, value in getattr(lm, "__dict__", {}).items() if name not in _ARGUMENTS}
     yield from (item for item in _found(attributes, _Place(is_setting=False), budget) if item.text not in model)
 
 
@@ -182,7 +189,7 @@ def _found(value: Any, place: _Place, budget: list[int]) -> Iterator[Credential]
     elif isinstance(value, list | tuple | set | frozenset):
         for item in list(value)[:100]:
             yield from _found(item, replace(place, depth=place.depth + 1), budget)
-    elif not isinstance(value, type) and not callable(value):
+    elif not isinstance(value, _CODE):
         attributes = getattr(value, "__dict__", {})
         inside = replace(place, is_setting=False, is_harmless=False)
         for name, item in list(attributes.items()):
@@ -249,8 +256,11 @@ def _is_path(text: str) -> bool:
 
 
 def _is_secret_attribute(name: str) -> bool:
-    """Whether an attribute of some object says so; unlike a setting, `key` alone is often a name."""
-    return (len(_words(name)) > 1 and is_secret_name(name)) or _words(name) in (("apikey",), ("password",), ("secret",))
+    """Whether an attribute of some object says so; unlike that of a setting, a `key` or `token` is often a name."""
+    words = _words(name)
+    if words[-1:] in (("key",), ("keys",), ("token",)):
+        return words[-2:-1] != () and words[-2] in _KINDS_OF_KEYS and is_secret_name(name)
+    return is_secret_name(name)
 
 
 @lru_cache(maxsize=4096)

@@ -222,7 +222,7 @@ def _hidden_key(found: re.Match[str]) -> str:
         is_key = any(_is_random(run, may_be_hex=is_sk) or (is_sk and len(run) >= _LONG_RUN) for run in runs)
         return HIDDEN if is_key else whole
     if bearer is not None:
-        is_key = any(_is_random(run, may_be_hex=True) for run in re.split(r"[^A-Za-z0-9]", bearer))
+        is_key = any(len(run) >= _MIN_RUN and not run.isalpha() for run in re.split(r"[^A-Za-z0-9]", bearer))
         return whole.removesuffix(bearer) + HIDDEN if is_key else whole
     return HIDDEN
 

@@ -140,6 +140,7 @@ def toy_adapter():
 @pytest.fixture
 def planted(leaky, monkeypatch, toy_adapter):
     """An LM, a library and an environment with all of them."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM looks for prices in the network else
     monkeypatch.setenv("EXAMPLE_API_KEY", PLANTED["variable"])
     monkeypatch.setenv("EXAMPLE_SERVICE", f"https://me:{PLANTED['password of a variable']}@127.0.0.1/x")
     monkeypatch.setenv("EXAMPLE_ENDPOINT", f"https://127.0.0.1/x?sig={PLANTED['key in a query']}&version=2024-05-01")
