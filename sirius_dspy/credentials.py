@@ -36,7 +36,21 @@ _SECRET_WORDS = frozenset(
 )
 _SECRET_ENDINGS = ("credential", "credentials", "passphrase", "passwd", "password", "secret", "secrets", "token")
 _KINDS_OF_KEYS = frozenset(
-    ("access", "account", "api", "auth", "bearer", "client", "id", "master", "private", "refresh", "secret", "session")
+    (
+        "access",
+        "account",
+        "ad",
+        "api",
+        "auth",
+        "bearer",
+        "client",
+        "encryption",
+        "hf",
+        "id",
+        "master",
+        "private",
+        "secret",
+    )
 )
 _CONTAINERS = frozenset({"auth", "cookies", "headers"})
 """Last words of names below which every value counts as a credential."""
@@ -138,14 +152,14 @@ def in_lm(lm: Any) -> Iterator[Credential]:
 
 
 def in_address(address: str) -> Iterator[Credential]:
-    """The credentials in a URL: passwords, a user without one, and secrets of its query, encoded and plain."""
+    """The credentials in a URL: passwords, a token in place of a user, secrets of its query; encoded and plain."""
     try:
         parts = urlsplit(address)
     except ValueError:  # no URL
         return
     user, at, _ = parts.netloc.rpartition("@")
     name, colon, password = user.partition(":")
-    secret = password if colon else name
+    secret = password if colon else (name if parts.scheme in ("http", "https") else "")
     if at and secret:
         yield from (_credential(text) for text in {secret, unquote(secret)})
         pair = f"{unquote(name)}:{unquote(password)}"

@@ -267,6 +267,15 @@ def test_says_how_to_open_the_run(tracker, compile_, store):
     assert tracker.how_to_open is not None
 
 
+def test_a_token_in_the_address_of_a_repository_is_not_written(store, tracker, compile_, monkeypatch):
+    tags = {"mlflow.source.git.repoURL": "https://repository-token-1@host/me/project", "mlflow.user": "me"}
+    monkeypatch.setattr("mlflow.tracking.context.registry.resolve_tags", lambda given=None: {**tags, **(given or {})})
+    compile_.run(tracker)
+    run = store.get_run(tracker.run_id)
+    assert run.data.tags["mlflow.source.git.repoURL"] == "https://[redacted]@host/me/project"
+    assert "repository-token-1" not in str([item.dataset.source for item in run.inputs.dataset_inputs])
+
+
 @pytest.fixture
 def other_store(tmp_path, empty_store, monkeypatch):
     """A store that MLflow is set to, with an experiment selected in it; nothing of a tracker may go there."""

@@ -21,7 +21,7 @@ from sirius_dspy.mlflow.curves import Point
 from sirius_dspy.mlflow.names import slug
 from sirius_dspy.mlflow.results import copy_library, copy_text, make_report, sqlite_file
 from sirius_dspy.mlflow.sample import RepairStory
-from sirius_dspy.mlflow.store import Connection, DataRef, Store
+from sirius_dspy.mlflow.store import Connection, DataRef, Store, origin
 from sirius_dspy.mlflow.traces import Traces, repair_span, rollout_span
 from sirius_dspy.redact import hide_keys, redact, without_secrets
 from sirius_dspy.report import render_markdown
@@ -331,9 +331,7 @@ class Recorder:
     # Datasets
 
     def _link_examples(self, data: DataRef, rows: Sequence[Mapping[str, Any]]) -> None:
-        from mlflow.tracking.context.registry import resolve_tags
-
-        source = {"tags": resolve_tags()}
+        source = {"tags": origin()}
         self.store.dataset(
             self.root, data, data.name, num_rows=len(rows), source_type="code", source=source, columns=rows[0]
         )

@@ -54,11 +54,7 @@ class Store:
 
     def start(self, name: str, tags: Mapping[str, str], parent: str | None, started_at: int) -> str:
         """Make a run."""
-        from mlflow.tracking.context.registry import resolve_tags
-
-        mine = {**cleaned(tags), **({"mlflow.parentRunId": parent} if parent else {})}
-        # Who started it, from which script and commit: what `mlflow.start_run` records, too.
-        all_tags = resolve_tags(mine)
+        all_tags = origin({**cleaned(tags), **({"mlflow.parentRunId": parent} if parent else {})})
         run = self.client.create_run(self.experiment_id, start_time=started_at, tags=all_tags, run_name=hide_keys(name))
         return str(run.info.run_id)
 
@@ -278,6 +274,16 @@ def check_installed() -> None:
         import mlflow  # noqa: F401  # this is the check
     except ImportError as error:
         raise MissingDependencyError("Tracking and registry need mlflow. Run `pip install mlflow`.") from error
+
+
+def origin(tags: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The given tags, and who started it from which script, commit and repository, as `mlflow.start_run` has it."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    found: dict[str, str] = resolve_tags(tags)
+    for value in found.values():
+        remember_address(str(value))  # that of a repository may hold a token
+    return hide_keys(found)
 
 
 def selected_store() -> str:
