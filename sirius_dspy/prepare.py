@@ -9,9 +9,10 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
+from sirius_dspy.credentials import is_secret_name
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError
 from sirius_dspy.record import predictor_names
-from sirius_dspy.redact import is_secret_name, remember_secrets
+from sirius_dspy.redact import remember_secrets
 from sirius_dspy.trajectory import digest, example_key, to_plain
 
 Agents = dict[str, tuple[str, ...]]

@@ -42,7 +42,7 @@ _ENVIRONMENT_S = 1.0
 """How old what is known of the environment may be when data is looked through, which happens for every LM call."""
 
 _KEYS = re.compile(
-    r"(?<![\w/+.-])(?:"
+    r"(?<![\w-])(?:"
     r"(?:sk|pk|rk|hf|gsk|xai|gh[opsur]|github_pat|glpat|xox[abprs])[-_](?P<body>[A-Za-z0-9_-]{16,})"
     r"|(?:AKIA|ASIA)(?=[A-Z]*\d)[A-Z0-9]{16}(?![\w])"
     r"|AIza[A-Za-z0-9_-]{35}(?![\w-])"
