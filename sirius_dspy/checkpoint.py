@@ -15,7 +15,6 @@ import importlib
 import inspect
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.fetch import SCHEME, fetch_checkpoint
 from sirius_dspy.record import predictor_names
-from sirius_dspy.redact import is_secret_name, redact
+from sirius_dspy.redact import remember_secrets, without_secrets
 from sirius_dspy.rollout import program_fingerprint
 from sirius_dspy.run_dir import RunDir, slug, write_text
 
@@ -236,6 +235,7 @@ def _has_weights(lm: dspy.LM) -> bool:
 
 
 def _lm_state(agent: str, lm: dspy.LM) -> dict[str, Any]:
+    remember_secrets(lm)
     try:
         state = lm.dump_state()
         json.dumps(state)
@@ -244,20 +244,7 @@ def _lm_state(agent: str, lm: dspy.LM) -> dict[str, Any]:
             f"The LM {lm.model!r} of agent {agent!r} cannot be written down: {error} Save the program with an LM that "
             "can, and pass this one to `load(lms=...)`."
         ) from error
-    return {name: state[name] if name in _MODEL_IDS else value for name, value in _without_secrets(state).items()}
-
-
-def _without_secrets(value: Any) -> Any:
-    """The same JSON without credentials, which also hide in headers; an LM takes its key from the environment again."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {name: _without_secrets(item) for name, item in value.items() if not _is_secret(name)}
-    return [_without_secrets(item) for item in value] if isinstance(value, list) else value
-
-
-def _is_secret(name: str) -> bool:
-    return is_secret_name(re.sub(r"[^A-Za-z0-9]+", "_", name)) or name.lower() == "authorization"
+    return {name: state[name] if name in _MODEL_IDS else value for name, value in without_secrets(state).items()}
 
 
 def _program_state(program: dspy.Module) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, SQLAlchemyError, StatementError
 
+from sirius_dspy.credentials import is_secret_name
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, MissingDependencyError
 from sirius_dspy.migrations import SCHEMA_VERSION, migrate, schema_version
+from sirius_dspy.redact import redact_error
 
 LOCK_TIMEOUT_S = 60.0
 """Seconds to wait while others write; a transaction takes milliseconds, a batch of `add_all` about a second."""
@@ -61,8 +63,13 @@ def _parse_sqlite(url: sa.URL) -> sa.URL:
 
 def public_url(url: sa.URL) -> str:
     """The URL without passwords."""
-    secrets = [key for key in url.query if "pass" in key]  # libpq also takes `password` and `sslpassword` there
+    secrets = [key for key in url.query if _is_secret(key)]
     return url.difference_update_query(secrets).render_as_string(hide_password=True)
+
+
+def _is_secret(key: str) -> bool:
+    """Whether a part of the query is one: libpq takes `password` and `sslpassword` there."""
+    return "pass" in key or is_secret_name(key)
 
 
 def open_engine(url: sa.URL) -> sa.Engine:
@@ -196,10 +203,10 @@ def reporting(url: sa.URL) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error, OverflowError, OSError) as error:
-        raise _translate(error, url) from error
+        raise _translate(redact_error(error), url) from error
 
 
-def _translate(error: Exception, url: sa.URL) -> LibraryError:
+def _translate(error: BaseException, url: sa.URL) -> LibraryError:
     words = _words(error, url)
     where = f"The library {public_url(url)!r}"
     is_database_error = isinstance(error, DBAPIError | sqlite3.Error)
@@ -214,10 +221,10 @@ def _translate(error: Exception, url: sa.URL) -> LibraryError:
     )
 
 
-def _words(error: Exception, url: sa.URL) -> str:
+def _words(error: BaseException, url: sa.URL) -> str:
     cause = error.orig if isinstance(error, StatementError) and error.orig is not None else error
     words = " ".join(str(cause).split())
-    secrets = [url.password, *(value for key, value in url.query.items() if "pass" in key)]
+    secrets = [url.password, *(value for key, value in url.query.items() if _is_secret(key))]
     for secret in filter(None, secrets):
         words = words.replace(str(secret), "***")
     return words

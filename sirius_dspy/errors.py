@@ -21,9 +21,16 @@ SiriuSError
 └── MissingDependencyError (ImportError)   an optional package is absent
 """
 
+from typing import Any
+
+from sirius_dspy.redact import redact
+
 
 class SiriuSError(Exception):
-    """Base of all errors that sirius_dspy raises on purpose."""
+    """Base of all errors that sirius_dspy raises on purpose; none of them shows a credential that its cause quotes."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*(redact(item) if isinstance(item, str) else item for item in args))
 
 
 class UnpreparedProgramError(SiriuSError, ValueError):

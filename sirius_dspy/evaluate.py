@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import dspy
 
 from sirius_dspy.record import predictor_names
+from sirius_dspy.redact import redacting_errors
 from sirius_dspy.rollout import Metric, Rollouts, Task
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Trajectory
@@ -67,7 +68,8 @@ def evaluate(
     """
     rollouts = Rollouts(metric, origin="validation", demos=demos or {}, num_threads=num_threads)
     tasks = [Task(example, position) for position, example in enumerate(examples)]  # equal examples stay apart
-    found = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
+    with redacting_errors():
+        found = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
     return Evaluation(tuple(found[position] for position in range(len(tasks))))
 
 

@@ -42,7 +42,9 @@ def fetch_checkpoint(uri: str) -> Path:
         folder = home("registry", model_id)
         if not folder.is_dir():
             with new_folder(folder) as draft:
-                mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(draft))
+                mlflow.artifacts.download_artifacts(
+                    artifact_uri=source, dst_path=str(draft), tracking_uri=client.tracking_uri
+                )
     except MlflowException as error:
         raise CheckpointError(_refused(client, uri, error)) from error
     manifest = next(folder.glob("data/*/manifest.json"), None)

@@ -39,6 +39,7 @@ from sirius_dspy.migrations import (
     escaped_name,
 )
 from sirius_dspy.plain import text_digest
+from sirius_dspy.redact import hide, remember_address
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.trajectory import (
     Attempt,
@@ -155,6 +156,7 @@ class ExperienceLibrary:
 
     def __init__(self, url: str | Path | sa.URL) -> None:
         self._url = parse_url(url)
+        remember_address(self._url.render_as_string(hide_password=False))
         self._engine: sa.Engine | None = None
         self._pid = 0  # of the process that opened `_engine`: connections must not be shared across a fork
         self._lock = threading.Lock()  # protects `_engine` and `_pid`: threads open the database once
@@ -226,8 +228,9 @@ class ExperienceLibrary:
                 f"The example has the key {example_key(example)!r}, but the trajectory was made from "
                 f"{trajectory.example_key!r}. Pass the example that the program ran on."
             )
-        self._add_batch([trajectory], [] if example is None else [example])
-        return trajectory.id
+        stored = _hidden(trajectory)
+        self._add_batch([stored], [] if example is None else [example])
+        return stored.id
 
     def add_all(self, trajectories: Iterable[Trajectory], examples: Iterable[dspy.Example] = ()) -> int:
         """Store many trajectories, `BATCH` in a transaction; for imports.
@@ -246,11 +249,12 @@ class ExperienceLibrary:
         return added + sum(self._add_batch(batch, []) for batch in _batches(trajectories))
 
     def _add_batch(self, new: Sequence[Trajectory], made_from: Sequence[dspy.Example]) -> int:
-        for trajectory in new:
+        stored = [_hidden(trajectory) for trajectory in new]
+        for trajectory in stored:
             _check_trajectory(trajectory)
         for example in made_from:
             _check_example(example)
-        return self._write(lambda connection: _add(connection, new, made_from))
+        return self._write(lambda connection: _add(connection, stored, made_from))
 
     def add_repair(self, repair: Repair, trajectories: Iterable[Trajectory]) -> None:
         """Store a repair and its replayed runs, all or none.
@@ -262,7 +266,10 @@ class ExperienceLibrary:
         Raises:
             LibraryError: As in `add`; or an attempt names a run that is neither given nor in the library.
         """
-        replayed = list(trajectories)
+        given = list(trajectories)
+        replayed = [_hidden(trajectory) for trajectory in given]
+        ids = {before.id: after.id for before, after in zip(given, replayed, strict=True)}
+        repair = _hidden_repair(repair, ids)
         _check_repair(repair)
         for trajectory in replayed:
             _check_trajectory(trajectory)
@@ -669,6 +676,25 @@ def _json_lines(path: Path) -> list[Any]:
 # Values to rows
 
 
+def _hidden(trajectory: Trajectory) -> Trajectory:
+    """The trajectory without credentials; itself, if it has none."""
+    record = trajectory.to_dict()
+    hidden = hide(record)
+    return trajectory if hidden is record else Trajectory.from_dict(hidden)
+
+
+def _hidden_repair(repair: Repair, ids: Mapping[str, str]) -> Repair:
+    """The repair without credentials.
+
+    Args:
+        repair: What was tried.
+        ids: Of its replayed runs, as they were given, to those of the runs that are stored.
+    """
+    record = hide(repair.to_dict())
+    attempts = [{**item, "trajectory": ids.get(item["trajectory"], item["trajectory"])} for item in record["attempts"]]
+    return Repair.from_dict({**record, "attempts": attempts})
+
+
 def _check_storable(kind: str, record: Any, identify: Callable[[Any], str]) -> None:
     """Refuse what would not read back under its own id.
 
@@ -719,7 +745,9 @@ def _repair_id(repair: Repair) -> str:
 
 def _add(connection: sa.Connection, new: Iterable[Trajectory], made_from: Iterable[dspy.Example]) -> int:
     for example in made_from:
-        _insert(connection, EXAMPLES, _example_row(example))
+        row = _example_row(example)
+        if hide(row) is row:  # its key is a hash of its content, so it is stored as it is, or not at all
+            _insert(connection, EXAMPLES, row)
     added = 0
     for trajectory in new:
         if _insert(connection, TRAJECTORIES, _trajectory_row(trajectory)):

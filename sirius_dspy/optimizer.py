@@ -15,6 +15,7 @@ from sirius_dspy.curate import Curator, check_adapter
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.loop import Loop
+from sirius_dspy.redact import redacting_errors
 from sirius_dspy.repair import Augmenter, CriticAugmenter
 from sirius_dspy.rollout import Metric, takes_trace
 from sirius_dspy.run_dir import RunDir
@@ -160,7 +161,7 @@ class SiriuS(Teleprompter):
             TrainingError: A fine-tuning job failed. Call again to go on.
         """
         job = self._prepared(student, trainset, teacher, valset)
-        with job.run_dir.locked(), job.told(), dspy.context(disable_history=True):
+        with job.run_dir.locked(), job.told(), redacting_errors(), dspy.context(disable_history=True):
             return job.run()
 
     def _prepared(self, student: Any, trainset: Any, teacher: Any, valset: Any) -> Loop:
@@ -176,6 +177,8 @@ class SiriuS(Teleprompter):
         agents = prepare.resolve_agents(student, self.agents, mixed=self.mixed, frozen=self.frozen)
         frozen = prepare.check_frozen(self.frozen, agents)
         lms = prepare.starting_lms(student, agents)
+        teachers = prepare.check_teachers(teacher, student)
+        prepare.remember_lms([student, *teachers], self.augmenter)
         prepare.check_demos(self.cold_start or {}, student)
         if (check := getattr(self.augmenter, "check", None)) is not None:  # a third party's may have none
             check(student)
@@ -188,7 +191,7 @@ class SiriuS(Teleprompter):
             student=student,
             trainset=train,
             valset=val,
-            teachers=prepare.check_teachers(teacher, student),
+            teachers=teachers,
             agents=agents,
             frozen=frozen,
             start=lms,

@@ -9,10 +9,11 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
+from sirius_dspy.credentials import is_secret_name
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import from_plain, opaque_parts
 from sirius_dspy.record import predictor_names
-from sirius_dspy.redact import is_secret_name
+from sirius_dspy.redact import remember_secrets
 from sirius_dspy.trajectory import digest, example_key, to_plain
 
 Agents = dict[str, tuple[str, ...]]
@@ -221,6 +222,16 @@ def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:
                 f"{list(predictor_names(student))}, so nothing could be learnt from it."
             )
     return teachers
+
+
+def remember_lms(programs: Iterable[dspy.Module], *others: Any) -> None:
+    """Know the credentials of all LMs that can be found now, before anything is written down."""
+    lms = [dspy.settings.lm]
+    lms += [predictor.lm for program in programs for predictor in predictor_names(program).values()]
+    lms += [value for item in others for value in getattr(item, "__dict__", {}).values()]
+    for lm in lms:
+        if isinstance(lm, dspy.BaseLM):
+            remember_secrets(lm)
 
 
 def describe_object(value: Any) -> Any:

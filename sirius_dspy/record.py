@@ -29,7 +29,7 @@ from dspy.utils.exceptions import AdapterParseError
 from sirius_dspy.asked import Request, alias_of, listening, prompt_text, signature_digest
 from sirius_dspy.errors import ReplayDivergedError, UnrecordableCallError
 from sirius_dspy.plain import fitted
-from sirius_dspy.redact import redact
+from sirius_dspy.redact import hide, redact, redact_error, remember_secrets
 from sirius_dspy.trajectory import (
     Edit,
     Failure,
@@ -136,11 +136,12 @@ async def areplay(
     return tape.checked(await _arun(tape, inputs))
 
 
-def describe(error: BaseException, *secrets: str | None) -> Failure:
-    """An exception as a plain value, without credentials."""
+def describe(error: BaseException) -> Failure:
+    """An exception as a plain value, without credentials; what it shows elsewhere is without them from now on."""
+    redact_error(error)
     completion = error.lm_response if isinstance(error, AdapterParseError) else None
-    completion = None if completion is None else str(to_plain(completion))
-    return Failure(type(error).__name__, redact(str(error), *secrets)[:2000], completion)
+    completion = None if completion is None else redact(str(to_plain(completion)))
+    return Failure(type(error).__name__, redact(str(error))[:2000], completion)
 
 
 def predictor_names(program: dspy.Module) -> dict[str, dspy.Predict]:
@@ -232,7 +233,8 @@ class _Tape:
         """Register a call before it is answered; inputs are copied now, since programs go on changing their lists."""
         modules = dspy.settings.caller_modules
         name = self._name(modules[-1] if modules else None)
-        plain = to_plain(inputs)
+        remember_secrets(lm)
+        plain = hide(to_plain(inputs))
         question = canonical(plain)
         with self._lock:
             occurrence, started = self._occurrences[name], self._clock
@@ -249,9 +251,9 @@ class _Tape:
 
     def end(self, call: _Call, outputs: Sequence[Values] | None, error: Exception | None) -> None:
         """Write the call down as a step."""
-        plain = [to_plain(output) for output in outputs or ()]
+        plain = hide([to_plain(output) for output in outputs or ()])
         seconds = time.perf_counter() - call.clock
-        failure = None if error is None else describe(error, getattr(call.lm, "kwargs", {}).get("api_key"))
+        failure = None if error is None else describe(error)
         with self._lock:
             ended = self._clock
             self._clock += 1
@@ -270,7 +272,7 @@ class _Tape:
                     ended,
                     call.num_demos,
                     tuple(plain[1:]),
-                    call.prompt,
+                    hide(call.prompt),
                     call.signature,
                     call.finish,
                 )
@@ -279,6 +281,7 @@ class _Tape:
     def lm_kwargs(self, call: _Call, given: Mapping[str, Any]) -> dict[str, Any]:
         """The call's own LM arguments, those of the sampling, and a rollout id of its own."""
         kwargs = {**given, **self.sampling.lm_kwargs}
+        remember_secrets(call.lm, kwargs)
         defaults = getattr(call.lm, "kwargs", {})
         if not self.sampling.key or kwargs.get("temperature", defaults.get("temperature")) == 0:
             return kwargs

@@ -1,26 +1,308 @@
-"""Keeps API keys out of everything that is written down: error texts quote them, and libraries live long."""
+"""Keeps credentials out of everything that is written down: servers quote keys in errors, and libraries live long.
+
+The values are known, and are replaced wherever they stand: those of every LM that is asked (`remember_secrets`), those
+of addresses (`remember_address`), and those of the process's environment. They are kept for the life of the process, in
+memory only. What merely has the shape of a key is replaced as well in texts for people.
+
+Messages lose every known value. Data (inputs, outputs, rows to train on) keeps those that read like ordinary words,
+such as a password `swordfish`, since nobody could say where in a text they are the password.
+"""
 
 from __future__ import annotations
 
-import os
+import base64
+import html
+import json
 import re
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote, quote_plus
 
-_KEY_SHAPES = re.compile(
-    r"\b(?:sk|pk|rk|hf|gsk|xai|ghp|gho|glpat|AIza|AKIA)[-_]?[A-Za-z0-9_\-]{16,}|(?<=[Bb]earer )[A-Za-z0-9._\-]{8,}"
+from sirius_dspy.credentials import (
+    MIN_LENGTH,
+    Credential,
+    holds_only_credentials,
+    in_address,
+    in_environment,
+    in_lm,
+    in_settings,
+    is_secret_name,
 )
-_KEY_NAMES = re.compile(r"(?:^|_)(?:API_?KEY|TOKEN|SECRET|PASSWORD|ACCESS_KEY)$", re.IGNORECASE)
-_HIDDEN = "[redacted]"
+
+T = TypeVar("T")
+
+HIDDEN = "[redacted]"
+
+_ENVIRONMENT_S = 1.0
+"""How old what is known of the environment may be when data is looked through, which happens for every LM call."""
+
+_KEYS = re.compile(
+    r"(?<![\w-])(?:"
+    r"(?:sk|pk|rk|hf|gsk|xai|gh[opsur]|github_pat|glpat|xox[abprs])[-_](?P<body>[A-Za-z0-9_-]{16,})"
+    r"|(?:AKIA|ASIA)(?=[A-Z]*\d)[A-Z0-9]{16}(?![\w])"
+    r"|AIza[A-Za-z0-9_-]{35}(?![\w-])"
+    r"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"
+    r"|(?i:bearer)\s+(?P<bearer>[A-Za-z0-9._~+/=-]{16,})"
+    r")"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
+    re.DOTALL,
+)
+_PREFIXES = ("k-", "k_", "hf-", "hf_", "xai", "gh", "github", "glpat", "xox")
+_SIGNS = (*_PREFIXES, "AKIA", "ASIA", "AIza", "eyJ", "earer", "EARER", "E KEY")
+"""Each of those shapes has one of these, which are found much faster."""
+_HEX = re.compile(r"[0-9a-f]+")
+_MIN_RUN = 12
+"""Letters and digits in a row, without `-` and `_`, that a key has at least once."""
+_LONG_RUN = 20
+"""The same after `sk-`, where they need not look random: hardly any word is that long."""
+_MIN_CHANGES = 0.3
+"""Share of places at which a random text goes on with another kind of character; words and years have fewer."""
 
 
-def is_secret_name(name: str) -> bool:
-    """Whether a setting or variable of this name holds a credential."""
-    return bool(_KEY_NAMES.search(name))
+class _Known:
+    """The values of this process; one store serves all threads."""
+
+    lock = threading.Lock()  # protects all that follows
+    remembered: ClassVar[set[Credential]] = set()
+    environment: frozenset[Credential] = frozenset()
+    read_at: float = float("-inf")
+    lms: ClassVar[dict[int, tuple[weakref.ref[Any], dict[str, Any]]]] = {}
+    in_messages: tuple[str, ...] = ()
+    """Longest first, so that a value which contains another goes as a whole."""
+    in_data: tuple[str, ...] = ()
+
+
+def remember_secrets(lm: Any, settings: Mapping[str, Any] | None = None) -> None:
+    """Know the credentials of an LM from now on; cheap enough to be called with every call of it.
+
+    Args:
+        lm: A `dspy.LM` or any object with `kwargs`.
+        settings: Arguments of this one call.
+    """
+    if settings and not all(isinstance(value, int | float | None) for value in settings.values()):
+        _remember(in_settings(settings))
+    arguments = getattr(lm, "kwargs", None)
+    arguments = arguments if isinstance(arguments, dict) else {}
+    seen = _Known.lms.get(id(lm))
+    if seen is not None and seen[0]() is lm and seen[1] == arguments:
+        return
+    _remember(in_lm(lm))
+    number = id(lm)
+    try:
+        reference = weakref.ref(lm, lambda _: _Known.lms.pop(number, None))
+    except TypeError:  # it will be looked at again
+        return
+    with _Known.lock:
+        _Known.lms[number] = reference, dict(arguments)
+
+
+def remember_address(address: str) -> None:
+    """Know the passwords of a URL from now on."""
+    _remember(in_address(address))
 
 
 def redact(text: str, *secrets: str | None) -> str:
-    """Replace what looks like a key, the given secrets, and the values of the process's own key variables."""
-    known = [value for name, value in os.environ.items() if is_secret_name(name)]
-    for secret in {*known, *(secret for secret in secrets if secret)}:
-        if len(secret) >= 8:  # shorter ones would take ordinary words with them
-            text = text.replace(secret, _HIDDEN)
-    return _KEY_SHAPES.sub(_HIDDEN, text)
+    """A text for people without credentials: those that are known, those given, and what has the shape of a key."""
+    _read_environment()
+    given = _forms(Credential(secret) for secret in secrets if secret and len(secret) >= MIN_LENGTH)
+    return _without_keys(_without(text, (*given, *_Known.in_messages)))
+
+
+def hide(value: T) -> T:
+    """Plain data without the credentials that are known; itself if it has none. Ordinary words stay as they are."""
+    if time.monotonic() - _Known.read_at > _ENVIRONMENT_S:
+        _read_environment()
+    needles = _Known.in_data
+    return _mapped(value, lambda text: _without(text, needles)) if needles else value
+
+
+def hide_keys(value: T) -> T:
+    """Like `hide`, and without what has the shape of a key: for data that others will read."""
+    _read_environment()
+    needles = _Known.in_data
+    return _mapped(value, lambda text: _without_keys(_without(text, needles)))
+
+
+def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as plain values without those that hold credentials, whatever their length, at any depth."""
+    return {
+        name: _without_secret_settings(value)
+        for name, value in settings.items()
+        if not is_secret_name(str(name)) and not holds_only_credentials(str(name))
+    }
+
+
+def redact_error(error: BaseException) -> BaseException:
+    """Take the credentials out of an exception and of those that caused it, in place, and give it back.
+
+    An LM in the traceback is asked for its own: whoever raised may be one that nobody has seen before, as a judge that
+    a metric asks.
+    """
+    chain = list(_chain(error))
+    for item in chain:
+        _remember_those_of(item)
+    for item in chain:
+        _redact_one(item)
+    return error
+
+
+@contextmanager
+def redacting_errors() -> Iterator[None]:
+    """Let exceptions through without credentials."""
+    try:
+        yield
+    except BaseException as error:
+        redact_error(error)
+        raise
+
+
+# What is known
+
+
+def _remember(found: Iterable[Credential]) -> None:
+    new = {item for item in found if len(item.text) >= MIN_LENGTH and item.text.strip() not in ("", HIDDEN)}
+    with _Known.lock:
+        if not new <= _Known.remembered:
+            _Known.remembered = _Known.remembered | new
+            _build()
+
+
+def _read_environment() -> None:
+    found = frozenset(item for item in in_environment() if len(item.text) >= MIN_LENGTH)
+    with _Known.lock:
+        _Known.read_at = time.monotonic()
+        if found != _Known.environment:
+            _Known.environment = found
+            _build()
+
+
+def _build() -> None:
+    known = _Known.remembered | _Known.environment
+    _Known.in_messages = _forms(known)
+    _Known.in_data = _forms(item for item in known if not item.is_ordinary)
+
+
+def _forms(found: Iterable[Credential]) -> tuple[str, ...]:
+    """Every form in which a value stands in texts, longest first."""
+    forms: set[str] = set()
+    for item in found:
+        text = item.text
+        forms |= {text, repr(text)[1:-1], html.escape(text), quote(text, safe=""), quote(text), quote_plus(text)}
+        escaped = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+        forms |= escaped | {json.dumps(form)[1:-1] for form in escaped}  # JSON in JSON, as in logs of requests
+        forms.add(base64.b64encode(text.encode("utf-8", "surrogatepass")).decode())
+    return tuple(sorted(forms, key=lambda form: (-len(form), form)))
+
+
+# Taking them out
+
+
+def _without(text: str, needles: Iterable[str]) -> str:
+    for needle in needles:
+        if needle in text:
+            text = text.replace(needle, HIDDEN)
+    return text
+
+
+def _without_keys(text: str) -> str:
+    return _KEYS.sub(_hidden_key, text) if any(sign in text for sign in _SIGNS) else text
+
+
+def _hidden_key(found: re.Match[str]) -> str:
+    """The replacement of what has the shape of a key; a longer name of words stays."""
+    whole, body, bearer = found[0], found["body"], found["bearer"]
+    if body is not None:
+        is_sk = whole.startswith("sk-")
+        runs = re.split("[-_]", body)
+        is_key = any(_is_random(run, may_be_hex=is_sk) or (is_sk and len(run) >= _LONG_RUN) for run in runs)
+        return HIDDEN if is_key else whole
+    if bearer is not None:
+        is_key = any(len(run) >= _MIN_RUN and not run.isalpha() for run in re.split(r"[^A-Za-z0-9]", bearer))
+        return whole.removesuffix(bearer) + HIDDEN if is_key else whole
+    return HIDDEN
+
+
+def _is_random(run: str, *, may_be_hex: bool) -> bool:
+    if len(run) < _MIN_RUN:
+        return False
+    kinds = [(character.isdigit(), character.isupper()) for character in run]
+    if len(set(kinds)) < 2 or (_HEX.fullmatch(run) and not may_be_hex):
+        return False
+    changes = sum(one != other for one, other in pairwise(kinds))
+    return any(character.isalpha() for character in run) and changes >= _MIN_CHANGES * (len(run) - 1)
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    """A plain value with its texts changed; the very same object where nothing changes."""
+    if isinstance(value, str):
+        return change(value) if len(value) >= MIN_LENGTH else value
+    if isinstance(value, Mapping):
+        entries = {_mapped(name, change): _mapped(item, change) for name, item in value.items()}
+        same = all(name in entries and entries[name] is item for name, item in value.items())
+        return value if same else entries
+    if isinstance(value, list | tuple):
+        items = [_mapped(item, change) for item in value]
+        same = all(new is old for new, old in zip(items, value, strict=True))
+        return value if same else (tuple(items) if isinstance(value, tuple) else items)
+    return value
+
+
+def _without_secret_settings(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_secrets(value)
+    if isinstance(value, list | tuple):
+        return [_without_secret_settings(item) for item in value]
+    return hide_keys(value)
+
+
+# Exceptions
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception with all that caused it, each once."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        item = waiting.pop()
+        if item is not None and id(item) not in seen:
+            seen.add(id(item))
+            waiting += [item.__cause__, item.__context__]
+            waiting += item.exceptions if isinstance(item, BaseExceptionGroup) else []
+            yield item
+
+
+def _remember_those_of(error: BaseException) -> None:
+    """Look for LMs in the frames that an exception came through."""
+    trace = error.__traceback__
+    while trace is not None:
+        here = trace.tb_frame.f_locals
+        for name in ("self", "lm"):
+            lm = here.get(name)
+            if isinstance(getattr(lm, "kwargs", None), dict) and hasattr(lm, "model"):
+                settings = here.get("kwargs")
+                remember_secrets(lm, settings if isinstance(settings, dict) else None)
+        trace = trace.tb_next
+
+
+def _redact_one(error: BaseException) -> None:
+    """The message is in `args`, and most clients keep it in attributes besides."""
+    error.args = tuple(redact(item) if isinstance(item, str) else _plain_redacted(item) for item in error.args)
+    for name, value in list(getattr(error, "__dict__", {}).items()):
+        changed = _plain_redacted(value)
+        if changed is not value:
+            try:
+                setattr(error, name, changed)
+            except AttributeError:  # a property without a setter does not hold the text itself
+                continue
+    notes = getattr(error, "__notes__", None)
+    if notes:
+        error.__notes__ = [redact(note) for note in notes]
+
+
+def _plain_redacted(value: Any) -> Any:
+    return _mapped(value, redact) if isinstance(value, str | list | tuple | dict) else value

@@ -22,6 +22,7 @@ from sirius_dspy.errors import ReplayDivergedError, UnpreparedProgramError, Unre
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.plain import readable
 from sirius_dspy.record import Recording, Sampling, predictor_names, record, replay, signature_of
+from sirius_dspy.redact import hide
 from sirius_dspy.rollout import Rollouts, Task, raise_if_fatal, scored
 from sirius_dspy.signatures import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
 from sirius_dspy.trajectory import (
@@ -322,7 +323,7 @@ class _Case:
         return Trajectory(
             example_key=self.failed.example_key,
             steps=recording.steps,
-            prediction=to_plain(recording.prediction),
+            prediction=hide(to_plain(recording.prediction)),
             reward=score.reward,
             rewards=score.rewards,
             failure=failure,

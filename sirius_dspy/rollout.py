@@ -19,6 +19,7 @@ from dspy.utils.exceptions import LMAuthError, LMBillingError, LMConfigurationEr
 from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError
 from sirius_dspy.graph import AgentGraph
 from sirius_dspy.record import Recording, Sampling, describe, record
+from sirius_dspy.redact import hide, redact_error
 from sirius_dspy.trajectory import Failure, Trajectory, digest, example_key, to_plain
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Rollouts:
         return Trajectory(
             example_key=task.key[0],
             steps=recording.steps,
-            prediction=to_plain(recording.prediction),
+            prediction=hide(to_plain(recording.prediction)),
             reward=score.reward,
             rewards=score.rewards,
             failure=failure,
@@ -152,7 +153,7 @@ def scored(metric: Metric, example: dspy.Example, recording: Recording) -> tuple
         value = call_metric(metric, example, recording.prediction, recording.trace)
     except Exception as error:  # a metric that stumbles over one odd prediction must not end the compile
         raise_fatal_cause(error)
-        logger.debug("The metric raised on an example; it counts as failed.", exc_info=True)
+        logger.debug("The metric raised on an example; it counts as failed.", exc_info=redact_error(error))
         failure = describe(error)
         return Score(0.0), Failure(f"metric raised {failure.kind}", failure.message)
     return to_score(value, example), None

@@ -19,15 +19,16 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from sirius_dspy.errors import RunMismatchError
+from sirius_dspy.redact import hide
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, and stays through a power cut."""
+    """Write a file so that it is there whole or not at all, and stays through a power cut; credentials are left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         with temporary.open("w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(text)
+            file.write(hide(text))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -92,6 +93,7 @@ class RunDir:
             RunMismatchError: The folder belongs to a compile with other settings, data or program.
         """
         path = self.path / "run.json"
+        identity = hide(identity)  # as it is written
         if not path.exists():
             write_text(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
             return False

@@ -1,7 +1,8 @@
 """What a compile tells the outside: one frozen event per hook, on a base class of no-ops.
 
 All hooks are called from the thread that runs `compile`, in order, except `on_training_progress`, which comes from the
-thread of the fine-tuning job. A tracker that raises is logged once and then left alone: tracking never stops a compile.
+thread of the fine-tuning job. A tracker that raises is logged once and then left alone for the rest of that compile:
+tracking never stops a compile.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from sirius_dspy.redact import redact_error
 from sirius_dspy.trajectory import Repair, Trajectory
 
 logger = logging.getLogger(__name__)
@@ -196,7 +198,7 @@ class Tracker:
 
 
 class Trackers(Tracker):
-    """Several trackers as one; a tracker that raises is logged and dropped, the others go on.
+    """Several trackers as one; one that raises is logged and told nothing more of that compile, the others go on.
 
     Args:
         trackers: Told in this order.
@@ -206,20 +208,29 @@ class Trackers(Tracker):
     def __init__(self, trackers: Sequence[Tracker], *, strict: bool = False) -> None:
         self.trackers = list(trackers)
         self.strict = strict
+        self._failed: set[int] = set()
+        """Identities of trackers that are told nothing more of this compile; the list itself stays the caller's."""
 
     def _tell(self, hook: str, event: Any) -> None:
         for tracker in tuple(self.trackers):
+            if id(tracker) in self._failed:
+                continue
             try:
                 getattr(tracker, hook)(event)
-            except Exception:
+            except Exception as error:
                 if self.strict:
                     raise
-                logger.exception("Tracker %s failed in %s and is left out from now on.", type(tracker).__name__, hook)
-                if tracker in self.trackers:
-                    self.trackers.remove(tracker)
+                self._failed.add(id(tracker))
+                logger.error(
+                    "Tracker %s failed in %s and is left out of the rest of this compile.",
+                    type(tracker).__name__,
+                    hook,
+                    exc_info=redact_error(error),
+                )
 
     @override
     def on_compile_started(self, event: CompileStarted) -> None:
+        self._failed = set()
         self._tell("on_compile_started", event)
 
     @override

@@ -18,6 +18,7 @@ from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
+from sirius_dspy.redact import redact_error
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +169,8 @@ def _cancel(job: TrainingJob) -> None:
     """Cancel without hiding why: a job that ended a moment ago refuses to be cancelled."""
     try:
         job.cancel()
-    except Exception:
-        logger.warning("The fine-tuning job%s could not be cancelled.", _named(job), exc_info=True)
+    except Exception as error:
+        logger.warning("The fine-tuning job%s could not be cancelled.", _named(job), exc_info=redact_error(error))
 
 
 def _named(job: TrainingJob) -> str:

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
-    ("chart", "errors", "redact", "signatures", "stats"),
+    ("credentials",),
+    ("redact",),
+    ("chart", "errors", "signatures", "stats"),
     ("plain",),
     ("trajectory",),
     ("asked",),

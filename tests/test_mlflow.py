@@ -267,6 +267,60 @@ def test_says_how_to_open_the_run(tracker, compile_, store):
     assert tracker.how_to_open is not None
 
 
+def test_a_token_in_the_address_of_a_repository_is_not_written(store, tracker, compile_, monkeypatch):
+    tags = {"mlflow.source.git.repoURL": "https://repository-token-1@host/me/project", "mlflow.user": "me"}
+    monkeypatch.setattr("mlflow.tracking.context.registry.resolve_tags", lambda given=None: {**tags, **(given or {})})
+    compile_.run(tracker)
+    run = store.get_run(tracker.run_id)
+    assert run.data.tags["mlflow.source.git.repoURL"] == "https://[redacted]@host/me/project"
+    assert "repository-token-1" not in str([item.dataset.source for item in run.inputs.dataset_inputs])
+
+
+@pytest.fixture
+def other_store(tmp_path, empty_store, monkeypatch):
+    """A store that MLflow is set to, with an experiment selected in it; nothing of a tracker may go there."""
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)  # both are as before after the test
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    (tmp_path / "other.db").write_bytes(empty_store)
+    uri, before = f"sqlite:///{tmp_path / 'other.db'}", mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(tracking_uri=uri)
+    for number in range(3):
+        client.create_experiment(f"other {number}", artifact_location=(tmp_path / "elsewhere").as_uri())
+    mlflow.set_experiment("other 2")
+    yield client
+    mlflow.set_tracking_uri(before)
+
+
+def in_other_store(client):
+    experiments = client.search_experiments()
+    return client.search_runs([item.experiment_id for item in experiments]), len(experiments)
+
+
+def test_a_tracker_writes_into_its_own_store_whatever_mlflow_is_set_to(store, other_store, compile_, tmp_path):
+    tracker = MLflowTracker(experiment=None, tracking_uri=store.tracking_uri)
+    compile_.run(tracker)
+    assert tracker.not_logged == {}
+    assert store.get_run(tracker.run_id).info.experiment_id == "0"  # the other store's selection means nothing here
+    assert in_other_store(other_store) == ([], 4)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_tracker_stays_with_the_store_that_mlflow_was_set_to_at_its_start(
+    active_store, compile_, tmp_path, empty_store
+):
+    tracker = MLflowTracker(experiment=None)
+    compile_.begin(tracker)
+    (tmp_path / "other.db").write_bytes(empty_store)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'other.db'}")
+    compile_.iterate(tracker, 1)
+    compile_.end(tracker)
+    assert tracker.not_logged == {}
+    assert len(runs_of(active_store)) == 4
+    other = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'other.db'}")
+    assert in_other_store(other) == ([], 1)
+
+
 def test_planted_secrets_reach_no_file(store, tracker, compile_, tmp_path, monkeypatch):
     monkeypatch.setenv("EXAMPLE_API_KEY", "plain-words-as-a-key")
     params = {"api_key": "hunter2-hunter2", "lm.api-key": "hunter3-hunter3", "note": f"uses {SECRET}", "seed": 7}

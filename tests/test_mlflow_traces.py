@@ -1,7 +1,9 @@
 """Rollouts and repairs as MLflow traces: which are chosen, what they show, and that they are linked to their run."""
 
 import json
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dspy
 import mlflow
@@ -181,16 +183,69 @@ def test_traces_are_written_while_the_caller_has_switched_tracing_off(store, tmp
     assert len(MlflowClient(tracking_uri=store.tracking_uri).search_traces(locations=[experiment])) == 2
 
 
-def test_a_server_that_was_too_busy_to_say_its_version_is_asked_again(monkeypatch):
-    asked = []
+class TraceServer(BaseHTTPRequestHandler):
+    """As much of an MLflow server as takes traces; `versions` are its answers to who it is, `None` a refusal."""
 
-    def silent(*arguments, **settings):
-        asked.append(settings["endpoint"])
-        raise ConnectionError("busy")
+    def do_GET(self):
+        version = self.server.versions.pop(0) if len(self.server.versions) > 1 else self.server.versions[0]
+        self.answer(503 if version is None else 200, version or "busy")
 
-    monkeypatch.setattr("mlflow.store.tracking.rest_store.http_request", silent)
-    span = Span("run", "CHAIN", {}, {}, 0.0, {"sirius.reward": 1.0})
-    for _ in range(2):
-        with pytest.raises(ConnectionError):
-            Traces("http://127.0.0.1:9", "0").write(span, "key", "run", 1, {})
-    assert asked == ["/version", "/version"]
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append(self.path)
+        if not self.path.endswith("/mlflow/traces"):
+            return self.answer(200, "{}")
+        trace = json.loads(body)["trace"]
+        trace["trace_info"].setdefault("tags", {})["mlflow.artifactLocation"] = "mlflow-artifacts:/0/traces/t/artifacts"
+        return self.answer(200, json.dumps({"trace": trace}))
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.got.append(self.path)
+        self.answer(200, "{}")
+
+    def answer(self, status, text):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *arguments):
+        """Silence."""
+
+
+@pytest.fixture
+def trace_server(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), TraceServer) as server:
+        server.got, server.uri = [], f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+ANY_SPAN = Span("run", "CHAIN", {}, {}, 0.0, {"sirius.reward": 1.0})
+
+
+def test_a_server_that_was_too_busy_to_say_its_version_is_asked_again(trace_server):
+    trace_server.versions = [None, "3.5.0"]
+    traces = Traces(trace_server.uri, "0")
+    with pytest.raises(ConnectionError):  # so that the write waits in the queue
+        traces.write(ANY_SPAN, "key", "run", 1, {})
+    traces.write(ANY_SPAN, "key", "run", 1, {})
+    assert trace_server.got == ["/api/3.0/mlflow/traces", "/api/3.0/mlflow/traces", "/v1/traces"]
+
+
+def test_spans_go_to_the_store_of_their_trace_and_not_to_the_one_that_mlflow_is_set_to(trace_server, tmp_path):
+    trace_server.versions = ["3.3.0"]  # which takes spans as files only
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'other.db'}")
+    try:
+        Traces(trace_server.uri, "0").write(ANY_SPAN, "key", "run", 1, {})
+    finally:
+        mlflow.set_tracking_uri(before)
+    place = "/api/2.0/mlflow-artifacts/artifacts/0/traces/t/artifacts/traces.json"
+    assert trace_server.got == ["/api/3.0/mlflow/traces", place]
+    assert not (tmp_path / "other.db").exists()

@@ -196,7 +196,7 @@ def test_a_display_that_fails_gives_the_terminal_back_and_the_others_go_on():
     file.broken = False
     trackers.on_compile_ended(CompileEnded("finished"))
     assert heard == ["finished"]
-    assert len(trackers.trackers) == 1
+    assert len(trackers.trackers) == 2
     assert file.getvalue().rindex(SHOW) > file.getvalue().rindex(HIDE)
 
 

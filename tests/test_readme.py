@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
-from sirius_dspy.testing import ToyLM
+from sirius_dspy.testing import AugmenterContract, ToyLM
 from tests.snippets import ROOT, blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
 
 __all__ = ["hosted_api"]  # pytest finds fixtures by their names in the module
@@ -80,6 +80,19 @@ def test_a_replaced_part_works_in_a_compile(code, folder, tmp_path, monkeypatch,
     assert start < trained[0]
     if "Printer" in names:
         assert f"iteration 0: {start:.0%} of 12" in capsys.readouterr().out
+    if "SecondChance" in names:
+        assert compiled.detailed_results["iterations"][1]["repair"]["repaired"] > 0
+
+
+class TestSecondChance(AugmenterContract):
+    """The README's augmenter keeps what the contract asks of everybody's."""
+
+    @pytest.fixture
+    def augmenter(self, folder, monkeypatch):
+        monkeypatch.syspath_prepend(str(folder))
+        names = {"__name__": "readme"}
+        exec(next(code for code in SNIPPETS if "class SecondChance" in code), names)
+        return names["SecondChance"]()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sirius_dspy.experiment.cell import Cell
+from sirius_dspy.redact import redact_error
 
 if TYPE_CHECKING:
     from sirius_dspy.experiment.results import Results
@@ -53,21 +54,30 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several as one; one that raises is logged and dropped, the others go on."""
+    """Several as one; one that raises is logged and told nothing more of that experiment, the others go on."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = list(observers)
+        self._failed: set[int] = set()
 
     def _tell(self, hook: str, *arguments: Any) -> None:
         for observer in tuple(self.observers):
+            if id(observer) in self._failed:
+                continue
             try:
                 getattr(observer, hook)(*arguments)
-            except Exception:
-                logger.exception("%s failed in %s and is left out from now on.", type(observer).__name__, hook)
-                self.observers.remove(observer)
+            except Exception as error:
+                self._failed.add(id(observer))
+                logger.error(
+                    "%s failed in %s and is left out from now on.",
+                    type(observer).__name__,
+                    hook,
+                    exc_info=redact_error(error),
+                )
 
     def on_started(self, event: Started) -> None:
         """See `Observer`."""
+        self._failed = set()
         self._tell("on_started", event)
 
     def on_cell_started(self, method: str, seed: int) -> None:

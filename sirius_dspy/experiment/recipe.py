@@ -17,8 +17,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sirius_dspy.baselines import Limits
+from sirius_dspy.credentials import is_secret_name
 from sirius_dspy.experiment.errors import ExperimentError
-from sirius_dspy.redact import is_secret_name
 
 FOLDER = Path("recipes")
 """Where recipes are looked for by name, in the working directory."""

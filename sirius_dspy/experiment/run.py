@@ -38,7 +38,7 @@ from sirius_dspy.experiment.results import Results
 from sirius_dspy.experiment.task import Split, Task, answer_of, group_of, imported
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.record import predictor_names
-from sirius_dspy.redact import is_secret_name, redact
+from sirius_dspy.redact import redact, redact_error, without_secrets
 from sirius_dspy.rollout import Rollouts, program_fingerprint
 from sirius_dspy.rollout import Task as Rollout
 from sirius_dspy.run_dir import RunDir, slug, write_text
@@ -213,7 +213,7 @@ class _Run:
 
     def _identity(self) -> dict[str, Any]:
         student = self.task.build()
-        settings = {key: value for key, value in self.lm.kwargs.items() if not is_secret_name(key)}
+        settings = without_secrets(self.lm.kwargs)
         plain: dict[str, Any] = {
             "format": 1,
             **self.recipe.identity,
@@ -253,7 +253,8 @@ class _Run:
             cell = self._measured(name, seed)
         except Exception as error:
             if not isinstance(error, SiriuSError):
-                logger.exception("The cell %r, seed %s, failed in a way that nobody foresaw.", name, seed)
+                reason = redact_error(error)
+                logger.error("The cell %r, seed %s, failed in a way that nobody foresaw.", name, seed, exc_info=reason)
             text = redact(f"{type(error).__name__}: {error}")
             cell = Cell(name, seed, "failed", error=text, trained=self._spent(name, seed))
         self.folder.finish(_stage(name, seed), cell.to_plain())

@@ -18,7 +18,7 @@ from sirius_dspy.experiment.results import Results, versions
 from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import now_ms
 from sirius_dspy.mlflow.outbox import Outbox
-from sirius_dspy.mlflow.store import Connection, Store, check_installed
+from sirius_dspy.mlflow.store import Connection, Store, check_installed, selected_store
 
 _STATUS = {"finished": "FINISHED", "budget": "FINISHED", "failed": "FAILED"}
 _OPENING_S = 5.0
@@ -60,7 +60,7 @@ class MLflowRuns(Observer):
         """
         check_installed()
         patience.shorten()
-        connection = Connection(self.tracking_uri, self.experiment)
+        connection = Connection(self.tracking_uri or selected_store(), self.experiment)
         self._writer = _Writer(event, connection)
         self._outbox = Outbox(connection.is_up, secret=connection.password)
         self._send("start of the experiment", lambda writer, when: writer.start(when), is_essential=True)

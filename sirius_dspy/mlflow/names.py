@@ -1,4 +1,4 @@
-"""What MLflow takes as names and values, with nothing in it that looks like a credential."""
+"""What MLflow takes as names and values, without credentials."""
 
 from __future__ import annotations
 
@@ -6,28 +6,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sirius_dspy.redact import is_secret_name, redact
+from sirius_dspy.redact import hide_keys
 
 MAX_VALUE = 6000
 """Characters of a parameter value that MLflow keeps; it warns about longer ones."""
 
 
 def cleaned(values: Mapping[str, Any]) -> dict[str, str]:
-    """Text values under keys that MLflow takes, without anything that looks like a credential."""
-    return {
-        key_of(key): redact(str(value))[:MAX_VALUE]
-        for key, value in values.items()
-        if not is_secret_name(re.sub(r"[^A-Za-z0-9]+", "_", key))
-    }
-
-
-def redacted(value: Any) -> Any:
-    """The same JSON without anything that looks like a credential."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {redact(key): redacted(item) for key, item in value.items() if not is_secret_name(key)}
-    return [redacted(item) for item in value] if isinstance(value, list | tuple) else value
+    """Text values under keys that MLflow takes, without credentials."""
+    return {key_of(hide_keys(key)): hide_keys(str(value))[:MAX_VALUE] for key, value in values.items()}
 
 
 def key_of(name: str) -> str:

@@ -21,9 +21,9 @@ from sirius_dspy.mlflow.curves import Point
 from sirius_dspy.mlflow.names import slug
 from sirius_dspy.mlflow.results import copy_library, copy_text, make_report, sqlite_file
 from sirius_dspy.mlflow.sample import RepairStory
-from sirius_dspy.mlflow.store import Connection, DataRef, Store
+from sirius_dspy.mlflow.store import Connection, DataRef, Store, origin
 from sirius_dspy.mlflow.traces import Traces, repair_span, rollout_span
-from sirius_dspy.redact import redact
+from sirius_dspy.redact import hide_keys, redact, without_secrets
 from sirius_dspy.report import render_markdown
 from sirius_dspy.track import CompileEnded, CompileStarted, Curated, Evaluated, IterationEnded, Trained
 from sirius_dspy.trajectory import Trajectory, digest
@@ -84,8 +84,8 @@ class Recorder:
         """The address of the root run, or the command that shows its store."""
         uri = without_password(self.store.client.tracking_uri)
         if uri.startswith(("http://", "https://")):
-            return redact(f"{uri.rstrip('/')}/#/experiments/{self.store.experiment_id}/runs/{self.root}")
-        return redact(f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
+            return hide_keys(f"{uri.rstrip('/')}/#/experiments/{self.store.experiment_id}/runs/{self.root}")
+        return hide_keys(f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
 
     def attempt(self, write: Callable[[], None]) -> None:
         """Do a write; after one that failed, runs and models are looked for before they are made.
@@ -217,10 +217,10 @@ class Recorder:
     def _write_ending(self, event: CompileEnded, when: int) -> None:
         totals = _totals(event.results)
         self.store.metrics(self.root, {**totals, **event.metrics}, event.best_iteration or 0, when)
-        ending = {"sirius.best_iteration": event.best_iteration, "sirius.error": event.error or None}
+        ending = {"sirius.best_iteration": event.best_iteration, "sirius.error": redact(event.error) or None}
         self.store.tags(self.root, {key: value for key, value in ending.items() if value is not None})
         if event.results.get("iterations"):
-            self.store.tags(self.root, {"mlflow.note.content": render_markdown(event.results)[:_MAX_NOTE]})
+            self.store.tags(self.root, {"mlflow.note.content": hide_keys(render_markdown(event.results))[:_MAX_NOTE]})
 
     # Runs
 
@@ -331,9 +331,7 @@ class Recorder:
     # Datasets
 
     def _link_examples(self, data: DataRef, rows: Sequence[Mapping[str, Any]]) -> None:
-        from mlflow.tracking.context.registry import resolve_tags
-
-        source = {"tags": resolve_tags()}
+        source = {"tags": origin()}
         self.store.dataset(
             self.root, data, data.name, num_rows=len(rows), source_type="code", source=source, columns=rows[0]
         )
@@ -373,7 +371,7 @@ class Recorder:
         event = self._compile
         return {
             # Where it works is a tag: as a parameter, it would be the first difference between any two compiles.
-            **{name: value for name, value in event.params.items() if name != "run_dir"},
+            **{name: value for name, value in without_secrets(event.params).items() if name != "run_dir"},
             **{f"agent.{agent}": ", ".join(predictors) for agent, predictors in event.agents.items()},
             **{f"lm.{agent}": lm for agent, lm in event.lms.items()},
             "adapter": event.adapter,

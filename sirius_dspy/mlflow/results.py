@@ -1,4 +1,4 @@
-"""What a compile leaves behind as files, without anything that looks like a credential: its library and its report."""
+"""What a compile leaves behind as files, without credentials: its library and its report."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from urllib.parse import quote
 from sqlalchemy import make_url
 
 from sirius_dspy.errors import LibraryError
-from sirius_dspy.mlflow.names import redacted
-from sirius_dspy.redact import redact
+from sirius_dspy.redact import hide_keys
 from sirius_dspy.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -55,17 +54,17 @@ def copy_text(path: Path, folder: Path, name: str) -> Path:
     options: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogatepass"}
     with path.open(**options) as source, target.open("w", **options) as copy:
         while lines := source.readlines(1_000_000):  # many at once: even an empty text costs something to redact
-            copy.write(redact("".join(lines)))
+            copy.write(hide_keys("".join(lines)))
     return target
 
 
 def make_report(results: Mapping[str, Any], folder: Path, library: Path | None) -> tuple[Path, ...]:
     """Write the report of a compile; a library that cannot be read is left out of it."""
     try:
-        return write_report(redacted(results), folder, library=library)
+        return write_report(hide_keys(results), folder, library=library)
     except LibraryError as error:
         logger.info("The report is written without the library: %s", error)
-        return write_report(redacted(results), folder)
+        return write_report(hide_keys(results), folder)
 
 
 def _redact_cells(database: sqlite3.Connection) -> bool:
@@ -86,5 +85,5 @@ def _changed_cells(database: sqlite3.Connection, table: str, column: str) -> Ite
     cursor = database.execute(f'SELECT rowid, "{column}" FROM "{table}" WHERE "{column}" IS NOT NULL')
     while page := cursor.fetchmany(_CELLS_AT_ONCE):
         joined = "\n".join(str(text) for _, text in page)
-        if redact(joined) != joined:
-            yield from ((clean, row) for row, text in page if (clean := redact(str(text))) != text)
+        if hide_keys(joined) != joined:
+            yield from ((clean, row) for row, text in page if (clean := hide_keys(str(text))) != text)

@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import Point
 from sirius_dspy.mlflow.names import cleaned, key_of, quoted
-from sirius_dspy.redact import redact
+from sirius_dspy.redact import hide_keys, remember_address
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,8 @@ class Store:
 
     def start(self, name: str, tags: Mapping[str, str], parent: str | None, started_at: int) -> str:
         """Make a run."""
-        from mlflow.tracking.context.registry import resolve_tags
-
-        mine = {**cleaned(tags), **({"mlflow.parentRunId": parent} if parent else {})}
-        # Who started it, from which script and commit: what `mlflow.start_run` records, too.
-        all_tags = resolve_tags(mine)
-        run = self.client.create_run(self.experiment_id, start_time=started_at, tags=all_tags, run_name=redact(name))
+        all_tags = origin({**cleaned(tags), **({"mlflow.parentRunId": parent} if parent else {})})
+        run = self.client.create_run(self.experiment_id, start_time=started_at, tags=all_tags, run_name=hide_keys(name))
         return str(run.info.run_id)
 
     def reopen(self, run: Any, *, replaces: bool = False) -> str:
@@ -167,7 +162,7 @@ class Store:
 
         schema = json.dumps({"mlflow_colspec": [_column(*item) for item in columns.items()]}) if columns else None
         profile = json.dumps({"num_rows": num_rows})
-        dataset = Dataset(data.name, data.digest, source_type, json.dumps(source), schema, profile)
+        dataset = Dataset(data.name, data.digest, source_type, json.dumps(hide_keys(source)), schema, profile)
         tag = InputTag("mlflow.data.context", context)
         self.client.log_inputs(run_id, datasets=[DatasetInput(dataset, [tag])])
 
@@ -235,12 +230,13 @@ class Connection:
     """A store that is opened at first use, since that may take long or fail.
 
     Args:
-        tracking_uri: Of the store; `None` is what MLflow is set to.
+        tracking_uri: Of the store. Said here, since what MLflow is set to may be another by the time of a write.
         experiment: Name of the experiment, made if it is not there; `None` is the one that the caller has selected.
         place: Id of the experiment, if it is known.
     """
 
-    def __init__(self, tracking_uri: str | None, experiment: str | None, place: str | None = None) -> None:
+    def __init__(self, tracking_uri: str, experiment: str | None, place: str | None = None) -> None:
+        remember_address(tracking_uri)
         self._tracking_uri = tracking_uri
         self._experiment = experiment
         self._place = place
@@ -257,7 +253,7 @@ class Connection:
     @property
     def password(self) -> str | None:
         """What the address holds that no message may show."""
-        return urlsplit(self._tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")).password
+        return urlsplit(self._tracking_uri).password
 
     def is_up(self) -> bool:
         """Whether the server, or the database, answers a small question."""
@@ -280,20 +276,51 @@ def check_installed() -> None:
         raise MissingDependencyError("Tracking and registry need mlflow. Run `pip install mlflow`.") from error
 
 
-def open_client(tracking_uri: str | None) -> Any:
-    """A client of MLflow."""
+def origin(tags: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The given tags, and who started it from which script, commit and repository, as `mlflow.start_run` has it."""
+    from mlflow.tracking.context.registry import resolve_tags
+
+    found: dict[str, str] = resolve_tags(tags)
+    for value in found.values():
+        remember_address(str(value))  # that of a repository may hold a token
+    return hide_keys(found)
+
+
+def selected_store() -> str:
+    """The address of the store that MLflow is set to at this moment."""
     import mlflow
 
-    return mlflow.MlflowClient(tracking_uri=tracking_uri)
+    return str(mlflow.get_tracking_uri())
+
+
+def selected_experiment() -> str | None:
+    """The id of the experiment that the caller has selected in it, as far as MLflow knows without asking the store."""
+    from mlflow.tracking import fluent
+
+    return fluent._active_experiment_id
+
+
+def open_client(tracking_uri: str | None) -> Any:
+    """A client of MLflow, for what it is set to now if there is no address."""
+    import mlflow
+
+    address = tracking_uri or selected_store()
+    remember_address(address)
+    return mlflow.MlflowClient(tracking_uri=address)
 
 
 def experiment_id(client: Any, name: str | None) -> str:
-    """The experiment of this name, made if it is not there; of `None`, the one that the caller has selected."""
+    """The experiment of this name, made if it is not there; of `None`, the one that the caller has selected.
+
+    What is selected is the experiment of the store that MLflow is set to; in another one its id means nothing, and
+    MLflow's default experiment is taken there.
+    """
     from mlflow.exceptions import MlflowException
     from mlflow.tracking.fluent import _get_experiment_id  # no public name says what `set_experiment` selected
 
-    if name is None:
+    if name is None and client.tracking_uri == selected_store():
         return str(_get_experiment_id())
+    name = name or "Default"
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
     try:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sirius_dspy.mlflow.names import redacted
 from sirius_dspy.mlflow.sample import RepairStory
 from sirius_dspy.plain import readable
+from sirius_dspy.redact import hide_keys, redact
 from sirius_dspy.trajectory import Attempt, Failure, Step, Trajectory, Usage, digest
 
 _PREVIEW = 1000
@@ -194,19 +194,32 @@ class Traces:
         known = client.start_trace(info)
         try:
             client.log_spans(self.experiment_id, spans)
-        except NotImplementedError as error:  # a store that keeps spans as files
-            if self.tracking_uri.startswith("http"):
-                _forget_server_version()
-                raise ConnectionError(f"The server takes no spans: {error}") from error
-            client._upload_trace_data(known, TraceData(spans))
+        except NotImplementedError as error:  # a store that keeps spans as files, or a server of which MLflow thinks so
+            if _has_silent_server(client.store):
+                raise ConnectionError("The server did not say its version, so it was sent no spans.") from error
+            self._upload(known, TraceData(spans))
         return str(info.trace_id)
 
+    def _upload(self, info: Any, trace_data: Any) -> None:
+        """Keep spans as a file beside the trace. MLflow's own method asks the process's store for the place."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-def _forget_server_version() -> None:
-    """MLflow remembers for ever that a server did not say its version, which may just have been too busy to."""
+        place = info.tags["mlflow.artifactLocation"]
+        text = json.dumps(trace_data.to_dict(), ensure_ascii=False)
+        get_artifact_repository(place, tracking_uri=self.tracking_uri).upload_trace_data(text)
+
+
+def _has_silent_server(store: Any) -> bool:
+    """Whether the store is a server that did not say its version, which is asked again next time.
+
+    MLflow waits three seconds for the answer, and takes none for that of an old server as long as the process lives.
+    """
     from mlflow.store.tracking.rest_store import RestStore
 
+    if not isinstance(store, RestStore) or store._get_server_version(store.get_host_creds()) is not None:
+        return False
     RestStore._get_server_version.cache_clear()
+    return True
 
 
 def _info(root: Span, number: int, experiment_id: str, run_id: str, ended_at: int, tags: Mapping[str, str]) -> Any:
@@ -260,9 +273,9 @@ def _mlflow_span(span: Span, trace: int, number: int, parent: int | None, began_
     attributes = {
         "mlflow.traceRequestId": f"tr-{trace:032x}",
         "mlflow.spanType": span.kind,
-        "mlflow.spanInputs": redacted(readable(span.inputs)),
-        "mlflow.spanOutputs": redacted(readable(span.outputs)),
-        **{name: redacted(value) for name, value in span.attributes.items() if value is not None},
+        "mlflow.spanInputs": hide_keys(readable(span.inputs)),
+        "mlflow.spanOutputs": hide_keys(readable(span.outputs)),
+        **{name: hide_keys(value) for name, value in span.attributes.items() if value is not None},
         **({"mlflow.chat.tokenUsage": _tokens(span.usage)} if span.usage.calls else {}),
     }
     return MLflowSpan.from_dict(
@@ -274,7 +287,7 @@ def _mlflow_span(span: Span, trace: int, number: int, parent: int | None, began_
             "start_time_unix_nano": began_ns,
             "end_time_unix_nano": began_ns + round(1e9 * _seconds(span)),
             "attributes": {name: json.dumps(value, ensure_ascii=False) for name, value in attributes.items()},
-            "status": {"code": "ERROR" if span.error else "OK", "message": redacted(span.error or "")},
+            "status": {"code": "ERROR" if span.error else "OK", "message": redact(span.error or "")},
         }
     )
 
@@ -300,4 +313,4 @@ def _tokens(usage: Usage) -> dict[str, int]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(redacted(value), ensure_ascii=False)
+    return json.dumps(hide_keys(value), ensure_ascii=False)

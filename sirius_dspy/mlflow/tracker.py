@@ -11,7 +11,7 @@ from sirius_dspy.mlflow.curves import Curves, Point, now_ms
 from sirius_dspy.mlflow.outbox import Outbox
 from sirius_dspy.mlflow.recorder import STATUS, Recorder
 from sirius_dspy.mlflow.sample import RepairStory, Sample
-from sirius_dspy.mlflow.store import Connection, check_installed
+from sirius_dspy.mlflow.store import Connection, check_installed, selected_experiment, selected_store
 from sirius_dspy.track import (
     CompileEnded,
     CompileStarted,
@@ -97,11 +97,12 @@ class MLflowTracker(Tracker):
             MissingDependencyError: mlflow is not installed.
         """
         check_installed()
-        parent, place = self._place()
+        store = self.tracking_uri or selected_store()
+        parent, place = self._place(store)
         self._reset()
         patience.shorten()
         self._is_open = True
-        connection = Connection(self.tracking_uri, self.experiment, place)
+        connection = Connection(store, self.experiment, place)
         self._recorder = Recorder(
             event,
             connection,
@@ -178,13 +179,15 @@ class MLflowTracker(Tracker):
         finally:
             patience.restore()
 
-    def _place(self) -> tuple[str | None, str | None]:
-        """The caller's active run in the same store, and its experiment, as they are in the caller's thread."""
+    def _place(self, store: str) -> tuple[str | None, str | None]:
+        """The caller's active run in this store, and its experiment, as they are in the caller's thread."""
         import mlflow
 
-        same_store = self.tracking_uri in (None, mlflow.get_tracking_uri())
-        active = mlflow.active_run() if same_store else None
-        return (active.info.run_id, active.info.experiment_id) if active else (None, None)
+        if store != selected_store():
+            return None, None
+        if active := mlflow.active_run():
+            return active.info.run_id, active.info.experiment_id
+        return None, selected_experiment() if self.experiment is None else None
 
     def _reset(self) -> None:
         """Forget a compile before this one, also one that never told of its end."""

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from sirius_dspy.errors import LibraryError
 from sirius_dspy.library import ExperienceLibrary
-from sirius_dspy.redact import redact
+from sirius_dspy.redact import hide_keys
 from sirius_dspy.report.experience import read_experience
 from sirius_dspy.report.markdown import render_markdown
 from sirius_dspy.report.page import render_html
@@ -104,7 +104,7 @@ def _own_library(run_dir: Path) -> Path | None:
 
 def _write(path: Path, text: str) -> Path:
     """Write a text without API keys; half a surrogate pair, which LMs write and UTF-8 does not know, becomes `?`."""
-    path.write_text(redact(text), encoding="utf-8", errors="replace")
+    path.write_text(hide_keys(text), encoding="utf-8", errors="replace")
     return path
 
 
