@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, Protocol
 
 import dspy
 
-from sirius_dspy.errors import ReplayDivergedError, UnpreparedProgramError
+from sirius_dspy import checks
+from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnpreparedProgramError
 from sirius_dspy.leak import LeakGuard
-from sirius_dspy.record import Recording, Sampling, predictor_names, record, replay, signature_of
+from sirius_dspy.record import Recording, Sampling, check_shown, predictor_names, record, replay, signature_of
 from sirius_dspy.rollout import Rollouts, Task, raise_if_fatal, scored
 from sirius_dspy.signatures import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
 from sirius_dspy.trajectory import (
@@ -63,6 +64,12 @@ class Augmenter(Protocol):
         """Try to repair one failed run. Called from several threads at once."""
 
 
+_DEMOS = checks.Kind(
+    lambda value: isinstance(value, list | tuple) and all(isinstance(demo, dspy.Example) for demo in value),
+    "a list of `dspy.Example`",
+)
+
+
 @dataclass(frozen=True)
 class RepairDemos:
     """Demonstrations of repairs, for models too small to repair without; no training prompt ever has them.
@@ -76,6 +83,44 @@ class RepairDemos:
     """Predictor name to demonstrations: the predictor's own fields, `feedback`, and `earlier_answer` if it is shown."""
     rephrase: Sequence[dspy.Example] = ()
     """Of `sirius_dspy.signatures.Rephrase`."""
+
+    def check(self, program: dspy.Module, *, show_earlier: bool = True) -> None:
+        """Refuse what is no demonstration, and what would be silently ignored.
+
+        Args:
+            program: Whose predictors may be repaired.
+            show_earlier: As of the augmenter.
+
+        Raises:
+            SettingsError: The message names the setting.
+            UnpreparedProgramError: Demonstrations are for unknown predictors.
+        """
+        tables = checks.table("predictor names with lists of `dspy.Example`", _DEMOS.fits)
+        checks.check("RepairDemos", vars(self), {"critique": _DEMOS, "regenerate": tables, "rephrase": _DEMOS})
+        predictors = predictor_names(program)
+        if unknown := sorted(set(self.regenerate) - set(predictors)):
+            raise UnpreparedProgramError(
+                f"`RepairDemos.regenerate` names {unknown}; the predictors are {list(predictors)}."
+            )
+        check_shown("RepairDemos.critique", self.critique, Critique)
+        check_shown("RepairDemos.rephrase", self.rephrase, Rephrase)
+        for name, shown in self.regenerate.items():
+            signature = regeneration_of(signature_of(predictors[name]), show_earlier=show_earlier)
+            check_shown(f"RepairDemos.regenerate[{name!r}]", shown, signature)
+
+
+_SETTINGS = {
+    "critic": checks.optional(checks.instance(dspy.BaseLM, hint=", such as `dspy.LM('openai/gpt-4.1')`")),
+    "rephraser": checks.optional(checks.instance(dspy.BaseLM, hint=", such as `dspy.LM('openai/gpt-4.1')`")),
+    "max_feedback": checks.whole(1),
+    "max_regenerations": checks.whole(1),
+    "temperature": checks.number(0),
+    "rephrase": checks.FLAG,
+    "show_earlier": checks.FLAG,
+    "demos": checks.optional(checks.instance(RepairDemos)),
+    "guard": checks.optional(checks.able("leak", expected="a guard, such as `LeakGuard()`")),
+}
+"""Of what kind each setting of a `CriticAugmenter` is."""
 
 
 class CriticAugmenter:
@@ -119,14 +164,21 @@ class CriticAugmenter:
         self.guard = guard
 
     def check(self, program: dspy.Module) -> None:
-        """Refuse demonstrations for unknown predictors, which would be silently ignored.
+        """Refuse settings of the wrong kind, and demonstrations that would be silently ignored.
 
         Raises:
-            UnpreparedProgramError: The message names them.
+            SettingsError: The message names the setting.
+            UnpreparedProgramError: Demonstrations are for unknown predictors.
         """
-        names = list(predictor_names(program))
-        if unknown := sorted(set(self._demos.regenerate) - set(names)):
-            raise UnpreparedProgramError(f"`RepairDemos.regenerate` names {unknown}; the predictors are {names}.")
+        checks.check(type(self).__name__, vars(self), _SETTINGS)
+        if self.max_feedback * self.max_regenerations > 1 and not self.temperature > 0:
+            raise SettingsError(
+                f"`temperature` of {type(self).__name__} is {self.temperature!r}, so all tries would be the same. "
+                "Choose one above 0, or one try."
+            )
+        self._demos.check(program, show_earlier=self.show_earlier)
+        if callable(check := getattr(self.guard, "check", None)):  # one of the user's own may have none
+            check(list(predictor_names(program)))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """See `Augmenter.repair`."""

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
-    ("chart", "errors", "redact", "signatures", "stats", "trajectory"),
+    ("chart", "errors", "redact", "signatures", "source_code", "stats", "trajectory"),
+    ("checks", "describe"),
+    ("identity",),
     ("run_dir",),
     ("adapter", "graph", "leak", "local", "migrations", "record", "track", "train"),
     ("curate", "database", "fetch", "prepare", "progress", "rollout"),
