@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AnySet
 from typing import Any, NamedTuple
 
+import dspy
+
 from sirius_dspy.errors import SettingsError
 
 
@@ -68,6 +70,8 @@ def whole(least: int, most: float = math.inf) -> Kind:
     return Kind(lambda value: isinstance(value, int) and fits(value) and value <= most, f"a whole number {limits}")
 
 
+TEXT = Kind(lambda value: isinstance(value, str) and value != "", "a text")
+
 FLAG = Kind(lambda value: isinstance(value, bool), "True or False")
 
 SEED = whole(0, 2**31 - 1)
@@ -79,11 +83,6 @@ NAMES = Kind(
 )
 
 PATH = Kind(lambda value: isinstance(value, str | os.PathLike) and str(value) != "", "a path")
-
-METRIC = Kind(
-    lambda value: callable(value) and not isinstance(value, type) and not _is_async(value),
-    "a function `metric(example, prediction, trace=None)` that gives a number",
-)
 
 
 def optional(kind: Kind) -> Kind:
@@ -132,6 +131,27 @@ def table(expected: str, fits: Callable[[Any], bool] = lambda item: True) -> Kin
         return is_table and all(fits(item) for item in value.values())
 
     return Kind(all_fit, expected)
+
+
+# Kinds that several classes share
+
+METRIC = Kind(
+    lambda value: callable(value) and not isinstance(value, type) and not _is_async(value),
+    "a function `metric(example, prediction, trace=None)` that gives a number",
+)
+
+LM = instance(dspy.BaseLM, hint=", such as `dspy.LM('openai/gpt-4.1')`")
+
+TRAINER = able("check", "train", "restore", expected="a trainer, such as `ProviderTrainer()`")
+
+GUARD = able("leak", expected="a guard, such as `LeakGuard()`")
+
+DEMOS = Kind(
+    lambda value: isinstance(value, list | tuple) and all(isinstance(demo, dspy.Example) for demo in value),
+    "a list of `dspy.Example`",
+)
+
+DEMOS_BY_NAME = table("predictor names with lists of `dspy.Example`, such as `{'solver': [example]}`", DEMOS.fits)
 
 
 def _is_async(value: Any) -> bool:

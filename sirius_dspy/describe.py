@@ -8,7 +8,7 @@ What counts and what does not:
   counter, a log, a cache that fills), whatever is named like a cache and is no plain value, and locks, threads, files,
   connections, iterators and random generators.
 - Of an LM, what it is asked for and how it is trained: class, `model`, sampling and training settings. Not its engine,
-  its cache, its retries, its credentials, nor the port of a server on this machine.
+  its cache, its retries, its credentials, nor the address of a server on this machine.
 - Random names that DSPy gives, addresses in memory and the order of sets and dicts never count.
 
 A description never fails: what cannot be described is named by its type.
@@ -21,6 +21,7 @@ import functools
 import inspect
 import re
 import types
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from pathlib import PurePath
 from typing import Any, get_args, get_origin
@@ -125,7 +126,7 @@ class _Describer:
     def _object(self, value: Any, path: str, entries: Set[str]) -> Plain:
         if isinstance(value, enum.Enum):
             return {"member": f"{_name(type(value))}.{value.name}", "value": self.of(value.value, path)}
-        if isinstance(value, Mapping | list | tuple | Set) and not _is_process_bound(value):
+        if isinstance(value, Mapping | list | tuple | Set | deque) and not _is_process_bound(value):
             return self._once(value, path, lambda: self._container(value, path), is_open=True)
         for kind, describer in (
             (dspy.BaseLM, self._lm),
@@ -186,8 +187,12 @@ class _Describer:
         if all(isinstance(key, str) and not isinstance(key, enum.Enum) for key in value):
             named = {str(key): item for key, item in value.items()}
         else:
-            named = {canonical(self._fork().of(key, path)): item for key, item in value.items()}
-        return {name: self.of(named[name], f"{path}.{name}") for name in sorted(named) if not is_secret_name(name)}
+            named = {f"[{canonical(self._fork().of(key, path))}]": item for key, item in value.items()}
+        return {
+            name: self.of(named[name], f"{path}.{name}")
+            for name in sorted(named)
+            if not _is_credential(name, named[name])
+        }
 
     # DSPy's objects
 
@@ -208,7 +213,7 @@ class _Describer:
         }
 
     def _example(self, example: dspy.Example, path: str) -> Plain:
-        return self._mapping(dict(example.items()), path)
+        return {name: self.of(item, f"{path}.{name}") for name, item in sorted(example.items())}
 
     def _signature(self, signature: type[dspy.Signature], path: str) -> Plain:
         fields = {name: self._field(item, f"{path}.{name}") for name, item in signature.fields.items()}
@@ -271,7 +276,7 @@ class _Describer:
         return {
             name: self._with_state(item, f"{path}.{name}", _under(name, habits), habits.calls.get(name, set()))
             for name, item in variables.items()
-            if not _is_state(name, item, habits.changed) and not is_secret_name(name)
+            if not _is_state(name, item, habits.changed) and not _is_credential(name, item)
         }
 
     def _with_state(self, value: Any, path: str, changed: Set[str], entries: Set[str]) -> Plain:
@@ -316,7 +321,7 @@ class _Describer:
         if issubclass(cls, enum.Enum):
             described["members"] = {item.name: self.of(item.value, f"{path}.{item.name}") for item in cls}
         for name, item in sorted(vars(cls).items()):
-            if _is_own(cls, name, item) and not _is_state(name, item, changed) and not is_secret_name(name):
+            if _is_own(cls, name, item) and not (_is_state(name, item, changed) or _is_credential(name, item)):
                 described[name] = self._class_attribute(item, f"{path}.{name}")
         bases = {_local_name(base.__qualname__): base for base in cls.__bases__ if base is not object}
         described["bases"] = {name: self._class_once(base, path, changed) for name, base in bases.items()}
@@ -358,7 +363,7 @@ class _Describer:
         return {
             name: self.of(item, f"{path}.{name}", calls.get(f"self.{name}", frozenset()))
             for name, item in sorted(attributes.items())
-            if not _is_state(name, item, changed) and not is_secret_name(name)
+            if not _is_state(name, item, changed) and not _is_credential(name, item)
         }
 
     def _reduced(self, value: Any, path: str) -> dict[str, Plain]:
@@ -411,6 +416,11 @@ def _is_state(name: str, value: Any, changed: Set[str]) -> bool:
     return name in changed or (bool(_CACHE.search(name)) and _atom(value) is None)
 
 
+def _is_credential(name: str, value: Any) -> bool:
+    """Whether a named text is a key or password, which may be another one tomorrow."""
+    return isinstance(value, str | bytes) and is_secret_name(name)
+
+
 def _is_process_bound(value: Any) -> bool:
     root = type(value).__module__.partition(".")[0]
     return root in _OF_A_PROCESS or isinstance(value, Iterator | types.ModuleType | types.CodeType | types.FrameType)
@@ -420,8 +430,9 @@ def _is_own(cls: type, name: str, item: Any) -> bool:
     """Whether an attribute of a class was written by the user, and not made by Python or a decorator."""
     function = getattr(item, "__func__", item)
     if isinstance(function, types.FunctionType):
+        function = inspect.unwrap(function)
         is_generated = hasattr(cls, "__dataclass_fields__") and function.__code__.co_filename == "<string>"
-        return not (is_generated and name.startswith("__"))
+        return not (is_library(module_of(function)) or (is_generated and name.startswith("__")))
     if issubclass(cls, enum.Enum) and (name in cls.__members__ or name[0] == "_"):
         return False
     if isinstance(item, types.MemberDescriptorType | types.GetSetDescriptorType):
@@ -503,24 +514,30 @@ _NOT_ASKED = frozenset(
 )
 """Arguments of an LM that do not change what it answers."""
 
+_ADDRESSES = ("api_base", "base_url")
+
 _CREDENTIAL = re.compile(r"key|token|secret|passw|credential|auth|cookie|header|session|profile", re.IGNORECASE)
 
 
 def _is_asked(name: str, value: Any) -> bool:
     """Whether an argument of an LM belongs to what it is asked for; texts and tables may be credentials."""
-    is_number = value is None or isinstance(value, bool | int | float)
-    return name not in _NOT_ASKED and (is_number or not _CREDENTIAL.search(name))
+    if name in _NOT_ASKED or (name in _ADDRESSES and _is_here(value)):
+        return False
+    return value is None or isinstance(value, bool | int | float) or not _CREDENTIAL.search(name)
 
 
 def _asked(name: str, value: Any) -> Any:
-    """An argument of an LM; of an address without its password, and on this machine without its port."""
-    if name not in ("api_base", "base_url") or not isinstance(value, str):
+    """An argument of an LM; an address without its password."""
+    if name not in _ADDRESSES or not isinstance(value, str):
         return value
     address = urlsplit(value)
-    host = address.hostname or ""
-    is_here = host in ("localhost", "::1") or host.startswith("127.")
-    port = f":{address.port}" if address.port and not is_here else ""
-    return f"{address.scheme}://{host}{port}{address.path.rstrip('/')}"
+    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path.rstrip('/')}"
+
+
+def _is_here(address: Any) -> bool:
+    """Whether it is a server of this machine, which is started anew for each run, and then under another port."""
+    host = urlsplit(address).hostname or "" if isinstance(address, str) else ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 # Values
@@ -528,13 +545,14 @@ def _asked(name: str, value: Any) -> Any:
 
 def _atom(value: Any) -> Plain:
     """A value without parts; `None` if it has some."""
-    if isinstance(value, enum.Enum):
+    cls = type(value)  # `isinstance` would ask the object, which may answer anything
+    if issubclass(cls, enum.Enum):
         return None
-    if isinstance(value, bool | str):
-        return value if isinstance(value, bool) else str(value)
-    if isinstance(value, int):
+    if issubclass(cls, bool | str):
+        return value if cls is bool else str(value)
+    if issubclass(cls, int):
         return int(value)
-    if isinstance(value, float):
+    if issubclass(cls, float):
         return float(value) if value - value == 0 else {"float": repr(float(value))}
     return None
 

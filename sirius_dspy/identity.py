@@ -84,7 +84,8 @@ def _changes_at(key: str, before: Plain, now: Plain, path: str) -> list[Change]:
         return [] if before == now else [Change(path, before, now, is_code=True)]
     if path and key in ("class", "uses", "partial"):
         return changes(before, now, path)
-    return changes(before, now, f"{path}.{key}" if path else key)
+    separator = "." if path and key[:1] != "[" else ""
+    return changes(before, now, f"{path}{separator}{key}")
 
 
 def _is_equal(before: Plain, now: Plain) -> bool:

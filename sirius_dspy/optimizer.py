@@ -32,9 +32,7 @@ _SETTINGS = {
     "augmenter": checks.optional(checks.able("repair", expected="an augmenter, such as `CriticAugmenter()`")),
     "max_repairs": checks.optional(checks.whole(0)),
     "curator": checks.optional(checks.able("curate", expected="a curator, such as `Curator()`")),
-    "trainer": checks.optional(
-        checks.able("check", "train", "restore", expected="a trainer, such as `ProviderTrainer()`")
-    ),
+    "trainer": checks.optional(checks.TRAINER),
     "agents": checks.optional(
         checks.table(
             "agent names with lists of predictor names, none empty, such as `{'team': ['solver', 'critic']}`",
@@ -45,12 +43,7 @@ _SETTINGS = {
     "mixed": checks.FLAG,
     "cumulative": checks.FLAG,
     "train_from": checks.choice("base", "current"),
-    "cold_start": checks.optional(
-        checks.table(
-            "predictor names with lists of `dspy.Example`, such as `{'solver': [example]}`",
-            lambda demos: isinstance(demos, list | tuple) and all(isinstance(demo, dspy.Example) for demo in demos),
-        )
-    ),
+    "cold_start": checks.optional(checks.DEMOS_BY_NAME),
     "promote": checks.FLAG,
     "tracker": checks.optional(
         checks.able("on_compile_started", expected="a tracker; for several, `Trackers([one, another])`")

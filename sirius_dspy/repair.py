@@ -64,12 +64,6 @@ class Augmenter(Protocol):
         """Try to repair one failed run. Called from several threads at once."""
 
 
-_DEMOS = checks.Kind(
-    lambda value: isinstance(value, list | tuple) and all(isinstance(demo, dspy.Example) for demo in value),
-    "a list of `dspy.Example`",
-)
-
-
 @dataclass(frozen=True)
 class RepairDemos:
     """Demonstrations of repairs, for models too small to repair without; no training prompt ever has them.
@@ -95,8 +89,8 @@ class RepairDemos:
             SettingsError: The message names the setting.
             UnpreparedProgramError: Demonstrations are for unknown predictors.
         """
-        tables = checks.table("predictor names with lists of `dspy.Example`", _DEMOS.fits)
-        checks.check("RepairDemos", vars(self), {"critique": _DEMOS, "regenerate": tables, "rephrase": _DEMOS})
+        kinds = {"critique": checks.DEMOS, "regenerate": checks.DEMOS_BY_NAME, "rephrase": checks.DEMOS}
+        checks.check("RepairDemos", vars(self), kinds)
         predictors = predictor_names(program)
         if unknown := sorted(set(self.regenerate) - set(predictors)):
             raise UnpreparedProgramError(
@@ -110,15 +104,15 @@ class RepairDemos:
 
 
 _SETTINGS = {
-    "critic": checks.optional(checks.instance(dspy.BaseLM, hint=", such as `dspy.LM('openai/gpt-4.1')`")),
-    "rephraser": checks.optional(checks.instance(dspy.BaseLM, hint=", such as `dspy.LM('openai/gpt-4.1')`")),
+    "critic": checks.optional(checks.LM),
+    "rephraser": checks.optional(checks.LM),
     "max_feedback": checks.whole(1),
     "max_regenerations": checks.whole(1),
     "temperature": checks.number(0),
     "rephrase": checks.FLAG,
     "show_earlier": checks.FLAG,
     "demos": checks.optional(checks.instance(RepairDemos)),
-    "guard": checks.optional(checks.able("leak", expected="a guard, such as `LeakGuard()`")),
+    "guard": checks.optional(checks.GUARD),
 }
 """Of what kind each setting of a `CriticAugmenter` is."""
 

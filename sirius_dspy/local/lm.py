@@ -31,6 +31,7 @@ _REFUSED = ("response_format", "logprobs", "tool_choice", "reasoning", "frequenc
 
 
 _SETTINGS = {
+    "model": checks.PATH,
     "temperature": checks.optional(checks.number(0)),
     "max_tokens": checks.optional(checks.whole(1)),
     "cache": checks.FLAG,
@@ -125,8 +126,8 @@ class LocalLM(dspy.LM):
         device: Device | None = None,
         **kwargs: Any,
     ) -> None:
-        given = {"temperature": temperature, "max_tokens": max_tokens, "cache": cache, "lora": lora, "device": device}
-        checks.check("LocalLM", given, _SETTINGS)
+        numbers = {"temperature": temperature, "max_tokens": max_tokens}
+        checks.check("LocalLM", {"model": model, "cache": cache, "lora": lora, "device": device, **numbers}, _SETTINGS)
         self.lora = lora or LoraOptions()
         self.device = device
         kwargs.setdefault("engine", LocalEngine(device))
