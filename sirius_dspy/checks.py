@@ -45,9 +45,15 @@ def check(owner: str, settings: Mapping[str, Any], kinds: Mapping[str, Kind]) ->
 
 
 def shown(value: Any) -> str:
-    """A value for a message; one that is no plain value by its type, as its `repr` may be long or hold a credential."""
-    plain = value is None or isinstance(value, str | bool | int | float | list | tuple | set | dict)
-    text = repr(value) if plain else f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    """A value for a message; objects by type and tables by their keys, as they may be long or hold credentials."""
+    if isinstance(value, type):
+        text = f"the class {value.__name__}"
+    elif isinstance(value, Mapping):
+        text = f"a table with the keys {shown(list(value))}"
+    elif isinstance(value, list | tuple | AnySet):
+        text = f"[{', '.join(map(shown, value))}]"
+    else:
+        text = repr(value) if value is None or isinstance(value, str | bool | int | float) else type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

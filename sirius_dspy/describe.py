@@ -128,12 +128,13 @@ class _Describer:
             return {"member": f"{_name(type(value))}.{value.name}", "value": self.of(value.value, path)}
         if isinstance(value, Mapping | list | tuple | Set | deque) and not _is_process_bound(value):
             return self._once(value, path, lambda: self._container(value, path), is_open=True)
-        for kind, describer in (
+        described_by: tuple[tuple[Any, Callable[[Any, str], Plain]], ...] = (
             (dspy.BaseLM, self._lm),
             (dspy.Example, self._example),
             (functools.partial, self._partial),
             (types.MethodType | types.BuiltinMethodType, self._method),
-        ):
+        )
+        for kind, describer in described_by:
             if isinstance(value, kind):
                 return describer(value, path)
         if isinstance(value, types.FunctionType):
@@ -379,7 +380,8 @@ class _Describer:
 
 def _work(cls: type, entries: Set[str]) -> tuple[set[str], dict[str, set[str]]]:
     """The attributes that an object changes while it works, and the methods that it calls on its attributes."""
-    reached, waiting = set(), {*_ENTRIES, *entries}
+    reached: set[str] = set()
+    waiting = {*_ENTRIES, *entries}
     changed: set[str] = set()
     calls: dict[str, set[str]] = {}
     while waiting - reached:

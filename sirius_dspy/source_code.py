@@ -127,10 +127,7 @@ def _holds(body: ast.expr, code: CodeType) -> bool:
     """Whether all instructions were made of this expression: one line may have several lambdas."""
     start, end = (body.lineno, body.col_offset), (body.end_lineno or 0, body.end_col_offset or 0)
     places = [place for place in code.co_positions() if None not in place and place[2:] != (0, 0)]
-    return bool(places) and all(
-        start <= (line, column) and (last, stop) <= end  # type: ignore[operator]  # no `None` is left
-        for line, last, column, stop in places
-    )
+    return bool(places) and all(start <= (line, column) and (last, stop) <= end for line, last, column, stop in places)
 
 
 def _extent(node: FunctionNode) -> tuple[int, int]:
