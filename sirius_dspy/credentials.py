@@ -110,7 +110,7 @@ class _Place:
         deeper = replace(self, depth=self.depth + 1)
         if is_harmless_name(name):
             return replace(deeper, is_harmless=True, is_secret=False)
-        named = is_secret_name(name) if self.is_setting else _is_secret_attribute(name)
+        named = is_secret_name(name) if self.is_setting else is_secret_attribute(name)
         return replace(deeper, is_harmless=False, is_secret=self.is_secret or named or holds_only_credentials(name))
 
 
@@ -269,7 +269,7 @@ def _is_path(text: str) -> bool:
     return text.startswith(("/", "~", "./", "../")) and os.path.exists(os.path.expanduser(text))
 
 
-def _is_secret_attribute(name: str) -> bool:
+def is_secret_attribute(name: str) -> bool:
     """Whether an attribute of some object says so; unlike that of a setting, a `key` or `token` is often a name."""
     words = _words(name)
     if words[-1:] in (("key",), ("keys",), ("token",)):

@@ -30,6 +30,7 @@ from dspy.lm15 import Message, Request, Response, TextPart
 from dspy.lm15 import Usage as RequestUsage
 from dspy.signatures import make_signature
 
+from sirius_dspy import checks
 from sirius_dspy.asked import Messages, prompt_text, signature_digest
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import digest, fitted, text_digest, to_plain
@@ -109,6 +110,15 @@ class Curator:
 
     max_per_example: int = 4
     max_rows: int | None = None
+
+    def check(self) -> None:
+        """Refuse caps that make no sense; a subclass checks its own settings, too.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+        kinds = {"max_per_example": checks.whole(1), "max_rows": checks.optional(checks.whole(1))}
+        checks.check(type(self).__name__, vars(self), kinds)
 
     def curate(
         self,

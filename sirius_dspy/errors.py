@@ -2,6 +2,7 @@
 
 SiriuSError
 ├── UnpreparedProgramError (ValueError)    the student cannot be compiled as given
+│   └── SettingsError                      a setting is of the wrong kind or out of its range
 ├── GraphError             (ValueError)    agents that do not form a graph, or a graph called with other inputs
 ├── DatasetError           (ValueError)    the examples cannot be used as given
 ├── MetricError            (ValueError)    the metric did not return a number
@@ -35,6 +36,10 @@ class SiriuSError(Exception):
 
 class UnpreparedProgramError(SiriuSError, ValueError):
     """The student cannot be compiled as given: no LM, an LM or adapter that cannot train, a compiled student."""
+
+
+class SettingsError(UnpreparedProgramError):
+    """A setting of a class is of the wrong kind or out of its range."""
 
 
 class GraphError(SiriuSError, ValueError):

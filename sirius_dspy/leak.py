@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from sirius_dspy import checks
+from sirius_dspy.errors import SettingsError
 from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import Step, Values
 
@@ -39,7 +41,21 @@ class LeakGuard:
 
     def __init__(self, traces: str = TRACES, answering: Collection[str] = ()) -> None:
         self.traces = traces
-        self.answering = tuple(answering)
+        self.answering = answering
+
+    def check(self, predictors: Collection[str]) -> None:
+        """Refuse settings of the wrong kind, and predictors that are none.
+
+        Args:
+            predictors: Names of the program's.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+        kinds = {"traces": checks.pattern("a regular expression"), "answering": checks.NAMES}
+        checks.check("LeakGuard", vars(self), kinds)
+        if unknown := sorted(set(self.answering) - set(predictors)):
+            raise SettingsError(f"`answering` of LeakGuard names {unknown}; the predictors are {list(predictors)}.")
 
     def leak(self, outputs: Values, step: Step, labels: Values, *, answers: bool) -> str:
         """What the edit gives away, in words; empty if nothing.

@@ -20,11 +20,13 @@ import dspy
 
 from sirius_dspy import prepare
 from sirius_dspy.curate import Curator, TrainingSet
+from sirius_dspy.describe import describe, describe_lms
 from sirius_dspy.errors import NoSuccessError, UnpreparedProgramError
+from sirius_dspy.identity import FORMAT
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.record import predictor_names
 from sirius_dspy.repair import RepairContext
-from sirius_dspy.rollout import Rollouts, Task, parallel, program_fingerprint
+from sirius_dspy.rollout import Rollouts, Task, parallel
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.summary import Summary
 from sirius_dspy.track import (
@@ -41,7 +43,7 @@ from sirius_dspy.track import (
     TrainingProgress,
 )
 from sirius_dspy.train import Trainer, TrainingRequest
-from sirius_dspy.trajectory import Trajectory, digest, example_key, mean_reward, to_plain
+from sirius_dspy.trajectory import Trajectory, example_key, mean_reward, to_plain
 
 if TYPE_CHECKING:  # the optimizer imports this module
     from sirius_dspy.optimizer import SiriuS
@@ -74,7 +76,7 @@ class Loop:
         self.program = self._copy(self.student)
         self.demos = {name: predictor.demos for name, predictor in predictor_names(self.program).items()}
         self.identity = self._identity()
-        self.run_id = digest(self.identity)[:12]
+        self.run_id = ""  # until the run directory says whose it is
         self.library = self.settings.library or ExperienceLibrary(self.run_dir.library)
         self.tracker = Trackers([self.settings.tracker] if self.settings.tracker else [])
         self.lms: LMs = dict(self.start)
@@ -102,7 +104,7 @@ class Loop:
     @contextmanager
     def told(self) -> Iterator[None]:
         """Tell the tracker of the beginning and of every way to end."""
-        resumed = self.run_dir.begin(self.identity)
+        self.run_id, resumed = self.run_dir.begin(self.identity, self.settings.accept_changes)
         self.tracker.on_compile_started(self._started(resumed))
         logger.info("SiriuS works in %s", self.run_dir.path)
         try:
@@ -418,26 +420,23 @@ class Loop:
 
     def _identity(self) -> dict[str, Any]:
         """What makes two compiles the same; `iterations` is left out, so that a finished one can be prolonged."""
-        settings = self.settings
+        settings, predictors = self.settings, predictor_names(self.student)
         return {
-            "format": 1,
-            "program": program_fingerprint(self.student),
-            "metric": prepare.describe_object(settings.metric),
-            "settings": {
-                name: value
-                for name, value in settings.get_params().items()
-                if name not in ("iterations", "num_threads", "run_dir")
-            },
+            "format": FORMAT,
+            "program": describe(self.student, without_lms=predictors.values()),
+            "lms": describe_lms(predictors),
+            "demos": {name: describe(predictor.demos) for name, predictor in predictors.items()},
+            "metric": describe(settings.metric),
+            "settings": settings.counted(),
             "agents": {agent: list(names) for agent, names in self.agents.items()},
             "frozen": sorted(self.frozen),
-            "lms": _models(self.start),
             "adapter": self.adapter,
-            "augmenter": prepare.describe_object(settings.augmenter),
-            "curator": prepare.describe_object(settings.curator or Curator()),
-            "trainer": prepare.describe_object(self.trainer),
-            "cold_start": digest(prepare.describe_object(settings.cold_start or {})),
-            "demos": digest(prepare.describe_object(self.demos)),
-            "teachers": [program_fingerprint(program) for program in self.teachers],
+            "adapter_settings": describe(dspy.settings.adapter or dspy.ChatAdapter()),
+            "augmenter": describe(settings.augmenter),
+            "curator": describe(settings.curator or Curator()),
+            "trainer": describe(self.trainer),
+            "cold_start": describe(settings.cold_start or {}),
+            "teachers": [describe(program) for program in self.teachers],
             "trainset": prepare.keys_digest(self.trainset),
             "valset": prepare.keys_digest(self.valset),
         }

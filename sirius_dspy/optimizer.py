@@ -10,9 +10,10 @@ from typing import Any, Literal
 import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
-from sirius_dspy import prepare
+from sirius_dspy import checks, prepare
 from sirius_dspy.curate import Curator, check_adapter
-from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.errors import SettingsError
+from sirius_dspy.identity import PARTS, part_of
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.loop import Loop
 from sirius_dspy.redact import redacting_errors
@@ -21,6 +22,48 @@ from sirius_dspy.rollout import Metric, takes_trace
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.track import Tracker
 from sirius_dspy.train import ProviderTrainer, Trainer
+
+_SETTINGS = {
+    "metric": checks.METRIC,
+    "threshold": checks.number(),
+    "iterations": checks.whole(1),
+    "samples": checks.whole(1),
+    "until_solved": checks.FLAG,
+    "temperature": checks.number(0),
+    "augmenter": checks.optional(checks.able("repair", expected="an augmenter, such as `CriticAugmenter()`")),
+    "max_repairs": checks.optional(checks.whole(0)),
+    "curator": checks.optional(checks.able("curate", expected="a curator, such as `Curator()`")),
+    "trainer": checks.optional(checks.TRAINER),
+    "agents": checks.optional(
+        checks.table(
+            "agent names with lists of predictor names, none empty, such as `{'team': ['solver', 'critic']}`",
+            lambda names: bool(names) and checks.NAMES.fits(names),
+        )
+    ),
+    "frozen": checks.NAMES,
+    "mixed": checks.FLAG,
+    "cumulative": checks.FLAG,
+    "train_from": checks.choice("base", "current"),
+    "cold_start": checks.optional(checks.DEMOS_BY_NAME),
+    "promote": checks.FLAG,
+    "tracker": checks.optional(
+        checks.able("on_compile_started", expected="a tracker; for several, `Trackers([one, another])`")
+    ),
+    "library": checks.optional(checks.instance(ExperienceLibrary, hint=", e.g. `ExperienceLibrary('runs.sqlite')`")),
+    "run_dir": checks.optional(checks.PATH),
+    "num_threads": checks.optional(checks.whole(1)),
+    "seed": checks.SEED,
+    "accept_changes": checks.NAMES,
+}
+"""Of what kind each setting is."""
+
+_DESCRIBED_APART = frozenset(
+    ["metric", "augmenter", "curator", "trainer", "agents", "frozen", "cold_start", "tracker", "library"]
+)
+"""Settings that are parts of the identity by themselves, or change nothing in what is learnt."""
+
+_FREE = frozenset(["iterations", "num_threads", "run_dir", "accept_changes"])
+"""Settings that may differ when a compile is resumed; limits of time, which end in `_s`, may, too."""
 
 Demos = Mapping[str, Sequence[dspy.Example]]
 
@@ -64,6 +107,8 @@ class SiriuS(Teleprompter):
         run_dir: Everything that was finished is here, and the same `compile` call goes on from it after any
             interruption. By default a new folder under `sirius_runs/`.
         num_threads: Runs at a time; DSPy's setting by default.
+        accept_changes: What may differ from the compile that `run_dir` belongs to, by the names that
+            `RunMismatchError` lists, e.g. `["metric"]`: only you know that a change does not matter to what is done.
         seed: Decides rollout ids, the order of rows, and what a trainer does with it.
 
     Examples:
@@ -101,6 +146,7 @@ class SiriuS(Teleprompter):
         library: ExperienceLibrary | None = None,
         run_dir: str | Path | None = None,
         num_threads: int | None = None,
+        accept_changes: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -125,11 +171,17 @@ class SiriuS(Teleprompter):
         self.library = library
         self.run_dir = run_dir
         self.num_threads = num_threads
+        self.accept_changes = accept_changes
         self.seed = seed
 
     def get_params(self) -> dict[str, Any]:
         """The scalar settings, in a new dict: `mlflow.dspy.autolog` writes into what it gets."""
         return {name: value for name, value in vars(self).items() if isinstance(value, str | bool | int | float)}
+
+    def counted(self) -> dict[str, Any]:
+        """The plain settings that a compile cannot be resumed without."""
+        left_out = _DESCRIBED_APART | _FREE
+        return {name: value for name, value in vars(self).items() if name not in left_out and not name.endswith("_s")}
 
     def compile(  # type: ignore[override]  # BetterTogether passes only arguments that are spelled out
         self,
@@ -153,6 +205,7 @@ class SiriuS(Teleprompter):
 
         Raises:
             UnpreparedProgramError: The program, its LMs or the adapter do not fit; nothing was paid for.
+            SettingsError: A setting is of the wrong kind or out of its range; nothing was paid for.
             DatasetError: The examples do not fit; nothing was paid for.
             MetricError: The metric returned something that is not a finite number.
             RunMismatchError: `run_dir` belongs to a compile with other settings, data or program.
@@ -182,6 +235,8 @@ class SiriuS(Teleprompter):
         prepare.check_demos(self.cold_start or {}, student)
         if (check := getattr(self.augmenter, "check", None)) is not None:  # a third party's may have none
             check(student)
+        if (check := getattr(self.curator, "check", None)) is not None:
+            check()
         trainer = self.trainer or ProviderTrainer()
         for agent in agents:
             if agent not in frozen:
@@ -206,20 +261,23 @@ class SiriuS(Teleprompter):
         return Path("sirius_runs") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
 
     def _check_settings(self) -> None:
-        """Refuse numbers that make no sense.
+        """Refuse settings of the wrong kind, and those that contradict each other.
 
         Raises:
-            UnpreparedProgramError: The message names the setting.
+            SettingsError: The message names the setting.
         """
-        for name in ("iterations", "samples"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UnpreparedProgramError(f"`{name}` is {getattr(self, name)!r}, expected a whole number from 1.")
-        if self.max_repairs is not None and self.max_repairs < 0:
-            raise UnpreparedProgramError(f"`max_repairs` is {self.max_repairs!r}, expected a number from 0, or None.")
-        if self.train_from not in ("base", "current"):
-            raise UnpreparedProgramError(f"`train_from` is {self.train_from!r}, expected 'base' or 'current'.")
+        checks.check("SiriuS", vars(self), _SETTINGS)
         if self.samples > 1 and not self.temperature > 0:
-            raise UnpreparedProgramError(
+            raise SettingsError(
                 f"`temperature` is {self.temperature!r}, so all {self.samples} samples would be the same. Choose one "
                 "above 0, or `samples=1`."
+            )
+        if self.mixed and self.agents:
+            raise SettingsError(
+                f"`mixed=True` trains one model for all agents, but `agents` groups them as {dict(self.agents)}. Leave "
+                "one of the two out."
+            )
+        if unknown := sorted(path for path in self.accept_changes if part_of(path) not in PARTS):
+            raise SettingsError(
+                f"`accept_changes` names {unknown}, expected names that begin with one of {sorted(PARTS)}."
             )

@@ -9,10 +9,9 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
-from sirius_dspy.credentials import is_secret_name
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import from_plain, opaque_parts
-from sirius_dspy.record import predictor_names
+from sirius_dspy.record import check_shown, predictor_names, signature_of
 from sirius_dspy.redact import remember_secrets
 from sirius_dspy.trajectory import digest, example_key, to_plain
 
@@ -160,7 +159,7 @@ def check_frozen(frozen: Iterable[str], agents: Agents) -> frozenset[str]:
     Raises:
         UnpreparedProgramError: One is unknown, or no agent is left to train.
     """
-    names = frozenset([frozen] if isinstance(frozen, str) else frozen)
+    names = frozenset(frozen)
     if unknown := sorted(names - set(agents)):
         raise UnpreparedProgramError(f"`frozen` names {unknown}; the agents are {sorted(agents)}.")
     if names == set(agents):
@@ -193,16 +192,19 @@ def starting_lms(program: dspy.Module, agents: Agents) -> dict[str, dspy.LM]:
 
 
 def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Module) -> None:
-    """Refuse demonstrations for unknown predictors, which would be silently ignored.
+    """Refuse demonstrations for unknown predictors, and those that DSPy would silently leave out of every prompt.
 
     Raises:
         UnpreparedProgramError: The message names them.
     """
-    names = predictor_names(program)
-    if unknown := sorted(set(demos) - set(names)):
+    predictors = predictor_names(program)
+    if unknown := sorted(set(demos) - set(predictors)):
         raise UnpreparedProgramError(
-            f"There are demonstrations for {unknown}; the predictors are {list(names)}. Key them by predictor name."
+            f"There are demonstrations for {unknown}; the predictors are {list(predictors)}. Key them by predictor "
+            "name."
         )
+    for name, shown in demos.items():
+        check_shown(f"cold_start[{name!r}]", shown, signature_of(predictors[name]))
 
 
 def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:
@@ -232,24 +234,6 @@ def remember_lms(programs: Iterable[dspy.Module], *others: Any) -> None:
     for lm in lms:
         if isinstance(lm, dspy.BaseLM):
             remember_secrets(lm)
-
-
-def describe_object(value: Any) -> Any:
-    """A setting as plain values, for a compile's identity: classes by name, LMs by model id, functions by name."""
-    if isinstance(value, dspy.BaseLM):
-        return value.model
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if isinstance(value, dspy.Example):
-        return to_plain(value)
-    if isinstance(value, Mapping):
-        return {str(key): describe_object(item) for key, item in value.items() if not is_secret_name(str(key))}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [describe_object(item) for item in value]
-    name = getattr(value, "__qualname__", None) or type(value).__qualname__
-    attributes = {} if hasattr(value, "__qualname__") else getattr(value, "__dict__", {})
-    shown = {key: item for key, item in attributes.items() if key[0] != "_" and not is_secret_name(key)}
-    return {"class": name, **describe_object(shown)}
 
 
 def adapter_name(adapter: Adapter) -> str:

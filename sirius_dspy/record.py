@@ -27,7 +27,7 @@ from dspy.adapters.base import Adapter
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy.asked import Request, alias_of, listening, prompt_text, signature_digest
-from sirius_dspy.errors import ReplayDivergedError, UnrecordableCallError
+from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnrecordableCallError
 from sirius_dspy.plain import fitted
 from sirius_dspy.redact import hide, redact, redact_error, remember_secrets
 from sirius_dspy.trajectory import (
@@ -152,6 +152,26 @@ def predictor_names(program: dspy.Module) -> dict[str, dspy.Predict]:
 def signature_of(predictor: dspy.Predict) -> type[dspy.Signature]:
     """A predictor's signature; DSPy types it as optional, though a built predictor always has one."""
     return cast("type[dspy.Signature]", predictor.signature)
+
+
+def check_shown(name: str, demos: Sequence[Any], signature: type[dspy.Signature]) -> None:
+    """Refuse demonstrations without any input or any output of a signature: DSPy leaves those out of every prompt.
+
+    Args:
+        name: What to call them in the message.
+        demos: Demonstrations of the signature.
+        signature: What they demonstrate.
+
+    Raises:
+        SettingsError: The message names the first one by its position.
+    """
+    for position, demo in enumerate(demos):
+        for kind, fields in (("input", signature.input_fields), ("output", signature.output_fields)):
+            if not any(demo.get(field) is not None for field in fields):
+                raise SettingsError(
+                    f"{name}[{position}] has none of the {kind} fields {list(fields)}; it has {list(demo.keys())}. "
+                    "DSPy would leave it out of every prompt. Give it the fields of the predictor that it demonstrates."
+                )
 
 
 def _run(tape: _Tape, inputs: Values) -> Recording:

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple, Protocol
 import dspy
 from pydantic.fields import FieldInfo
 
-from sirius_dspy.errors import ReplayDivergedError, UnpreparedProgramError, UnreadableValueError
+from sirius_dspy import checks
+from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.plain import readable
-from sirius_dspy.record import Recording, Sampling, predictor_names, record, replay, signature_of
+from sirius_dspy.record import Recording, Sampling, check_shown, predictor_names, record, replay, signature_of
 from sirius_dspy.redact import hide
 from sirius_dspy.rollout import Rollouts, Task, raise_if_fatal, scored
 from sirius_dspy.signatures import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
@@ -80,6 +81,44 @@ class RepairDemos:
     rephrase: Sequence[dspy.Example] = ()
     """Of `sirius_dspy.signatures.Rephrase`."""
 
+    def check(self, program: dspy.Module, *, show_earlier: bool = True) -> None:
+        """Refuse what is no demonstration, and what would be silently ignored.
+
+        Args:
+            program: Whose predictors may be repaired.
+            show_earlier: As of the augmenter.
+
+        Raises:
+            SettingsError: The message names the setting.
+            UnpreparedProgramError: Demonstrations are for unknown predictors.
+        """
+        kinds = {"critique": checks.DEMOS, "regenerate": checks.DEMOS_BY_NAME, "rephrase": checks.DEMOS}
+        checks.check("RepairDemos", vars(self), kinds)
+        predictors = predictor_names(program)
+        if unknown := sorted(set(self.regenerate) - set(predictors)):
+            raise UnpreparedProgramError(
+                f"`RepairDemos.regenerate` names {unknown}; the predictors are {list(predictors)}."
+            )
+        check_shown("RepairDemos.critique", self.critique, Critique)
+        check_shown("RepairDemos.rephrase", self.rephrase, Rephrase)
+        for name, shown in self.regenerate.items():
+            signature = regeneration_of(signature_of(predictors[name]), show_earlier=show_earlier)
+            check_shown(f"RepairDemos.regenerate[{name!r}]", shown, signature)
+
+
+_SETTINGS = {
+    "critic": checks.optional(checks.LM),
+    "rephraser": checks.optional(checks.LM),
+    "max_feedback": checks.whole(1),
+    "max_regenerations": checks.whole(1),
+    "temperature": checks.number(0),
+    "rephrase": checks.FLAG,
+    "show_earlier": checks.FLAG,
+    "demos": checks.optional(checks.instance(RepairDemos)),
+    "guard": checks.optional(checks.GUARD),
+}
+"""Of what kind each setting of a `CriticAugmenter` is."""
+
 
 class CriticAugmenter:
     """The paper's augmentation: critique, regenerate, rephrase, replay.
@@ -122,14 +161,21 @@ class CriticAugmenter:
         self.guard = guard
 
     def check(self, program: dspy.Module) -> None:
-        """Refuse demonstrations for unknown predictors, which would be silently ignored.
+        """Refuse settings of the wrong kind, and demonstrations that would be silently ignored.
 
         Raises:
-            UnpreparedProgramError: The message names them.
+            SettingsError: The message names the setting.
+            UnpreparedProgramError: Demonstrations are for unknown predictors.
         """
-        names = list(predictor_names(program))
-        if unknown := sorted(set(self._demos.regenerate) - set(names)):
-            raise UnpreparedProgramError(f"`RepairDemos.regenerate` names {unknown}; the predictors are {names}.")
+        checks.check(type(self).__name__, vars(self), _SETTINGS)
+        if self.max_feedback * self.max_regenerations > 1 and not self.temperature > 0:
+            raise SettingsError(
+                f"`temperature` of {type(self).__name__} is {self.temperature!r}, so all tries would be the same. "
+                "Choose one above 0, or one try."
+            )
+        self._demos.check(program, show_earlier=self.show_earlier)
+        if callable(check := getattr(self.guard, "check", None)):  # one of the user's own may have none
+            check(list(predictor_names(program)))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """See `Augmenter.repair`."""

@@ -9,17 +9,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from sirius_dspy.errors import RunMismatchError
+from sirius_dspy.identity import accepted_changes
 from sirius_dspy.redact import hide
+from sirius_dspy.trajectory import digest
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,6 +42,18 @@ def write_text(path: Path, text: str) -> None:
 def slug(name: str) -> str:
     """A name as a file name: `solver.predict` stays, `agents[0]` becomes `agents_0_`."""
     return re.sub(r"[^\w.-]", "_", name)
+
+
+class Begun(NamedTuple):
+    """A compile that may work in a folder."""
+
+    run: str
+    """Its id, which rows of the library carry. It stays, also where the user accepts a change of a setting."""
+    resumed: bool
+
+
+def _record(identity: Mapping[str, Any]) -> str:
+    return json.dumps(identity, indent=2, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -86,8 +101,12 @@ class RunDir:
                 "own."
             ) from error
 
-    def begin(self, identity: Mapping[str, Any]) -> bool:
-        """Claim the folder for a compile with these settings; true if it has begun before.
+    def begin(self, identity: Mapping[str, Any], accepted: Sequence[str] = ()) -> Begun:
+        """Claim the folder for a compile, or go on with the one that it belongs to.
+
+        Args:
+            identity: What makes the compile the one that it is; see `sirius_dspy.identity`.
+            accepted: Paths in it that may differ from what the folder says; what does is noted there.
 
         Raises:
             RunMismatchError: The folder belongs to a compile with other settings, data or program.
@@ -95,17 +114,15 @@ class RunDir:
         path = self.path / "run.json"
         identity = hide(identity)  # as it is written
         if not path.exists():
-            write_text(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
-            return False
+            run = digest(identity)[:12]
+            write_text(path, _record({**identity, "run": run, "accepted": []}))
+            return Begun(run, resumed=False)
         before = json.loads(path.read_text(encoding="utf-8"))
-        if differing := sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key)):
-            name = differing[0]
-            raise RunMismatchError(
-                f"{str(self.path)!r} belongs to another compile: {', '.join(map(repr, differing))} differ ({name} was "
-                f"{before.get(name)!r}, now {identity.get(name)!r}). Call `compile` with the same settings, data and "
-                "program to go on from there, or choose another `run_dir`."
-            )
-        return True
+        own = {name: before.pop(name, None) for name in ("run", "accepted")}
+        if found := accepted_changes(before, identity, str(self.path), accepted):
+            own["accepted"] += [{"at": datetime.now(UTC).isoformat(), "changes": list(map(str, found))}]
+            write_text(path, _record({**identity, **own}))
+        return Begun(str(own["run"]), resumed=True)
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What a finished stage wrote; `None` if it has not finished."""

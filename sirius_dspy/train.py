@@ -17,6 +17,7 @@ from dspy.clients.openai import OpenAIProvider
 from dspy.clients.provider import TrainingJob
 from dspy.clients.utils_finetune import TrainDataFormat
 
+from sirius_dspy import checks
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.redact import redact_error
 
@@ -84,6 +85,8 @@ class ProviderTrainer:
 
     def check(self, agent: str, lm: dspy.LM) -> None:
         """See `Trainer.check`; a provider's own `check()` is asked, too, where it has one."""
+        kinds = {"train_kwargs": checks.optional(checks.table("names with values, such as `{'n_epochs': 3}`"))}
+        checks.check("ProviderTrainer", vars(self), kinds)
         provider = getattr(lm, "provider", None)
         if not isinstance(lm, dspy.LM) or provider is None or not provider.finetunable:
             raise UnpreparedProgramError(

@@ -16,10 +16,11 @@ PACKAGE = ROOT / "sirius_dspy"
 LAYERS = (
     ("credentials",),
     ("redact",),
-    ("chart", "errors", "signatures", "stats"),
+    ("chart", "errors", "signatures", "source_code", "stats"),
     ("plain",),
     ("trajectory",),
-    ("asked",),
+    ("asked", "checks", "describe"),
+    ("identity",),
     ("run_dir",),
     ("adapter", "graph", "leak", "local", "migrations", "record", "track", "train"),
     ("database", "fetch", "prepare", "progress", "rollout"),

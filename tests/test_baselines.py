@@ -32,6 +32,7 @@ from sirius_dspy.errors import (
     MissingDependencyError,
     NoSuccessError,
     RolloutError,
+    SettingsError,
     TrainingError,
     UnpreparedProgramError,
 )
@@ -146,7 +147,7 @@ def test_majority_vote_over_a_trained_program_and_without_any_vote(tmp_path):
     team = Doubling()
     team.set_lm(ScriptedLM(lambda prompt: "no header"))
     assert evaluate(run(MajorityVote(2), team), TRAIN, exact).num_failed == 8
-    with pytest.raises(UnpreparedProgramError, match="0 votes"):
+    with pytest.raises(SettingsError, match="`votes` of MajorityVote is 0"):
         run(MajorityVote(0))
 
 

@@ -350,9 +350,9 @@ def test_an_interrupt_inside_a_test_keeps_its_runs(tmp_path):
 
 def test_a_folder_holds_one_experiment(tmp_path, lm):
     experiment().run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0])
-    with pytest.raises(RunMismatchError, match="'limit'"):
+    with pytest.raises(RunMismatchError, match="`limit`: None -> 5"):
         experiment().run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0], limit=5)
-    with pytest.raises(RunMismatchError, match="'sirius'"):
+    with pytest.raises(RunMismatchError, match=r"`sirius.iterations`: 1 -> 2"):
         experiment(sirius={"iterations": 2}).run(tmp_path, lm=lm, methods=["prompted team"])
 
 

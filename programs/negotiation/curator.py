@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import dspy
 
 from programs.negotiation.values import ROLES
+from sirius_dspy import checks
 from sirius_dspy.curate import Curator, TrainingSet
 from sirius_dspy.trajectory import Trajectory, canonical
 
@@ -25,6 +26,11 @@ class GameCurator(Curator):
     """
 
     max_games: int = 16
+
+    def check(self) -> None:
+        """See `Curator.check`."""
+        super().check()
+        checks.check("GameCurator", vars(self), {"max_games": checks.whole(1)})
 
     def curate(
         self,

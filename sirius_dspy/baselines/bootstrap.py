@@ -16,6 +16,7 @@ from typing import Any, cast
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from sirius_dspy import checks
 from sirius_dspy.baselines.method import Demos, prepared, quiet
 from sirius_dspy.curate import check_adapter
 from sirius_dspy.errors import NoSuccessError, SiriuSError, UnpreparedProgramError
@@ -23,6 +24,18 @@ from sirius_dspy.record import predictor_names, signature_of
 from sirius_dspy.rollout import Metric, call_metric, raise_fatal_cause, to_score
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.train import ProviderTrainer, Trainer, TrainingRequest
+
+_SETTINGS = {
+    "metric": checks.METRIC,
+    "run_dir": checks.PATH,
+    "threshold": checks.number(),
+    "shared": checks.FLAG,
+    "demos": checks.DEMOS_BY_NAME,
+    "trainer": checks.TRAINER,
+    "num_threads": checks.optional(checks.whole(1)),
+    "seed": checks.SEED,
+}
+"""Of what kind each setting of a `BootstrapFinetune` is."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +66,14 @@ class BootstrapFinetune:
         """See `Method.compile`; the valset is not used, as DSPy does not.
 
         Raises:
+            SettingsError: A setting is of the wrong kind or out of its range.
             UnpreparedProgramError: The LMs or the adapter cannot be trained, or DSPy would give one predictor's rows to
                 another.
             NoSuccessError: No run was good enough.
             RolloutError: The LM refused for credentials, credit or configuration.
             TrainingError: A job failed.
         """
+        checks.check("BootstrapFinetune", vars(self), _SETTINGS)
         program = prepared(student, self.demos)
         check_adapter(dspy.settings.adapter or dspy.ChatAdapter())
         for name, predictor in predictor_names(program).items():

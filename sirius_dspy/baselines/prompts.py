@@ -13,6 +13,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
+from sirius_dspy import checks
 from sirius_dspy.baselines.method import prepared, put_lms_back, quiet, the_lm
 from sirius_dspy.errors import DatasetError, MissingDependencyError, TrainingError
 from sirius_dspy.plain import readable
@@ -21,6 +22,15 @@ from sirius_dspy.trajectory import to_plain
 
 _INSTRUCTION_TOKENS = 512
 """Room for the instructions of one agent, and for what is thought before."""
+
+
+_SETTINGS = {
+    "metric": checks.METRIC,
+    "max_metric_calls": checks.whole(1),
+    "num_threads": checks.optional(checks.whole(1)),
+    "seed": checks.SEED,
+}
+"""Of what kind the settings are that both methods have."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +55,11 @@ class GEPA:
         """See `Method.compile`.
 
         Raises:
+            SettingsError: A setting is of the wrong kind or out of its range.
             UnpreparedProgramError: A predictor has no LM, or there are several LMs and no `reflection_lm`.
             DatasetError: `max_metric_calls` does not even pay for the first look at the valset.
         """
+        checks.check("GEPA", vars(self), _SETTINGS | {"reflection_lm": checks.optional(checks.LM)})
         program = prepared(student)
         _check_calls(self.max_metric_calls, len(valset))
         optimizer = dspy.GEPA(
@@ -103,12 +115,15 @@ class MIPROv2:
 
         Raises:
             MissingDependencyError: optuna is not installed.
+            SettingsError: A setting is of the wrong kind or out of its range.
             UnpreparedProgramError: A predictor has no LM, or there are several LMs.
             TrainingError: The LM that writes instructions cannot be parsed.
             DatasetError: `max_metric_calls` does not pay for two looks at the valset and one training example.
         """
         if importlib.util.find_spec("optuna") is None:
             raise MissingDependencyError("MIPROv2 needs optuna. Run `pip install 'optuna>=3.4'`, or use `GEPA`.")
+        own = {"num_candidates": checks.whole(1), "max_demos": checks.whole(0), "prompt_lm": checks.optional(checks.LM)}
+        checks.check("MIPROv2", vars(self), _SETTINGS | own)
         program = prepared(student)
         _check_calls(self.max_metric_calls, 4 * max(len(valset), self.num_candidates))
         half = self.max_metric_calls // 2

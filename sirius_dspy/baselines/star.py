@@ -15,6 +15,7 @@ from typing import Any
 
 import dspy
 
+from sirius_dspy import checks
 from sirius_dspy.errors import ReplayDivergedError, UnreadableValueError
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.optimizer import SiriuS
@@ -59,6 +60,16 @@ class Rationalizer:
 
     def __init__(self, guard: LeakGuard | None = GUARD) -> None:
         self.guard = guard
+
+    def check(self, program: dspy.Module) -> None:
+        """Refuse what is no guard, and what the guard itself refuses.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+        checks.check("Rationalizer", vars(self), {"guard": checks.optional(checks.GUARD)})
+        if callable(check := getattr(self.guard, "check", None)):  # one of the user's own may have none
+            check(list(predictor_names(program)))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """See `sirius_dspy.repair.Augmenter.repair`; the first step of a trained agent is asked again."""

@@ -12,10 +12,18 @@ from typing import Any
 
 import dspy
 
+from sirius_dspy import checks
 from sirius_dspy.baselines.method import Method, PromptedTeam, prepared
-from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.record import predictor_names
 from sirius_dspy.rollout import raise_fatal_cause
+
+_SETTINGS = {
+    "votes": checks.whole(1),
+    "method": checks.able("compile", expected="a method, such as `PromptedTeam()`"),
+    "temperature": checks.number(above=0),
+    "answer": checks.TEXT,
+}
+"""Of what kind each setting of a `MajorityVote` is."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,9 @@ class MajorityVote:
         """See `Method.compile`.
 
         Raises:
-            UnpreparedProgramError: There are no votes, or all of them would be the same.
+            SettingsError: There are no votes, all of them would be the same, or another setting makes no sense.
         """
-        if self.votes < 1 or not self.temperature > 0:
-            raise UnpreparedProgramError(
-                f"{self.votes!r} votes at temperature {self.temperature!r}, expected at least 1 vote and a temperature "
-                "above 0."
-            )
+        checks.check("MajorityVote", vars(self), _SETTINGS)
         program = self.method.compile(student, trainset=trainset, valset=valset)
         program = program.deepcopy()
         program._compiled = False  # DSPy hides the predictors of a compiled program inside another one

@@ -23,9 +23,9 @@ from typing import Any, Self
 import dspy
 from dspy.adapters.base import Adapter
 
-from sirius_dspy import prepare
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.baselines import BudgetExceededError, Limits, Meter, Spent
+from sirius_dspy.describe import describe
 from sirius_dspy.errors import RunMismatchError, SiriuSError
 from sirius_dspy.experiment.cell import Cell, Outcome, Status
 from sirius_dspy.experiment.errors import ExperimentError
@@ -36,9 +36,10 @@ from sirius_dspy.experiment.observer import Observer, Observers, Started
 from sirius_dspy.experiment.recipe import CrossplayTable, Recipe
 from sirius_dspy.experiment.results import Results
 from sirius_dspy.experiment.task import Split, Task, answer_of, group_of, imported
+from sirius_dspy.identity import FORMAT, changes
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.record import predictor_names
-from sirius_dspy.redact import redact, redact_error, without_secrets
+from sirius_dspy.redact import redact, redact_error
 from sirius_dspy.rollout import Rollouts, program_fingerprint
 from sirius_dspy.rollout import Task as Rollout
 from sirius_dspy.run_dir import RunDir, slug, write_text
@@ -203,26 +204,25 @@ class _Run:
         identity = self._identity()
         path = self.folder.path / "experiment.json"
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else identity
-        if differing := sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key)):
+        if found := changes(before, identity):
             raise RunMismatchError(
-                f"{str(self.folder.path)!r} holds another experiment: {differing} differ. Give this one a folder of "
-                "its own (`--out`), or repeat the other one's settings."
+                f"{str(self.folder.path)!r} holds another experiment. What differs: {'; '.join(map(str, found))}. Give "
+                "this one a folder of its own (`--out`), or repeat the other one's settings."
             )
         write_text(path, json.dumps(identity, indent=2, sort_keys=True) + "\n")
         return digest(identity)[:12]
 
     def _identity(self) -> dict[str, Any]:
         student = self.task.build()
-        settings = without_secrets(self.lm.kwargs)
         plain: dict[str, Any] = {
-            "format": 1,
+            "format": FORMAT,
             **self.recipe.identity,
-            "lm": {"model": self.lm.model, **settings},
+            "lm": describe(self.lm),
             "limit": self.task.limit,
-            "program": program_fingerprint(student),
-            "metric": prepare.describe_object(self.task.metric),
+            "program": describe(student, without_lms=predictor_names(student).values()),
+            "metric": describe(self.task.metric),
             "test": digest([example_key(example) for example in self._test]),
-            "trainer": prepare.describe_object(self.trainer),
+            "trainer": describe(self.trainer),
         }
         return json.loads(json.dumps(to_plain(plain)))  # as it is read back
 
@@ -427,7 +427,7 @@ def _version(program: dspy.Module) -> dict[str, Any]:
     return {
         "program": program_fingerprint(program),
         "lms": {name: getattr(predictor.lm, "model", "") for name, predictor in predictors.items()},
-        "demos": prepare.describe_object({name: predictor.demos for name, predictor in predictors.items()}),
+        "demos": describe({name: predictor.demos for name, predictor in predictors.items()}),
     }
 
 

@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dspy
 from dspy import lm15
 
+from sirius_dspy import checks
 from sirius_dspy.errors import PromptTooLongError
 from sirius_dspy.local.engine import Generation, GenerationOptions
 from sirius_dspy.local.lora import LoraOptions
@@ -27,6 +28,17 @@ _draws: contextvars.ContextVar[Iterator[int]] = contextvars.ContextVar("sirius_d
 """Numbers the candidates of one call with `n > 1`, which DSPy asks for one by one with the same seed."""
 
 _REFUSED = ("response_format", "logprobs", "tool_choice", "reasoning", "frequency_penalty", "presence_penalty")
+
+
+_SETTINGS = {
+    "model": checks.PATH,
+    "temperature": checks.optional(checks.number(0)),
+    "max_tokens": checks.optional(checks.whole(1)),
+    "cache": checks.FLAG,
+    "lora": checks.optional(checks.instance(LoraOptions)),
+    "device": checks.choice(*get_args(Device), None),
+}
+"""Of what kind each setting of a `LocalLM` is."""
 
 
 class LocalEngine:
@@ -93,6 +105,7 @@ class LocalLM(dspy.LM):
 
     Raises:
         ModelNotFoundError: The weights are not there; the message says how to get them.
+        SettingsError: A setting is of the wrong kind or out of its range.
 
     Examples:
         ```python
@@ -113,6 +126,8 @@ class LocalLM(dspy.LM):
         device: Device | None = None,
         **kwargs: Any,
     ) -> None:
+        numbers = {"temperature": temperature, "max_tokens": max_tokens}
+        checks.check("LocalLM", {"model": model, "cache": cache, "lora": lora, "device": device, **numbers}, _SETTINGS)
         self.lora = lora or LoraOptions()
         self.device = device
         kwargs.setdefault("engine", LocalEngine(device))

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sirius_dspy import checks
 from sirius_dspy.errors import MissingDependencyError, TrainingError
 from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.models import INSTALL
@@ -35,6 +36,16 @@ STOP_WINDOW = 8
 """Steps whose losses are averaged before training may end early."""
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "gguf", "safetensors")
+
+
+_SETTINGS = {
+    **dict.fromkeys(("rank", "alpha", "epochs", "batch_size", "max_length"), checks.whole(1)),
+    "learning_rate": checks.number(above=0),
+    **dict.fromkeys(("warmup", "dropout"), checks.number(0, below=1)),
+    **dict.fromkeys(("weight_decay", "stop_loss"), checks.number(0)),
+    "seed": checks.SEED,
+}
+"""Of what kind each field of `LoraOptions` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +83,9 @@ class LoraOptions:
         """Refuse settings that cannot train.
 
         Raises:
-            ValueError: A number is outside its range.
+            SettingsError: One is of the wrong kind or outside its range.
         """
-        for name in ("rank", "alpha", "epochs", "batch_size", "max_length", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; expected a number above 0.")
-        for name in ("warmup", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; expected a share, from 0 to below 1.")
+        checks.check("LoraOptions", {name: getattr(self, name) for name in _SETTINGS}, _SETTINGS)
 
     def updated(self, changes: Mapping[str, Any]) -> LoraOptions:
         """These options with some fields replaced.

@@ -51,7 +51,7 @@ def score_interval(iteration: Results) -> Interval | None:
 
 
 def _unfinished(folder: RunDir, identity: Results, library: ExperienceLibrary | None) -> dict[str, Any]:
-    run = digest(identity)[:12]  # as the compile names itself
+    run = identity.get("run") or digest(identity)[:12]  # folders of version 0.1 do not name the run
     history = list(_finished_iterations(folder))
     if jobs := _finished_jobs(folder, len(history) + 1, identity["agents"]):
         history.append({"iteration": len(history) + 1, "agents": jobs})

@@ -64,17 +64,17 @@ class ToyLM(EngineLM):
     @property
     def memory(self) -> Mapping[tuple[str, str], str]:
         """(system, last user message) to the completion learnt for it."""
-        return _weights(self.model, self._training.registry).memory
+        return _weights(self.model, self._training._registry).memory
 
     @property
     def folder(self) -> Path | None:
         """Where the weights are on disk; `None` for a base, or weights only in this process."""
-        return _weights(self.model, self._training.registry).folder
+        return _weights(self.model, self._training._registry).folder
 
     def copy(self, **kwargs: Any) -> ToyLM:
         """See `dspy.LM.copy`; the weights of another `model` must exist."""
         if "model" in kwargs:
-            _weights(kwargs["model"], self._training.registry)
+            _weights(kwargs["model"], self._training._registry)
         return super().copy(**kwargs)
 
     def dump_state(self) -> dict[str, Any]:
@@ -82,8 +82,8 @@ class ToyLM(EngineLM):
         provider = self._training
         own = {
             "skill": path_of(self.engine.skill),
-            "registry": provider.registry and str(provider.registry),
-            "fail_training": provider.fail_training,
+            "registry": provider._registry and str(provider._registry),
+            "fail_training": provider._fail_training,
             "writes_weights": provider.writes_weights,
             "latency_s": self.engine.latency_s,
         }
@@ -214,8 +214,8 @@ class _ToyTraining(Provider):
         super().__init__()
         self.finetunable = True
         self.TrainingJob = _ToyJob
-        self.registry = registry
-        self.fail_training = fail_training
+        self._registry = registry  # private, as a library's private attributes are no settings of a compile
+        self._fail_training = fail_training
         self.writes_weights = writes_weights
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -247,14 +247,14 @@ class _ToyTraining(Provider):
     def _train(
         self, job: _ToyJob, model: str, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
     ) -> _ToyWeights:
-        if self.fail_training:
+        if self._fail_training:
             raise TrainingError(f"The toy LM {model!r} was built with `fail_training=True`.")
         if not rows:
             raise TrainingError(f"The toy LM {model!r} was given 0 rows, expected at least one.")
-        start = _weights(model, self.registry)
+        start = _weights(model, self._registry)
         memory = _memorised(start.memory, _pairs(rows, options.get("seed", 0)), job, options.get("on_progress"))
         weights = _ToyWeights(start.base, start.id, memory)
-        place = options.get("output_dir") or self.registry or os.environ.get("SIRIUS_TOY_REGISTRY")
+        place = options.get("output_dir") or self._registry or os.environ.get("SIRIUS_TOY_REGISTRY")
         _TRAINED[weights.id] = weights.write(Path(place)) if place else weights
         return weights
 
