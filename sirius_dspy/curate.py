@@ -26,9 +26,10 @@ from dspy.lm15 import Usage as RequestUsage
 from dspy.signatures import make_signature
 
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.record import predictor_names, signature_of, typed
+from sirius_dspy.program import predictor_names, signature_of
+from sirius_dspy.record import typed
 from sirius_dspy.run_dir import write_text
-from sirius_dspy.trajectory import Step, Trajectory, Values, digest, to_plain
+from sirius_dspy.trajectory import IsOwn, Step, Trajectory, Values, digest, every_step, to_plain
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -101,6 +102,7 @@ class Curator:
         *,
         threshold: float,
         seed: int = 0,
+        is_own: IsOwn = every_step,
     ) -> dict[str, TrainingSet]:
         """Select and write the rows of each agent.
 
@@ -110,6 +112,7 @@ class Curator:
             agents: Agent name to the predictors that share its weights.
             threshold: A step counts for its agent if the agent's reward is at least this.
             seed: Decides the order of the rows, and which stay where there are too many.
+            is_own: Whether an agent's LM, or its teacher, answered a step; what another LM answered teaches nobody.
         """
         probe = PromptProbe(program)
         agent_of = {predictor: agent for agent, predictors in agents.items() for predictor in predictors}
@@ -118,6 +121,9 @@ class Curator:
         for trajectory, step in _steps(trajectories):
             agent = agent_of.get(step.predictor)
             if agent is None or trajectory.reward_of(agent, step.predictor) < threshold:
+                continue
+            if not is_own(trajectory, step):
+                dropped[agent]["answered by another LM"] += 1
                 continue
             row, reason = _row(probe, trajectory, step)
             if row is None:

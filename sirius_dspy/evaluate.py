@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import dspy
 
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import predictor_names
 from sirius_dspy.rollout import Metric, Rollouts, Task
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Trajectory

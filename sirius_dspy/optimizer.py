@@ -160,7 +160,7 @@ class SiriuS(Teleprompter):
             TrainingError: A fine-tuning job failed. Call again to go on.
         """
         job = self._prepared(student, trainset, teacher, valset)
-        with job.run_dir.locked(), job.told(), dspy.context(disable_history=True):
+        with job.run_dir.locked(), job.told(), job.serving(), dspy.context(disable_history=True):
             return job.run()
 
     def _prepared(self, student: Any, trainset: Any, teacher: Any, valset: Any) -> Loop:

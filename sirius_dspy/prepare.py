@@ -10,7 +10,7 @@ import dspy
 from dspy.adapters.base import Adapter
 
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names
 from sirius_dspy.redact import is_secret_name
 from sirius_dspy.trajectory import digest, example_key, to_plain
 
@@ -31,10 +31,24 @@ def check_student(student: Any) -> None:
             "The student is already compiled, so DSPy hides its predictors. Compile `student.reset_copy()`, or go on "
             "from its weights with a fresh program: `program.set_lm(...)`, or set `student._compiled = False`."
         )
+    if hidden := hidden_predictors(student):
+        raise UnpreparedProgramError(
+            f"The predictors {hidden} of the student {type(student).__name__} are where DSPy does not find them, so "
+            "they could not be trained or saved. Keep each as an attribute of a `dspy.Module`, or in a list or dict "
+            "that is one; lists in lists, sets, class attributes and objects that are no modules hide them."
+        )
     if not predictor_names(student):
         raise UnpreparedProgramError(
             f"The student {type(student).__name__} has no predictors. Keep its `dspy.Predict` modules as attributes, "
             "or in lists or dicts that are attributes."
+        )
+    _check_runs(student, "student")
+
+
+def _check_runs(program: dspy.Module, role: str) -> None:
+    if not is_called(program) and not is_awaited(program):
+        raise UnpreparedProgramError(
+            f"The {role} {type(program).__name__} cannot be called: it has no `forward`. Define one, or `aforward`."
         )
 
 
@@ -194,6 +208,7 @@ def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:
     for program in teachers:
         if not isinstance(program, dspy.Module):
             raise UnpreparedProgramError(f"The teacher is {program!r}, expected a `dspy.Module` or a list of them.")
+        _check_runs(program, "teacher")
         # A compiled program hides nothing when it is the root; its names must be the student's to teach it.
         if not set(predictor_names(program)) & set(predictor_names(student)):
             raise UnpreparedProgramError(

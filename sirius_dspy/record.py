@@ -14,19 +14,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy.errors import ReplayDivergedError, UnrecordableCallError
+from sirius_dspy.lms import called_from_outside
+from sirius_dspy.program import is_awaited, is_called, predictor_names
 from sirius_dspy.redact import redact
 from sirius_dspy.trajectory import (
     Edit,
@@ -141,23 +144,15 @@ def describe(error: BaseException, *secrets: str | None) -> Failure:
     return Failure(type(error).__name__, redact(str(error), *secrets)[:2000], completion)
 
 
-def predictor_names(program: dspy.Module) -> dict[str, dspy.Predict]:
-    """The program's predictors by dotted name, as `named_predictors` gives them."""
-    return dict(program.named_predictors())
-
-
-def signature_of(predictor: dspy.Predict) -> type[dspy.Signature]:
-    """A predictor's signature; DSPy types it as optional, though a built predictor always has one."""
-    return cast("type[dspy.Signature]", predictor.signature)
-
-
 def _run(tape: _Tape, inputs: Values) -> Recording:
-    if not hasattr(type(tape.program), "forward"):
+    if is_awaited(tape.program) and not is_called(tape.program):
         return asyncio.run(_arun(tape, inputs))
     prediction, error = None, None
     with tape.rolling():
         try:
             prediction = tape.program(**inputs)
+            if inspect.iscoroutine(prediction):  # `async def forward`
+                prediction = asyncio.run(prediction)
         except Exception as raised:  # a failed run is data
             error = raised
     return tape.recording(prediction, error)
@@ -230,7 +225,7 @@ class _Tape:
         marks = self._history_marks()
         self._clock_started = time.perf_counter()
         adapter = _TapAdapter(dspy.settings.adapter or dspy.ChatAdapter(), self)
-        with dspy.context(adapter=adapter, trace=self.trace, disable_history=True):
+        with called_from_outside(), dspy.context(adapter=adapter, trace=self.trace, disable_history=True):
             yield
         self._refuse_raw_threads(marks)
 
@@ -355,7 +350,7 @@ class _ReplayTape(_Tape):
         if step is self.target:
             return [self._edited_outputs(call, signature)]
         if step is not None:
-            call.source = "recorded"
+            call.source, call.lm = "recorded", step.lm
             with self._lock:
                 self._replayed.add(id(step))
             if step.outputs is None:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import cached_property, lru_cache
@@ -331,6 +331,15 @@ class Repair:
         """The repair that `to_dict` wrote."""
         attempts = (Attempt(**{**item, "usage": Usage(**item["usage"])}) for item in record["attempts"])
         return cls(**{**record, "attempts": tuple(attempts)})
+
+
+IsOwn = Callable[[Trajectory, Step], bool]
+"""Whether the LM of a step's agent answered it, and not another one that `forward` chose."""
+
+
+def every_step(trajectory: Trajectory, step: Step) -> bool:
+    """The `IsOwn` of runs in which every agent answered with its own LM."""
+    return True
 
 
 def success_rate(trajectories: Iterable[Trajectory], threshold: float) -> float:

@@ -15,8 +15,9 @@ PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
     ("chart", "errors", "redact", "signatures", "stats", "trajectory"),
-    ("run_dir",),
-    ("adapter", "graph", "leak", "local", "migrations", "record", "track", "train"),
+    ("graph", "run_dir"),
+    ("lms", "program"),
+    ("adapter", "leak", "local", "migrations", "record", "track", "train"),
     ("curate", "database", "fetch", "prepare", "progress", "rollout"),
     ("checkpoint", "evaluate", "library", "repair"),
     ("report", "summary"),

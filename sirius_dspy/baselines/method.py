@@ -12,7 +12,7 @@ import dspy
 
 from sirius_dspy import prepare
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import predictor_names
 
 Demos = Mapping[str, Sequence[dspy.Example]]
 """Predictor name to demonstrations."""

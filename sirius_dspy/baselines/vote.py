@@ -14,7 +14,7 @@ import dspy
 
 from sirius_dspy.baselines.method import Method, PromptedTeam, prepared
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import predictor_names
 from sirius_dspy.rollout import raise_fatal_cause
 
 

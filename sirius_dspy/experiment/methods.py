@@ -32,7 +32,7 @@ from sirius_dspy.experiment.task import Demos, Task, imported
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.local import LocalLM
 from sirius_dspy.optimizer import SiriuS
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import predictor_names
 from sirius_dspy.repair import CriticAugmenter
 from sirius_dspy.run_dir import slug
 from sirius_dspy.track import Tracker

@@ -37,9 +37,9 @@ from sirius_dspy.experiment.recipe import CrossplayTable, Recipe
 from sirius_dspy.experiment.results import Results
 from sirius_dspy.experiment.task import Split, Task, answer_of, group_of, imported
 from sirius_dspy.library import ExperienceLibrary
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import predictor_names, program_fingerprint
 from sirius_dspy.redact import is_secret_name, redact
-from sirius_dspy.rollout import Rollouts, program_fingerprint
+from sirius_dspy.rollout import Rollouts
 from sirius_dspy.rollout import Task as Rollout
 from sirius_dspy.run_dir import RunDir, slug, write_text
 from sirius_dspy.track import Tracker
