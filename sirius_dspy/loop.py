@@ -150,6 +150,7 @@ class Loop:
             self._nothing_learnt(iteration)
             return None
         with self._timed("train"):
+            self._check_rows(iteration, training_sets)
             jobs = {agent: self._train(iteration, rows) for agent, rows in training_sets.items() if rows.rows}
         trained = {agent: self._trained_lm(agent, job["lm"]) for agent, job in jobs.items()}
         with self._timed("evaluate"):
@@ -242,13 +243,24 @@ class Loop:
         for number in range(first, iteration + 1):
             yield from self.library.trajectories(run=self.run_id, iteration=number, origin=("rollout", "repair"))
 
+    def _check_rows(self, iteration: int, sets: Mapping[str, TrainingSet]) -> None:
+        """Refuse sets that are too small for the trainer before the first of the iteration's jobs is paid for."""
+        check = getattr(self.trainer, "check_rows", None)
+        for agent, rows in sets.items() if check else ():
+            if rows.rows and self.run_dir.finished(f"train-{iteration}-{agent}") is None:
+                check(agent, self._base(agent), len(rows.rows))
+
+    def _base(self, agent: str) -> dspy.LM:
+        """What the agent's next job starts from."""
+        return (self.start if self.settings.train_from == "base" else self.lms)[agent]
+
     def _train(self, iteration: int, rows: TrainingSet) -> dict[str, Any]:
         """Fine-tune one agent, unless that is done; the result is on disk before the next begins."""
         stage = f"train-{iteration}-{rows.agent}"
         if (finished := self.run_dir.finished(stage)) is not None:
             return finished
         self.tracker.on_stage_started(StageStarted(iteration, "train", 1))
-        base = (self.start if self.settings.train_from == "base" else self.lms)[rows.agent]
+        base = self._base(rows.agent)
         losses: list[float] = []
 
         def on_progress(step: int, total: int, loss: float) -> None:

@@ -183,6 +183,8 @@ class SiriuS(Teleprompter):
         for agent in agents:
             if agent not in frozen:
                 trainer.check(agent, lms[agent])
+        trained = {agent: names for agent, names in agents.items() if agent not in frozen}
+        prepare.check_media(student, train, trained, lms, getattr(trainer, "trains_on_images", lambda lm: False))
         return Loop(
             settings=self,
             student=student,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
 
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError
-from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names
+from sirius_dspy.images import media_fields
+from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names, signature_of
 from sirius_dspy.redact import is_secret_name
 from sirius_dspy.trajectory import digest, example_key, to_plain
 
@@ -183,6 +184,38 @@ def starting_lms(program: dspy.Module, agents: Agents) -> dict[str, dspy.LM]:
                     f"({first.model!r}, {lm.model!r}). Give them one LM, or make them separate agents."
                 )
     return lms
+
+
+def check_media(
+    program: dspy.Module,
+    examples: Iterable[dspy.Example],
+    agents: Agents,
+    lms: Mapping[str, dspy.LM],
+    trains_on_images: Callable[[dspy.LM], bool],
+) -> None:
+    """Refuse agents that read pictures, sound or files with an LM that cannot be trained on them.
+
+    Args:
+        program: The student.
+        examples: Of the trainset.
+        agents: Those that are to be trained.
+        lms: The LM of each.
+        trains_on_images: The trainer's word on an LM.
+
+    Raises:
+        UnpreparedProgramError: The message names the agent and the fields.
+    """
+    predictors, inputs = predictor_names(program), [dict(example.inputs().items()) for example in examples]
+    for agent, names in agents.items():
+        for name in names:
+            fields = media_fields(signature_of(predictors[name]), inputs)
+            if fields and not trains_on_images(lms[agent]):
+                raise UnpreparedProgramError(
+                    f"Agent {agent!r} reads images or other media ({name!r}: {', '.join(map(repr, fields))}), and "
+                    f"{lms[agent].model!r} cannot be trained on them here. Leave it as it is with "
+                    f"`SiriuS(frozen=[{agent!r}])`, or give it an LM and a trainer that can; a trainer says so by its "
+                    "`trains_on_images(lm)`, a provider by a true attribute `trains_on_images`."
+                )
 
 
 def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Module) -> None:

@@ -283,7 +283,8 @@ class _Copier:
             new.__setstate__(state)
             return
         attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-        new.__dict__.update(attributes or {})
+        if attributes:
+            new.__dict__.update(attributes)
         for name, item in (slots or {}).items():
             object.__setattr__(new, name, item)
 

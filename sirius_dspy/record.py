@@ -17,10 +17,12 @@ import hashlib
 import inspect
 import threading
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 import dspy
@@ -43,6 +45,10 @@ from sirius_dspy.trajectory import (
     from_plain,
     to_plain,
 )
+
+
+_NOT_THE_USERS = frozenset({"dspy", "sirius_dspy", "asyncio", "concurrent", "threading", "contextlib", "contextvars"})
+"""Packages whose frames stand between a user's line and the call of a predictor."""
 
 
 @dataclass(frozen=True)
@@ -233,6 +239,8 @@ class _Tape:
         """Register a call before it is answered; inputs are copied now, since programs go on changing their lists."""
         modules = dspy.settings.caller_modules
         name = self._name(modules[-1] if modules else None)
+        if name.startswith("<"):
+            self._warn_of_stranger(modules or [])
         plain = to_plain(inputs)
         question = canonical(plain)
         with self._lock:
@@ -303,6 +311,25 @@ class _Tape:
         """The predictor's name. Copies that dspy.Refine and dspy.BestOfN make are found by `stage`, which they keep."""
         name = self._by_identity.get(id(predictor)) or self._by_stage.get(getattr(predictor, "stage", ""))
         return name or f"<{type(predictor).__name__}>"
+
+    def _warn_of_stranger(self, modules: Sequence[Any]) -> None:
+        """Say where a predictor is called that is no part of the program; DSPy's own modules may have such."""
+        parts = {id(module) for _, module in self.program.named_sub_modules()}
+        *callers, called = modules or [None]
+        caller = next((module for module in reversed(callers) if id(module) in parts), self.program)
+        if id(called) in parts or type(caller).__module__.partition(".")[0] == "dspy":
+            return  # part of a module that is compiled already, or advice that dspy.Refine asks for
+        frame = _users_frame()
+        where = type(caller).__qualname__ if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        message = (
+            f"{where} calls a `dspy.{type(called).__name__}` that is no attribute of the program, so it is neither "
+            "trained nor repaired. Keep it as an attribute of one of the program's modules."
+        )
+        if frame is None:
+            warnings.warn(message, UserWarning, stacklevel=2)
+        else:  # at the user's line, so that Python shows it once for each
+            registry = frame.f_globals.setdefault("__warningregistry__", {})
+            warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, registry=registry)
 
     def _history_marks(self) -> dict[str, Any]:
         return {name: predictor.history[-1:] for name, predictor in self._predictors.items()}
@@ -403,6 +430,14 @@ class _ReplayTape(_Tape):
             f"recording: {problem}. Replay needs control flow that depends on nothing but inputs and predictor "
             "outputs: take clocks and unseeded randomness out of `forward`."
         )
+
+
+def _users_frame() -> FrameType | None:
+    """The innermost frame that is neither DSPy's nor ours; there is none in a thread that DSPy started."""
+    frame = inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USERS:
+        frame = frame.f_back
+    return frame
 
 
 def typed(values: Values, fields: Mapping[str, Any]) -> dict[str, Any]:

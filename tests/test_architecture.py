@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
-    ("chart", "errors", "redact", "signatures", "stats", "trajectory"),
+    ("chart", "errors", "images", "redact", "signatures", "stats", "trajectory"),
     ("graph", "run_dir"),
     ("lms", "program"),
     ("adapter", "leak", "local", "migrations", "record", "track", "train"),

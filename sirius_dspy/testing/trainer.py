@@ -37,6 +37,10 @@ class ScriptedTrainer:
         self.checked.append(agent)
         self._refuse_unknown(agent)
 
+    def trains_on_images(self, lm: dspy.LM) -> bool:
+        """Nothing is trained, so any row will do."""
+        return True
+
     def train(self, request: TrainingRequest) -> dspy.LM:
         """Record the request and return the agent's LM."""
         self._refuse_unknown(request.agent)
