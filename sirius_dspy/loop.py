@@ -196,7 +196,9 @@ class Loop:
             return
         done = {repair.parent for repair in self.library.repairs(run=self.run_id, iteration=iteration)}
         failed = [found for found in self._failed(iteration) if found.id not in done]
-        context = RepairContext(self.program, self._rollouts(iteration), self.settings.threshold, self._editable(), self._is_own)
+        context = RepairContext(
+            self.program, self._rollouts(iteration), self.settings.threshold, self._editable(), self._is_own
+        )
         self.tracker.on_stage_started(StageStarted(iteration, "repair", len(failed)))
 
         def repaired(trajectory: Trajectory) -> Any:
@@ -246,8 +248,8 @@ class Loop:
     def _check_rows(self, iteration: int, sets: Mapping[str, TrainingSet]) -> None:
         """Refuse sets that are too small for the trainer before the first of the iteration's jobs is paid for."""
         check = getattr(self.trainer, "check_rows", None)
-        for agent, rows in sets.items() if check else ():
-            if rows.rows and self.run_dir.finished(f"train-{iteration}-{agent}") is None:
+        for agent, rows in sets.items():
+            if check is not None and rows.rows and self.run_dir.finished(f"train-{iteration}-{agent}") is None:
                 check(agent, self._base(agent), len(rows.rows))
 
     def _base(self, agent: str) -> dspy.LM:

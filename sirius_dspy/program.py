@@ -6,6 +6,7 @@ gives an LM, so a compile could not train it either: `hidden_predictors` finds t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import sys
@@ -142,10 +143,10 @@ def _bound(value: types.MethodType | functools.partial[Any]) -> Iterator[tuple[s
 
 def _attributes(value: Any) -> Iterator[tuple[str, Any]]:
     """What an object holds, read without calling any code of its class."""
-    try:
-        yield from list(object.__getattribute__(value, "__dict__").items())
-    except AttributeError:
-        pass
+    attributes: dict[str, Any] = {}
+    with contextlib.suppress(AttributeError):  # a class with slots
+        attributes = dict(object.__getattribute__(value, "__dict__"))
+    yield from attributes.items()
     for cls in type(value).__mro__:
         slots = vars(cls).get("__slots__", ())
         for name in [slots] if isinstance(slots, str) else slots:
@@ -222,7 +223,7 @@ class _Copier:
             return self._filled(value, [])
         if kind is dict:
             return self._filled(value, {})
-        if isinstance(value, (dspy.Module, pydantic.BaseModel, *_CONTAINERS)) or not _is_installed(kind):
+        if isinstance(value, (dspy.Module, pydantic.BaseModel, *_CONTAINERS)) or not _is_installed(cast(Any, kind)):
             return self._own(value)
         if kind.__module__.partition(".")[0] == "dspy" or self._holds_parts(value):
             return self._rebuilt(value)

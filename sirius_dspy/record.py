@@ -46,7 +46,6 @@ from sirius_dspy.trajectory import (
     to_plain,
 )
 
-
 _NOT_THE_USERS = frozenset({"dspy", "sirius_dspy", "asyncio", "concurrent", "threading", "contextlib", "contextvars"})
 """Packages whose frames stand between a user's line and the call of a predictor."""
 

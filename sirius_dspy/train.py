@@ -225,8 +225,8 @@ def _checked(result: Any, request: TrainingRequest, job: TrainingJob) -> dspy.LM
     if isinstance(result, Exception):
         raise TrainingError(
             f"The job{_named(job)} of agent {request.agent!r} failed on {len(request.rows)} rows: {result} "
-            f"{_reason(request.lm, job)}Everything collected so far is kept; run the same `compile` again to go on from "
-            "there.",
+            f"{_reason(request.lm, job)}Everything collected so far is kept; run the same `compile` again to go on "
+            "from there.",
             agent=request.agent,
         ) from result
     if not isinstance(result, dspy.LM) or not isinstance(result.model, str) or result.model == request.lm.model:

@@ -122,7 +122,9 @@ class Chooses(dspy.Module):
 
 
 @pytest.mark.parametrize("way", ["context", "call", "attribute"])
-@pytest.mark.parametrize("settings", [{}, {"frozen": ["judge"]}, {"mixed": True}, {"agents": {"a": ["judge", "drafter"]}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"frozen": ["judge"]}, {"mixed": True}, {"agents": {"a": ["judge", "drafter"]}}]
+)
 def test_an_lm_that_forward_chooses_answers_and_teaches_nobody(way, settings, tmp_path):
     program, seen = Chooses(way, strong()), []
     with dspy.context(lm=ToyLM("toy/weak", skill=weak)):
@@ -136,7 +138,9 @@ def test_an_lm_that_forward_chooses_answers_and_teaches_nobody(way, settings, tm
     assert again.detailed_results == compiled.detailed_results
     assert program.chosen.calls == calls  # a resumed compile finds these runs
     library = ExperienceLibrary(tmp_path / "library.sqlite")
-    assert {step.lm for run in library.trajectories() for step in run.steps if step.predictor == "judge"} == {"toy/strong"}
+    assert {step.lm for run in library.trajectories() for step in run.steps if step.predictor == "judge"} == {
+        "toy/strong"
+    }
     for agent, (number, dropped) in rows(compiled).items():
         assert number == (0 if agent == "judge" else 3)
         assert dropped.get("answered by another LM", 0) == (0 if agent == "drafter" else 3)
@@ -332,7 +336,9 @@ def test_jobs_are_restored_on_resume_alone_and_from_the_lm_they_started_with(tra
     compiled_by(tmp_path, program, metric, trainer=first, **settings)
     assert first.restored == []
     compiled_by(tmp_path, program, metric, trainer=second, **{**settings, "iterations": 3})
-    assert {base for base, _ in second.restored} <= ({"toy/base"} if train_from == "base" else {"toy/base", *trained(second)})
+    assert {base for base, _ in second.restored} <= (
+        {"toy/base"} if train_from == "base" else {"toy/base", *trained(second)}
+    )
     if train_from == "current":
         assert any(base != "toy/base" for base, _ in second.restored)
 
