@@ -33,10 +33,10 @@ from programs import pubmedqa as pubmedqa_program
 from programs import reasoning
 from programs.baseline import majority_baseline
 from sirius_dspy.curate import Curator, Row, TrainingSet
-from sirius_dspy.record import predictor_names, signature_of
+from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.rollout import Metric
 from sirius_dspy.stats import Interval, wilson_interval
-from sirius_dspy.trajectory import Trajectory
+from sirius_dspy.trajectory import IsOwn, Trajectory, every_step
 
 __all__ = [
     "ActorCritic",
@@ -230,10 +230,11 @@ class VerdictCurator(Curator):
         *,
         threshold: float,
         seed: int = 0,
+        is_own: IsOwn = every_step,
     ) -> dict[str, TrainingSet]:
         """See `Curator.curate`; which verdicts stay is drawn with the seed."""
         every = Curator(self.max_per_example)  # balance first, or the cap would draw few of the rarer kind
-        found = every.curate(program, trajectories, agents, threshold=threshold, seed=seed)
+        found = every.curate(program, trajectories, agents, threshold=threshold, seed=seed, is_own=is_own)
         signature = signature_of(predictor_names(program)["judge"])
         return {agent: self._capped(_balanced(rows, signature)) for agent, rows in found.items()}
 

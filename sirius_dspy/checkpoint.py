@@ -28,9 +28,8 @@ from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.fetch import SCHEME, fetch_checkpoint
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import predictor_names, program_fingerprint
 from sirius_dspy.redact import remember_secrets, without_secrets
-from sirius_dspy.rollout import program_fingerprint
 from sirius_dspy.run_dir import RunDir, slug, write_text
 
 FORMAT = 1

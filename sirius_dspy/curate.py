@@ -34,10 +34,10 @@ from sirius_dspy import checks
 from sirius_dspy.asked import Messages, prompt_text, signature_digest
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import digest, fitted, text_digest, to_plain
-from sirius_dspy.record import predictor_names, signature_of, typed
-from sirius_dspy.rollout import program_fingerprint
+from sirius_dspy.program import predictor_names, program_fingerprint, signature_of
+from sirius_dspy.record import typed
 from sirius_dspy.run_dir import write_text
-from sirius_dspy.trajectory import Step, Trajectory, Values
+from sirius_dspy.trajectory import IsOwn, Step, Trajectory, Values, every_step
 
 CUT = "length"
 """Why a reply ended that was cut off at the token limit, in OpenAI's word, which DSPy uses for all providers."""
@@ -128,6 +128,7 @@ class Curator:
         *,
         threshold: float,
         seed: int = 0,
+        is_own: IsOwn = every_step,
     ) -> dict[str, TrainingSet]:
         """Select and write the rows of each agent.
 
@@ -137,6 +138,7 @@ class Curator:
             agents: Agent name to the predictors that share its weights.
             threshold: A step counts for its agent if the agent's reward is at least this.
             seed: Decides the order of the rows, and which stay where there are too many.
+            is_own: Whether an agent's LM, or its teacher, answered a step; what another LM answered teaches nobody.
         """
         probe = PromptProbe(program)
         agent_of = {predictor: agent for agent, predictors in agents.items() for predictor in predictors}
@@ -145,6 +147,9 @@ class Curator:
         for trajectory, step in _steps(trajectories):
             agent = agent_of.get(step.predictor)
             if agent is None or trajectory.reward_of(agent, step.predictor) < threshold:
+                continue
+            if not is_own(trajectory, step):
+                dropped[agent]["answered by another LM"] += 1
                 continue
             row, reason = _row(probe, trajectory, step)
             if row is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import dspy
 
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.redact import redacting_errors
 from sirius_dspy.rollout import Metric, Rollouts, Task
 from sirius_dspy.stats import Interval, wilson_interval
@@ -75,13 +75,9 @@ def evaluate(
 
 @contextmanager
 def with_lms(program: dspy.Module, lms: Mapping[str, dspy.LM]) -> Iterator[dspy.Module]:
-    """The program with other LMs for some predictors, by predictor name; they are put back at the end."""
-    predictors = predictor_names(program)
-    before = {name: predictors[name].lm for name in lms}
-    try:
-        for name, lm in lms.items():
-            predictors[name].lm = lm
-        yield program
-    finally:
-        for name, own in before.items():
-            predictors[name].lm = own
+    """A copy of the program with other LMs for some predictors, by predictor name; the program stays as it is."""
+    copied = copy_program(program)
+    predictors = predictor_names(copied)
+    for name, lm in lms.items():
+        predictors[name].lm = lm
+    yield copied

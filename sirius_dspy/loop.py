@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,8 @@ from sirius_dspy.describe import describe, describe_lms
 from sirius_dspy.errors import NoSuccessError, UnpreparedProgramError
 from sirius_dspy.identity import FORMAT
 from sirius_dspy.library import ExperienceLibrary
-from sirius_dspy.record import predictor_names
+from sirius_dspy.lms import Launches, NotesOutside, follow_context, follow_no_context, with_own_settings
+from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.repair import RepairContext
 from sirius_dspy.rollout import Rollouts, Task, parallel
 from sirius_dspy.run_dir import RunDir
@@ -43,7 +44,7 @@ from sirius_dspy.track import (
     TrainingProgress,
 )
 from sirius_dspy.train import Trainer, TrainingRequest
-from sirius_dspy.trajectory import Trajectory, example_key, mean_reward, to_plain
+from sirius_dspy.trajectory import Step, Trajectory, example_key, mean_reward, to_plain
 
 if TYPE_CHECKING:  # the optimizer imports this module
     from sirius_dspy.optimizer import SiriuS
@@ -73,8 +74,13 @@ class Loop:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.program = self._copy(self.student)
+        self.program = copy_program(self.student)
+        self.teachers = [copy_program(teacher) for teacher in self.teachers]
         self.demos = {name: predictor.demos for name, predictor in predictor_names(self.program).items()}
+        self.own = {name: predictor.lm for name, predictor in predictor_names(self.program).items()}
+        self.trained: dict[tuple[str, str], dspy.LM] = {}
+        self.launches = Launches()
+        self.chosen: dict[str, set[str]] = defaultdict(set)
         self.identity = self._identity()
         self.run_id = ""  # until the run directory says whose it is
         self.library = self.settings.library or ExperienceLibrary(self.run_dir.library)
@@ -98,6 +104,8 @@ class Loop:
                 self.run_dir.finish(f"iteration-{iteration}", entry)
             self.lms = {agent: self._trained_lm(agent, model) for agent, model in entry["lms"].items()}
             self.history.append(entry)
+            self._remember_chosen(entry["chosen_in_forward"])
+            self.launches.keep({*entry["lms"].values(), *self._best()["lms"].values()})
             self.tracker.on_iteration_ended(IterationEnded(iteration, entry["metrics"], entry["lms"]))
         return self._result()
 
@@ -117,6 +125,16 @@ class Loop:
             raise
         self.tracker.on_compile_ended(CompileEnded("finished", self._best()["iteration"], results=self._results()))
 
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Kill at the end what was launched on the way, but for the LMs of the compiled program."""
+        needed: set[str] = set()
+        try:
+            yield
+            needed |= set(self._best()["lms"].values())
+        finally:
+            self.launches.keep(needed)
+
     def _baseline(self) -> dict[str, Any]:
         """Iteration 0: the student as it came."""
         score = self._evaluate(0, self.start, "program", candidate=0)
@@ -134,6 +152,7 @@ class Loop:
             self._nothing_learnt(iteration, training_sets)
             return None
         with self._timed("train"):
+            self._check_rows(iteration, training_sets)
             jobs = {agent: self._train(iteration, rows) for agent, rows in training_sets.items() if rows.rows}
         trained = {agent: self._trained_lm(agent, job["lm"]) for agent, job in jobs.items()}
         with self._timed("evaluate"):
@@ -167,6 +186,7 @@ class Loop:
 
     def _keep(self, iteration: int, task: Task, trajectory: Trajectory) -> bool:
         self.library.add(trajectory, task.example)
+        self._note_chosen(trajectory)
         succeeded = trajectory.reward >= self.settings.threshold
         self.tracker.on_rolled_out(RolledOut(iteration, trajectory, succeeded))
         return succeeded
@@ -178,7 +198,9 @@ class Loop:
             return
         done = {repair.parent for repair in self.library.repairs(run=self.run_id, iteration=iteration)}
         failed = [found for found in self._failed(iteration) if found.id not in done]
-        context = RepairContext(self.program, self._rollouts(iteration), self.settings.threshold, self._editable())
+        context = RepairContext(
+            self.program, self._rollouts(iteration), self.settings.threshold, self._editable(), self._is_own
+        )
         self.tracker.on_stage_started(StageStarted(iteration, "repair", len(failed)))
 
         def repaired(trajectory: Trajectory) -> Any:
@@ -211,6 +233,7 @@ class Loop:
             trained,
             threshold=self.settings.threshold,
             seed=self.settings.seed + iteration,
+            is_own=self._is_own,
         )
         for agent, rows in sets.items():
             path = self.run_dir.training_file(iteration, agent)
@@ -224,13 +247,24 @@ class Loop:
         for number in range(first, iteration + 1):
             yield from self.library.trajectories(run=self.run_id, iteration=number, origin=("rollout", "repair"))
 
+    def _check_rows(self, iteration: int, sets: Mapping[str, TrainingSet]) -> None:
+        """Refuse sets that are too small for the trainer before the first of the iteration's jobs is paid for."""
+        check = getattr(self.trainer, "check_rows", None)
+        for agent, rows in sets.items():
+            if check is not None and rows.rows and self.run_dir.finished(f"train-{iteration}-{agent}") is None:
+                check(agent, self._base(agent), len(rows.rows))
+
+    def _base(self, agent: str) -> dspy.LM:
+        """What the agent's next job starts from."""
+        return (self.start if self.settings.train_from == "base" else self.lms)[agent]
+
     def _train(self, iteration: int, rows: TrainingSet) -> dict[str, Any]:
         """Fine-tune one agent, unless that is done; the result is on disk before the next begins."""
         stage = f"train-{iteration}-{rows.agent}"
         if (finished := self.run_dir.finished(stage)) is not None:
             return finished
         self.tracker.on_stage_started(StageStarted(iteration, "train", 1))
-        base = (self.start if self.settings.train_from == "base" else self.lms)[rows.agent]
+        base = self._base(rows.agent)
         losses: list[float] = []
 
         def on_progress(step: int, total: int, loss: float) -> None:
@@ -251,6 +285,7 @@ class Loop:
             "losses": losses,
             "seconds": time.perf_counter() - began,
         }
+        self.trained[rows.agent, lm.model] = lm
         self.run_dir.finish(stage, job)
         weights = workdir if workdir.exists() else None
         self.tracker.on_trained(
@@ -294,8 +329,10 @@ class Loop:
             for trajectory in self.library.trajectories(
                 run=self.run_id, iteration=iteration, origin="validation", sample=candidate
             )
-            if self._is_of(trajectory, self.program)
+            if self._is_of(trajectory, lms)
         }
+        for trajectory in found.values():
+            self._note_chosen(trajectory)
         tasks = [Task(item, candidate) for key, item in prepare.unique(self.valset).items() if key not in found]
         self.tracker.on_stage_started(StageStarted(iteration, "evaluate", len(tasks)))
         for task, trajectory in rollouts.run_all(self.program, tasks):
@@ -328,38 +365,89 @@ class Loop:
 
     def _collected(self, iteration: int) -> Iterator[Trajectory]:
         """The rollouts of this iteration that are in the library, made by the LMs that make them now."""
-        programs = self.teachers if iteration == 1 and self.teachers else [self.program]
         for found in self.library.trajectories(run=self.run_id, iteration=iteration, origin="rollout"):
-            if self._is_of(found, programs[found.sample % len(programs)]):
+            if self._is_of(found, self.lms):
+                self._note_chosen(found)
                 yield found
 
-    @staticmethod
-    def _is_of(trajectory: Trajectory, program: dspy.Module) -> bool:
-        """Whether the LMs of a stored run are the program's: a shared library may hold another run of this compile."""
-        lms = {name: (predictor.lm or dspy.settings.lm) for name, predictor in predictor_names(program).items()}
-        return all(model == lms[name].model for name, model in trajectory.lms.items() if lms.get(name) is not None)
+    def _is_of(self, trajectory: Trajectory, lms: LMs) -> bool:
+        """Whether the LMs of a stored run are these: a shared library may hold another run of this compile.
+
+        Until something was trained, that cannot be: the LMs at the start are part of a compile's identity.
+        """
+        if trajectory.iteration == 0 or (trajectory.iteration == 1 and trajectory.origin == "rollout"):
+            return True
+        models = {name: lms[agent].model for agent, names in self.agents.items() for name in names}
+        return all(
+            step.lm == models.get(step.predictor, step.lm) or step.lm in self.chosen[step.predictor]
+            for step in trajectory.steps
+        )
+
+    def _is_own(self, trajectory: Trajectory, step: Step) -> bool:
+        """Whether its agent's LM of that time answered a step, or a teacher did in its place."""
+        if self._is_taught(trajectory) and (trajectory.origin == "rollout" or step.source == "recorded"):
+            return True
+        agent = next((agent for agent, names in self.agents.items() if step.predictor in names), None)
+        return agent is not None and step.lm in self._models_of(trajectory, agent)
+
+    def _is_taught(self, trajectory: Trajectory) -> bool:
+        """Whether teachers made the run, or the failed one that it repairs."""
+        return bool(self.teachers) and trajectory.iteration == 1 and trajectory.origin != "validation"
+
+    def _models_of(self, trajectory: Trajectory, agent: str) -> set[str]:
+        """The weights with which the agent answered in this run; in a validation run, they may be new ones."""
+        models = {self.history[trajectory.iteration - 1]["lms"][agent]} if trajectory.iteration else set()
+        if trajectory.origin != "validation":
+            return models
+        new = {lm.model for (owner, _), lm in self.trained.items() if owner == agent}
+        return models | new | {self.start[agent].model}
+
+    def _note_chosen(self, trajectory: Trajectory) -> None:
+        """Note which LMs `forward` chooses for a predictor in place of its own."""
+        if self._is_taught(trajectory):
+            return
+        for step in trajectory.steps:
+            if step.predictor in self.own and not self._is_own(trajectory, step):
+                self.chosen[step.predictor].add(step.lm)
+
+    def _remember_chosen(self, chosen: Mapping[str, Sequence[str]]) -> None:
+        for name, models in chosen.items():
+            self.chosen[name].update(models)
 
     def _editable(self) -> frozenset[str]:
         return frozenset(name for agent, names in self.agents.items() if agent not in self.frozen for name in names)
 
     def _install(self, lms: LMs) -> None:
-        """Put LMs into the working copy. New weights were trained without demonstrations, so they get none."""
+        """Put LMs into the working copy. New weights were trained without demonstrations, so they get none.
+
+        Predictors that share weights keep the settings of their own LMs. One without an LM stays without until it is
+        trained, so that `forward` can choose another one by `dspy.context`, and can do so afterwards as well.
+        """
         predictors = predictor_names(self.program)
         for agent, names in self.agents.items():
-            taught = lms[agent].model != self.start[agent].model
+            base = self.start[agent]
+            taught = lms[agent].model != base.model
+            lm = self.launches.launch(agent, lms[agent]) if taught else base
             for name in names:
-                predictors[name].lm = lms[agent]
-                predictors[name].demos = [] if taught else self.demos[name]
+                predictor, own = predictors[name], self.own[name]
+                predictor.lm = with_own_settings(lm, base, own or dspy.settings.lm) if taught else own
+                predictor.demos = [] if taught else self.demos[name]
+                (follow_context if taught and own is None else follow_no_context)(predictor)
 
     def _trained_lm(self, agent: str, model: str) -> dspy.LM:
         """The LM with this id, which is the agent's first one or came out of one of its fine-tuning jobs."""
-        for lm in (self.start[agent], self.lms[agent]):
-            if lm.model == model:
-                return lm
+        if self.start[agent].model == model:
+            return self.start[agent]
+        if (agent, model) not in self.trained:  # the job was done before a restart
+            self.trained[agent, model] = self._restored_lm(agent, model)
+        return self.trained[agent, model]
+
+    def _restored_lm(self, agent: str, model: str) -> dspy.LM:
         for iteration in range(self.settings.iterations, 0, -1):
             job = self.run_dir.finished(f"train-{iteration}-{agent}")
             if job is not None and job["lm"] == model:
-                return self.trainer.restore(self.start[agent], model, self.run_dir.weights(iteration, agent))
+                base = self._trained_lm(agent, job["base"])
+                return self.trainer.restore(base, model, self.run_dir.weights(iteration, agent))
         raise UnpreparedProgramError(
             f"The run directory {str(self.run_dir.path)!r} has no fine-tuning job that made {model!r} of agent "
             f"{agent!r}: files of it are missing. Choose another `run_dir`."
@@ -399,14 +487,6 @@ class Loop:
             f"{self.adapter.rpartition('.')[2]} cannot write the outputs so that it reads them again; 'cut off' that "
             f"`max_tokens` is too small. The runs are in {self.library.url!r}."
         )
-
-    def _copy(self, program: dspy.Module) -> dspy.Module:
-        """A deep copy that keeps the LM objects themselves, by predictor name."""
-        copied = program.deepcopy()
-        originals = predictor_names(program)
-        for name, predictor in predictor_names(copied).items():
-            predictor.lm = originals[name].lm
-        return copied
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -481,6 +561,7 @@ class Loop:
             "promoted": {agent: lms[agent].model == job["lm"] for agent, job in jobs.items()},
             "metrics": {"val/score": score, **summary.metrics(agents), **summary.prices(self.seconds)},
             "agents": agents,
+            "chosen_in_forward": {name: sorted(models) for name, models in sorted(self.chosen.items()) if models},
             "repair": summary.repair,
             "seconds": dict(self.seconds),
             "usage": summary.usage_dict,
@@ -507,7 +588,12 @@ class Loop:
     def _result(self) -> dspy.Module:
         best = self._best()
         self._install({agent: self._trained_lm(agent, model) for agent, model in best["lms"].items()})
-        compiled = self._copy(self.program)
+        compiled = copy_program(self.program)
+        for name, predictor in predictor_names(compiled).items():
+            if not self.chosen[name]:
+                follow_no_context(predictor)
+        if any(self.own[name] is None and models for name, models in self.chosen.items()):
+            compiled.callbacks.append(NotesOutside())
         results = self._results()
         self.run_dir.finish("results", results)
         compiled._compiled = True

@@ -214,7 +214,7 @@ class SiriuS(Teleprompter):
             TrainingError: A fine-tuning job failed. Call again to go on.
         """
         job = self._prepared(student, trainset, teacher, valset)
-        with job.run_dir.locked(), job.told(), redacting_errors(), dspy.context(disable_history=True):
+        with job.run_dir.locked(), job.told(), redacting_errors(), job.serving(), dspy.context(disable_history=True):
             return job.run()
 
     def _prepared(self, student: Any, trainset: Any, teacher: Any, valset: Any) -> Loop:
@@ -241,6 +241,8 @@ class SiriuS(Teleprompter):
         for agent in agents:
             if agent not in frozen:
                 trainer.check(agent, lms[agent])
+        trained = {agent: names for agent, names in agents.items() if agent not in frozen}
+        prepare.check_media(student, train, trained, lms, getattr(trainer, "trains_on_images", lambda lm: False))
         return Loop(
             settings=self,
             student=student,

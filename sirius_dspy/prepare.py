@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
 
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError, UnreadableValueError
+from sirius_dspy.images import media_fields
 from sirius_dspy.plain import from_plain, opaque_parts
-from sirius_dspy.record import check_shown, predictor_names, signature_of
+from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names, signature_of
+from sirius_dspy.record import check_shown
 from sirius_dspy.redact import remember_secrets
 from sirius_dspy.trajectory import digest, example_key, to_plain
 
@@ -32,10 +34,24 @@ def check_student(student: Any) -> None:
             "The student is already compiled, so DSPy hides its predictors. Compile `student.reset_copy()`, or go on "
             "from its weights with a fresh program: `program.set_lm(...)`, or set `student._compiled = False`."
         )
+    if hidden := hidden_predictors(student):
+        raise UnpreparedProgramError(
+            f"The predictors {hidden} of the student {type(student).__name__} are where DSPy does not find them, so "
+            "they could not be trained or saved. Keep each as an attribute of a `dspy.Module`, or in a list or dict "
+            "that is one; lists in lists, sets, class attributes and objects that are no modules hide them."
+        )
     if not predictor_names(student):
         raise UnpreparedProgramError(
             f"The student {type(student).__name__} has no predictors. Keep its `dspy.Predict` modules as attributes, "
             "or in lists or dicts that are attributes."
+        )
+    _check_runs(student, "student")
+
+
+def _check_runs(program: dspy.Module, role: str) -> None:
+    if not is_called(program) and not is_awaited(program):
+        raise UnpreparedProgramError(
+            f"The {role} {type(program).__name__} cannot be called: it has no `forward`. Define one, or `aforward`."
         )
 
 
@@ -191,6 +207,38 @@ def starting_lms(program: dspy.Module, agents: Agents) -> dict[str, dspy.LM]:
     return lms
 
 
+def check_media(
+    program: dspy.Module,
+    examples: Iterable[dspy.Example],
+    agents: Agents,
+    lms: Mapping[str, dspy.LM],
+    trains_on_images: Callable[[dspy.LM], bool],
+) -> None:
+    """Refuse agents that read pictures, sound or files with an LM that cannot be trained on them.
+
+    Args:
+        program: The student.
+        examples: Of the trainset.
+        agents: Those that are to be trained.
+        lms: The LM of each.
+        trains_on_images: The trainer's word on an LM.
+
+    Raises:
+        UnpreparedProgramError: The message names the agent and the fields.
+    """
+    predictors, inputs = predictor_names(program), [dict(example.inputs().items()) for example in examples]
+    for agent, names in agents.items():
+        for name in names:
+            fields = media_fields(signature_of(predictors[name]), inputs)
+            if fields and not trains_on_images(lms[agent]):
+                raise UnpreparedProgramError(
+                    f"Agent {agent!r} reads images or other media ({name!r}: {', '.join(map(repr, fields))}), and "
+                    f"{lms[agent].model!r} cannot be trained on them here. Leave it as it is with "
+                    f"`SiriuS(frozen=[{agent!r}])`, or give it an LM and a trainer that can; a trainer says so by its "
+                    "`trains_on_images(lm)`, a provider by a true attribute `trains_on_images`."
+                )
+
+
 def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Module) -> None:
     """Refuse demonstrations for unknown predictors, and those that DSPy would silently leave out of every prompt.
 
@@ -217,6 +265,7 @@ def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:
     for program in teachers:
         if not isinstance(program, dspy.Module):
             raise UnpreparedProgramError(f"The teacher is {program!r}, expected a `dspy.Module` or a list of them.")
+        _check_runs(program, "teacher")
         # A compiled program hides nothing when it is the root; its names must be the student's to teach it.
         if not set(predictor_names(program)) & set(predictor_names(student)):
             raise UnpreparedProgramError(

@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import threading
 import time
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from types import FrameType
+from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
@@ -28,7 +31,9 @@ from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy.asked import Request, alias_of, listening, prompt_text, signature_digest
 from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnrecordableCallError
+from sirius_dspy.lms import called_from_outside
 from sirius_dspy.plain import fitted
+from sirius_dspy.program import is_awaited, is_called, predictor_names
 from sirius_dspy.redact import hide, redact, redact_error, remember_secrets
 from sirius_dspy.trajectory import (
     Edit,
@@ -42,6 +47,9 @@ from sirius_dspy.trajectory import (
     from_plain,
     to_plain,
 )
+
+_NOT_THE_USERS = frozenset({"dspy", "sirius_dspy", "asyncio", "concurrent", "threading", "contextlib", "contextvars"})
+"""Packages whose frames stand between a user's line and the call of a predictor."""
 
 
 @dataclass(frozen=True)
@@ -144,16 +152,6 @@ def describe(error: BaseException) -> Failure:
     return Failure(type(error).__name__, redact(str(error))[:2000], completion)
 
 
-def predictor_names(program: dspy.Module) -> dict[str, dspy.Predict]:
-    """The program's predictors by dotted name, as `named_predictors` gives them."""
-    return dict(program.named_predictors())
-
-
-def signature_of(predictor: dspy.Predict) -> type[dspy.Signature]:
-    """A predictor's signature; DSPy types it as optional, though a built predictor always has one."""
-    return cast("type[dspy.Signature]", predictor.signature)
-
-
 def check_shown(name: str, demos: Sequence[Any], signature: type[dspy.Signature]) -> None:
     """Refuse demonstrations without any input or any output of a signature: DSPy leaves those out of every prompt.
 
@@ -175,12 +173,14 @@ def check_shown(name: str, demos: Sequence[Any], signature: type[dspy.Signature]
 
 
 def _run(tape: _Tape, inputs: Values) -> Recording:
-    if not hasattr(type(tape.program), "forward"):
+    if is_awaited(tape.program) and not is_called(tape.program):
         return asyncio.run(_arun(tape, inputs))
     prediction, error = None, None
     with tape.rolling():
         try:
             prediction = tape.program(**inputs)
+            if inspect.iscoroutine(prediction):  # `async def forward`
+                prediction = asyncio.run(prediction)
         except Exception as raised:  # a failed run is data
             error = raised
     return tape.recording(prediction, error)
@@ -245,7 +245,7 @@ class _Tape:
         marks = self._history_marks()
         self._clock_started = time.perf_counter()
         adapter = _TapAdapter(dspy.settings.adapter or dspy.ChatAdapter(), self)
-        with dspy.context(adapter=adapter, trace=self.trace, disable_history=True):
+        with called_from_outside(), dspy.context(adapter=adapter, trace=self.trace, disable_history=True):
             yield
         self._refuse_raw_threads(marks)
 
@@ -253,6 +253,8 @@ class _Tape:
         """Register a call before it is answered; inputs are copied now, since programs go on changing their lists."""
         modules = dspy.settings.caller_modules
         name = self._name(modules[-1] if modules else None)
+        if name.startswith("<"):
+            self._warn_of_stranger(modules or [])
         remember_secrets(lm)
         plain = hide(to_plain(inputs))
         question = canonical(plain)
@@ -330,6 +332,25 @@ class _Tape:
         name = self._by_identity.get(id(predictor)) or self._by_stage.get(getattr(predictor, "stage", ""))
         return name or f"<{type(predictor).__name__}>"
 
+    def _warn_of_stranger(self, modules: Sequence[Any]) -> None:
+        """Say where a predictor is called that is no part of the program; DSPy's own modules may have such."""
+        parts = {id(module) for _, module in self.program.named_sub_modules()}
+        *callers, called = modules or [None]
+        caller = next((module for module in reversed(callers) if id(module) in parts), self.program)
+        if id(called) in parts or type(caller).__module__.partition(".")[0] == "dspy":
+            return  # part of a module that is compiled already, or advice that dspy.Refine asks for
+        frame = _users_frame()
+        where = type(caller).__qualname__ if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        message = (
+            f"{where} calls a `dspy.{type(called).__name__}` that is no attribute of the program, so it is neither "
+            "trained nor repaired. Keep it as an attribute of one of the program's modules."
+        )
+        if frame is None:
+            warnings.warn(message, UserWarning, stacklevel=2)
+        else:  # at the user's line, so that Python shows it once for each
+            registry = frame.f_globals.setdefault("__warningregistry__", {})
+            warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, registry=registry)
+
     def _history_marks(self) -> dict[str, Any]:
         return {name: predictor.history[-1:] for name, predictor in self._predictors.items()}
 
@@ -379,7 +400,7 @@ class _ReplayTape(_Tape):
                 call.finish = ""  # the edit is a whole answer to what was sent, however the first one ended
             return [self._edited_outputs(call, signature)]
         if step is not None:
-            call.source = "recorded"
+            call.source, call.lm = "recorded", step.lm
             call.repeat(step)
             with self._lock:
                 self._replayed.add(id(step))
@@ -434,6 +455,14 @@ class _ReplayTape(_Tape):
             f"recording: {problem}. Replay needs control flow that depends on nothing but inputs and predictor "
             "outputs: take clocks and unseeded randomness out of `forward`."
         )
+
+
+def _users_frame() -> FrameType | None:
+    """The innermost frame that is neither DSPy's nor ours; there is none in a thread that DSPy started."""
+    frame = inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _NOT_THE_USERS:
+        frame = frame.f_back
+    return frame
 
 
 def typed(values: Values, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,19 +22,22 @@ from sirius_dspy import checks
 from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.plain import readable
-from sirius_dspy.record import Recording, Sampling, check_shown, predictor_names, record, replay, signature_of
+from sirius_dspy.program import predictor_names, signature_of
+from sirius_dspy.record import Recording, Sampling, check_shown, record, replay
 from sirius_dspy.redact import hide
 from sirius_dspy.rollout import Rollouts, Task, raise_if_fatal, scored
 from sirius_dspy.signatures import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
 from sirius_dspy.trajectory import (
     Attempt,
     Edit,
+    IsOwn,
     Repair,
     Step,
     Trajectory,
     Usage,
     Values,
     Verdict,
+    every_step,
     from_plain,
     to_plain,
 )
@@ -51,6 +54,12 @@ class RepairContext:
     """A run succeeded if `reward >= threshold`."""
     editable: frozenset[str]
     """Predictors that may be edited: those of agents that are trained."""
+    is_own: IsOwn = every_step
+    """Whether an agent's own LM answered a step; editing what another LM answered teaches nobody."""
+
+    def may_edit(self, failed: Trajectory, step: Step) -> bool:
+        """Whether a new answer at this step could become a training row."""
+        return step.predictor in self.editable and self.is_own(failed, step)
 
 
 class Repaired(NamedTuple):
@@ -315,7 +324,7 @@ class _Case:
     def can_edit(self, step: Step) -> bool:
         """Whether the step belongs to a trained agent and holds something to improve on."""
         wrote_something = step.outputs is not None or (step.failure is not None and step.failure.completion is not None)
-        return step.predictor in self.context.editable and wrote_something
+        return self.context.may_edit(self.failed, step) and wrote_something
 
     def signature_of(self, step: Step) -> type[dspy.Signature]:
         return signature_of(predictor_names(self.context.program)[step.predictor])

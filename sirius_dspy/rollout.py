@@ -17,10 +17,10 @@ import dspy
 from dspy.utils.exceptions import LMAuthError, LMBillingError, LMConfigurationError, LMUnsupportedModelError
 
 from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError
-from sirius_dspy.graph import AgentGraph
+from sirius_dspy.program import program_fingerprint
 from sirius_dspy.record import Recording, Sampling, describe, record
 from sirius_dspy.redact import hide, redact_error
-from sirius_dspy.trajectory import Failure, Trajectory, digest, example_key, to_plain
+from sirius_dspy.trajectory import Failure, Trajectory, example_key, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -259,27 +259,6 @@ def _refused(failure: Failure) -> str:
         f"{failure.kind}: {failure.message} All finished rollouts are kept. Mend the LM's credentials, credit or "
         "settings, then run the same `compile` again to go on from there."
     )
-
-
-def program_fingerprint(program: dspy.Module) -> str:
-    """Identify a program by what its agents are asked and who reads whom in its graphs, not by weights or demos."""
-    signatures = {
-        name: [predictor.signature.instructions, *(_field(item) for item in predictor.signature.fields.items())]
-        for name, predictor in program.named_predictors()
-    }
-    modules = program.named_sub_modules()
-    graphs = {name: _wirings(module) for name, module in modules if isinstance(module, AgentGraph)}
-    return digest({"class": type(program).__qualname__, "signatures": signatures, "graphs": graphs})
-
-
-def _wirings(graph: AgentGraph) -> dict[str, list[dict[str, str]]]:
-    return {name: [dict(wiring.reads), dict(wiring.writes)] for name, wiring in graph.wirings.items()}
-
-
-def _field(item: tuple[str, Any]) -> list[str]:
-    name, info = item
-    extra = info.json_schema_extra or {}
-    return [name, str(info.annotation), str(extra.get("desc", "")), str(extra.get("__dspy_field_type", ""))]
 
 
 def parallel(

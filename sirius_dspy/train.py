@@ -19,9 +19,12 @@ from dspy.clients.utils_finetune import TrainDataFormat
 
 from sirius_dspy import checks
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
-from sirius_dspy.redact import redact_error
+from sirius_dspy.redact import redact, redact_error
 
 logger = logging.getLogger(__name__)
+
+OPENAI_LEAST_ROWS = 10
+"""OpenAI fails a job with fewer rows, after the upload."""
 
 ProgressHook = Callable[[int, int, float], None]
 """Called with (step, total steps, loss in nats per completion token)."""
@@ -43,7 +46,12 @@ class TrainingRequest:
 
 
 class Trainer(Protocol):
-    """Turns an agent's training set into an LM with new weights."""
+    """Turns an agent's training set into an LM with new weights.
+
+    A trainer may have two methods more, and is asked before anything is paid for: `check_rows(agent, lm, num_rows)`
+    raises a `TrainingError` where there are too few rows for it, before the first job of an iteration begins, and
+    `trains_on_images(lm)` says whether rows may hold images. Without it, agents that read images are refused.
+    """
 
     def check(self, agent: str, lm: dspy.LM) -> None:
         """Refuse, before anything is paid for, an LM that this trainer cannot train.
@@ -60,7 +68,7 @@ class Trainer(Protocol):
         """
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
-        """Give back the LM of a job that finished before a restart.
+        """Give back the LM of a job that finished before a restart; not called for jobs of the same process.
 
         Args:
             lm: The LM that training had started from.
@@ -100,10 +108,29 @@ class ProviderTrainer:
         if callable(own_check):
             own_check()
 
+    def check_rows(self, agent: str, lm: dspy.LM, num_rows: int) -> None:
+        """Refuse, before anything is uploaded, fewer rows than the provider takes.
+
+        Raises:
+            TrainingError: There are none, or fewer than OpenAI takes.
+        """
+        if num_rows == 0:
+            raise TrainingError(f"Agent {agent!r} has no training rows.", agent=agent)
+        if isinstance(lm.provider, OpenAIProvider) and num_rows < OPENAI_LEAST_ROWS:
+            raise TrainingError(
+                f"Agent {agent!r} has {num_rows} training rows, and OpenAI takes no file of fewer than "
+                f"{OPENAI_LEAST_ROWS}. What was collected is kept in the library. Compile again with more examples or "
+                f"more `samples`, or leave the agent as it is with `SiriuS(frozen=[{agent!r}])`.",
+                agent=agent,
+            )
+
+    def trains_on_images(self, lm: dspy.LM) -> bool:
+        """Whether the LM's provider takes rows with images: OpenAI's does, and one that says so by this name."""
+        return isinstance(lm.provider, OpenAIProvider) or bool(getattr(lm.provider, "trains_on_images", False))
+
     def train(self, request: TrainingRequest) -> dspy.LM:
         """See `Trainer.train`; an interrupt cancels the job before it goes on."""
-        if not request.rows:
-            raise TrainingError(f"Agent {request.agent!r} has no training rows.", agent=request.agent)
+        self.check_rows(request.agent, request.lm, len(request.rows))
         with _quiet(request.lm.provider):
             rows = [dict(row) for row in request.rows]
             job = request.lm.finetune(rows, TrainDataFormat.CHAT, self._train_kwargs(request))
@@ -182,12 +209,27 @@ def _named(job: TrainingJob) -> str:
     return f" {name!r}" if name else ""
 
 
+def _reason(lm: dspy.LM, job: TrainingJob) -> str:
+    """What OpenAI says of a failed job; DSPy gives its status alone. Nothing where it cannot be asked."""
+    name = getattr(job, "provider_job_id", None)
+    if not name or not isinstance(lm.provider, OpenAIProvider):
+        return ""
+    import openai
+
+    try:
+        error = openai.fine_tuning.jobs.retrieve(name).error
+    except Exception:  # the failure itself is what the user must hear of
+        return ""
+    return redact(f"OpenAI says: {error.message} ({error.code}) ") if error is not None and error.message else ""
+
+
 def _checked(result: Any, request: TrainingRequest, job: TrainingJob) -> dspy.LM:
     """DSPy gives a failed job's exception back as its result, and takes any string for a model."""
     if isinstance(result, Exception):
         raise TrainingError(
-            f"The job{_named(job)} of agent {request.agent!r} failed on {len(request.rows)} rows: {result} Everything "
-            "collected so far is kept; run the same `compile` again to go on from there.",
+            f"The job{_named(job)} of agent {request.agent!r} failed on {len(request.rows)} rows: {result} "
+            f"{_reason(request.lm, job)}Everything collected so far is kept; run the same `compile` again to go on "
+            "from there.",
             agent=request.agent,
         ) from result
     if not isinstance(result, dspy.LM) or not isinstance(result.model, str) or result.model == request.lm.model:

@@ -8,7 +8,7 @@ same `Trajectory.id`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -286,6 +286,15 @@ class Repair:
         """The repair that `to_dict` wrote."""
         attempts = (Attempt(**{**item, "usage": Usage(**item["usage"])}) for item in record["attempts"])
         return cls(**{**record, "attempts": tuple(attempts)})
+
+
+IsOwn = Callable[[Trajectory, Step], bool]
+"""Whether the LM of a step's agent answered it, and not another one that `forward` chose."""
+
+
+def every_step(trajectory: Trajectory, step: Step) -> bool:
+    """The `IsOwn` of runs in which every agent answered with its own LM."""
+    return True
 
 
 def success_rate(trajectories: Iterable[Trajectory], threshold: float) -> float:

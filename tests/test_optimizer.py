@@ -442,9 +442,16 @@ def test_a_compiled_student_is_refused(tmp_path):
 
 
 def test_refine_over_several_agents_is_refused_and_one_group_is_not(tmp_path):
+    class Refined(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.refined = dspy.BestOfN(Doubling(), N=2, reward_fn=lambda args, found: 1.0, threshold=1.0)
+
+        def forward(self, number):
+            return self.refined(number=number)
+
     def refined() -> dspy.Module:
-        program = dspy.Module()
-        program.refined = dspy.BestOfN(Doubling(), N=2, reward_fn=lambda args, found: 1.0, threshold=1.0)
+        program = Refined()
         program.set_lm(ToyLM(skill=skill))
         return program
 

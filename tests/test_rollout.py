@@ -15,7 +15,8 @@ from dspy.lm15 import AuthError, BillingError, ContextLengthError, ServerError, 
 
 from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError, UnrecordableCallError
 from sirius_dspy.graph import Agent, AgentGraph
-from sirius_dspy.rollout import Rollouts, Task, parallel, program_fingerprint
+from sirius_dspy.program import program_fingerprint
+from sirius_dspy.rollout import Rollouts, Task, parallel
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Step, Trajectory, example_key
 

@@ -19,7 +19,7 @@ import pytest
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import find_data_error_chat
 
-from sirius_dspy import Curator
+from sirius_dspy import Curator, SiriuS
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ToyLM, TrainerContract, chat_reply
@@ -229,10 +229,11 @@ class FakeOpenAI:
 
     Args:
         statuses: What a job says of itself, one after the other; the last one stays.
+        error: What a failed job gives as its reason.
     """
 
-    def __init__(self, statuses=("validating_files", "queued", "running", "succeeded")):
-        self.statuses = list(statuses)
+    def __init__(self, statuses=("validating_files", "queued", "running", "succeeded"), error=None):
+        self.statuses, self.error = list(statuses), error
         self.files, self.jobs, self.cancelled, self.keys, self.chats = {}, {}, [], set(), []
         self.polled = threading.Event()
         self.routes = [
@@ -296,6 +297,7 @@ class FakeOpenAI:
             "organization_id": "org",
             "result_files": [],
             "seed": 0,
+            "error": self.error if status == "failed" else None,
         }
 
     def poll(self, body, name):
@@ -405,6 +407,75 @@ def test_a_job_that_openai_ends_is_an_error(openai_at, tmp_path, status):
             ProviderTrainer().train(request(lm, tmp_path))
     assert caught.value.agent == "solver"
     assert "sk-test" not in str(caught.value)
+
+
+def test_the_reason_that_openai_gives_for_a_failed_job_is_told(openai_at, tmp_path):
+    reason = {"code": "invalid_training_file", "message": "Line 3 is flagged", "param": None}
+    fake = FakeOpenAI(["running", "failed"], reason)
+    with fake.serving() as url:
+        lm = openai_at(url)
+        with pytest.raises(TrainingError, match=r"OpenAI says: Line 3 is flagged \(invalid_training_file\) Everything"):
+            ProviderTrainer().train(request(lm, tmp_path))
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_fewer_rows_than_openai_takes_are_refused_before_the_upload(openai_at, tmp_path, number):
+    fake = FakeOpenAI()
+    with fake.serving() as url:
+        lm = openai_at(url)
+        with pytest.raises(TrainingError, match=rf"'solver' has {number} training rows.*fewer than 10") as caught:
+            ProviderTrainer().train(request(lm, tmp_path, training_set(number).chat))
+        assert ProviderTrainer().train(request(lm, tmp_path, training_set(10).chat)).model.startswith("openai/ft:")
+    assert caught.value.agent == "solver"
+    assert len(fake.files) == 1
+
+
+def test_no_agent_is_trained_where_one_has_too_few_rows(openai_at, tmp_path):
+    class Team(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.often = dspy.Predict("question -> answer")
+            self.once = dspy.Predict("question -> answer")
+
+        def forward(self, question):
+            self.once(question="always the same")
+            return self.often(question=question)
+
+    fake = FakeOpenAI()
+    fake.chat = lambda body: {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": chat_reply(answer="ok")},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+    fake.routes[-1] = ("POST", r"/v1/chat/completions", fake.chat)
+    dspy.configure(adapter=ADAPTER)
+    examples = [dspy.Example(question=f"q{number}").with_inputs("question") for number in range(12)]
+    with fake.serving() as url:
+        program = Team()
+        program.set_lm(openai_at(url))
+        optimizer = SiriuS(
+            lambda example, found: 1.0, iterations=1, samples=1, augmenter=None, num_threads=2, run_dir=tmp_path
+        )
+        with pytest.raises(TrainingError, match=r"'once' has 1 training rows"):
+            optimizer.compile(program, trainset=examples, valset=examples)
+    assert fake.files == {}
+
+
+def test_openai_is_trained_on_images_and_others_if_they_say_so():
+    trainer, toy = ProviderTrainer(), ToyLM()
+    assert trainer.trains_on_images(dspy.LM("openai/gpt-4o-mini"))
+    assert not trainer.trains_on_images(toy)
+    toy.provider.trains_on_images = True
+    assert trainer.trains_on_images(toy)
 
 
 def test_a_server_that_does_not_know_fine_tuning_is_an_error(openai_at, tmp_path, monkeypatch):

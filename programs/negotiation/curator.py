@@ -12,7 +12,7 @@ import dspy
 from programs.negotiation.values import ROLES
 from sirius_dspy import checks
 from sirius_dspy.curate import Curator, TrainingSet
-from sirius_dspy.trajectory import Trajectory, canonical
+from sirius_dspy.trajectory import IsOwn, Trajectory, canonical, every_step
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,12 @@ class GameCurator(Curator):
         *,
         threshold: float,
         seed: int = 0,
+        is_own: IsOwn = every_step,
     ) -> dict[str, TrainingSet]:
         """See `Curator.curate`; which games stay is drawn with the seed."""
         won = [game for game in trajectories if any(reward >= threshold for reward in game.rewards.values())]
-        return super().curate(program, self._capped(won, seed), agents, threshold=threshold, seed=seed)
+        games = self._capped(won, seed)
+        return super().curate(program, games, agents, threshold=threshold, seed=seed, is_own=is_own)
 
     def _capped(self, won: Iterable[Trajectory], seed: int) -> Iterator[Trajectory]:
         """Draw from a fixed order, so that the order in which threads finished has no say."""

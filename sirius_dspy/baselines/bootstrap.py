@@ -20,7 +20,7 @@ from sirius_dspy import checks
 from sirius_dspy.baselines.method import Demos, prepared, quiet
 from sirius_dspy.curate import check_adapter
 from sirius_dspy.errors import NoSuccessError, SiriuSError, UnpreparedProgramError
-from sirius_dspy.record import predictor_names, signature_of
+from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.rollout import Metric, call_metric, raise_fatal_cause, to_score
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.train import ProviderTrainer, Trainer, TrainingRequest

@@ -12,7 +12,7 @@ import dspy
 
 from sirius_dspy import prepare
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import copy_program, predictor_names
 
 Demos = Mapping[str, Sequence[dspy.Example]]
 """Predictor name to demonstrations."""
@@ -67,7 +67,7 @@ class SingleAgent:
         names = list(predictor_names(self.program))
         if len(names) != 1:
             raise UnpreparedProgramError(f"A single agent has one predictor; the program has {names}. Pass such a one.")
-        single = self.program.deepcopy()
+        single = copy_program(self.program)
         single.set_lm(the_lm(student))
         return self.method.compile(single, trainset=trainset, valset=valset)
 
@@ -85,7 +85,7 @@ def prepared(student: dspy.Module, demos: Demos | None = None) -> dspy.Module:
     prepare.check_student(student)
     prepare.check_demos(demos or {}, student)
     lms = prepare.starting_lms(student, {name: (name,) for name in predictor_names(student)})
-    program = student.deepcopy()
+    program = copy_program(student)
     for name, predictor in predictor_names(program).items():
         predictor.lm = lms[name]
         predictor.demos = list((demos or {}).get(name, predictor.demos))

@@ -20,7 +20,8 @@ from sirius_dspy.errors import ReplayDivergedError, UnreadableValueError
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.optimizer import SiriuS
 from sirius_dspy.plain import readable
-from sirius_dspy.record import Recording, Sampling, predictor_names, record, replay, signature_of
+from sirius_dspy.program import predictor_names, signature_of
+from sirius_dspy.record import Recording, Sampling, record, replay
 from sirius_dspy.repair import RepairContext, Repaired
 from sirius_dspy.rollout import Metric, Task, raise_if_fatal, scored
 from sirius_dspy.signatures import free_name
@@ -74,7 +75,7 @@ class Rationalizer:
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """See `sirius_dspy.repair.Augmenter.repair`; the first step of a trained agent is asked again."""
         steps = enumerate(failed.steps)
-        position = next((number for number, step in steps if step.predictor in context.editable), None)
+        position = next((number for number, step in steps if context.may_edit(failed, step)), None)
         if position is None:
             return Repaired(Repair(failed.id, (), failed.run, failed.iteration), ())
         attempt, trajectory = self._attempt(failed, example, context, position)

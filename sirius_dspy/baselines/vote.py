@@ -14,7 +14,7 @@ import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.baselines.method import Method, PromptedTeam, prepared
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.rollout import raise_fatal_cause
 
 _SETTINGS = {
@@ -50,7 +50,7 @@ class MajorityVote:
         """
         checks.check("MajorityVote", vars(self), _SETTINGS)
         program = self.method.compile(student, trainset=trainset, valset=valset)
-        program = program.deepcopy()
+        program = copy_program(program)
         program._compiled = False  # DSPy hides the predictors of a compiled program inside another one
         return _Voting([self._voter(program, number) for number in range(self.votes)], self.answer)
 

@@ -32,7 +32,7 @@ from sirius_dspy.experiment.task import Demos, Task, imported
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.local import LocalLM
 from sirius_dspy.optimizer import SiriuS
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.repair import CriticAugmenter
 from sirius_dspy.run_dir import slug
 from sirius_dspy.track import Tracker
@@ -312,7 +312,7 @@ class _Instead:
 
     def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
         """See `Method.compile`."""
-        program = self.program.deepcopy()
+        program = copy_program(self.program)
         program.set_lm(the_lm(student))
         return self.method.compile(program, trainset=trainset, valset=valset)
 

@@ -38,9 +38,9 @@ from sirius_dspy.experiment.results import Results
 from sirius_dspy.experiment.task import Split, Task, answer_of, group_of, imported
 from sirius_dspy.identity import FORMAT, changes
 from sirius_dspy.library import ExperienceLibrary
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import predictor_names, program_fingerprint
 from sirius_dspy.redact import redact, redact_error
-from sirius_dspy.rollout import Rollouts, program_fingerprint
+from sirius_dspy.rollout import Rollouts
 from sirius_dspy.rollout import Task as Rollout
 from sirius_dspy.run_dir import RunDir, slug, write_text
 from sirius_dspy.track import Tracker

@@ -16,7 +16,7 @@ from sirius_dspy import prepare
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.recipe import Recipe
 from sirius_dspy.plain import readable
-from sirius_dspy.record import predictor_names
+from sirius_dspy.program import predictor_names
 from sirius_dspy.repair import RepairDemos
 from sirius_dspy.trajectory import Trajectory, example_key
 

@@ -86,6 +86,8 @@ class LocalProvider(Provider):
 
     writes_weights: ClassVar[bool] = True
     """An optimizer may pass `output_dir` in `train_kwargs` to say where the weight folder goes."""
+    loads_when_asked: ClassVar[bool] = True
+    """Weights are loaded at the first call, so that nothing has to be launched."""
 
     def __init__(self, options: LoraOptions | None = None, device: Device | None = None) -> None:
         super().__init__()

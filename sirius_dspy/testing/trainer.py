@@ -37,6 +37,10 @@ class ScriptedTrainer:
         self.checked.append(agent)
         self._refuse_unknown(agent)
 
+    def trains_on_images(self, lm: dspy.LM) -> bool:
+        """Nothing is trained, so any row will do."""
+        return True
+
     def train(self, request: TrainingRequest) -> dspy.LM:
         """Record the request and return the agent's LM."""
         self._refuse_unknown(request.agent)
@@ -114,11 +118,28 @@ class TrainerContract:
         assert trained.model != model == lm.model
 
     def test_the_trained_lm_answers(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
-        """It is ready when `train` returns."""
+        """It answers once `launch` was called, which may be called again; DSPy's own does nothing."""
         trained = trainer.train(_request(lm, tmp_path))
         trained.launch()
-        reply = trained(Request(model=trained.model, messages=(Message.user("question: What colour is grass?"),)))
-        assert isinstance(reply.text, str)
+        trained.launch()
+        assert isinstance(_answer(trained), str)
+
+    def test_the_trained_lm_answers_under_other_settings(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
+        """Predictors that share weights ask them through copies with settings of their own."""
+        trained = trainer.train(_request(lm, tmp_path))
+        trained.launch()
+        copied = trained.copy(temperature=0.0, max_tokens=5)
+        assert copied.model == trained.model
+        assert isinstance(_answer(copied), str)
+
+    def test_the_lm_that_training_started_from_still_answers(
+        self, trainer: Trainer, lm: dspy.LM, tmp_path: Path
+    ) -> None:
+        """New weights that do not help are given up for it."""
+        settings = dict(lm.kwargs)
+        trainer.train(_request(lm, tmp_path)).launch()
+        assert lm.kwargs == settings
+        assert isinstance(_answer(lm), str)
 
     def test_rows_stay_as_they_are(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
         """The training set is on record; a trainer must not rewrite it."""
@@ -141,9 +162,16 @@ class TrainerContract:
             trainer.train(_request(lm, tmp_path, rows=()))
 
     def test_restore_gives_the_trained_lm_back(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
-        """A second run of the same compile takes up the finished job."""
+        """A second run of the same compile takes up the finished job, whose LM answers as it did."""
         trained = trainer.train(_request(lm, tmp_path))
-        assert trainer.restore(lm, trained.model, tmp_path).model == trained.model
+        restored = trainer.restore(lm, trained.model, tmp_path)
+        restored.launch()
+        assert restored.model == trained.model
+        assert isinstance(_answer(restored), str)
+
+
+def _answer(lm: dspy.LM) -> Any:
+    return lm(Request(model=lm.model, messages=(Message.user("question: What colour is grass?"),))).text
 
 
 def _request(

@@ -1,0 +1,71 @@
+"""Which inputs of a predictor are no text: pictures, sound and files, which not every LM can be trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import dspy
+import pydantic
+
+_MEDIA = (dspy.Image, dspy.Audio, dspy.File)
+_TEXT = (dspy.Code, dspy.History, dspy.Tool, dspy.ToolCalls, dspy.Reasoning)
+
+
+def media_fields(signature: type[dspy.Signature], examples: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The input fields that hold media, by their annotation, or by what the examples have under that name.
+
+    Args:
+        signature: The predictor's.
+        examples: Inputs of the program; a predictor's own inputs are only known when it is called.
+    """
+    fields = signature.input_fields
+    found = {name for name, info in fields.items() if _annotates_media(info.annotation, set())}
+    for example in examples:
+        found |= {name for name, value in example.items() if name in fields and name not in found and _is_media(value)}
+    return [name for name in fields if name in found]
+
+
+def _annotates_media(annotation: Any, seen: set[Any]) -> bool:
+    if isinstance(annotation, type):
+        if annotation in seen:
+            return False
+        seen.add(annotation)
+        if issubclass(annotation, _MEDIA):
+            return True
+        if issubclass(annotation, pydantic.BaseModel) and not issubclass(annotation, dspy.Type):
+            return any(_annotates_media(info.annotation, seen) for info in annotation.model_fields.values())
+        if dataclasses.is_dataclass(annotation):
+            return any(_annotates_media(item.type, seen) for item in dataclasses.fields(annotation))
+    return any(_annotates_media(part, seen) for part in typing.get_args(annotation))
+
+
+def _is_media(value: Any) -> bool:
+    """Whether media are anywhere in a value."""
+    if isinstance(value, _MEDIA):
+        return True
+    if isinstance(value, dspy.Type) and not isinstance(value, _TEXT):
+        return _formats_media(value)
+    return any(map(_is_media, _parts(value)))
+
+
+def _formats_media(value: dspy.Type) -> bool:
+    """Whether a type of the user's own is sent as anything but text."""
+    try:
+        parts = value.format()
+    except Exception:  # it will fail again in the run, with the example's name
+        return False
+    return isinstance(parts, list) and any(part.get("type") != "text" for part in parts if isinstance(part, dict))
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from value
+    elif isinstance(value, pydantic.BaseModel):
+        yield from (item for _, item in value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield from (getattr(value, item.name) for item in dataclasses.fields(value))

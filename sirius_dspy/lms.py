@@ -1,0 +1,163 @@
+"""Which LM answers for a predictor: shared weights under its own settings, unless `forward` chooses another LM."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import dspy
+from dspy.clients.provider import Provider
+from dspy.utils.callback import BaseCallback
+
+from sirius_dspy.errors import TrainingError
+
+logger = logging.getLogger(__name__)
+
+_CONNECTION = frozenset({"api_base", "base_url", "api_key", "api_version"})
+"""LM arguments that say where weights are served; trained weights are where their trainer put them."""
+
+_OUTSIDE = "sirius_dspy_outside_lm"
+"""DSPy setting: the default LM at the time when the program was called, before `forward` could choose another."""
+
+
+def with_own_settings(trained: dspy.LM, base: dspy.LM, own: dspy.LM) -> dspy.LM:
+    """New weights under the settings of one predictor.
+
+    Args:
+        trained: The weights, as training gave them.
+        base: The LM that training was asked with; what `own` has like this one stays as it is in `trained`.
+        own: The predictor's LM before, of the same weights as `base`.
+    """
+    if own is base:
+        return trained
+    tuned = trained.copy()
+    for name in {*own.kwargs, *base.kwargs} - _CONNECTION:
+        if name not in own.kwargs:
+            tuned.kwargs.pop(name, None)
+        elif name not in base.kwargs or own.kwargs[name] != base.kwargs[name]:
+            tuned.kwargs[name] = own.kwargs[name]
+    for name in ("cache", "num_retries", "use_developer_role"):
+        if getattr(own, name, None) != getattr(base, name, None):
+            setattr(tuned, name, getattr(own, name))
+    return tuned
+
+
+# LMs that `forward` chooses
+
+
+def called_from_outside() -> AbstractContextManager[None]:
+    """A context in which a program is called: what is DSPy's LM now was not chosen by its `forward`."""
+    return dspy.context(**{_OUTSIDE: dspy.settings.lm})
+
+
+def chosen_lm() -> Any:
+    """The LM that `forward` has chosen by `dspy.context(lm=...)`; `None` if it has not."""
+    if _OUTSIDE not in dspy.settings or dspy.settings.lm is dspy.settings[_OUTSIDE]:
+        return None
+    return dspy.settings.lm
+
+
+def follow_context(predictor: dspy.Predict) -> None:
+    """Let an LM that `forward` chooses by `dspy.context` answer, though the predictor has one of its own.
+
+    A predictor without an LM follows the context. Once it is given trained weights, DSPy would always ask these.
+    """
+    vars(predictor).update({name: _Following(predictor, name) for name in _Following.METHODS})
+
+
+def follow_no_context(predictor: dspy.Predict) -> None:
+    """Undo `follow_context`."""
+    for name in _Following.METHODS:
+        vars(predictor).pop(name, None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Following:
+    """Stands in for a predictor's `forward` or `aforward`."""
+
+    METHODS = ("forward", "aforward")
+
+    predictor: dspy.Predict
+    name: Literal["forward", "aforward"] | str
+
+    def __call__(self, **inputs: Any) -> Any:
+        chosen = chosen_lm()
+        if chosen is not None:
+            inputs.setdefault("lm", chosen)
+        return getattr(type(self.predictor), self.name)(self.predictor, **inputs)
+
+
+class NotesOutside(BaseCallback):
+    """Notes DSPy's LM when a program is called, for predictors that follow the context; a callback of the program."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, AbstractContextManager[None]] = {}
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Called by DSPy in the context of the call."""
+        context = called_from_outside()
+        context.__enter__()
+        self._open[call_id] = context
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
+        """Called by DSPy in the same context."""
+        if (context := self._open.pop(call_id, None)) is not None:
+            context.__exit__(None, None, None)
+
+
+# LMs that must be launched
+
+
+@dataclass
+class Launches:
+    """The LMs that a compile has launched, by model id: those of providers that answer only after `launch`.
+
+    DSPy's `launch` may be called for what runs already, and does nothing where a provider answers by itself.
+    """
+
+    running: dict[str, dspy.LM] = field(default_factory=dict)
+
+    def launch(self, agent: str, lm: dspy.LM) -> dspy.LM:
+        """The LM, ready to answer.
+
+        Raises:
+            TrainingError: Its provider could not launch it.
+        """
+        if lm.model not in self.running and needs_launch(lm):
+            # A copy, since `launch` writes the server's address and process into the LM, where training that starts
+            # from these weights would find them; the process of a server for the base is not this one's either.
+            launched = lm.copy()
+            vars(launched).pop("process", None)
+            try:
+                with redirect_stdout(sys.stderr):  # DSPy prints the server's log; stdout is for results
+                    launched.launch()
+            except Exception as error:
+                raise TrainingError(
+                    f"The new weights {lm.model!r} of agent {agent!r} are trained, but could not be launched: {error} "
+                    "Start what its provider needs, then run the same `compile` again to go on from there.",
+                    agent=agent,
+                ) from error
+            self.running[lm.model] = launched
+        return self.running.get(lm.model, lm)
+
+    def keep(self, models: Collection[str]) -> None:
+        """Kill all but these."""
+        for model in [model for model in self.running if model not in models]:
+            lm = self.running.pop(model)
+            try:
+                lm.kill()
+            except Exception:
+                logger.warning("The LM %r could not be killed; its server may still run.", model, exc_info=True)
+
+
+def needs_launch(lm: dspy.LM) -> bool:
+    """Whether an LM's provider has a `launch` of its own, and does not say that it loads weights at the first call."""
+    provider = getattr(lm, "provider", None)
+    if provider is None or getattr(provider, "loads_when_asked", False):
+        return False
+    own: Callable[..., Any] | None = getattr(provider, "launch", None)
+    return own is not None and own is not Provider.launch
