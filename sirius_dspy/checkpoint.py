@@ -32,7 +32,7 @@ from sirius_dspy.fetch import SCHEME, fetch_checkpoint
 from sirius_dspy.record import predictor_names
 from sirius_dspy.redact import is_secret_name, redact
 from sirius_dspy.rollout import program_fingerprint
-from sirius_dspy.run_dir import RunDir, slug, write_text
+from sirius_dspy.run_dir import RunDir, file_name, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -219,7 +219,7 @@ def _save_agent(
 
 
 def _agent_folder(agent: str) -> str:
-    return f"agents/{slug(agent)}"
+    return f"agents/{file_name(agent)}"
 
 
 def _job(agent: str, model: str, results: Mapping[str, Any]) -> int | None:

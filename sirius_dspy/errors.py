@@ -6,6 +6,8 @@ SiriuSError
 ├── DatasetError           (ValueError)    the examples cannot be used as given
 ├── MetricError            (ValueError)    the metric did not return a number
 ├── RunMismatchError       (ValueError)    a run directory belongs to another compile
+├── RunDirError            (OSError)       a run directory cannot be used
+├── RunDamagedError        (ValueError)    a file of a run directory is missing, or is not what was written
 ├── UnrecordableCallError  (RuntimeError)  the program made LM calls that recording cannot see
 ├── ReplayDivergedError    (RuntimeError)  a rerun did not repeat its recording
 ├── NoSuccessError         (RuntimeError)  nothing to learn from
@@ -19,6 +21,10 @@ SiriuSError
 ├── ModelNotFoundError     (FileNotFoundError)  weights are not where they should be
 └── MissingDependencyError (ImportError)   an optional package is absent
 """
+
+from __future__ import annotations
+
+from pathlib import Path
 
 
 class SiriuSError(Exception):
@@ -43,6 +49,22 @@ class MetricError(SiriuSError, ValueError):
 
 class RunMismatchError(SiriuSError, ValueError):
     """The run directory was written by a compile with other settings, data or program."""
+
+
+class RunDirError(SiriuSError, OSError):
+    """The run directory cannot be used: something else lies there, it may not be written to, or the disk is full."""
+
+
+class RunDamagedError(SiriuSError, ValueError):
+    """A file of a run directory is missing, cannot be read, or holds something else than was written.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class UnrecordableCallError(SiriuSError, RuntimeError):

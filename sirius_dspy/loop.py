@@ -88,8 +88,9 @@ class Loop:
             self.history.append(self._baseline())
         for iteration in range(1, self.settings.iterations + 1):
             self.seconds = {}
-            entry = self.run_dir.finished(f"iteration-{iteration}")
+            entry = self.run_dir.iteration(iteration)
             if entry is None:
+                self.run_dir.reopen()
                 entry = self._iterate(iteration)
                 if entry is None:
                     break
@@ -102,7 +103,7 @@ class Loop:
     @contextmanager
     def told(self) -> Iterator[None]:
         """Tell the tracker of the beginning and of every way to end."""
-        resumed = self.run_dir.begin(self.identity)
+        resumed = self._begin()
         self.tracker.on_compile_started(self._started(resumed))
         logger.info("SiriuS works in %s", self.run_dir.path)
         try:
@@ -114,6 +115,17 @@ class Loop:
             )
             raise
         self.tracker.on_compile_ended(CompileEnded("finished", self._best()["iteration"], results=self._results()))
+
+    def _begin(self) -> bool:
+        """Claim the run directory, and see that the library is the one that the compile began with, and whole."""
+        if self.run_dir.identity() is None:  # so that a compile that has begun always has a note
+            self.run_dir.note_library(self.library.library_id, self.library.url)
+        resumed = self.run_dir.begin(self.identity)
+        if resumed and (noted := self.run_dir.noted_library()) is not None:
+            self.library.check(noted["library_id"], self.run_id)
+            if noted["url"] != self.library.url:  # it was moved
+                self.run_dir.note_library(noted["library_id"], self.library.url)
+        return resumed
 
     def _baseline(self) -> dict[str, Any]:
         """Iteration 0: the student as it came."""
@@ -212,7 +224,8 @@ class Loop:
         )
         for agent, rows in sets.items():
             path = self.run_dir.training_file(iteration, agent)
-            rows.write(path)
+            with self.run_dir.usable():
+                rows.write(path)
             self.tracker.on_curated(Curated(iteration, agent, len(rows.rows), rows.dropped, path))
         return sets
 
@@ -224,8 +237,7 @@ class Loop:
 
     def _train(self, iteration: int, rows: TrainingSet) -> dict[str, Any]:
         """Fine-tune one agent, unless that is done; the result is on disk before the next begins."""
-        stage = f"train-{iteration}-{rows.agent}"
-        if (finished := self.run_dir.finished(stage)) is not None:
+        if (finished := self.run_dir.job(iteration, rows.agent)) is not None:
             return finished
         self.tracker.on_stage_started(StageStarted(iteration, "train", 1))
         base = (self.start if self.settings.train_from == "base" else self.lms)[rows.agent]
@@ -249,7 +261,7 @@ class Loop:
             "losses": losses,
             "seconds": time.perf_counter() - began,
         }
-        self.run_dir.finish(stage, job)
+        self.run_dir.finish(f"train-{iteration}-{rows.agent}", job)
         weights = workdir if workdir.exists() else None
         self.tracker.on_trained(
             Trained(iteration, rows.agent, base.model, lm.model, len(rows.rows), losses, job["seconds"], weights)
@@ -355,7 +367,7 @@ class Loop:
             if lm.model == model:
                 return lm
         for iteration in range(self.settings.iterations, 0, -1):
-            job = self.run_dir.finished(f"train-{iteration}-{agent}")
+            job = self.run_dir.job(iteration, agent)
             if job is not None and job["lm"] == model:
                 return self.trainer.restore(self.start[agent], model, self.run_dir.weights(iteration, agent))
         raise UnpreparedProgramError(

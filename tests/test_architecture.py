@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
-    ("chart", "errors", "redact", "signatures", "stats", "trajectory"),
+    ("chart", "errors", "redact", "signatures", "stages", "stats", "trajectory"),
     ("run_dir",),
     ("adapter", "graph", "leak", "local", "migrations", "record", "track", "train"),
     ("curate", "database", "fetch", "prepare", "progress", "rollout"),

@@ -41,7 +41,7 @@ from sirius_dspy.record import predictor_names
 from sirius_dspy.redact import is_secret_name, redact
 from sirius_dspy.rollout import Rollouts, program_fingerprint
 from sirius_dspy.rollout import Task as Rollout
-from sirius_dspy.run_dir import RunDir, slug, write_text
+from sirius_dspy.run_dir import RESTORE, RunDir, file_name, read_record_file, write_text
 from sirius_dspy.track import Tracker
 from sirius_dspy.train import Trainer
 from sirius_dspy.trajectory import Trajectory, digest, example_key, to_plain
@@ -202,7 +202,7 @@ class _Run:
         """
         identity = self._identity()
         path = self.folder.path / "experiment.json"
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else identity
+        before = read_record_file(path, RESTORE) or identity
         if differing := sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key)):
             raise RunMismatchError(
                 f"{str(self.folder.path)!r} holds another experiment: {differing} differ. Give this one a folder of "
@@ -300,7 +300,7 @@ class _Run:
     def _so_far(self, name: str, bench: Bench, entry: Entry) -> dspy.Module:
         """The best of the finished iterations, which takes no LM call to find, or the program as it was before."""
         finished = 0
-        while RunDir(entry.folder).finished(f"iteration-{finished + 1}") is not None:
+        while RunDir(entry.folder).iteration(finished + 1) is not None:
             finished += 1
         if not finished:
             return self._compile(replace(entry, method=entry.before), bench)
@@ -314,7 +314,7 @@ class _Run:
         with ExperienceLibrary(self.folder.path / "tests.sqlite") as library:
             found = {trajectory.sample: trajectory for trajectory in library.trajectories(run=run)}
             tasks = [Rollout(example, place) for place, example in enumerate(self._test) if place not in found]
-            path = self._work(seed) / f"{slug(name)}.tested.json"
+            path = self._work(seed) / f"{file_name(name)}.tested.json"
             with metered(path, resumes=bool(found)) as ledger:
                 for task, trajectory in rollouts.run_all(program, tasks):
                     library.add(trajectory, task.example)
