@@ -26,10 +26,10 @@ from dspy.adapters.base import Adapter
 from sirius_dspy import prepare
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.baselines import BudgetExceededError, Limits, Meter, Spent
-from sirius_dspy.errors import RunMismatchError, SiriuSError
+from sirius_dspy.errors import RunDamagedError, RunMismatchError, SiriuSError
 from sirius_dspy.experiment.cell import Cell, Outcome, Status
 from sirius_dspy.experiment.errors import ExperimentError
-from sirius_dspy.experiment.ledger import metered
+from sirius_dspy.experiment.ledger import metered, read_spent
 from sirius_dspy.experiment.lms import lm_from
 from sirius_dspy.experiment.methods import Bench, Entry, canonical_name, offered
 from sirius_dspy.experiment.observer import Observer, Observers, Started
@@ -261,9 +261,23 @@ class _Run:
         return cell
 
     def _known(self, name: str, seed: int) -> Cell | None:
-        """The cell from disk; a failed one is tried again."""
-        plain = self.folder.finished(_stage(name, seed))
-        return None if plain is None or plain["status"] == "failed" else Cell.from_plain(plain)
+        """The cell from disk; a failed one is tried again.
+
+        Raises:
+            RunDamagedError: Its file is damaged.
+        """
+        stage = _stage(name, seed)
+        plain = self.folder.finished(stage)
+        if plain is None:
+            return None
+        try:
+            cell = Cell.from_plain(plain)
+        except ValueError as error:
+            raise RunDamagedError(
+                f"The stage {stage!r} in {str(self.folder.path)!r} is damaged: {error}. Restore its file from a "
+                "backup, or delete it to have the cell measured again.",
+            ) from error
+        return None if cell.status == "failed" else cell
 
     def _measured(self, name: str, seed: int) -> Cell:
         bench = self._bench(seed, self._work(seed), self.tracker)
@@ -369,8 +383,7 @@ class _Run:
     def _spent(self, name: str, seed: int) -> Spent:
         """What a cell that failed had used."""
         entry = self.experiment.offer(self._bench(seed, self._work(seed), None))[name]
-        path = entry.folder / _COUNT
-        return Spent(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Spent()
+        return read_spent(entry.folder / _COUNT)
 
     def _bench(self, seed: int, folder: Path, tracker: Tracker | None) -> Bench:
         return Bench(self.task, self.lm, seed, folder, tracker, self.trainer)
