@@ -131,8 +131,9 @@ class RunDir:
                     f"Another compile is at work in {str(self.path)!r}. Wait for it, or give this one a `run_dir` of "
                     "its own."
                 ) from error
-            self._try_writing()
         try:
+            with self.usable():
+                self._try_writing()
             yield
         finally:
             lock.release()
