@@ -239,6 +239,7 @@ class Loop:
         """Fine-tune one agent, unless that is done; the result is on disk before the next begins."""
         if (finished := self.run_dir.job(iteration, rows.agent)) is not None:
             return finished
+        self.run_dir.check_writable()  # the job is paid for, and its result must not be lost
         self.tracker.on_stage_started(StageStarted(iteration, "train", 1))
         base = (self.start if self.settings.train_from == "base" else self.lms)[rows.agent]
         losses: list[float] = []

@@ -132,11 +132,29 @@ class RunDir:
                     "its own."
                 ) from error
         try:
-            with self.usable():
-                self._try_writing()
+            self.check_writable()
             yield
         finally:
             lock.release()
+
+    def check_writable(self) -> None:
+        """Notice a full disk, or a folder without permission, before something is paid for whose result goes here.
+
+        Raises:
+            RunDirError: The folder cannot be used.
+        """
+        probe = self.path / f".probe.{uuid4().hex[:8]}"
+        with self.usable():
+            for part in ("stages", "training", "weights"):
+                if os.path.lexists(self.path / part) and not (self.path / part).is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.path / part))
+            try:
+                with probe.open("wb") as file:
+                    file.write(_PROBE)
+                    file.flush()
+                    os.fsync(file.fileno())
+            finally:
+                probe.unlink(missing_ok=True)
 
     # The compile
 
@@ -295,20 +313,6 @@ class RunDir:
 
     def _stage(self, stage: str) -> Path:
         return self.path / "stages" / f"{file_name(stage)}.json"
-
-    def _try_writing(self) -> None:
-        """Notice a full disk, a folder without permission, or a file in the place of a folder before work begins."""
-        for part in ("stages", "training", "weights"):
-            if os.path.lexists(self.path / part) and not (self.path / part).is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.path / part))
-        probe = self.path / f".probe.{uuid4().hex[:8]}"
-        try:
-            with probe.open("wb") as file:
-                file.write(_PROBE)
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            probe.unlink(missing_ok=True)
 
 
 RESTORE = "Restore it from a backup, or choose another `run_dir`."

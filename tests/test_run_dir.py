@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -14,12 +15,15 @@ import dspy
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from sirius_dspy import ExperienceLibrary
+from sirius_dspy.cli import app
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, RunDamagedError, RunDirError, SiriuSError
 from sirius_dspy.report import write_run_report
 from sirius_dspy.report.run import read_results
 from sirius_dspy.run_dir import RunDir, file_name
+from sirius_dspy.testing import ScriptedTrainer, ToyLM
 from sirius_dspy.track import Tracker
 from tests.toy import ADAPTER, examples, optimizer, student
 
@@ -148,6 +152,23 @@ def test_reports_of_damaged_folders_are_typed_errors(run_dir, name, damage):
         read_results(run_dir)
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("report {}", "stages/results.json"),
+        ("library ls {}", "run.json"),
+        ("library export {} --format openai --agent doubler --out {}/rows.jsonl", "training/iteration-2/doubler.jsonl"),
+    ],
+)
+def test_commands_say_what_is_damaged(run_dir, command, name):
+    (run_dir / name).write_bytes(b'{"\xff')
+    ended = CliRunner().invoke(app, command.replace("{}", str(run_dir)).split())
+    assert ended.exit_code in (1, 2)
+    assert isinstance(ended.exception, SystemExit)
+    assert "is damaged" in ended.stderr
+    assert not (run_dir / "rows.jsonl").exists()
+
+
 def test_stages_without_a_record_of_their_compile_are_refused(run_dir):
     (run_dir / "run.json").unlink()
     with pytest.raises(RunDamagedError, match=r"run\.json' is missing"):
@@ -245,6 +266,29 @@ def test_a_folder_that_cannot_be_used_is_an_error_before_the_first_call(tmp_path
     if place is stages_is_a_file:
         (where / "stages").unlink()
         compiled_by(where)  # the lock was given back
+
+
+def test_a_full_disk_is_noticed_before_the_first_call_and_before_each_job(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def full(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Fills(Tracker):
+        def on_curated(self, event):
+            monkeypatch.setattr(os, "fsync", full)
+
+    program = student()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunDirError, match="Free some space"):
+        compiled_by(tmp_path / "run", program)
+    assert program.doubler.lm.calls == 0
+    monkeypatch.setattr(os, "fsync", fsync)
+    trainer = ScriptedTrainer({"doubler": ToyLM("toy/one"), "writer.predict": ToyLM("toy/two")})
+    with pytest.raises(RunDirError, match="Free some space"):
+        compiled_by(tmp_path / "run", program, trainer=trainer, tracker=Fills())
+    assert trainer.requests == []
+    assert not list(tmp_path.rglob(".probe*"))
 
 
 def test_a_training_folder_that_breaks_later_is_an_error_and_keeps_what_was_paid_for(tmp_path):
