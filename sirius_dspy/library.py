@@ -580,12 +580,12 @@ class ExperienceLibrary:
         return problems
 
     def _check_rows(self, table: sa.Table, numbers: range, run: str | None) -> list[str]:
-        here = table.c.number.between(numbers.start, numbers.stop - 1)
+        conditions: list[sa.ColumnElement[bool]] = [table.c.number.between(numbers.start, numbers.stop - 1)]
         if run is not None:
-            here &= table.c.run == run
+            conditions.append(table.c.run == run)
         try:
             with self._reading() as connection:
-                rows = connection.execute(sa.select(table).where(here).order_by(table.c.number)).all()
+                rows = connection.execute(sa.select(table).where(*conditions).order_by(table.c.number)).all()
                 found = _ids(connection, table, rows)
         except LibraryDamagedError as error:
             if len(numbers) == 1:

@@ -202,8 +202,8 @@ class _Run:
         """
         identity = self._identity()
         path = self.folder.path / "experiment.json"
-        before = read_record_file(path, RESTORE) or identity
-        if differing := sorted(key for key in {*before, *identity} if before.get(key) != identity.get(key)):
+        before = read_record_file(path, RESTORE)
+        if before is not None and (differing := _differing(before, identity)):
             raise RunMismatchError(
                 f"{str(self.folder.path)!r} holds another experiment: {differing} differ. Give this one a folder of "
                 "its own (`--out`), or repeat the other one's settings."
@@ -399,6 +399,10 @@ class _Run:
             limit=self.task.limit,
             is_own_lm=self.is_own_lm,
         )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def _stage(name: str, seed: int) -> str:
