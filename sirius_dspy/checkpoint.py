@@ -30,7 +30,7 @@ from sirius_dspy.errors import CheckpointError
 from sirius_dspy.fetch import SCHEME, fetch_checkpoint
 from sirius_dspy.program import predictor_names, program_fingerprint
 from sirius_dspy.redact import remember_secrets, without_secrets
-from sirius_dspy.run_dir import RunDir, slug, write_text
+from sirius_dspy.run_dir import RunDir, file_name, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -217,7 +217,7 @@ def _save_agent(
 
 
 def _agent_folder(agent: str) -> str:
-    return f"agents/{slug(agent)}"
+    return f"agents/{file_name(agent)}"
 
 
 def _job(agent: str, model: str, results: Mapping[str, Any]) -> int | None:

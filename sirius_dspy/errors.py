@@ -8,6 +8,8 @@ SiriuSError
 ├── MetricError            (ValueError)    the metric did not return a number
 ├── RunMismatchError       (ValueError)    a run directory belongs to another compile
 ├── UnreadableValueError   (ValueError)    a stored value cannot be made again
+├── RunDirError            (OSError)       a run directory cannot be used
+├── RunDamagedError        (ValueError)    a file of a run directory is missing, or is not what was written
 ├── UnrecordableCallError  (RuntimeError)  the program made LM calls that recording cannot see
 ├── ReplayDivergedError    (RuntimeError)  a rerun did not repeat its recording
 ├── NoSuccessError         (RuntimeError)  nothing to learn from
@@ -22,6 +24,9 @@ SiriuSError
 └── MissingDependencyError (ImportError)   an optional package is absent
 """
 
+from __future__ import annotations
+
+from pathlib import Path
 from typing import Any
 
 from sirius_dspy.redact import redact
@@ -60,6 +65,22 @@ class RunMismatchError(SiriuSError, ValueError):
 
 class UnreadableValueError(SiriuSError, ValueError):
     """A value cannot be stored so that it reads back, or a stored one cannot be made again here."""
+
+
+class RunDirError(SiriuSError, OSError):
+    """The run directory cannot be used: something else lies there, it may not be written to, or the disk is full."""
+
+
+class RunDamagedError(SiriuSError, ValueError):
+    """A file of a run directory is missing, cannot be read, or holds something else than was written.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, message: str, *, path: Path | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class UnrecordableCallError(SiriuSError, RuntimeError):

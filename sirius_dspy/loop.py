@@ -96,8 +96,9 @@ class Loop:
             self.history.append(self._baseline())
         for iteration in range(1, self.settings.iterations + 1):
             self.seconds = {}
-            entry = self.run_dir.finished(f"iteration-{iteration}")
+            entry = self.run_dir.iteration(iteration)
             if entry is None:
+                self.run_dir.reopen()
                 entry = self._iterate(iteration)
                 if entry is None:
                     break
@@ -112,7 +113,7 @@ class Loop:
     @contextmanager
     def told(self) -> Iterator[None]:
         """Tell the tracker of the beginning and of every way to end."""
-        self.run_id, resumed = self.run_dir.begin(self.identity, self.settings.accept_changes)
+        resumed = self._begin()
         self.tracker.on_compile_started(self._started(resumed))
         logger.info("SiriuS works in %s", self.run_dir.path)
         try:
@@ -134,6 +135,17 @@ class Loop:
             needed |= set(self._best()["lms"].values())
         finally:
             self.launches.keep(needed)
+
+    def _begin(self) -> bool:
+        """Claim the run directory, and see that the library is the one that the compile began with, and whole."""
+        if self.run_dir.identity() is None:  # so that a compile that has begun always has a note
+            self.run_dir.note_library(self.library.library_id, self.library.url)
+        self.run_id, resumed = self.run_dir.begin(self.identity, self.settings.accept_changes)
+        if resumed and (noted := self.run_dir.noted_library()) is not None:
+            self.library.check(noted["library_id"], self.run_id)
+            if noted["url"] != self.library.url:  # it was moved
+                self.run_dir.note_library(noted["library_id"], self.library.url)
+        return resumed
 
     def _baseline(self) -> dict[str, Any]:
         """Iteration 0: the student as it came."""
@@ -237,7 +249,8 @@ class Loop:
         )
         for agent, rows in sets.items():
             path = self.run_dir.training_file(iteration, agent)
-            rows.write(path)
+            with self.run_dir.usable():
+                rows.write(path)
             self.tracker.on_curated(Curated(iteration, agent, len(rows.rows), rows.dropped, path))
         return sets
 
@@ -251,7 +264,7 @@ class Loop:
         """Refuse sets that are too small for the trainer before the first of the iteration's jobs is paid for."""
         check = getattr(self.trainer, "check_rows", None)
         for agent, rows in sets.items():
-            if check is not None and rows.rows and self.run_dir.finished(f"train-{iteration}-{agent}") is None:
+            if check is not None and rows.rows and self.run_dir.job(iteration, agent) is None:
                 check(agent, self._base(agent), len(rows.rows))
 
     def _base(self, agent: str) -> dspy.LM:
@@ -260,9 +273,9 @@ class Loop:
 
     def _train(self, iteration: int, rows: TrainingSet) -> dict[str, Any]:
         """Fine-tune one agent, unless that is done; the result is on disk before the next begins."""
-        stage = f"train-{iteration}-{rows.agent}"
-        if (finished := self.run_dir.finished(stage)) is not None:
+        if (finished := self.run_dir.job(iteration, rows.agent)) is not None:
             return finished
+        self.run_dir.check_writable()  # the job is paid for, and its result must not be lost
         self.tracker.on_stage_started(StageStarted(iteration, "train", 1))
         base = self._base(rows.agent)
         losses: list[float] = []
@@ -286,7 +299,7 @@ class Loop:
             "seconds": time.perf_counter() - began,
         }
         self.trained[rows.agent, lm.model] = lm
-        self.run_dir.finish(stage, job)
+        self.run_dir.finish(f"train-{iteration}-{rows.agent}", job)
         weights = workdir if workdir.exists() else None
         self.tracker.on_trained(
             Trained(iteration, rows.agent, base.model, lm.model, len(rows.rows), losses, job["seconds"], weights)
@@ -444,7 +457,7 @@ class Loop:
 
     def _restored_lm(self, agent: str, model: str) -> dspy.LM:
         for iteration in range(self.settings.iterations, 0, -1):
-            job = self.run_dir.finished(f"train-{iteration}-{agent}")
+            job = self.run_dir.job(iteration, agent)
             if job is not None and job["lm"] == model:
                 base = self._trained_lm(agent, job["base"])
                 return self.trainer.restore(base, model, self.run_dir.weights(iteration, agent))

@@ -209,6 +209,9 @@ class SiriuS(Teleprompter):
             DatasetError: The examples do not fit; nothing was paid for.
             MetricError: The metric returned something that is not a finite number.
             RunMismatchError: `run_dir` belongs to a compile with other settings, data or program.
+            RunDirError: `run_dir` cannot be used: it is no folder, may not be written to, or the disk is full.
+            RunDamagedError: A file in it is missing or damaged; the message says what can be done.
+            LibraryError: The library cannot be used, or is not the one, or not as whole, as when the compile began.
             NoSuccessError: No run succeeded in the first iteration.
             RolloutError: The LM refused for credentials, credit or configuration. Call again to go on.
             TrainingError: A fine-tuning job failed. Call again to go on.

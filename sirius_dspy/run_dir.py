@@ -2,10 +2,15 @@
 
 Each finished stage is one JSON file, written to a temporary name and renamed, so that after a `kill -9` it is there
 whole or not at all. Rollouts and repairs are not here but in the experience library, one transaction each.
+
+Files are read in one place, which checks them: what is cut short, empty, or something else than was written is a
+`RunDamagedError`, and a folder that cannot be used is a `RunDirError`; both say what can be done.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
@@ -19,10 +24,24 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from sirius_dspy.errors import RunMismatchError
+from sirius_dspy import stages
+from sirius_dspy.errors import RunDamagedError, RunDirError, RunMismatchError, SiriuSError
 from sirius_dspy.identity import accepted_changes
 from sirius_dspy.redact import hide
 from sirius_dspy.trajectory import digest
+
+_LONGEST_NAME = 100
+"""Characters of a name that a file keeps; file systems allow 255 bytes, and suffixes come on top."""
+
+_HASH = 12
+"""Hexadecimal digits that tell names apart which look the same as file names."""
+
+_SIMPLE = re.compile(rf"(?=.{{1,{_LONGEST_NAME}}}\Z)[a-z0-9_][a-z0-9_.-]*(?<!\.)\Z")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|.*(-[0-9a-f]{12}|\.sources)\Z")
+"""Names that are devices on Windows, and those that look like names which are made here."""
+
+_PROBE = b" " * (1 << 16)
+"""What is written for a moment, to see whether anything can be."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,9 +58,26 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def slug(name: str) -> str:
-    """A name as a file name: `solver.predict` stays, `agents[0]` becomes `agents_0_`."""
-    return re.sub(r"[^\w.-]", "_", name)
+def file_name(name: str) -> str:
+    """A name as a file name that no other name has, on any file system.
+
+    A simple name stays as it is. Any other, such as one with a slash, with capital letters (which some file systems
+    do not tell from small ones) or with 300 letters, becomes what can be kept of it and a hash of the whole.
+
+    Examples:
+        >>> file_name("solver.predict")
+        'solver.predict'
+        >>> file_name("agents[0]")
+        'agents_0_-20fea097a975'
+    """
+    return name if _SIMPLE.match(name) and not _RESERVED.match(name) else hashed_name(name)
+
+
+def hashed_name(name: str) -> str:
+    """What can be kept of a name in letters, digits, hyphens and underscores, and a hash of the whole."""
+    digits = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
+    readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[: _LONGEST_NAME - _HASH - 1].lstrip("-")
+    return f"{readable or '_'}-{digits}"
 
 
 class Begun(NamedTuple):
@@ -50,10 +86,6 @@ class Begun(NamedTuple):
     run: str
     """Its id, which rows of the library carry. It stays, also where the user accepts a change of a setting."""
     resumed: bool
-
-
-def _record(identity: Mapping[str, Any]) -> str:
-    return json.dumps(identity, indent=2, sort_keys=True) + "\n"
 
 
 @dataclass(frozen=True)
@@ -73,7 +105,7 @@ class RunDir:
 
     def training_file(self, iteration: int, agent: str) -> Path:
         """The rows of one agent, as OpenAI chat JSONL."""
-        return self.path / "training" / f"iteration-{iteration}" / f"{slug(agent)}.jsonl"
+        return self.path / "training" / f"iteration-{iteration}" / f"{file_name(agent)}.jsonl"
 
     def training_files(self) -> list[Path]:
         """The rows of all agents and iterations."""
@@ -82,7 +114,21 @@ class RunDir:
 
     def weights(self, iteration: int, agent: str) -> Path:
         """The folder of one fine-tuning job."""
-        return self.path / "weights" / f"iteration-{iteration}" / slug(agent)
+        return self.path / "weights" / f"iteration-{iteration}" / file_name(agent)
+
+    @contextmanager
+    def usable(self) -> Iterator[None]:
+        """Say in our words what goes wrong with the folder.
+
+        Raises:
+            RunDirError: The file system refused what the block did.
+        """
+        try:
+            yield
+        except SiriuSError:
+            raise
+        except (OSError, ValueError) as error:  # a path with a NUL character is a ValueError
+            raise RunDirError(f"The run directory {str(self.path)!r} cannot be used: {_advice(error)}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -90,16 +136,68 @@ class RunDir:
 
         Raises:
             RunMismatchError: Another compile works in this folder right now.
+            RunDirError: The folder cannot be used.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        with self.usable():
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout as error:
+                raise RunMismatchError(
+                    f"Another compile is at work in {str(self.path)!r}. Wait for it, or give this one a `run_dir` of "
+                    "its own."
+                ) from error
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise RunMismatchError(
-                f"Another compile is at work in {str(self.path)!r}. Wait for it, or give this one a `run_dir` of its "
-                "own."
-            ) from error
+            self.check_writable()
+            yield
+        finally:
+            lock.release()
+
+    def check_writable(self) -> None:
+        """Notice a full disk, or a folder without permission, before something is paid for whose result goes here.
+
+        Raises:
+            RunDirError: The folder cannot be used.
+        """
+        probe = self.path / f".probe.{uuid4().hex[:8]}"
+        with self.usable():
+            for part in ("stages", "training", "weights"):
+                if os.path.lexists(self.path / part) and not (self.path / part).is_dir():
+                    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.path / part))
+            try:
+                with probe.open("wb") as file:
+                    file.write(_PROBE)
+                    file.flush()
+                    os.fsync(file.fileno())
+            finally:
+                probe.unlink(missing_ok=True)
+
+    # The compile
+
+    def identity(self) -> dict[str, Any] | None:
+        """What makes the compile what it is; `None` if none has begun here.
+
+        Raises:
+            RunDamagedError: The file is damaged, or gone while stages are there.
+        """
+        found = read_record_file(self.path / "run.json", RESTORE)
+        if found is None and any((self.path / "stages").glob("*.json")):
+            raise RunDamagedError(
+                f"{str(self.path)!r} has finished stages, but its 'run.json' is missing, so that nobody knows of which "
+                f"compile they are. {RESTORE}",
+                path=self.path / "run.json",
+            )
+        return found
+
+    def shown_identity(self) -> dict[str, Any] | None:
+        """`identity`, with what a report shows of it.
+
+        Raises:
+            RunDamagedError: As for `identity`, or a part is missing.
+        """
+        self.identity()
+        return read_record_file(self.path / "run.json", RESTORE, stages.Identity)
 
     def begin(self, identity: Mapping[str, Any], accepted: Sequence[str] = ()) -> Begun:
         """Claim the folder for a compile, or go on with the one that it belongs to.
@@ -110,28 +208,210 @@ class RunDir:
 
         Raises:
             RunMismatchError: The folder belongs to a compile with other settings, data or program.
+            RunDamagedError: Nobody can tell whether it does.
+            RunDirError: The folder cannot be used.
         """
-        path = self.path / "run.json"
         identity = hide(identity)  # as it is written
-        if not path.exists():
+        before = self.identity()
+        if before is None:
             run = digest(identity)[:12]
-            write_text(path, _record({**identity, "run": run, "accepted": []}))
+            self._claim({**identity, "run": run, "accepted": []})
             return Begun(run, resumed=False)
-        before = json.loads(path.read_text(encoding="utf-8"))
-        own = {name: before.pop(name, None) for name in ("run", "accepted")}
-        if found := accepted_changes(before, identity, str(self.path), accepted):
-            own["accepted"] += [{"at": datetime.now(UTC).isoformat(), "changes": list(map(str, found))}]
-            write_text(path, _record({**identity, **own}))
-        return Begun(str(own["run"]), resumed=True)
+        run, noted = before.pop("run", None), before.pop("accepted", None)
+        found = accepted_changes(before, identity, str(self.path), accepted)
+        if not isinstance(run, str) or not isinstance(noted, list):
+            raise _damaged(self.path / "run.json", "it does not say which compile it is of", RESTORE)
+        if found:
+            noted.append({"at": datetime.now(UTC).isoformat(), "changes": list(map(str, found))})
+            self._claim({**identity, "run": run, "accepted": noted})
+        return Begun(run, resumed=True)
+
+    def _claim(self, record: Mapping[str, Any]) -> None:
+        with self.usable():
+            write_text(self.path / "run.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
+
+    def note_library(self, library_id: str, url: str) -> None:
+        """Write down with which library the compile begins; done before `begin`, so that it is never missing."""
+        with self.usable():
+            record = {"library_id": library_id, "url": url}
+            write_text(self.path / "library.json", json.dumps(record, indent=2) + "\n")
+
+    def noted_library(self) -> dict[str, Any] | None:
+        """What `note_library` wrote; `None` if no compile has begun here.
+
+        Raises:
+            RunDamagedError: The file is damaged, or is gone.
+        """
+        path = self.path / "library.json"
+        found = read_record_file(path, RESTORE, stages.LibraryRecord)
+        if found is None and self.identity() is not None:
+            raise RunDamagedError(f"The file {str(path)!r} is missing. {RESTORE}", path=path)
+        return found
+
+    # Its stages
+
+    def iteration(self, number: int) -> dict[str, Any] | None:
+        """What a finished iteration did; `None` if it has not finished.
+
+        Raises:
+            RunDamagedError: See `finished`.
+        """
+        advice = (
+            "Restore it from a backup, or delete it and call `compile` again: the iteration is then put together from "
+            "the library and its fine-tuning jobs, without any LM call."
+        )
+        return read_record_file(self._stage(f"iteration-{number}"), advice, stages.Iteration, iteration=number)
+
+    def job(self, iteration: int, agent: str) -> dict[str, Any] | None:
+        """A finished fine-tuning job; `None` if it has not finished.
+
+        Raises:
+            RunDamagedError: See `finished`.
+        """
+        advice = (
+            "It says which weights a fine-tuning job made. Restore it from a backup, or delete it and call `compile` "
+            "again: the job is then done again, which a hosted provider charges for."
+        )
+        path = self._stage(f"train-{iteration}-{agent}")
+        return read_record_file(path, advice, stages.Job, iteration=iteration, agent=agent)
+
+    def results(self) -> dict[str, Any] | None:
+        """The results of a finished compile; `None` if it has not finished, or goes on after a finished one.
+
+        Raises:
+            RunDamagedError: See `finished`.
+        """
+        advice = "Delete it, and call the same `compile` again: it writes the file anew, without any LM call."
+        return read_record_file(self._stage("results"), advice, stages.Results)
+
+    def test(self) -> dict[str, Any] | None:
+        """What somebody measured on test examples; `None` if nobody did.
+
+        Raises:
+            RunDamagedError: See `finished`.
+        """
+        advice = "Delete it, and run the test again."
+        return read_record_file(self._stage("test"), advice, stages.Test)
 
     def finished(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage wrote; `None` if it has not finished."""
-        path = self._stage(stage)
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        """What any other finished stage wrote; `None` if it has not finished.
+
+        Raises:
+            RunDamagedError: The file is cut short, empty, or not what was written; the message says what can be done.
+        """
+        advice = "Restore it from a backup, or delete it to have the stage done again."
+        return read_record_file(self._stage(stage), advice)
 
     def finish(self, stage: str, payload: Mapping[str, Any]) -> None:
-        """Mark a stage as finished."""
-        write_text(self._stage(stage), json.dumps(payload, indent=2) + "\n")
+        """Mark a stage as finished.
+
+        Raises:
+            RunDirError: The folder cannot be used.
+        """
+        with self.usable():
+            write_text(self._stage(stage), json.dumps(payload, indent=2) + "\n")
+
+    def reopen(self) -> None:
+        """Forget the results, and tests of them: a compile that goes on has none until it has finished again."""
+        with self.usable():
+            for stage in ("results", "test"):
+                self._stage(stage).unlink(missing_ok=True)
+
+    def training_rows(self, iteration: int, agent: str) -> list[str] | None:
+        """The lines of a training file; `None` if there is none.
+
+        Raises:
+            RunDamagedError: A line is not a chat row.
+        """
+        path = self.training_file(iteration, agent)
+        text = _text(path, _TRAINING_ADVICE)
+        if text is None:
+            return None
+        lines = text.split("\n")
+        if lines.pop():
+            raise _damaged(path, "its last line is cut short", _TRAINING_ADVICE)
+        for number, line in enumerate(lines, start=1):
+            try:
+                stages.read_record(line, stages.Row)
+            except ValueError as error:
+                raise _damaged(path, f"line {number}: {error}", _TRAINING_ADVICE) from error
+        return lines
 
     def _stage(self, stage: str) -> Path:
-        return self.path / "stages" / f"{slug(stage)}.json"
+        return self.path / "stages" / f"{file_name(stage)}.json"
+
+
+RESTORE = "Restore it from a backup, or choose another `run_dir`."
+"""Advice for files that cannot be made again."""
+
+_TRAINING_ADVICE = "Restore it from a backup; training files are only for reading, and `compile` does not need them."
+
+
+def read_record_file(
+    path: Path, advice: str, shape: type[stages.Record] = stages.Record, **expected: Any
+) -> dict[str, Any] | None:
+    """The one way in which our JSON files are read.
+
+    Args:
+        path: The file.
+        advice: What can be done if it is damaged, as a sentence.
+        shape: What it has to hold.
+        **expected: Fields that must have exactly these values.
+
+    Returns:
+        The object; `None` if there is no file.
+
+    Raises:
+        RunDamagedError: It is cut short, empty, or not what was written.
+        RunDirError: It cannot be read.
+    """
+    text = _text(path, advice)
+    if text is None:
+        return None
+    try:
+        return stages.read_record(text, shape, **expected)
+    except ValueError as error:
+        raise _damaged(path, str(error), advice) from error
+
+
+def _text(path: Path, advice: str) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogatepass")
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise _damaged(path, "it is a link to a file that is gone", advice) from error
+        return None
+    except UnicodeDecodeError as error:
+        raise _damaged(path, "it is not UTF-8 text", advice) from error
+    except IsADirectoryError as error:
+        raise _damaged(path, "it is a folder", advice) from error
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"The file {str(path)!r} cannot be read: {_advice(error)}") from error
+
+
+def _damaged(path: Path, what: str, advice: str) -> RunDamagedError:
+    return RunDamagedError(f"The file {str(path)!r} is damaged: {what}. {advice}", path=path)
+
+
+def _advice(error: OSError | ValueError) -> str:
+    """What the system said, and what can be done about it."""
+    if not isinstance(error, OSError):
+        return f"{error}. Choose another path."
+    said = error.strerror or str(error)
+    where = f" ({error.filename!r})" if error.filename else ""
+    return f"{said}{where}. {_ADVICE.get(error.errno or 0, _CHOOSE)}"
+
+
+_CHOOSE = "Choose another `run_dir`, which is a folder where you may write, or a new path."
+_ADVICE = {
+    errno.ENOSPC: "All that was finished is kept. Free some space, and call again.",
+    errno.EDQUOT: "All that was finished is kept. Free some space, and call again.",
+    errno.EACCES: "Give yourself the permission to read and write there, or choose another `run_dir`.",
+    errno.EPERM: "Give yourself the permission to read and write there, or choose another `run_dir`.",
+    errno.EROFS: "The file system is read-only. Choose a `run_dir` on another one.",
+    errno.ENOTDIR: "A file lies where a folder is needed. Move it away, or choose another `run_dir`.",
+    errno.EEXIST: "Something that is no folder lies there. Move it away, or choose another `run_dir`.",
+    errno.EISDIR: "A folder lies where a file is needed. Move it away, or choose another `run_dir`.",
+    errno.ENAMETOOLONG: "Choose a shorter path.",
+}
+"""What the system reports -> what can be done."""

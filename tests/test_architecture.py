@@ -20,7 +20,7 @@ LAYERS = (
     ("plain",),
     ("trajectory",),
     ("asked", "checks", "describe", "images"),
-    ("identity",),
+    ("identity", "stages"),
     ("graph", "run_dir"),
     ("lms", "program"),
     ("adapter", "leak", "local", "migrations", "record", "track", "train"),

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from sirius_dspy.baselines import PromptedTeam
 from sirius_dspy.cli import app
-from sirius_dspy.errors import DatasetError, RunMismatchError, UnpreparedProgramError
+from sirius_dspy.errors import DatasetError, RunDamagedError, RunMismatchError, UnpreparedProgramError
 from sirius_dspy.experiment import (
     Bench,
     Cell,
@@ -357,6 +357,24 @@ def test_a_folder_holds_one_experiment(tmp_path, lm):
 
 
 # Budgets and failures
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", '{"calls": -1}'])
+@pytest.mark.parametrize("name", ["experiment.json", "stages/*.json", "work/*/*/spent.json"])
+def test_a_damaged_file_is_a_typed_error_and_costs_nothing(tmp_path, lm, name, content):
+    small = experiment(methods=["SiriuS"], seeds=[0])
+    small.run(tmp_path, lm=lm)
+    (path,) = tmp_path.glob(name)
+    if "spent" in name:
+        next(tmp_path.glob("stages/*.json")).unlink()  # only then does the method go on, and its count with it
+    if ("spent" in name, content) == (True, "{}"):
+        return  # a count of nothing
+    path.write_text(content)
+    calls = lm.calls
+    with pytest.raises((RunDamagedError, RunMismatchError)):
+        small.run(tmp_path, lm=lm)
+    assert path.read_text() == content
+    assert lm.calls == calls
 
 
 def test_a_budget_that_ends_before_anything_was_learnt_tests_the_program_as_it_was(tmp_path, lm):

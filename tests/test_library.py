@@ -384,9 +384,9 @@ def test_the_folder_of_a_compile_leads_to_its_library(tmp_path):
         ExperienceLibrary.existing(run_dir.path)
     with ExperienceLibrary(tmp_path / "shared.db") as shared:
         shared.count()
-    run_dir.finish("results", {"library": shared.url})
+    run_dir.note_library("0f3a", shared.url)
     assert ExperienceLibrary.existing(run_dir.path).url == shared.url
-    run_dir.finish("results", {"library": "postgresql+psycopg://me:***@host/db"})
+    run_dir.note_library("0f3a", "postgresql+psycopg://me:***@host/db")
     with pytest.raises(LibraryError, match="without its password"):
         ExperienceLibrary.existing(run_dir.path)
     with ExperienceLibrary(run_dir.library) as own:

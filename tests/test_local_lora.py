@@ -30,7 +30,8 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
 
-    encode_completion = Chat.encode_completion
+    def encode_completion(self, text: str) -> list[int]:
+        return [*self.encode(text), self.end_id]
 
 
 CHAT = cast(Chat, Letters())

@@ -11,10 +11,23 @@ from mlflow import MlflowClient
 from mlflow_help import AGENTS, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of, wait_until
 
 from sirius_dspy.mlflow import MLflowTracker
+from sirius_dspy.mlflow.names import agent_name
+from sirius_dspy.run_dir import file_name
 from sirius_dspy.track import Evaluated, IterationEnded, Trained, TrainingProgress
 
 pytest_plugins = ("mlflow_help",)
 pytestmark = WARNINGS
+
+BRACKETS = "solver's [0]"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("a.b", "a-b"), ("a b", "a_b"), ("a/b", "a:b"), ("a.b", agent_name("a b")), ("x" * 300, "x" * 301)],
+)
+def test_agents_with_similar_names_are_models_of_their_own(first, second):
+    assert agent_name(first) != agent_name(second)
+    assert agent_name("writer.predict") == "writer-predict"
 
 
 def test_runs_form_the_tree_of_the_compile_and_end(store, tracker, compile_):
@@ -115,7 +128,7 @@ def test_losses_of_the_result_are_used_where_progress_has_gaps(store, tracker, c
 def test_agents_and_programs_are_models_with_their_scores(store, tracker, compile_):
     compile_.run(tracker)
     runs = runs_of(store)
-    for name, agent in (("agent-analyst", "analyst"), ("agent-solver_s_0_", "solver's [0]")):
+    for name, agent in (("agent-analyst", "analyst"), (f"agent-{agent_name(BRACKETS)}", "solver's [0]")):
         first, second = models_of(store, name)
         assert first.tags["sirius.agent"] == agent
         assert (first.params["base"], first.params["lm"]) == ("local/base", f"{agent}@1")
@@ -144,9 +157,9 @@ def test_library_training_sets_and_report_are_artifacts_of_the_root(store, track
         "report/report.json",
         "report/progress.png",
         "training_sets/iteration-1/analyst.jsonl",
-        "training_sets/iteration-1/solver_s_0_.jsonl",
+        f"training_sets/iteration-1/{file_name(BRACKETS)}.jsonl",
         "training_sets/iteration-2/analyst.jsonl",
-        "training_sets/iteration-2/solver_s_0_.jsonl",
+        f"training_sets/iteration-2/{file_name(BRACKETS)}.jsonl",
     }
     downloads = tmp_path / "downloads"
     downloads.mkdir()
@@ -201,7 +214,7 @@ def test_a_resumed_compile_goes_on_in_its_own_runs(store, compile_):
     assert curve(store, root, "val/score") == [(0, 0.125), (1, 0.25), (2, 0.5)]
     assert len(root.inputs.dataset_inputs) == 2
     assert len(curve(store, runs["iteration-2", "finetune-analyst"], "train/loss")) == 3
-    for name in ("agent-analyst", "agent-solver_s_0_", "program"):
+    for name in ("agent-analyst", f"agent-{agent_name(BRACKETS)}", "program"):
         models = models_of(store, name)
         assert len(models) == 2
         assert "val/score" in {metric.key for metric in models[1].metrics}

@@ -97,7 +97,7 @@ def test_an_alias_moves_and_a_version_stays(registered, selected, elsewhere):
 def test_agents_are_registered_and_go_into_another_program(registered, compiled, elsewhere):
     assert set(registered.agents) == AGENTS
     entry = registered.agents["writer.predict"]
-    assert (entry.name, entry.alias) == ("doubling-writer_predict", "champion")
+    assert (entry.name, entry.alias) == ("doubling-writer-predict", "champion")
     lm = load_agent("models:/doubling-doubler@champion")
     assert lm.model == compiled.doubler.lm.model
     mixed = toy.student()

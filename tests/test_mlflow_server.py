@@ -176,7 +176,7 @@ def test_traces_belong_to_their_iteration_failed_ones_first(client, experiment, 
 def test_report_library_and_training_sets_are_artifacts(client, full):
     found = artifacts_of(client, full)
     assert {"library/library.db", "report/report.html", "report/report.md"} <= found
-    assert "training_sets/iteration-2/writer_predict.jsonl" in found
+    assert "training_sets/iteration-2/writer.predict.jsonl" in found
     assert full.data.tags["mlflow.note.content"].startswith("# SiriuS report")
 
 

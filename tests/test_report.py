@@ -295,9 +295,7 @@ def test_an_unfinished_first_evaluation_is_no_score(run_dir, tmp_path, library):
 def test_a_run_directory_without_its_library_has_the_rest(run_dir, tmp_path, caplog):
     left = copied(run_dir, tmp_path)
     remove_library(left)
-    recorded = json.loads((left / "stages" / "results.json").read_text(encoding="utf-8"))
-    recorded["library"] = str(tmp_path / "gone.sqlite")
-    (left / "stages" / "results.json").write_text(json.dumps(recorded), encoding="utf-8")
+    RunDir(left).note_library("0f3a", str(tmp_path / "gone.sqlite"))
     text = write_run_report(left)[1].read_text(encoding="utf-8")
     assert "## Validation score" in text
     assert "## Experience library" not in text

@@ -6,9 +6,12 @@ from html.parser import HTMLParser
 import dspy
 import pytest
 import toy
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from sirius_dspy.library import ExperienceLibrary
-from sirius_dspy.report import write_report, write_run_report
+from sirius_dspy.report import render_markdown, write_report, write_run_report
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.testing.library import make_run, make_step
 from sirius_dspy.trajectory import Attempt, Failure, Repair, example_key
@@ -267,3 +270,23 @@ def test_hostile_texts_do_not_break_a_markdown_table(hostile):
     section = lines[lines.index("## What each agent learnt") :]
     rows = [line for line in section if line.startswith("|")][2 : 2 + len(HOSTILE)]
     assert all(line.count(" | ") == 3 for line in rows)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.sampled_from("`*_[](){}#+-.!|~<>&;\\$\"'=:/ \n\r\u2028ab1"), min_size=1, max_size=30))
+def test_any_text_is_shown_in_markdown_as_it_is(text):
+    assume(text.strip())
+    entry = {"iteration": 1, "score": 0.5, "num_val": 2, "agents": {text: {"rows": 1}}}
+    markdown = render_markdown({"run": text, "run_dir": text, "iterations": [entry]})
+    shown = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(markdown)
+    lines = [token.children for token in shown if token.children]
+    expected = " ".join(re.split("[\n\r\u2028]+", text))
+    codes = [children[-1].content for children in lines if children[-1].type == "code_inline"]
+    assert [code.strip() for code in codes[:2]] == [expected.strip()] * 2
+    cells = ["".join(token.content for token in children) for children in lines if text_only(children)]
+    assert expected.strip() in cells
+    assert not [token for token in shown if token.type.startswith("html")]
+
+
+def text_only(children):
+    return all(token.type in ("text", "text_special", "entity") for token in children)

@@ -85,7 +85,7 @@ def ask(
 def _run_demo(notes: Console, folder: Path, seed: int, tracker: MLflowTracker, *, quick: bool) -> DemoResult:
     programs = _demo_module()
     settings = programs.DemoSettings(**_QUICK) if quick else programs.DemoSettings()
-    if RunDir(folder).finished("results") is not None:
+    if RunDir(folder).results() is not None:
         notes.print(
             f"{folder} holds a finished run: its trained agents are reused and tested again. Pass another "
             "--run-dir, or delete the folder, to train anew.",

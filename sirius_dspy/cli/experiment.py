@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,6 @@ from rich.text import Text
 
 from sirius_dspy.cli.console import JsonFlag, complain, dspy_silent, ending_cleanly, new_table, wide_console
 from sirius_dspy.progress import RichProgress
-from sirius_dspy.run_dir import slug
 
 if TYPE_CHECKING:
     from sirius_dspy.experiment import Experiment, Results
@@ -96,7 +96,7 @@ def _run_experiment(
 
 
 def _experiment_folder(found: Experiment, lm: str | None, limit: int | None) -> Path:
-    model = slug((lm or str(found.recipe.lm.get("model", ""))).rpartition("/")[2])
+    model = re.sub(r"[^\w.-]", "_", (lm or str(found.recipe.lm.get("model", ""))).rpartition("/")[2])
     return Path("runs") / "-".join(["experiment", found.name, model, *([f"limit-{limit}"] if limit else [])])
 
 

@@ -107,9 +107,8 @@ def _opened(where: str, threshold: float | None = None) -> Iterator[_Found]:
 
 
 def _find(where: str, threshold: float | None) -> _Found:
-    record = Path(where) / "run.json"
-    is_folder = "://" not in where and record.is_file()
-    identity = json.loads(record.read_text(encoding="utf-8")) if is_folder else {}
+    is_folder = "://" not in where and Path(where).is_dir()
+    identity = (RunDir(Path(where)).shown_identity() or {}) if is_folder else {}
     known = identity.get("settings", {}).get("threshold", 1.0) if threshold is None else threshold
     return _Found(ExperienceLibrary.existing(where), identity.get("agents", {}), float(known))
 
@@ -291,10 +290,9 @@ def _copy_training_rows(
         raise LibraryError(f"The agent {agent!r} is not one of the compile. Pass `--agent` with one of {list(agents)}.")
     numbers = range(_num_iterations(run_dir), 0, -1) if iteration is None else [iteration]
     for number in numbers:
-        if (path := run_dir.training_file(number, agent)).is_file():
-            rows = path.read_text(encoding="utf-8")
-            write_text(out, rows)
-            return rows.count("\n")
+        if (rows := run_dir.training_rows(number, agent)) is not None:
+            write_text(out, "".join(f"{row}\n" for row in rows))
+            return len(rows)
     wanted = "any iteration" if iteration is None else f"iteration {iteration}"
     raise LibraryError(f"The agent {agent!r} has no training rows of {wanted} in {str(run_dir.path)!r}.")
 

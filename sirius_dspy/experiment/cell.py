@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Self
 
+from pydantic import TypeAdapter
+
 from sirius_dspy.baselines import Spent
 from sirius_dspy.rollout import OUTAGES
 
@@ -93,12 +95,9 @@ class Cell:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """The cell that `to_plain` wrote."""
-        return cls(
-            **{
-                **plain,
-                "outcomes": tuple(Outcome(**outcome) for outcome in plain["outcomes"]),
-                "trained": Spent(**plain["trained"]),
-                "tested": Spent(**plain["tested"]),
-            }
-        )
+        """The cell that `to_plain` wrote.
+
+        Raises:
+            ValueError: It did not write this.
+        """
+        return TypeAdapter(cls).validate_python(plain)

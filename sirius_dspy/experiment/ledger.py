@@ -15,10 +15,21 @@ import dspy
 from dspy.utils.callback import BaseCallback
 
 from sirius_dspy.baselines import Limits, Meter, Spent
-from sirius_dspy.run_dir import write_text
+from sirius_dspy.run_dir import read_record_file, write_text
+from sirius_dspy.stages import Count, Finite, Record
 
 _EVERY_S = 1.0
 """Seconds between two writes: what a `kill -9` leaves uncounted."""
+
+
+class _SpentRecord(Record, extra="forbid"):
+    """What `Spent` holds."""
+
+    calls: Count = 0
+    cached_calls: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+    seconds: Finite = 0.0
 
 
 class Ledger(BaseCallback):
@@ -71,7 +82,7 @@ def metered(path: Path, limits: Limits | None = None, *, resumes: bool) -> Itera
     Raises:
         BudgetExceededError: See `sirius_dspy.baselines.Meter`.
     """
-    carried = Spent(**json.loads(path.read_text(encoding="utf-8"))) if resumes and path.exists() else Spent()
+    carried = read_spent(path) if resumes else Spent()
     meter = Meter(_rest(limits or Limits(), carried))
     ledger = Ledger(path, carried, meter)
     try:
@@ -79,6 +90,16 @@ def metered(path: Path, limits: Limits | None = None, *, resumes: bool) -> Itera
             yield ledger
     finally:
         ledger.write()
+
+
+def read_spent(path: Path) -> Spent:
+    """The count that a `Ledger` wrote; nothing if there is none.
+
+    Raises:
+        RunDamagedError: It is damaged, so that nobody knows what is left of the budget.
+    """
+    advice = "Restore it from a backup, or delete it if what was used before need not count."
+    return Spent(**(read_record_file(path, advice, _SpentRecord) or {}))
 
 
 def added(first: Spent, second: Spent) -> Spent:

@@ -34,7 +34,7 @@ from sirius_dspy.local import LocalLM
 from sirius_dspy.optimizer import SiriuS
 from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.repair import CriticAugmenter
-from sirius_dspy.run_dir import slug
+from sirius_dspy.run_dir import file_name
 from sirius_dspy.track import Tracker
 from sirius_dspy.train import ProviderTrainer, Trainer
 
@@ -108,7 +108,7 @@ def offered(bench: Bench) -> dict[str, Entry]:
     found = {**_single_methods(bench), **_team_methods(bench, bench.task.build(), bench.folder)}
     for name, variant in bench.recipe.variants.items():
         program = bench.task.build(**variant.build)
-        entry = chosen(_team_methods(bench, program, bench.folder / slug(name)), variant.method)
+        entry = chosen(_team_methods(bench, program, bench.folder / file_name(name)), variant.method)
         found[name] = dataclasses.replace(
             entry, method=_Instead(program, entry.method), before=_Instead(program, entry.before)
         )
@@ -178,7 +178,7 @@ def _dspy_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path) -
     methods: dict[str, Method] = {
         name: BootstrapFinetune(
             metric,
-            folder / slug(name),
+            folder / file_name(name),
             threshold=recipe.sirius.threshold,
             shared=shared,
             demos=demos if recipe.sirius.cold_start else {},
@@ -193,7 +193,7 @@ def _dspy_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path) -
     methods["MIPROv2"] = MIPROv2(
         metric, runs, prompts.num_candidates, prompts.max_demos, num_threads=recipe.num_threads, seed=seed
     )
-    return {name: Entry(method, PromptedTeam(), folder / slug(name)) for name, method in methods.items()}
+    return {name: Entry(method, PromptedTeam(), folder / file_name(name)) for name, method in methods.items()}
 
 
 def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path) -> dict[str, Entry]:
@@ -204,8 +204,8 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
     found: dict[str, Entry] = {}
     for name, change in changes.items():
         settings = _shortened({**full, **change}, bench.most_iterations)
-        optimizer = SiriuS(bench.task.metric, **settings, run_dir=folder / slug(name))
-        found[name] = Entry(optimizer, PromptedTeam(), folder / slug(name))
+        optimizer = SiriuS(bench.task.metric, **settings, run_dir=folder / file_name(name))
+        found[name] = Entry(optimizer, PromptedTeam(), folder / file_name(name))
     agents = prepare.resolve_agents(team, full["agents"], mixed=False)
     trained = [agent for agent in agents if agent not in full["frozen"]]
     for agent in trained if len(trained) > 1 else ():

@@ -26,10 +26,10 @@ from dspy.adapters.base import Adapter
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.baselines import BudgetExceededError, Limits, Meter, Spent
 from sirius_dspy.describe import describe
-from sirius_dspy.errors import RunMismatchError, SiriuSError
+from sirius_dspy.errors import RunDamagedError, RunMismatchError, SiriuSError
 from sirius_dspy.experiment.cell import Cell, Outcome, Status
 from sirius_dspy.experiment.errors import ExperimentError
-from sirius_dspy.experiment.ledger import metered
+from sirius_dspy.experiment.ledger import metered, read_spent
 from sirius_dspy.experiment.lms import lm_from
 from sirius_dspy.experiment.methods import Bench, Entry, canonical_name, offered
 from sirius_dspy.experiment.observer import Observer, Observers, Started
@@ -42,7 +42,7 @@ from sirius_dspy.program import predictor_names, program_fingerprint
 from sirius_dspy.redact import redact, redact_error
 from sirius_dspy.rollout import Rollouts
 from sirius_dspy.rollout import Task as Rollout
-from sirius_dspy.run_dir import RunDir, slug, write_text
+from sirius_dspy.run_dir import RESTORE, RunDir, file_name, read_record_file, write_text
 from sirius_dspy.track import Tracker
 from sirius_dspy.train import Trainer
 from sirius_dspy.trajectory import Trajectory, digest, example_key, to_plain
@@ -203,8 +203,8 @@ class _Run:
         """
         identity = self._identity()
         path = self.folder.path / "experiment.json"
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else identity
-        if found := changes(before, identity):
+        before = read_record_file(path, RESTORE)
+        if before is not None and (found := changes(before, identity)):
             raise RunMismatchError(
                 f"{str(self.folder.path)!r} holds another experiment. What differs: {'; '.join(map(str, found))}. Give "
                 "this one a folder of its own (`--out`), or repeat the other one's settings."
@@ -262,9 +262,23 @@ class _Run:
         return cell
 
     def _known(self, name: str, seed: int) -> Cell | None:
-        """The cell from disk; a failed one is tried again."""
-        plain = self.folder.finished(_stage(name, seed))
-        return None if plain is None or plain["status"] == "failed" else Cell.from_plain(plain)
+        """The cell from disk; a failed one is tried again.
+
+        Raises:
+            RunDamagedError: Its file is damaged.
+        """
+        stage = _stage(name, seed)
+        plain = self.folder.finished(stage)
+        if plain is None:
+            return None
+        try:
+            cell = Cell.from_plain(plain)
+        except ValueError as error:
+            raise RunDamagedError(
+                f"The stage {stage!r} in {str(self.folder.path)!r} is damaged: {error}. Restore its file from a "
+                "backup, or delete it to have the cell measured again.",
+            ) from error
+        return None if cell.status == "failed" else cell
 
     def _measured(self, name: str, seed: int) -> Cell:
         bench = self._bench(seed, self._work(seed), self.tracker)
@@ -301,7 +315,7 @@ class _Run:
     def _so_far(self, name: str, bench: Bench, entry: Entry) -> dspy.Module:
         """The best of the finished iterations, which takes no LM call to find, or the program as it was before."""
         finished = 0
-        while RunDir(entry.folder).finished(f"iteration-{finished + 1}") is not None:
+        while RunDir(entry.folder).iteration(finished + 1) is not None:
             finished += 1
         if not finished:
             return self._compile(replace(entry, method=entry.before), bench)
@@ -315,7 +329,7 @@ class _Run:
         with ExperienceLibrary(self.folder.path / "tests.sqlite") as library:
             found = {trajectory.sample: trajectory for trajectory in library.trajectories(run=run)}
             tasks = [Rollout(example, place) for place, example in enumerate(self._test) if place not in found]
-            path = self._work(seed) / f"{slug(name)}.tested.json"
+            path = self._work(seed) / f"{file_name(name)}.tested.json"
             with metered(path, resumes=bool(found)) as ledger:
                 for task, trajectory in rollouts.run_all(program, tasks):
                     library.add(trajectory, task.example)
@@ -370,8 +384,7 @@ class _Run:
     def _spent(self, name: str, seed: int) -> Spent:
         """What a cell that failed had used."""
         entry = self.experiment.offer(self._bench(seed, self._work(seed), None))[name]
-        path = entry.folder / _COUNT
-        return Spent(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else Spent()
+        return read_spent(entry.folder / _COUNT)
 
     def _bench(self, seed: int, folder: Path, tracker: Tracker | None) -> Bench:
         return Bench(self.task, self.lm, seed, folder, tracker, self.trainer)
@@ -387,6 +400,10 @@ class _Run:
             limit=self.task.limit,
             is_own_lm=self.is_own_lm,
         )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
 
 
 def _stage(name: str, seed: int) -> str:

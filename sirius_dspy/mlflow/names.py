@@ -7,9 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from sirius_dspy.redact import hide_keys
+from sirius_dspy.run_dir import hashed_name
 
 MAX_VALUE = 6000
 """Characters of a parameter value that MLflow keeps; it warns about longer ones."""
+
+
+_PATH = re.compile(r"(?=.{1,100}\Z)[A-Za-z_]\w*(\.\w+)*(?<!\.[0-9a-f]{12})\Z", re.ASCII)
+"""A path of attributes, which has no hyphens; the end must not look like that of a name with a hash."""
 
 
 def cleaned(values: Mapping[str, Any]) -> dict[str, str]:
@@ -23,8 +28,16 @@ def key_of(name: str) -> str:
 
 
 def slug(name: str) -> str:
-    """A name for LoggedModels and files: MLflow refuses dots, slashes, colons, per cent signs and quotes there."""
+    """A name for LoggedModels: MLflow refuses dots, slashes, colons, per cent signs and quotes there."""
     return re.sub(r"[^\w-]+", "_", name)[:200]
+
+
+def agent_name(agent: str) -> str:
+    """An agent as a part of a LoggedModel's name that no other agent has.
+
+    The dots of a path of attributes, as `writer.predict`, become hyphens; any other name gets a hash.
+    """
+    return agent.replace(".", "-") if _PATH.match(agent) else hashed_name(agent)
 
 
 def quoted(value: str) -> str:

@@ -18,13 +18,14 @@ from typing import Any
 
 from sirius_dspy.fetch import without_password
 from sirius_dspy.mlflow.curves import Point
-from sirius_dspy.mlflow.names import slug
+from sirius_dspy.mlflow.names import agent_name, slug
 from sirius_dspy.mlflow.results import copy_library, copy_text, make_report, sqlite_file
 from sirius_dspy.mlflow.sample import RepairStory
 from sirius_dspy.mlflow.store import Connection, DataRef, Store, origin
 from sirius_dspy.mlflow.traces import Traces, repair_span, rollout_span
 from sirius_dspy.redact import hide_keys, redact, without_secrets
 from sirius_dspy.report import render_markdown
+from sirius_dspy.run_dir import file_name
 from sirius_dspy.track import CompileEnded, CompileStarted, Curated, Evaluated, IterationEnded, Trained
 from sirius_dspy.trajectory import Trajectory, digest
 
@@ -124,7 +125,7 @@ class Recorder:
         self._curated[event.iteration, event.agent] = event, DataRef(event.agent, _file_digest(event.path))
         if self._iteration(event.iteration, when):
             with tempfile.TemporaryDirectory(prefix="sirius-mlflow-") as folder:
-                copied = copy_text(event.path, Path(folder), f"{slug(event.agent)}.jsonl")
+                copied = copy_text(event.path, Path(folder), f"{file_name(event.agent)}.jsonl")
                 self.store.upload(self.root, copied, f"training_sets/iteration-{event.iteration}")
 
     def trained(self, event: Trained, points: Sequence[Point], when: int) -> None:
@@ -282,7 +283,7 @@ class Recorder:
         }
         model = self._model(
             run,
-            f"agent-{slug(event.agent)}",
+            f"agent-{agent_name(event.agent)}",
             "sirius-agent",
             params=about,
             tags=tags,

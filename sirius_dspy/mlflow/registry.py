@@ -19,8 +19,9 @@ from sirius_dspy.checkpoint import save, save_agent, verify
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.fetch import MODEL_ID
 from sirius_dspy.mlflow.files import write_agent, write_program
-from sirius_dspy.mlflow.names import cleaned, slug
+from sirius_dspy.mlflow.names import agent_name, cleaned, slug
 from sirius_dspy.mlflow.store import check_installed, experiment_id, open_client
+from sirius_dspy.run_dir import file_name
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def register(
         place = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, experiment)
         desk = _Desk(client, str(place), run_id, Path(temporary), {**_result_tags(manifest), **(tags or {})})
         parts = {
-            agent: desk.store_agent(f"{name}-{slug(agent)}", agent, folder, manifest)
+            agent: desk.store_agent(f"{name}-{agent_name(agent)}", agent, folder, manifest)
             for agent in (manifest["agents"] if agents else ())
         }
         whole = desk.store_program(name, folder, manifest, code_paths, parts)
@@ -133,7 +134,9 @@ class _Desk:
         params = {"agent": agent, "lm": entry["lm"]["model"], "predictors": ", ".join(entry["predictors"])}
         tags = {"sirius.level": "agent", "sirius.agent": agent}
         with self._new(name, "sirius-agent", params, tags) as (stored, files):
-            write_agent(files, save_agent(checkpoint, agent, self.temporary / slug(name)), model_id=stored.model_id)
+            write_agent(
+                files, save_agent(checkpoint, agent, self.temporary / file_name(name)), model_id=stored.model_id
+            )
         return stored
 
     def register(

@@ -1,8 +1,10 @@
-"""A report as Markdown."""
+"""A report as Markdown. Texts from data are escaped: they are shown as they are, and form no HTML and no Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import html
+import re
+from collections.abc import Iterable
 
 from sirius_dspy.chart import to_mermaid
 from sirius_dspy.report.experience import Experience
@@ -32,17 +34,44 @@ def render_markdown(results: Results, experience: Experience | None = None) -> s
 
 
 def _list(pairs: Iterable[tuple[str, str]], *, quoted: bool = False) -> str:
-    return "\n".join(f"- {label}: `{value}`" if quoted else f"- {label}: {value}" for label, value in pairs)
+    return "\n".join(f"- {label}: {_code(value) if quoted else _escaped(value)}" for label, value in pairs)
 
 
 def _section(table: Table) -> str:
     rule = ["---" if is_text else "---:" for is_text in table.texts]
-    lines = [f"## {table.title}", "", *([table.note, ""] if table.note else []), _line(table.header), _line(rule)]
-    return "\n".join([*lines, *map(_line, table.rows)])
+    note = [table.note, ""] if table.note else []
+    rows = (_line(map(_escaped, row)) for row in table.rows)
+    return "\n".join([f"## {table.title}", "", *note, _line(map(_escaped, table.header)), _line(rule), *rows])
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    """A text within a line."""
+    marked = _MARKUP.sub(r"\\\g<0>", _one_line(text))
+    return html.escape(marked, quote=False)
+
+
+def _code(text: str) -> str:
+    """A text within a line, as code; the quotes are longer than any in it."""
+    line = _one_line(text)
+    longest = max(map(len, re.findall("`+", line)), default=0)
+    quotes = "`" * (longest + 1)
+    space = " " if longest else ""
+    return f"{quotes}{space}{line}{space}{quotes}"
+
+
+def _one_line(text: str) -> str:
+    """Line breaks as spaces, and other control characters as the sign for what cannot be shown."""
+    return _CONTROL.sub("\ufffd", _BREAK.sub(" ", text))
+
+
+_BREAK = re.compile(r"[\n\r\t\v\f\x1c-\x1e\x85\u2028\u2029]+")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+"""What Markdown would take for more than a letter; a single underscore within a word is none."""
 
 
 def _flows(experience: Experience) -> list[str]:

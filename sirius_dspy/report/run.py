@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,16 +26,17 @@ def read_results(run_dir: Path | str, library: ExperienceLibrary | None = None) 
 
     Raises:
         RunMismatchError: No compile has begun in the folder.
+        RunDamagedError: A file of it is damaged.
     """
     folder = RunDir(Path(run_dir))
-    record = folder.path / "run.json"
-    if not record.is_file():
+    identity = folder.shown_identity()
+    if identity is None:
         raise RunMismatchError(
             f"{str(run_dir)!r} is not the folder of a compile: it has no `run.json`. Pass the `run_dir` that the "
             "compile was given."
         )
-    results = folder.finished("results") or _unfinished(folder, json.loads(record.read_text("utf-8")), library)
-    test = folder.finished("test")
+    results = folder.results() or _unfinished(folder, identity, library)
+    test = folder.test()
     return results if test is None else {**results, "test": test}
 
 
@@ -75,14 +75,14 @@ def _unfinished(folder: RunDir, identity: Results, library: ExperienceLibrary | 
 
 def _finished_iterations(folder: RunDir) -> Iterator[dict[str, Any]]:
     number = 1
-    while (entry := folder.finished(f"iteration-{number}")) is not None:
+    while (entry := folder.iteration(number)) is not None:
         yield entry
         number += 1
 
 
 def _finished_jobs(folder: RunDir, iteration: int, agents: Iterable[str]) -> dict[str, Any]:
     """Agent name to its fine-tuning job, of an iteration that has not finished."""
-    jobs = {agent: folder.finished(f"train-{iteration}-{agent}") for agent in agents}
+    jobs = {agent: folder.job(iteration, agent) for agent in agents}
     return {agent: job for agent, job in jobs.items() if job is not None}
 
 

@@ -70,6 +70,7 @@ def write_run_report(
 
     Raises:
         RunMismatchError: No compile has begun in the folder.
+        RunDamagedError: A file of it is damaged.
         LibraryError: As for `write_report`.
         MissingDependencyError: Matplotlib is absent; Markdown is written by then.
     """
