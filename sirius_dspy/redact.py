@@ -192,11 +192,17 @@ def _forms(found: Iterable[Credential]) -> tuple[str, ...]:
     forms: set[str] = set()
     for item in found:
         text = item.text
-        forms |= {text, repr(text)[1:-1], html.escape(text), quote(text, safe=""), quote(text), quote_plus(text)}
+        forms |= {text, repr(text)[1:-1], html.escape(text), *_quoted(text)}
         escaped = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
         forms |= escaped | {json.dumps(form)[1:-1] for form in escaped}  # JSON in JSON, as in logs of requests
         forms.add(base64.b64encode(text.encode("utf-8", "surrogatepass")).decode())
     return tuple(sorted(forms, key=lambda form: (-len(form), form)))
+
+
+def _quoted(text: str) -> set[str]:
+    """As in addresses, where halves of surrogate pairs cannot stand at all."""
+    encoded = text.encode("utf-8", "surrogatepass")
+    return {quote(encoded, safe=""), quote(encoded), quote_plus(encoded)}
 
 
 # Taking them out
