@@ -108,7 +108,7 @@ class Curator:
             program: Whose predictors' signatures, and whose adapter (DSPy's setting), make the prompts.
             trajectories: Scored runs, good and bad; they are read once, in any order.
             agents: Agent name to the predictors that share its weights.
-            threshold: A step counts for its agent if the agent's reward is at least this.
+            threshold: A step counts for its agent if the run ended and the agent's reward is at least this.
             seed: Decides the order of the rows, and which stay where there are too many.
         """
         probe = PromptProbe(program)
@@ -117,7 +117,7 @@ class Curator:
         dropped: dict[str, Counter[str]] = {agent: Counter() for agent in agents}
         for trajectory, step in _steps(trajectories):
             agent = agent_of.get(step.predictor)
-            if agent is None or trajectory.reward_of(agent, step.predictor) < threshold:
+            if agent is None or not trajectory.succeeded_for(agent, step.predictor, threshold=threshold):
                 continue
             row, reason = _row(probe, trajectory, step)
             if row is None:

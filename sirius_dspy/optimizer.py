@@ -16,7 +16,7 @@ from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.loop import Loop
 from sirius_dspy.repair import Augmenter, CriticAugmenter
-from sirius_dspy.rollout import Metric, takes_trace
+from sirius_dspy.rollout import Metric, check_metric
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.track import Tracker
 from sirius_dspy.train import ProviderTrainer, Trainer
@@ -36,7 +36,8 @@ class SiriuS(Teleprompter):
     Args:
         metric: `metric(example, prediction, trace=None)`, giving a number, a bool, or a `dspy.Prediction` with `score`
             and, where agents have rewards of their own (a game), `rewards={agent: number}`.
-        threshold: A run succeeded if its reward is at least this. 1.0 fits right-or-wrong metrics.
+        threshold: A run succeeded if its reward is at least this; one that broke never did. 1.0 fits right-or-wrong
+            metrics.
         iterations: T in the paper.
         samples: Runs per example and iteration (max_sol in the paper). The first uses the LMs as they are, the others
             `temperature`.
@@ -63,6 +64,12 @@ class SiriuS(Teleprompter):
         run_dir: Everything that was finished is here, and the same `compile` call goes on from it after any
             interruption. By default a new folder under `sirius_runs/`.
         num_threads: Runs at a time; DSPy's setting by default.
+        retries: Tries after the first for an LM call that fails in the LM or the network, with growing waits that are
+            never shorter than the server asks for. Those that the LM object makes by itself count.
+        call_timeout_s: Seconds that one LM call may take; `None` is for ever.
+        run_timeout_s: Seconds that one run of the program may take; `None` is for ever.
+        max_unfinished: Examples whose runs or repairs may stay without an end in one stage before the compile stops
+            and names them. Validation is always complete.
         seed: Decides rollout ids, the order of rows, and what a trainer does with it.
 
     Examples:
@@ -100,6 +107,10 @@ class SiriuS(Teleprompter):
         library: ExperienceLibrary | None = None,
         run_dir: str | Path | None = None,
         num_threads: int | None = None,
+        retries: int = 4,
+        call_timeout_s: float | None = 600.0,
+        run_timeout_s: float | None = 3600.0,
+        max_unfinished: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -124,6 +135,10 @@ class SiriuS(Teleprompter):
         self.library = library
         self.run_dir = run_dir
         self.num_threads = num_threads
+        self.retries = retries
+        self.call_timeout_s = call_timeout_s
+        self.run_timeout_s = run_timeout_s
+        self.max_unfinished = max_unfinished
         self.seed = seed
 
     def get_params(self) -> dict[str, Any]:
@@ -153,10 +168,13 @@ class SiriuS(Teleprompter):
         Raises:
             UnpreparedProgramError: The program, its LMs or the adapter do not fit; nothing was paid for.
             DatasetError: The examples do not fit; nothing was paid for.
-            MetricError: The metric returned something that is not a finite number.
+            MetricError: The metric returned something that is not a finite number, or raised in all of the first runs.
+            ProgramError: The program raised the same exception in all of the first runs.
             RunMismatchError: `run_dir` belongs to a compile with other settings, data or program.
             NoSuccessError: No run succeeded in the first iteration.
-            RolloutError: The LM refused for credentials, credit or configuration. Call again to go on.
+            RolloutError: The LM refused for credentials, credit or configuration, or failed or kept silent again and
+                again. Call again to go on.
+            UnfinishedError: Some runs did not end, because the LM or the network failed. Call again to run them.
             TrainingError: A fine-tuning job failed. Call again to go on.
         """
         job = self._prepared(student, trainset, teacher, valset)
@@ -170,7 +188,7 @@ class SiriuS(Teleprompter):
         if valset is None:
             prepare.warn_about_valset()
         val = train if valset is None else prepare.check_examples(valset, "valset")
-        takes_trace(self.metric)
+        check_metric(self.metric)
         adapter = dspy.settings.adapter or dspy.ChatAdapter()
         check_adapter(adapter)
         agents = prepare.resolve_agents(student, self.agents, mixed=self.mixed, frozen=self.frozen)
@@ -211,6 +229,13 @@ class SiriuS(Teleprompter):
         for name in ("iterations", "samples"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UnpreparedProgramError(f"`{name}` is {getattr(self, name)!r}, expected a whole number from 1.")
+        for name in ("retries", "max_unfinished"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise UnpreparedProgramError(f"`{name}` is {getattr(self, name)!r}, expected a whole number from 0.")
+        for name in ("call_timeout_s", "run_timeout_s"):
+            limit = getattr(self, name)
+            if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
+                raise UnpreparedProgramError(f"`{name}` is {limit!r}, expected seconds above 0, or None.")
         if self.max_repairs is not None and self.max_repairs < 0:
             raise UnpreparedProgramError(f"`max_repairs` is {self.max_repairs!r}, expected a number from 0, or None.")
         if self.train_from not in ("base", "current"):

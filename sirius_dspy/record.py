@@ -27,6 +27,7 @@ from dspy.adapters.base import Adapter
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy.errors import ReplayDivergedError, UnrecordableCallError
+from sirius_dspy.failures import Tries, current_watch, timed_run
 from sirius_dspy.redact import redact
 from sirius_dspy.trajectory import (
     Edit,
@@ -70,6 +71,8 @@ class Recording:
     seconds: float
     edited: int | None = None
     """Position of the edited step, in a replay."""
+    faults: tuple[Exception, ...] = ()
+    """What live calls raised, also where the program caught it."""
 
     @property
     def failure(self) -> Failure | None:
@@ -213,7 +216,9 @@ class _Tape:
         self.program = program
         self.sampling = sampling
         self.trace: list[Any] = []
+        self.watch = current_watch()
         self._steps: list[Step] = []
+        self._faults: list[Exception] = []
         self._lock = threading.Lock()  # protects the clock, the counters and the list: calls may run in parallel
         self._clock = 0
         self._occurrences: Counter[str] = Counter()
@@ -230,7 +235,7 @@ class _Tape:
         marks = self._history_marks()
         self._clock_started = time.perf_counter()
         adapter = _TapAdapter(dspy.settings.adapter or dspy.ChatAdapter(), self)
-        with dspy.context(adapter=adapter, trace=self.trace, disable_history=True):
+        with timed_run(), dspy.context(adapter=adapter, trace=self.trace, disable_history=True):
             yield
         self._refuse_raw_threads(marks)
 
@@ -260,6 +265,8 @@ class _Tape:
         with self._lock:
             ended = self._clock
             self._clock += 1
+            if error is not None and call.source == "live":
+                self._faults.append(error)
             self._steps.append(
                 Step(
                     call.predictor,
@@ -302,7 +309,7 @@ class _Tape:
         steps = tuple(sorted(self._steps, key=lambda step: step.started))
         self._refuse_own_adapters(steps)
         seconds = time.perf_counter() - self._clock_started
-        return Recording(steps, prediction, self.trace, error, seconds)
+        return Recording(steps, prediction, self.trace, error, seconds, faults=tuple(self._faults))
 
     def _name(self, predictor: Any) -> str:
         """The predictor's name. Copies that dspy.Refine and dspy.BestOfN make are found by `stage`, which they keep."""
@@ -450,7 +457,7 @@ class _TapAdapter(Adapter):
             if (outputs := self.tape.canned(call, signature)) is None:
                 demos, kwargs = self._asking(call, demos, lm_kwargs)
                 with _metered(call):
-                    outputs = self.base(lm, kwargs, signature, demos, inputs)
+                    outputs = self._tries(lm).call(lambda: self.base(lm, {**kwargs}, signature, demos, inputs))
             written.append(outputs)
         return outputs
 
@@ -464,9 +471,14 @@ class _TapAdapter(Adapter):
             if (outputs := self.tape.canned(call, signature)) is None:
                 demos, kwargs = self._asking(call, demos, lm_kwargs)
                 with _metered(call):
-                    outputs = await self.base.acall(lm, kwargs, signature, demos, inputs)
+                    outputs = await self._tries(lm).acall(
+                        lambda: self.base.acall(lm, {**kwargs}, signature, demos, inputs)
+                    )
             written.append(outputs)
         return outputs
+
+    def _tries(self, lm: Any) -> Tries:
+        return Tries(self.tape and self.tape.watch, lm)
 
     def _asking(self, call: _Call, demos: list[Any], lm_kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         if self.tape is None:
