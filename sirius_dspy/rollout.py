@@ -215,10 +215,9 @@ class Rollouts:
             if fault_of(error) == "passing":
                 raise UnfinishedError("The metric's LM failed.") from error
             logger.debug("The metric raised on an example; it counts as failed.", exc_info=True)
-            failure = describe(error)
-            return Scored(
-                Score(self.broken_reward), Failure(f"{METRIC_RAISED}{failure.kind}", failure.message), error, plain
-            )
+            raised = describe(error)
+            failure = Failure(f"{METRIC_RAISED}{raised.kind}", raised.message)
+            return Scored(Score(self.broken_reward), failure, error, plain)
         score = to_score(value, example)
         self._check_agents(score, program)
         return Scored(score, None, None, plain)
@@ -323,7 +322,11 @@ def call_metric(metric: Metric, example: dspy.Example, prediction: Any, trace: A
     """Call a metric that takes (example, prediction, trace) or only (example, prediction).
 
     Without a trace it is called with two arguments if it can be, as `dspy.Evaluate` does.
+
+    Raises:
+        MetricError: It takes neither.
     """
+    check_metric(metric)
     if takes(metric, 3) and (trace is not None or not takes(metric, 2)):
         return metric(example, prediction, trace)
     return metric(example, prediction)

@@ -15,10 +15,11 @@ PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
     ("chart", "errors", "redact", "signatures", "stats", "trajectory"),
-    ("run_dir",),
-    ("adapter", "graph", "leak", "local", "migrations", "record", "track", "train"),
+    ("failures", "parallel", "run_dir", "standing"),
+    ("adapter", "bugs", "graph", "leak", "local", "migrations", "record", "track", "train"),
+    ("attempts",),
     ("curate", "database", "fetch", "prepare", "progress", "rollout"),
-    ("checkpoint", "evaluate", "library", "repair"),
+    ("checkpoint", "evaluation", "library", "repair"),
     ("report", "summary"),
     ("mlflow",),
     ("loop",),
