@@ -24,7 +24,7 @@ from typing import Any, cast
 
 import dspy
 from dspy.adapters.base import Adapter
-from dspy.utils.exceptions import AdapterParseError
+from dspy.utils.exceptions import AdapterParseError, LMProviderError
 
 from sirius_dspy.errors import ReplayDivergedError, UnrecordableCallError
 from sirius_dspy.failures import Tries, current_watch, timed_run
@@ -199,12 +199,15 @@ class _Meter:
     def __init__(self, parent: Any) -> None:
         self.parent = parent
         self.usage = Usage()
+        self.is_void = False
+        """Whether the last answer came without any token count."""
         self._lock = threading.Lock()  # protects the sum: a program may call LMs from several threads
 
     def add_usage(self, lm: str, entry: Mapping[str, Any]) -> None:
         used = Usage(1, int(entry.get("prompt_tokens") or 0), int(entry.get("completion_tokens") or 0))
         with self._lock:
             self.usage += used
+            self.is_void = not used.prompt_tokens and not used.completion_tokens
         if self.parent is not None:
             self.parent.add_usage(lm, entry)
 
@@ -456,8 +459,14 @@ class _TapAdapter(Adapter):
         with self._written(call) as written:
             if (outputs := self.tape.canned(call, signature)) is None:
                 demos, kwargs = self._asking(call, demos, lm_kwargs)
-                with _metered(call):
-                    outputs = self._tries(lm).call(lambda: self.base(lm, {**kwargs}, signature, demos, inputs))
+                with _metered(call) as meter:
+
+                    def ask() -> list[dict[str, Any]]:
+                        with _refused_if_void(lm, kwargs, meter) as found:
+                            found += self.base(lm, {**kwargs}, signature, demos, inputs)
+                        return found
+
+                    outputs = self._tries(lm).call(ask)
             written.append(outputs)
         return outputs
 
@@ -470,15 +479,19 @@ class _TapAdapter(Adapter):
         with self._written(call) as written:
             if (outputs := self.tape.canned(call, signature)) is None:
                 demos, kwargs = self._asking(call, demos, lm_kwargs)
-                with _metered(call):
-                    outputs = await self._tries(lm).acall(
-                        lambda: self.base.acall(lm, {**kwargs}, signature, demos, inputs)
-                    )
+                with _metered(call) as meter:
+
+                    async def ask() -> list[dict[str, Any]]:
+                        with _refused_if_void(lm, kwargs, meter) as found:
+                            found += await self.base.acall(lm, {**kwargs}, signature, demos, inputs)
+                        return found
+
+                    outputs = await self._tries(lm).acall(ask)
             written.append(outputs)
         return outputs
 
     def _tries(self, lm: Any) -> Tries:
-        return Tries(self.tape and self.tape.watch, lm)
+        return Tries(None if self.tape is None else self.tape.watch, lm)
 
     def _asking(self, call: _Call, demos: list[Any], lm_kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         if self.tape is None:
@@ -509,11 +522,33 @@ class _TapAdapter(Adapter):
 
 
 @contextmanager
-def _metered(call: _Call) -> Iterator[None]:
+def _refused_if_void(lm: Any, kwargs: dict[str, Any], meter: _Meter) -> Iterator[list[dict[str, Any]]]:
+    """Refuse an empty text that a server sent without a token count: its body was JSON, but no reply.
+
+    DSPy takes `{}` for an empty text and caches it, so that the next try has to pass the cache by.
+
+    Raises:
+        LMProviderError: It was.
+    """
+    meter.is_void, outputs = False, []
+    try:
+        yield outputs
+        text: Any = "".join(str(value or "") for output in outputs for value in output.values())
+    except AdapterParseError as error:
+        text = error.lm_response
+        if text or not meter.is_void or not isinstance(getattr(lm, "_engine_spec", None), str):
+            raise
+    if not text and meter.is_void and isinstance(getattr(lm, "_engine_spec", None), str):
+        kwargs["cache"] = False
+        raise LMProviderError("The server sent a body without a reply in it.", model=lm.model, status=200)
+
+
+@contextmanager
+def _metered(call: _Call) -> Iterator[_Meter]:
     meter = _Meter(dspy.settings.get("usage_tracker"))
     with dspy.context(usage_tracker=meter):
         try:
-            yield
+            yield meter
         finally:
             call.usage = meter.usage
 

@@ -656,7 +656,7 @@ def test_a_prompt_that_is_too_long_is_that_examples_own():
 # A server that fails
 
 
-KINDS = ("500", "429", "reset", "broken", "empty", "cut")
+KINDS = ("500", "429", "reset", "broken", "empty", "void", "cut")
 
 
 def served(server, data, run_dir, **settings):
@@ -667,7 +667,7 @@ def served(server, data, run_dir, **settings):
 
 
 def test_faults_of_a_server_change_nothing(tmp_path):
-    data = questions(18)
+    data = questions(21)
     with FaultServer(hand_on, retry_after=0.01) as server:
         served(server, data, tmp_path / "whole")
         kinds = {item.question: KINDS[n % len(KINDS)] for n, item in enumerate(data)}

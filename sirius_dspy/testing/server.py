@@ -17,12 +17,15 @@ import dspy
 
 from sirius_dspy.testing.engine import Prompt
 
-FaultKind = Literal["500", "429", "reset", "broken", "empty", "cut", "hang", "401", "402", "404"]
+FaultKind = Literal["500", "429", "reset", "broken", "empty", "void", "cut", "hang", "401", "402", "404"]
 """What a server does instead of answering: states of HTTP; `reset`, the connection is reset; `broken`, state 200 with a
-body that is no JSON; `empty`, without one; `cut`, the connection closes within the body; `hang`, it never answers."""
+body that is no JSON; `empty`, without one; `void`, with one that has no reply in it; `cut`, the connection closes within
+the body; `hang`, it never answers."""
 
 Faults = Callable[[Prompt, int], FaultKind | None]
 """What to do with a request: it gets the prompt and how often the same was asked before."""
+
+_BODIES = {"broken": b"<html>Bad Gateway</html>", "empty": b"", "void": b'{"object": "chat.completion"}'}
 
 _STATES = {"500": 500, "429": 429, "401": 401, "402": 402, "404": 404}
 
@@ -116,7 +119,7 @@ class FaultServer:
             self._closing.wait()
             handler.close_connection = True
         else:
-            _send(handler, 200, b"" if fault == "empty" else b"<html>Bad Gateway</html>")
+            _send(handler, 200, _BODIES[fault])
 
 
 class _Listener(ThreadingHTTPServer):
