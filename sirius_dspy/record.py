@@ -530,7 +530,8 @@ def _refused_if_void(lm: Any, kwargs: dict[str, Any], meter: _Meter) -> Iterator
     Raises:
         LMProviderError: It was.
     """
-    meter.is_void, outputs = False, []
+    outputs: list[dict[str, Any]] = []
+    meter.is_void = False
     try:
         yield outputs
         text: Any = "".join(str(value or "") for output in outputs for value in output.values())

@@ -19,8 +19,8 @@ from sirius_dspy.testing.engine import Prompt
 
 FaultKind = Literal["500", "429", "reset", "broken", "empty", "void", "cut", "hang", "401", "402", "404"]
 """What a server does instead of answering: states of HTTP; `reset`, the connection is reset; `broken`, state 200 with a
-body that is no JSON; `empty`, without one; `void`, with one that has no reply in it; `cut`, the connection closes within
-the body; `hang`, it never answers."""
+body that is no JSON; `empty`, without one; `void`, with one that has no reply in it; `cut`, the connection closes in
+the middle of the body; `hang`, it never answers."""
 
 Faults = Callable[[Prompt, int], FaultKind | None]
 """What to do with a request: it gets the prompt and how often the same was asked before."""
