@@ -12,7 +12,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -210,15 +210,16 @@ class Loop:
 
         unfinished: list[tuple[dspy.Example, Unfinished]] = []
         outcomes = attempt_all(repaired, failed, self.settings.num_threads, patience=self.patience, health=self.health)
-        for trajectory, outcome in outcomes:
-            if isinstance(outcome, Broken):
-                broken = self._unfinished_repair(trajectory, outcome)
-                unfinished.append((self.train_examples[trajectory.example_key], broken))
-                self.library.add_unfinished(broken)
-                continue
-            repair, trajectories = outcome
-            self.library.add_repair(repair, trajectories)
-            self.tracker.on_repaired(Repaired(iteration, repair, trajectories, trajectory))
+        with closing(outcomes):  # an interrupt keeps this frame alive, but must not leave repairs under way
+            for trajectory, outcome in outcomes:
+                if isinstance(outcome, Broken):
+                    broken = self._unfinished_repair(trajectory, outcome)
+                    unfinished.append((self.train_examples[trajectory.example_key], broken))
+                    self.library.add_unfinished(broken)
+                    continue
+                repair, trajectories = outcome
+                self.library.add_repair(repair, trajectories)
+                self.tracker.on_repaired(Repaired(iteration, repair, trajectories, trajectory))
         report_unfinished(unfinished, self.settings.max_unfinished)
 
     def _check_repair(self, repair: Repair) -> None:
