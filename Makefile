@@ -17,7 +17,7 @@ help:
 	@echo 'make check       ruff and mypy'
 	@echo 'make docs        the documentation, in site/'
 	@echo 'make notebooks   runs the notebooks and keeps what they show (ARGS=01_quickstart)'
-	@echo 'make benchmarks  what recording and tracking cost, and the local engine against its own parts'
+	@echo 'make benchmarks  what recording and tracking cost, a failing server, the local engine against its own parts'
 	@echo
 	@echo 'The first of them builds .venv with PYTHON ($(PYTHON)). On Linux, the torch of the public index brings CUDA;'
 	@echo "smaller: make demo PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
@@ -42,6 +42,7 @@ notebooks: .venv/stamp
 
 benchmarks: .venv/stamp
 	$(BIN)/python -m benchmarks.recording
+	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.tracking --latency 0.3 --repeats 1
 	$(BIN)/python -m benchmarks.local_engine
 

@@ -16,7 +16,7 @@ import dspy
 
 from programs import needle_haystack
 from sirius_dspy import CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
-from sirius_dspy.evaluate import Evaluation, evaluate, with_lms
+from sirius_dspy.evaluation import Evaluation, evaluate, with_lms
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.track import Tracker
 

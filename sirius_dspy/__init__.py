@@ -4,7 +4,7 @@ from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.chart import to_mermaid, to_svg
 from sirius_dspy.checkpoint import load, save
 from sirius_dspy.curate import Curator
-from sirius_dspy.evaluate import Evaluation, evaluate
+from sirius_dspy.evaluation import Evaluation, evaluate
 from sirius_dspy.graph import Agent, AgentGraph, data_flow
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.local import LocalLM, LoraOptions

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError, LMProviderError
 
 from sirius_dspy.plain import canonical, digest, to_plain
 from sirius_dspy.trajectory import Usage
@@ -43,13 +44,16 @@ class Listener:
         self.parent = parent
         self.usage = Usage()
         self.requests: list[Request] = []
-        self._lock = threading.Lock()  # protects the two above: a program may call LMs from several threads
+        self.is_void = False
+        """Whether the last answer came without any token count."""
+        self._lock = threading.Lock()  # protects the three above: a program may call LMs from several threads
 
     def add_usage(self, lm: str, entry: Mapping[str, Any]) -> None:
         """DSPy's method: one answered request; answers from a cache are not told."""
         used = Usage(1, int(entry.get("prompt_tokens") or 0), int(entry.get("completion_tokens") or 0))
         with self._lock:
             self.usage += used
+            self.is_void = not used.prompt_tokens and not used.completion_tokens
         if self.parent is not None:
             self.parent.add_usage(lm, entry)
 
@@ -77,6 +81,30 @@ def alias_of(lm: Any) -> Any:
     alias = object.__new__(_aliased(kind))
     object.__setattr__(alias, "__dict__", vars(lm))
     return alias
+
+
+@contextmanager
+def refused_if_void(lm: Any, kwargs: dict[str, Any], listener: Listener) -> Iterator[list[dict[str, Any]]]:
+    """Refuse an empty text that a server sent without a token count: its body was JSON, but no reply.
+
+    DSPy takes `{}` for an empty text and caches it, so that the next try has to pass the cache by.
+
+    Raises:
+        LMProviderError: It was.
+    """
+    outputs: list[dict[str, Any]] = []
+    listener.is_void = False
+    has_server = isinstance(getattr(lm, "_engine_spec", None), str)
+    try:
+        yield outputs
+        text: Any = "".join(str(value or "") for output in outputs for value in output.values())
+    except AdapterParseError as error:
+        text = error.lm_response
+        if text or not listener.is_void or not has_server:
+            raise
+    if not text and listener.is_void and has_server:
+        kwargs["cache"] = False
+        raise LMProviderError("The server sent a body without a reply in it.", model=lm.model, status=200)
 
 
 @lru_cache(maxsize=128)

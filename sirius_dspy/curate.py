@@ -136,7 +136,7 @@ class Curator:
             program: Whose predictors' signatures, and whose adapter (DSPy's setting), make the prompts.
             trajectories: Scored runs, good and bad; they are read once, in any order.
             agents: Agent name to the predictors that share its weights.
-            threshold: A step counts for its agent if the agent's reward is at least this.
+            threshold: A step counts for its agent if the run ended and the agent's reward is at least this.
             seed: Decides the order of the rows, and which stay where there are too many.
             is_own: Whether an agent's LM, or its teacher, answered a step; what another LM answered teaches nobody.
         """
@@ -146,7 +146,7 @@ class Curator:
         dropped: dict[str, Counter[str]] = {agent: Counter() for agent in agents}
         for trajectory, step in _steps(trajectories):
             agent = agent_of.get(step.predictor)
-            if agent is None or trajectory.reward_of(agent, step.predictor) < threshold:
+            if agent is None or not trajectory.succeeded_for(agent, step.predictor, threshold=threshold):
                 continue
             if not is_own(trajectory, step):
                 dropped[agent]["answered by another LM"] += 1

@@ -5,7 +5,8 @@ SiriuSError
 │   └── SettingsError                      a setting is of the wrong kind or out of its range
 ├── GraphError             (ValueError)    agents that do not form a graph, or a graph called with other inputs
 ├── DatasetError           (ValueError)    the examples cannot be used as given
-├── MetricError            (ValueError)    the metric did not return a number
+├── MetricError            (ValueError)    the metric did not return a number, or raised in every run
+├── AugmenterError         (ValueError)    a repair edits what is no part of the program
 ├── RunMismatchError       (ValueError)    a run directory belongs to another compile
 ├── UnreadableValueError   (ValueError)    a stored value cannot be made again
 ├── RunDirError            (OSError)       a run directory cannot be used
@@ -13,7 +14,10 @@ SiriuSError
 ├── UnrecordableCallError  (RuntimeError)  the program made LM calls that recording cannot see
 ├── ReplayDivergedError    (RuntimeError)  a rerun did not repeat its recording
 ├── NoSuccessError         (RuntimeError)  nothing to learn from
+├── ProgramError           (RuntimeError)  the program raised the same exception in every run
 ├── RolloutError           (RuntimeError)  the LM or its account failed, not one example
+├── UnfinishedError        (RuntimeError)  some runs did not end, because the LM or the network failed
+├── TimeLimitError         (TimeoutError)  an LM call or a run took longer than its limit
 ├── PromptTooLongError     (ValueError)    one prompt does not fit into a local model's context window
 ├── TrainingError          (RuntimeError)  a trainer gave up on an agent
 ├── LibraryError           (RuntimeError)  the experience library cannot be used
@@ -26,6 +30,7 @@ SiriuSError
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +61,11 @@ class DatasetError(SiriuSError, ValueError):
 
 
 class MetricError(SiriuSError, ValueError):
-    """The metric returned something that is not a finite number."""
+    """The metric returned something that is not a finite number, or rewards of unknown agents, or raised every time."""
+
+
+class AugmenterError(SiriuSError, ValueError):
+    """An augmenter gave a repair that cannot be of this program."""
 
 
 class RunMismatchError(SiriuSError, ValueError):
@@ -95,8 +104,30 @@ class NoSuccessError(SiriuSError, RuntimeError):
     """No rollout and no repair succeeded, so there is nothing to fine-tune on."""
 
 
+class ProgramError(SiriuSError, RuntimeError):
+    """The first runs of the program all raised the same exception at the same place: a bug, and no example's fault."""
+
+
 class RolloutError(SiriuSError, RuntimeError):
-    """The LM failed in a way that every example would share: credentials, quota, configuration."""
+    """The LM failed in a way that every example would share: credentials, quota, configuration, an outage."""
+
+
+class UnfinishedError(SiriuSError, RuntimeError):
+    """Some runs did not end, because the LM or the network failed. The same `compile` call runs them again.
+
+    Attributes:
+        examples: Content keys of their examples; see `sirius_dspy.trajectory.example_key`.
+        reasons: What failed, and in how many runs.
+    """
+
+    def __init__(self, message: str, *, examples: Sequence[str] = (), reasons: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.examples = tuple(examples)
+        self.reasons = dict(reasons or {})
+
+
+class TimeLimitError(SiriuSError, TimeoutError):
+    """An LM call or a run took longer than its limit."""
 
 
 class PromptTooLongError(SiriuSError, ValueError):

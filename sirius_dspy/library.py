@@ -27,6 +27,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sirius_dspy.asked import prompt_text
 from sirius_dspy.database import open_engine, parse_url, public_url, reporting
 from sirius_dspy.errors import LibraryDamagedError, LibraryError
+from sirius_dspy.failures import Unfinished
 from sirius_dspy.migrations import (
     ATTEMPTS,
     EXAMPLES,
@@ -36,6 +37,7 @@ from sirius_dspy.migrations import (
     REQUESTS,
     STEPS,
     TRAJECTORIES,
+    UNFINISHED,
     escaped_name,
 )
 from sirius_dspy.plain import text_digest
@@ -87,11 +89,11 @@ class Filters(TypedDict, total=False):
     """One, or any of several."""
     example_key: str | None
     min_reward: float | None
-    """The least reward, itself included: C(n) of the paper is `min_reward=threshold`."""
+    """The least reward, itself included, of a run that ended: C(n) of the paper is `min_reward=threshold`."""
     max_reward: float | None
     """The greatest reward, itself included."""
     below: float | None
-    """A bound that the reward does not reach: `below=threshold` are the failed runs."""
+    """A bound that the run did not reach, or broke before it could: `below=threshold` are the failed runs."""
     predictor: str | Collection[str] | None
     """A run that called it, or any of several."""
     program: str | None
@@ -109,7 +111,7 @@ class LibraryStats:
     origin: Origin
     num_trajectories: int
     num_successes: int
-    """With `reward >= threshold`."""
+    """That ended with `reward >= threshold`."""
     mean_reward: float
     usage: Usage
     num_steps: Mapping[str, int]
@@ -133,6 +135,10 @@ class Entry:
     failure: Failure | None
     usage: Usage
     seconds: float
+
+    def succeeded(self, threshold: float) -> bool:
+        """Whether the run ended with a reward of at least the threshold; one that broke never did."""
+        return self.failure is None and self.reward >= threshold
 
 
 class ExperienceLibrary:
@@ -290,6 +296,15 @@ class ExperienceLibrary:
 
         self._write(write)
 
+    def add_unfinished(self, unfinished: Unfinished) -> None:
+        """Note that a run did not end; a log, to which every try adds.
+
+        Raises:
+            LibraryError: The database failed.
+        """
+        row = {**asdict(unfinished), "created_at": unfinished.created_at.isoformat()}
+        self._write(lambda connection: connection.execute(UNFINISHED.insert(), row))
+
     # Reading
 
     def get(self, id: str) -> Trajectory:
@@ -377,18 +392,32 @@ class ExperienceLibrary:
         conditions = [REPAIRS.c[name] == value for name, value in wanted.items() if value is not None]
         return self._stream(REPAIRS, conditions, _load_repairs)
 
+    def unfinished(self, *, run: str | None = None, iteration: int | None = None) -> Iterator[Unfinished]:
+        """Stream the runs that did not end, in the order in which they were noted.
+
+        Those that ended in a later try are among them: each of these has a trajectory or a repair as well.
+
+        Args:
+            run: Id of a compile.
+            iteration: Of a compile.
+        """
+        wanted = {"run": run, "iteration": iteration}
+        conditions = [UNFINISHED.c[name] == value for name, value in wanted.items() if value is not None]
+        return self._stream(UNFINISHED, conditions, _load_unfinished)
+
     def pairs(
         self, *, threshold: float, run: str | None = None, iteration: int | None = None
     ) -> Iterator[tuple[Trajectory, Trajectory]]:
         """Stream (failed, repaired) runs of one example, for preference learning.
 
         Args:
-            threshold: Least reward of a success. The first of a pair is below it, the second is not.
+            threshold: Least reward of a success. The first of a pair did not succeed, the second did.
             run: Of the repaired trajectory.
             iteration: Of the repaired trajectory.
         """
         failed = TRAJECTORIES.alias()
-        parent_failed = sa.exists().where(failed.c.id == TRAJECTORIES.c.parent, failed.c.reward < float(threshold))
+        is_failure = sa.or_(failed.c.reward < float(threshold), failed.c.failure.is_not(None))
+        parent_failed = sa.exists().where(failed.c.id == TRAJECTORIES.c.parent, is_failure)
         conditions = _conditions({"run": run, "iteration": iteration, "min_reward": threshold})
         return self._stream(TRAJECTORIES, [*conditions, parent_failed], _load_pairs)
 
@@ -943,6 +972,14 @@ def _load_pairs(connection: sa.Connection, rows: Rows) -> list[tuple[Trajectory,
     return [(failed[row.parent], trajectory) for row, trajectory in zip(rows, repaired, strict=True)]
 
 
+def _load_unfinished(connection: sa.Connection, rows: Rows) -> list[Unfinished]:
+    def load(row: sa.Row[Any]) -> Unfinished:
+        values = {name: value for name, value in row._mapping.items() if name != "number"}
+        return Unfinished(**{**values, "created_at": datetime.fromisoformat(row.created_at)})
+
+    return [load(row) for row in rows]
+
+
 def _load_repairs(connection: sa.Connection, rows: Rows) -> list[Repair]:
     query = sa.select(ATTEMPTS).where(ATTEMPTS.c.repair.in_([row.id for row in rows]))
     found: dict[str, list[Attempt]] = defaultdict(list)
@@ -1012,11 +1049,12 @@ def _conditions(filters: Filters) -> list[sa.ColumnElement[bool]]:
     wanted: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
     conditions = []
     if "min_reward" in wanted:
-        conditions.append(TRAJECTORIES.c.reward >= float(wanted.pop("min_reward")))
+        conditions += [TRAJECTORIES.c.reward >= float(wanted.pop("min_reward")), TRAJECTORIES.c.failure.is_(None)]
     if "max_reward" in wanted:
         conditions.append(TRAJECTORIES.c.reward <= float(wanted.pop("max_reward")))
     if "below" in wanted:
-        conditions.append(TRAJECTORIES.c.reward < float(wanted.pop("below")))
+        is_below = TRAJECTORIES.c.reward < float(wanted.pop("below"))
+        conditions.append(sa.or_(is_below, TRAJECTORIES.c.failure.is_not(None)))
     if "predictor" in wanted:
         conditions.append(_called(wanted.pop("predictor")))
     if "origin" in wanted:
@@ -1036,11 +1074,12 @@ _GROUP = (TRAJECTORIES.c.run, TRAJECTORIES.c.iteration, TRAJECTORIES.c.origin)
 
 def _totals_query(threshold: float) -> sa.Select[Any]:
     columns = TRAJECTORIES.c
+    is_success = sa.and_(columns.reward >= float(threshold), columns.failure.is_(None))
     return (
         sa.select(
             *_GROUP,
             sa.func.count().label("number"),
-            sa.func.sum(sa.case((columns.reward >= float(threshold), 1), else_=0)).label("num_successes"),
+            sa.func.sum(sa.case((is_success, 1), else_=0)).label("num_successes"),
             sa.func.avg(columns.reward).label("mean_reward"),
             *(sa.func.sum(columns[name]).label(name) for name in ("calls", "prompt_tokens", "completion_tokens")),
         )

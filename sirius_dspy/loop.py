@@ -12,23 +12,27 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
 
 from sirius_dspy import prepare
+from sirius_dspy.attempts import Broken, attempt_all
+from sirius_dspy.bugs import BugWatch
 from sirius_dspy.curate import Curator, TrainingSet
 from sirius_dspy.describe import describe, describe_lms
-from sirius_dspy.errors import NoSuccessError, UnpreparedProgramError
+from sirius_dspy.errors import AugmenterError, NoSuccessError, UnfinishedError, UnpreparedProgramError
+from sirius_dspy.failures import Health, Patience, Unfinished
 from sirius_dspy.identity import FORMAT
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.lms import Launches, NotesOutside, follow_context, follow_no_context, with_own_settings
 from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.repair import RepairContext
-from sirius_dspy.rollout import Rollouts, Task, parallel
+from sirius_dspy.rollout import Rollouts, Task, report_unfinished
 from sirius_dspy.run_dir import RunDir
+from sirius_dspy.standing import Standing, floor_of
 from sirius_dspy.summary import Summary
 from sirius_dspy.track import (
     CompileEnded,
@@ -44,7 +48,7 @@ from sirius_dspy.track import (
     TrainingProgress,
 )
 from sirius_dspy.train import Trainer, TrainingRequest
-from sirius_dspy.trajectory import Step, Trajectory, example_key, mean_reward, to_plain
+from sirius_dspy.trajectory import Repair, Step, Trajectory, example_key, to_plain
 
 if TYPE_CHECKING:  # the optimizer imports this module
     from sirius_dspy.optimizer import SiriuS
@@ -87,6 +91,9 @@ class Loop:
         self.tracker = Trackers([self.settings.tracker] if self.settings.tracker else [])
         self.lms: LMs = dict(self.start)
         self.train_examples = prepare.unique(self.trainset)
+        self.patience = Patience(self.settings.retries, self.settings.call_timeout_s, self.settings.run_timeout_s)
+        self.health = Health()
+        self.bugs = {"rollout": BugWatch(), "validation": BugWatch()}
 
     # The whole
 
@@ -149,8 +156,14 @@ class Loop:
 
     def _baseline(self) -> dict[str, Any]:
         """Iteration 0: the student as it came."""
-        score = self._evaluate(0, self.start, "program", candidate=0)
-        return {"iteration": 0, "score": score, "num_val": len(self.valset), "lms": _models(self.start)}
+        standing = self._evaluate(0, self.start, "program", candidate=0)
+        return {
+            "iteration": 0,
+            "score": standing.mean(),
+            "standing": standing.to_plain(),
+            "num_val": len(self.valset),
+            "lms": _models(self.start),
+        }
 
     def _iterate(self, iteration: int) -> dict[str, Any] | None:
         """Collect, repair, curate, fine-tune, promote; `None` if there was nothing to learn from."""
@@ -168,9 +181,9 @@ class Loop:
             jobs = {agent: self._train(iteration, rows) for agent, rows in training_sets.items() if rows.rows}
         trained = {agent: self._trained_lm(agent, job["lm"]) for agent, job in jobs.items()}
         with self._timed("evaluate"):
-            promoted, score = self._promote(iteration, trained)
+            promoted, standing = self._promote(iteration, trained)
         lms = self.lms | promoted
-        return self._entry(iteration, score, lms, jobs, training_sets)
+        return self._entry(iteration, standing, lms, jobs, training_sets)
 
     # The stages
 
@@ -179,7 +192,7 @@ class Loop:
         programs = self.teachers if iteration == 1 and self.teachers else [self.program]
         self._install(self.lms)
         known = {(found.example_key, found.sample): found for found in self._collected(iteration)}
-        solved = {key for (key, _), found in known.items() if found.reward >= self.settings.threshold}
+        solved = {key for (key, _), found in known.items() if found.succeeded(self.settings.threshold)}
         waves = [[sample] for sample in range(self.settings.samples)]
         if not self.settings.until_solved:
             waves = [[sample for wave in waves for sample in wave]]
@@ -191,15 +204,21 @@ class Loop:
                 if (key, sample) not in known and not (self.settings.until_solved and key in solved)
             ]
             self.tracker.on_stage_started(StageStarted(iteration, "collect", len(tasks)))
+            unfinished: UnfinishedError | None = None
             for number, program in enumerate(programs):  # samples go round the teachers
                 own = [task for task in tasks if task.sample % len(programs) == number]
-                for task, trajectory in self._rollouts(iteration).run_all(program, own):
-                    solved |= {task.key[0]} if self._keep(iteration, task, trajectory) else set()
+                try:
+                    for task, trajectory in self._rollouts(iteration).run_all(program, own):
+                        solved |= {task.key[0]} if self._keep(iteration, task, trajectory) else set()
+                except UnfinishedError as error:  # the next teacher's runs do not depend on these, the next wave may
+                    unfinished = error
+            if unfinished is not None:
+                raise unfinished
 
     def _keep(self, iteration: int, task: Task, trajectory: Trajectory) -> bool:
         self.library.add(trajectory, task.example)
         self._note_chosen(trajectory)
-        succeeded = trajectory.reward >= self.settings.threshold
+        succeeded = trajectory.succeeded(self.settings.threshold)
         self.tracker.on_rolled_out(RolledOut(iteration, trajectory, succeeded))
         return succeeded
 
@@ -216,18 +235,58 @@ class Loop:
         self.tracker.on_stage_started(StageStarted(iteration, "repair", len(failed)))
 
         def repaired(trajectory: Trajectory) -> Any:
-            return augmenter.repair(trajectory, self.train_examples[trajectory.example_key], context)
+            found = augmenter.repair(trajectory, self.train_examples[trajectory.example_key], context)
+            self._check_repair(found.repair)
+            return found
 
-        for trajectory, (repair, trajectories) in parallel(repaired, failed, self.settings.num_threads):
-            self.library.add_repair(repair, trajectories)
-            self.tracker.on_repaired(Repaired(iteration, repair, trajectories, trajectory))
+        unfinished: list[tuple[dspy.Example, Unfinished]] = []
+        outcomes = attempt_all(repaired, failed, self.settings.num_threads, patience=self.patience, health=self.health)
+        with closing(outcomes):  # an interrupt keeps this frame alive, but must not leave repairs under way
+            for trajectory, outcome in outcomes:
+                if isinstance(outcome, Broken):
+                    broken = self._unfinished_repair(trajectory, outcome)
+                    unfinished.append((self.train_examples[trajectory.example_key], broken))
+                    self.library.add_unfinished(broken)
+                    continue
+                repair, trajectories = outcome
+                self.library.add_repair(repair, trajectories)
+                self.tracker.on_repaired(Repaired(iteration, repair, trajectories, trajectory))
+        report_unfinished(unfinished, self.settings.max_unfinished)
+
+    def _check_repair(self, repair: Repair) -> None:
+        """Refuse an edit of what is no part of the program, before the repair is stored.
+
+        Raises:
+            AugmenterError: The message names the predictor.
+        """
+        known = [name for names in self.agents.values() for name in names]
+        for attempt in repair.attempts:
+            if attempt.predictor not in known:
+                raise AugmenterError(
+                    f"The augmenter {type(self.settings.augmenter).__name__} edited a step of {attempt.predictor!r}, "
+                    f"which is no predictor of the program. Let it edit steps of {sorted(self._editable())} only, the "
+                    "predictors in `context.editable`."
+                )
+
+    @staticmethod
+    def _unfinished_repair(failed: Trajectory, broken: Broken) -> Unfinished:
+        return Unfinished(
+            example_key=failed.example_key,
+            kind=broken.failure.kind,
+            message=broken.failure.message,
+            run=failed.run,
+            iteration=failed.iteration,
+            sample=failed.sample,
+            seed=failed.seed,
+            origin="repair",
+        )
 
     def _failed(self, iteration: int) -> list[Trajectory]:
         """The first failed run of each example without a success, up to `max_repairs`, in an order that repeats."""
         first: dict[str, Trajectory] = {}
         solved = set()
         for found in self._collected(iteration):
-            if found.reward >= self.settings.threshold:
+            if found.succeeded(self.settings.threshold):
                 solved.add(found.example_key)
             elif found.example_key not in first or found.sample < first[found.example_key].sample:
                 first[found.example_key] = found
@@ -306,27 +365,35 @@ class Loop:
         )
         return job
 
-    def _promote(self, iteration: int, trained: LMs) -> tuple[LMs, float]:
-        """Which new weights to keep, and the score with them.
+    def _promote(self, iteration: int, trained: LMs) -> tuple[LMs, Standing]:
+        """Which new weights to keep, and how good the program is with them.
 
         All together if the program is not worse with them; else agent by agent, each kept if it does no harm.
         """
-        score = self._evaluate(iteration, self.lms | trained, "program", candidate=0)
-        before = self.history[-1]["score"]
-        if not self.settings.promote or score >= before:
-            return trained, score
+        found = self._evaluate(iteration, self.lms | trained, "program", candidate=0)
+        before = _standing(self.history[-1])
+        if not self.settings.promote or self._is_as_good(found, before):
+            return trained, found
         kept: LMs = {}
         if len(trained) == 1:
             return kept, before
         best = before
         for number, (agent, lm) in enumerate(trained.items(), start=1):
-            score = self._evaluate(iteration, self.lms | kept | {agent: lm}, agent, candidate=number)
-            if score >= best:
-                kept, best = kept | {agent: lm}, score
+            found = self._evaluate(iteration, self.lms | kept | {agent: lm}, agent, candidate=number)
+            if self._is_as_good(found, best):
+                kept, best = kept | {agent: lm}, found
         return kept, best
 
-    def _evaluate(self, iteration: int, lms: LMs, label: str, *, candidate: int) -> float:
-        """Mean reward on the valset, the LMs used as they are; validation runs are kept, and never trained on."""
+    def _is_as_good(self, found: Standing, before: Standing) -> bool:
+        floor = floor_of([found, before, *map(_standing, self.history)])
+        return found.rank(floor) >= before.rank(floor)
+
+    def _evaluate(self, iteration: int, lms: LMs, label: str, *, candidate: int) -> Standing:
+        """Score the program on the valset, its LMs used as they are; these runs are kept, and never trained on.
+
+        Raises:
+            UnfinishedError: Some runs did not end; a mean over the others would be that of another valset.
+        """
         self._install(lms)
         rollouts = Rollouts(
             self.settings.metric,
@@ -335,7 +402,7 @@ class Loop:
             seed=self.settings.seed,
             origin="validation",
             first_kwargs={},
-            num_threads=self.settings.num_threads,
+            **self._shared("validation"),
         )
         found = {
             trajectory.example_key: trajectory
@@ -351,9 +418,10 @@ class Loop:
         for task, trajectory in rollouts.run_all(self.program, tasks):
             self._keep(iteration, task, trajectory)
             found[task.key[0]] = trajectory
-        score = mean_reward([found[example_key(example)] for example in self.valset])
+        standing = Standing.of([found[example_key(example)] for example in self.valset])
+        score = standing.mean(floor_of([standing, *map(_standing, self.history)]))
         self.tracker.on_evaluated(Evaluated(iteration, score, len(self.valset), label))
-        return score
+        return standing
 
     # Parts of the stages
 
@@ -373,8 +441,22 @@ class Loop:
             seed=self.settings.seed,
             lm_kwargs={"temperature": self.settings.temperature},
             demos=demos,
-            num_threads=self.settings.num_threads,
+            max_unfinished=self.settings.max_unfinished,
+            **self._shared("rollout"),
         )
+
+    def _shared(self, origin: str) -> dict[str, Any]:
+        """What the rollouts of all stages have in common."""
+        return {
+            "num_threads": self.settings.num_threads,
+            # So that whoever compares rewards with the threshold, in SQL or an export, counts no broken run.
+            "broken_reward": 0.0 if self.settings.threshold > 0 else self.settings.threshold - 1.0,
+            "agents": frozenset(self.agents) | frozenset(self.demos),
+            "patience": self.patience,
+            "health": self.health,
+            "bugs": self.bugs[origin],
+            "on_unfinished": self.library.add_unfinished,
+        }
 
     def _collected(self, iteration: int) -> Iterator[Trajectory]:
         """The rollouts of this iteration that are in the library, made by the LMs that make them now."""
@@ -483,7 +565,7 @@ class Loop:
             raise NoSuccessError(self._all_dropped(dropped))
         runs = list(self._collected(iteration))
         kinds = Counter(found.failure.kind for found in runs if found.failure is not None)
-        best = max((found.reward for found in runs), default=0.0)
+        best = max((found.reward for found in runs if found.failure is None), default=None)
         reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3)) or "none raised"
         raise NoSuccessError(
             f"None of {len(runs)} runs reached the threshold {self.settings.threshold} (best reward {best}; failures: "
@@ -551,7 +633,7 @@ class Loop:
         )
 
     def _entry(
-        self, iteration: int, score: float, lms: LMs, jobs: dict[str, Any], sets: Mapping[str, TrainingSet]
+        self, iteration: int, standing: Standing, lms: LMs, jobs: dict[str, Any], sets: Mapping[str, TrainingSet]
     ) -> dict[str, Any]:
         """What an iteration did, as plain values."""
         summary = Summary(self.library, self.run_id, iteration, threshold=self.settings.threshold, agents=self.agents)
@@ -566,9 +648,11 @@ class Loop:
             }
             for agent, rows in sets.items()
         }
+        score = standing.mean(floor_of([standing, *map(_standing, self.history)]))
         return {
             "iteration": iteration,
             "score": score,
+            "standing": standing.to_plain(),
             "num_val": len(self.valset),
             "lms": _models(lms),
             "promoted": {agent: lms[agent].model == job["lm"] for agent, job in jobs.items()},
@@ -581,9 +665,17 @@ class Loop:
         }
 
     def _best(self) -> dict[str, Any]:
-        return max(self.history, key=lambda entry: entry["score"])  # the first of equals, so the least trained
+        floor = floor_of(map(_standing, self.history))
+        # The first of equals, so the least trained.
+        return max(self.history, key=lambda entry: _standing(entry).rank(floor))
+
+    def _scored_history(self) -> list[dict[str, Any]]:
+        """The iterations with scores that compare: a broken run counts the same in all of them."""
+        floor = floor_of(map(_standing, self.history))
+        return [{**entry, "score": _standing(entry).mean(floor)} for entry in self.history]
 
     def _results(self) -> dict[str, Any]:
+        history = self._scored_history()
         results: dict[str, Any] = {
             "run": self.run_id,
             "run_dir": str(self.run_dir.path),
@@ -592,10 +684,11 @@ class Loop:
             "seed": self.settings.seed,
             "threshold": self.settings.threshold,
             "agents": {agent: list(names) for agent, names in self.agents.items()},
-            "iterations": self.history,
+            "iterations": history,
         }
-        if self.history:
-            results |= {"best_iteration": self._best()["iteration"], "best_score": self._best()["score"]}
+        if history:
+            best = history[self.history.index(self._best())]
+            results |= {"best_iteration": best["iteration"], "best_score": best["score"]}
         return results
 
     def _result(self) -> dspy.Module:
@@ -612,6 +705,11 @@ class Loop:
         compiled._compiled = True
         vars(compiled)["detailed_results"] = results
         return compiled
+
+
+def _standing(entry: Mapping[str, Any]) -> Standing:
+    """How good the program was after an iteration."""
+    return Standing(**entry["standing"])
 
 
 def _models(lms: LMs) -> dict[str, str]:

@@ -162,6 +162,21 @@ ATTEMPTS = Table(
     Column("completion_tokens", BigInteger),
 )
 
+UNFINISHED = Table(
+    "unfinished",
+    METADATA,
+    Column("number", BigInteger, primary_key=True),
+    Column("run", NameText),
+    Column("iteration", BigInteger),
+    Column("sample", BigInteger),
+    Column("seed", BigInteger),
+    Column("origin", NameText),
+    Column("example_key", NameText),
+    Column("kind", NameText),
+    Column("message", JsonText),
+    Column("created_at", NameText),
+)
+
 # Foreign keys are checked at the end of a transaction, so that the rows of one transaction may come in any order.
 CREATE_RUNS = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -260,6 +275,24 @@ CREATE_REPAIRS = (
     "CREATE INDEX attempts_by_trajectory ON attempts (trajectory)",
 )
 
+CREATE_UNFINISHED = (
+    """
+    CREATE TABLE unfinished (
+        number {number},
+        run TEXT NOT NULL,
+        iteration BIGINT NOT NULL,
+        sample BIGINT NOT NULL,
+        seed BIGINT NOT NULL,
+        origin TEXT NOT NULL,
+        example_key TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        message TEXT NOT NULL,
+        created_at TEXT NOT NULL
+    )
+    """,
+    "CREATE INDEX unfinished_by_run ON unfinished (run, iteration, number)",
+)
+
 ADD_REQUESTS = (
     "CREATE TABLE requests (id TEXT PRIMARY KEY, prompt TEXT NOT NULL)",
     "ALTER TABLE steps ADD COLUMN request TEXT REFERENCES requests (id) DEFERRABLE INITIALLY DEFERRED",
@@ -284,6 +317,11 @@ def create_repairs(connection: Connection) -> None:
     _execute(connection, CREATE_REPAIRS)
 
 
+def create_unfinished(connection: Connection) -> None:
+    """Version 3: what did not end."""
+    _execute(connection, CREATE_UNFINISHED)
+
+
 def add_requests(connection: Connection) -> None:
     """Version 4: what was sent in each step, and how the reply ended."""
     _execute(connection, ADD_REQUESTS)
@@ -295,7 +333,7 @@ def _execute(connection: Connection, statements: Sequence[str]) -> None:
         connection.execute(text(statement.format(number=number)))
 
 
-MIGRATIONS: tuple[Migration, ...] = (create_runs, create_repairs, add_requests)
+MIGRATIONS: tuple[Migration, ...] = (create_runs, create_repairs, create_unfinished, add_requests)
 """The one at index n makes version n + 1."""
 
 SCHEMA_VERSION = len(MIGRATIONS)

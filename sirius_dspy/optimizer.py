@@ -18,7 +18,7 @@ from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.loop import Loop
 from sirius_dspy.redact import redacting_errors
 from sirius_dspy.repair import Augmenter, CriticAugmenter
-from sirius_dspy.rollout import Metric, takes_trace
+from sirius_dspy.rollout import Metric, check_metric
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.track import Tracker
 from sirius_dspy.train import ProviderTrainer, Trainer
@@ -52,6 +52,10 @@ _SETTINGS = {
     "library": checks.optional(checks.instance(ExperienceLibrary, hint=", e.g. `ExperienceLibrary('runs.sqlite')`")),
     "run_dir": checks.optional(checks.PATH),
     "num_threads": checks.optional(checks.whole(1)),
+    "retries": checks.whole(0),
+    "call_timeout_s": checks.optional(checks.number(above=0)),
+    "run_timeout_s": checks.optional(checks.number(above=0)),
+    "max_unfinished": checks.whole(0),
     "seed": checks.SEED,
     "accept_changes": checks.NAMES,
 }
@@ -62,7 +66,7 @@ _DESCRIBED_APART = frozenset(
 )
 """Settings that are parts of the identity by themselves, or change nothing in what is learnt."""
 
-_FREE = frozenset(["iterations", "num_threads", "run_dir", "accept_changes"])
+_FREE = frozenset(["iterations", "num_threads", "run_dir", "accept_changes", "retries", "max_unfinished"])
 """Settings that may differ when a compile is resumed; limits of time, which end in `_s`, may, too."""
 
 Demos = Mapping[str, Sequence[dspy.Example]]
@@ -80,7 +84,8 @@ class SiriuS(Teleprompter):
     Args:
         metric: `metric(example, prediction, trace=None)`, giving a number, a bool, or a `dspy.Prediction` with `score`
             and, where agents have rewards of their own (a game), `rewards={agent: number}`.
-        threshold: A run succeeded if its reward is at least this. 1.0 fits right-or-wrong metrics.
+        threshold: A run succeeded if its reward is at least this; one that broke never did. 1.0 fits right-or-wrong
+            metrics.
         iterations: T in the paper.
         samples: Runs per example and iteration (max_sol in the paper). The first uses the LMs as they are, the others
             `temperature`.
@@ -109,6 +114,12 @@ class SiriuS(Teleprompter):
         num_threads: Runs at a time; DSPy's setting by default.
         accept_changes: What may differ from the compile that `run_dir` belongs to, by the names that
             `RunMismatchError` lists, e.g. `["metric"]`: only you know that a change does not matter to what is done.
+        retries: Tries after the first for an LM call that fails in the LM or the network, with growing waits that are
+            never shorter than the server asks for. Those that the LM object makes by itself count.
+        call_timeout_s: Seconds that one LM call may take; `None` is for ever.
+        run_timeout_s: Seconds that one run of the program may take; `None` is for ever.
+        max_unfinished: Examples whose runs or repairs may stay without an end in one stage before the compile stops
+            and names them. Validation is always complete.
         seed: Decides rollout ids, the order of rows, and what a trainer does with it.
 
     Examples:
@@ -147,6 +158,10 @@ class SiriuS(Teleprompter):
         run_dir: str | Path | None = None,
         num_threads: int | None = None,
         accept_changes: Sequence[str] = (),
+        retries: int = 4,
+        call_timeout_s: float | None = 600.0,
+        run_timeout_s: float | None = 3600.0,
+        max_unfinished: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -172,6 +187,10 @@ class SiriuS(Teleprompter):
         self.run_dir = run_dir
         self.num_threads = num_threads
         self.accept_changes = accept_changes
+        self.retries = retries
+        self.call_timeout_s = call_timeout_s
+        self.run_timeout_s = run_timeout_s
+        self.max_unfinished = max_unfinished
         self.seed = seed
 
     def get_params(self) -> dict[str, Any]:
@@ -207,13 +226,16 @@ class SiriuS(Teleprompter):
             UnpreparedProgramError: The program, its LMs or the adapter do not fit; nothing was paid for.
             SettingsError: A setting is of the wrong kind or out of its range; nothing was paid for.
             DatasetError: The examples do not fit; nothing was paid for.
-            MetricError: The metric returned something that is not a finite number.
+            MetricError: The metric returned something that is not a finite number, or raised in all of the first runs.
+            ProgramError: The program raised the same exception in all of the first runs.
             RunMismatchError: `run_dir` belongs to a compile with other settings, data or program.
             RunDirError: `run_dir` cannot be used: it is no folder, may not be written to, or the disk is full.
             RunDamagedError: A file in it is missing or damaged; the message says what can be done.
             LibraryError: The library cannot be used, or is not the one, or not as whole, as when the compile began.
             NoSuccessError: No run succeeded in the first iteration.
-            RolloutError: The LM refused for credentials, credit or configuration. Call again to go on.
+            RolloutError: The LM refused for credentials, credit or configuration, or failed or kept silent again and
+                again. Call again to go on.
+            UnfinishedError: Some runs did not end, because the LM or the network failed. Call again to run them.
             TrainingError: A fine-tuning job failed. Call again to go on.
         """
         job = self._prepared(student, trainset, teacher, valset)
@@ -227,7 +249,7 @@ class SiriuS(Teleprompter):
         if valset is None:
             prepare.warn_about_valset()
         val = train if valset is None else prepare.check_examples(valset, "valset")
-        takes_trace(self.metric)
+        check_metric(self.metric)
         adapter = dspy.settings.adapter or dspy.ChatAdapter()
         check_adapter(adapter)
         agents = prepare.resolve_agents(student, self.agents, mixed=self.mixed, frozen=self.frozen)

@@ -29,8 +29,9 @@ import dspy
 from dspy.adapters.base import Adapter
 from dspy.utils.exceptions import AdapterParseError
 
-from sirius_dspy.asked import Request, alias_of, listening, prompt_text, signature_digest
+from sirius_dspy.asked import Listener, Request, alias_of, listening, prompt_text, refused_if_void, signature_digest
 from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnrecordableCallError
+from sirius_dspy.failures import Tries, current_watch, timed_run
 from sirius_dspy.lms import called_from_outside
 from sirius_dspy.plain import fitted
 from sirius_dspy.program import is_awaited, is_called, predictor_names
@@ -80,6 +81,8 @@ class Recording:
     seconds: float
     edited: int | None = None
     """Position of the edited step, in a replay."""
+    faults: tuple[Exception, ...] = ()
+    """What live calls raised, also where the program caught it."""
 
     @property
     def failure(self) -> Failure | None:
@@ -228,7 +231,9 @@ class _Tape:
         self.program = program
         self.sampling = sampling
         self.trace: list[Any] = []
+        self.watch = current_watch()
         self._steps: list[Step] = []
+        self._faults: list[Exception] = []
         self._lock = threading.Lock()  # protects the clock, the counters and the list: calls may run in parallel
         self._clock = 0
         self._occurrences: Counter[str] = Counter()
@@ -245,7 +250,11 @@ class _Tape:
         marks = self._history_marks()
         self._clock_started = time.perf_counter()
         adapter = _TapAdapter(dspy.settings.adapter or dspy.ChatAdapter(), self)
-        with called_from_outside(), dspy.context(adapter=adapter, trace=self.trace, disable_history=True):
+        with (
+            timed_run(),
+            called_from_outside(),
+            dspy.context(adapter=adapter, trace=self.trace, disable_history=True),
+        ):
             yield
         self._refuse_raw_threads(marks)
 
@@ -279,6 +288,8 @@ class _Tape:
         with self._lock:
             ended = self._clock
             self._clock += 1
+            if error is not None and call.source == "live":
+                self._faults.append(error)
             self._steps.append(
                 Step(
                     call.predictor,
@@ -325,7 +336,7 @@ class _Tape:
         steps = tuple(sorted(self._steps, key=lambda step: step.started))
         self._refuse_own_adapters(steps)
         seconds = time.perf_counter() - self._clock_started
-        return Recording(steps, prediction, self.trace, error, seconds)
+        return Recording(steps, prediction, self.trace, error, seconds, faults=tuple(self._faults))
 
     def _name(self, predictor: Any) -> str:
         """The predictor's name. Copies that dspy.Refine and dspy.BestOfN make are found by `stage`, which they keep."""
@@ -504,8 +515,14 @@ class _TapAdapter(Adapter):
         with self._written(call) as written:
             if (outputs := self.tape.canned(call, signature)) is None:
                 demos, kwargs = self._asking(call, demos, lm_kwargs)
-                with self._heard(call, signature, inputs):
-                    outputs = self.base(alias_of(lm), kwargs, signature, demos, inputs)
+                with self._heard(call, signature, inputs) as listener:
+
+                    def ask() -> list[dict[str, Any]]:
+                        with refused_if_void(lm, kwargs, listener) as found:
+                            found += self.base(alias_of(lm), {**kwargs}, signature, demos, inputs)
+                        return found
+
+                    outputs = self._tries(lm).call(ask)
             written.append(outputs)
         return outputs
 
@@ -518,10 +535,19 @@ class _TapAdapter(Adapter):
         with self._written(call) as written:
             if (outputs := self.tape.canned(call, signature)) is None:
                 demos, kwargs = self._asking(call, demos, lm_kwargs)
-                with self._heard(call, signature, inputs):
-                    outputs = await self.base.acall(alias_of(lm), kwargs, signature, demos, inputs)
+                with self._heard(call, signature, inputs) as listener:
+
+                    async def ask() -> list[dict[str, Any]]:
+                        with refused_if_void(lm, kwargs, listener) as found:
+                            found += await self.base.acall(alias_of(lm), {**kwargs}, signature, demos, inputs)
+                        return found
+
+                    outputs = await self._tries(lm).acall(ask)
             written.append(outputs)
         return outputs
+
+    def _tries(self, lm: Any) -> Tries:
+        return Tries(None if self.tape is None else self.tape.watch, lm)
 
     def _asking(self, call: _Call, demos: list[Any], lm_kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         if self.tape is None:
@@ -531,11 +557,11 @@ class _TapAdapter(Adapter):
         return shown, self.tape.lm_kwargs(call, lm_kwargs)
 
     @contextmanager
-    def _heard(self, call: _Call, signature: Any, inputs: Mapping[str, Any]) -> Iterator[None]:
+    def _heard(self, call: _Call, signature: Any, inputs: Mapping[str, Any]) -> Iterator[Listener]:
         """Note what was sent, also where the reply does not parse: a repair answers it again."""
         with listening() as listener:
             try:
-                yield
+                yield listener
             finally:
                 call.usage = listener.usage
                 if listener.requests:

@@ -19,13 +19,13 @@ import dspy
 from pydantic.fields import FieldInfo
 
 from sirius_dspy import checks
+from sirius_dspy.attempts import check_ended
 from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.record import Recording, Sampling, check_shown, record, replay
-from sirius_dspy.redact import hide
-from sirius_dspy.rollout import Rollouts, Task, raise_if_fatal, scored
+from sirius_dspy.rollout import Rollouts, Task, own_copy
 from sirius_dspy.signatures import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
 from sirius_dspy.trajectory import (
     Attempt,
@@ -51,7 +51,7 @@ class RepairContext:
     rollouts: Rollouts
     """How runs are sampled and scored; replays are, too."""
     threshold: float
-    """A run succeeded if `reward >= threshold`."""
+    """A run succeeded if it ended, with a reward of at least this."""
     editable: frozenset[str]
     """Predictors that may be edited: those of agents that are trained."""
     is_own: IsOwn = every_step
@@ -70,7 +70,11 @@ class Repaired(NamedTuple):
 
 
 class Augmenter(Protocol):
-    """Makes new good runs from failed ones."""
+    """Makes new good runs from failed ones.
+
+    What an LM raises may come out of `repair`: a compile waits, tries again, and repairs the run later if the LM does
+    not recover. Nothing of a repair is stored before it ends.
+    """
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """Try to repair one failed run. Called from several threads at once."""
@@ -309,7 +313,7 @@ class CriticAugmenter:
         predictor.lm = lm
         predictor.demos = list(demos)
         recording = record(predictor, inputs, Sampling(key, {"temperature": self.temperature} if retry else {}))
-        raise_if_fatal(recording)
+        check_ended(recording)
         return recording
 
 
@@ -360,28 +364,28 @@ class _Case:
         """Run the program on from the edited step and score it."""
         rollouts = self.context.rollouts
         sampling = Sampling(self.key("replay", position, *tries), rollouts.first_kwargs, rollouts.demos)
-        inputs = self.example.inputs()
+        inputs = own_copy(self.example).inputs()
         try:
             recording = replay(self.context.program, inputs, self.failed, Edit(position, outputs), sampling)
         except ReplayDivergedError as error:
             return self.attempt(position, "diverged", **known, detail=str(error)), None
-        raise_if_fatal(recording)
+        check_ended(recording)
         trajectory = self._trajectory(recording)
-        verdict: Verdict = "repaired" if trajectory.reward >= self.context.threshold else "failed"
+        verdict: Verdict = "repaired" if trajectory.succeeded(self.context.threshold) else "failed"
         return (
             self.attempt(position, verdict, **known, reward=trajectory.reward, trajectory=trajectory.id),
             trajectory,
         )
 
     def _trajectory(self, recording: Recording) -> Trajectory:
-        score, failure = scored(self.context.rollouts.metric, self.example, recording)
+        scored = self.context.rollouts.scored(self.example, recording, self.context.program)
         return Trajectory(
             example_key=self.failed.example_key,
             steps=recording.steps,
-            prediction=hide(to_plain(recording.prediction)),
-            reward=score.reward,
-            rewards=score.rewards,
-            failure=failure,
+            prediction=scored.prediction,
+            reward=scored.score.reward,
+            rewards=scored.score.rewards,
+            failure=scored.failure,
             program=self.failed.program,
             run=self.failed.run,
             iteration=self.failed.iteration,

@@ -17,7 +17,7 @@ class Summary:
         library: Where the iteration's runs and repairs are.
         run: Id of the compile.
         iteration: From 1.
-        threshold: A run succeeded if its reward is at least this.
+        threshold: A run succeeded if it ended with a reward of at least this.
         agents: Agent name to its predictors.
     """
 
@@ -40,7 +40,7 @@ class Summary:
                 self.runs += 1
                 examples.add(found.example_key)
                 self.failures += found.failure is not None
-                if found.reward >= threshold:
+                if found.succeeded(threshold):
                     self.successes += 1
                     solved.add(found.example_key)
         self.solved_rate = len(solved) / len(examples) if examples else 0.0

@@ -8,7 +8,7 @@ same `Trajectory.id`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -128,7 +128,8 @@ class Trajectory:
     prediction: Any
     """The program's result as JSON; `None` if the run failed."""
     reward: float
-    """The metric's number for the whole run; 0 for a run that failed."""
+    """The metric's number for the whole run. A run that broke has none, which is no success whatever stands here: 0, or
+    less where the threshold of the compile is not above 0."""
     rewards: Mapping[str, float] = field(default_factory=dict)
     """Rewards of single agents, by agent name, where the metric gives them (a game's winner and loser)."""
     failure: Failure | None = None
@@ -182,6 +183,14 @@ class Trajectory:
     def lms(self) -> dict[str, str]:
         """Predictor name to the id of the LM that answered it last: the agent versions behind this run."""
         return {step.predictor: step.lm for step in self.steps}
+
+    def succeeded(self, threshold: float) -> bool:
+        """Whether the run ended with a reward of at least the threshold; one that broke never did."""
+        return self.failure is None and self.reward >= threshold
+
+    def succeeded_for(self, agent: str, predictor: str = "", *, threshold: float) -> bool:
+        """The same for one agent, or one of its predictors; see `reward_of`."""
+        return self.failure is None and self.reward_of(agent, predictor) >= threshold
 
     def reward_of(self, agent: str, predictor: str = "") -> float:
         """What a step earned: the reward of its predictor, else of its agent, else of the run.
@@ -298,11 +307,6 @@ def every_step(trajectory: Trajectory, step: Step) -> bool:
 
 
 def success_rate(trajectories: Iterable[Trajectory], threshold: float) -> float:
-    """Share of runs with `reward >= threshold`; 0 for no runs."""
-    rewards = [trajectory.reward for trajectory in trajectories]
-    return sum(reward >= threshold for reward in rewards) / len(rewards) if rewards else 0.0
-
-
-def mean_reward(trajectories: Sequence[Trajectory]) -> float:
-    """Average reward; 0 for no runs."""
-    return sum(trajectory.reward for trajectory in trajectories) / len(trajectories) if trajectories else 0.0
+    """Share of runs that succeeded; 0 for no runs."""
+    successes = [trajectory.succeeded(threshold) for trajectory in trajectories]
+    return sum(successes) / len(successes) if successes else 0.0

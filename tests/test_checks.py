@@ -65,6 +65,10 @@ WRONG: dict[str, list[Any]] = {
     "library": ["runs.sqlite", Path("runs.sqlite"), ExperienceLibrary, 1],
     "run_dir": [1, True, [], b"runs", "", Path],
     "num_threads": [0, *NO_WHOLE],
+    "retries": [-1, *NO_WHOLE],
+    "call_timeout_s": [0, -1.0, "600", True, float("nan")],
+    "run_timeout_s": [0, -1.0, "600", True, float("nan")],
+    "max_unfinished": [-1, *NO_WHOLE],
     "seed": [None, *NO_WHOLE],
     "accept_changes": [*NO_NAMES, ["nothing"], ["metrics.code"]],
 }

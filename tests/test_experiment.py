@@ -426,15 +426,24 @@ def test_a_failed_cell_is_on_record_and_the_others_go_on(tmp_path, monkeypatch):
     assert (again.cells[1], failing.calls) == (finished, before)  # tried again, on the runs that there were
 
 
-def test_runs_that_failed_in_the_lm_itself_are_told_apart(tmp_path):
+def test_a_test_that_an_lm_did_not_let_end_has_no_result_and_goes_on_next_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("sirius_dspy.failures.LONGEST_WAIT_S", 0.001)
+    ill = [True]
+
     def flaky(prompt):
-        if prompt.field("number") == "3":
+        if ill[0] and prompt.field("number") == "3":
             raise dspy.lm15.ServerError("overloaded")
         return skill(prompt)
 
-    results = experiment().run(tmp_path, lm=ScriptedLM(flaky, num_retries=0), methods=["prompted team"], seeds=[0])
-    assert (results.cells[0].num_right, sum(results.cells[0].outages.values())) == (EVEN, 1)
-    assert "1 test runs failed in the LM itself" in results.to_markdown()
+    def run():
+        lm = ScriptedLM(flaky, num_retries=0)
+        return experiment().run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0]).cells[0]
+
+    cell = run()
+    assert (cell.status, cell.outcomes) == ("failed", ())
+    assert cell.error.startswith("UnfinishedError: ")
+    ill[0] = False
+    assert (run().status, run().num_right) == ("finished", EVEN)
 
 
 def test_a_bug_in_a_method_fails_its_cell_alone(tmp_path, lm, caplog):

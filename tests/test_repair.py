@@ -7,10 +7,10 @@ from functools import partial
 
 import dspy
 import pytest
-from dspy.lm15 import AuthError, ServerError
+from dspy.lm15 import AuthError, InvalidRequestError, ServerError
 
 from sirius_dspy import CriticAugmenter, Curator, RepairDemos
-from sirius_dspy.errors import LibraryError, MetricError, RolloutError, UnpreparedProgramError
+from sirius_dspy.errors import LibraryError, MetricError, RolloutError, UnfinishedError, UnpreparedProgramError
 from sirius_dspy.repair import RepairContext, Repaired
 from sirius_dspy.rollout import Rollouts, Task
 from sirius_dspy.signatures import Critique
@@ -374,7 +374,7 @@ def test_only_free_text_is_rephrased_and_answers_never():
     assert trajectories[1].steps[1].outputs == attempts[1].rephrased
 
 
-@pytest.mark.parametrize("reply", [GARBLED, chat_reply(rewritten=""), ServerError("down")], ids=str)
+@pytest.mark.parametrize("reply", [GARBLED, chat_reply(rewritten="")], ids=str)
 def test_a_rephraser_that_gives_nothing_leaves_the_text(reply):
     world = World({"rephrase": reply})
     _, attempts, _ = repair(world, editable={"analyst"})
@@ -413,7 +413,7 @@ def test_the_agent_repeats_itself():
     assert trajectories == ()
 
 
-@pytest.mark.parametrize("reply", [GARBLED, chat_reply(feedback=" "), ServerError("down")], ids=str)
+@pytest.mark.parametrize("reply", [GARBLED, chat_reply(feedback=" ")], ids=str)
 def test_a_critic_without_a_word_costs_its_try(reply):
     world = World({"critique solver": reply})
     _, attempts, _ = repair(world, CriticAugmenter(max_feedback=2, max_regenerations=3), editable={"solver"})
@@ -422,9 +422,14 @@ def test_a_critic_without_a_word_costs_its_try(reply):
     assert "again solver" not in world.parts
 
 
-@pytest.mark.parametrize("reply", [GARBLED, ServerError("down")], ids=str)
-def test_a_new_answer_that_does_not_parse(reply):
-    world = World({"again solver": reply})
+@pytest.mark.parametrize("part", ["critique analyst", "again analyst", "rephrase"])
+def test_a_repair_does_not_end_while_an_lm_is_down(part):
+    with pytest.raises(UnfinishedError, match="LMServerError"):
+        repair(World({part: ServerError("down")}), editable={"analyst"})
+
+
+def test_a_new_answer_that_does_not_parse():
+    world = World({"again solver": GARBLED})
     _, (attempt,), trajectories = repair(world, editable={"solver"})
     assert (attempt.verdict, attempt.detail) == ("unparsed", "no new answer")
     assert attempt.feedback == "Think of the Seine."
@@ -507,10 +512,10 @@ def test_a_run_that_ended_at_its_first_agent_is_repaired_to_the_end():
     assert [(step.predictor, step.source) for step in run.steps] == [("analyst", "edited"), ("solver", "live")]
 
 
-def test_an_agent_whose_lm_failed_wrote_nothing_to_improve_on():
-    world = World({"solver": ServerError("down")})
+def test_an_agent_whose_lm_refused_wrote_nothing_to_improve_on():
+    world = World({"solver": InvalidRequestError("against the policy")})
     failed, attempts, trajectories = repair(world, editable={"solver"})
-    assert failed.steps[1].failure.kind == "LMServerError"
+    assert failed.steps[1].failure.kind == "LMInvalidRequestError"
     assert (attempts, trajectories, world.parts) == ((), (), [])
 
 

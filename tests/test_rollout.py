@@ -11,12 +11,13 @@ from fractions import Fraction
 import dspy
 import numpy
 import pytest
-from dspy.lm15 import AuthError, BillingError, ContextLengthError, ServerError, UnsupportedModelError
+from dspy.lm15 import AuthError, BillingError, ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError, UnrecordableCallError
 from sirius_dspy.graph import Agent, AgentGraph
+from sirius_dspy.parallel import parallel
 from sirius_dspy.program import program_fingerprint
-from sirius_dspy.rollout import Rollouts, Task, parallel
+from sirius_dspy.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Step, Trajectory, example_key
 
@@ -183,8 +184,16 @@ def test_a_run_says_where_it_belongs():
     assert trajectory.seconds > 0
 
 
-@pytest.mark.parametrize("reply", ["well, well", ServerError("down"), ValueError("odd")], ids=repr)
-def test_a_program_that_fails_is_a_run_without_reward(reply):
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        ("well, well", "AdapterParseError"),
+        (InvalidRequestError("against the policy"), "LMInvalidRequestError"),
+        (ContextLengthError("too long"), "ContextWindowExceededError"),
+    ],
+    ids=repr,
+)
+def test_a_program_that_fails_is_a_run_without_reward(reply, kind):
     def moody(prompt):
         if prompt.asks_for("facts"):
             return play(prompt)
@@ -194,7 +203,7 @@ def test_a_program_that_fails_is_a_run_without_reward(reply):
 
     trajectory = run_one(lambda example, prediction: pytest.fail("was scored"), team(moody))
     assert (trajectory.reward, trajectory.prediction) == (0.0, None)
-    assert trajectory.failure.kind in ("AdapterParseError", "LMServerError", "LMUnexpectedError")
+    assert trajectory.failure.kind == kind
     assert [step.outputs is None for step in trajectory.steps] == [False, True]
 
 

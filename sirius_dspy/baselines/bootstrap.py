@@ -17,11 +17,13 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy import checks
+from sirius_dspy.attempts import raise_if_systemic
 from sirius_dspy.baselines.method import Demos, prepared, quiet
 from sirius_dspy.curate import check_adapter
-from sirius_dspy.errors import NoSuccessError, SiriuSError, UnpreparedProgramError
+from sirius_dspy.errors import NoSuccessError, SiriuSError, UnfinishedError, UnpreparedProgramError
+from sirius_dspy.failures import fault_of
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.rollout import Metric, call_metric, raise_fatal_cause, to_score
+from sirius_dspy.rollout import Metric, call_metric, to_score
 from sirius_dspy.run_dir import RunDir
 from sirius_dspy.train import ProviderTrainer, Trainer, TrainingRequest
 
@@ -71,6 +73,7 @@ class BootstrapFinetune:
                 another.
             NoSuccessError: No run was good enough.
             RolloutError: The LM refused for credentials, credit or configuration.
+            UnfinishedError: An LM failed in one of the runs.
             TrainingError: A job failed.
         """
         checks.check("BootstrapFinetune", vars(self), _SETTINGS)
@@ -112,9 +115,15 @@ class _FailsAsOne(dspy.Module):
     def _note(self, error: Exception) -> None:
         """Keep an error that every example would share; DSPy would count it as one failed example."""
         try:
-            raise_fatal_cause(error)
+            raise_if_systemic(error)
         except SiriuSError as fatal:
             self.fatal = fatal
+        else:
+            if fault_of(error) == "passing":
+                self.fatal = self.fatal or UnfinishedError(
+                    f"An LM failed while BootstrapFinetune collected runs: {type(error).__name__}: {error} DSPy would "
+                    "count that as a wrong answer. Run the same `compile` again."
+                )
 
 
 class _Optimizer(dspy.BootstrapFinetune):

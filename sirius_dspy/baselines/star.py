@@ -16,6 +16,7 @@ from typing import Any
 import dspy
 
 from sirius_dspy import checks
+from sirius_dspy.attempts import check_ended
 from sirius_dspy.errors import ReplayDivergedError, UnreadableValueError
 from sirius_dspy.leak import LeakGuard
 from sirius_dspy.optimizer import SiriuS
@@ -23,7 +24,7 @@ from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.record import Recording, Sampling, record, replay
 from sirius_dspy.repair import RepairContext, Repaired
-from sirius_dspy.rollout import Metric, Task, raise_if_fatal, scored
+from sirius_dspy.rollout import Metric, Task, own_copy
 from sirius_dspy.signatures import free_name
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory, Usage, Values, Verdict, from_plain, to_plain
 
@@ -101,7 +102,7 @@ class Rationalizer:
             trajectory = _rerun(failed, example, context, Edit(position, outputs))
         except ReplayDivergedError as error:
             return replace(attempt, verdict="diverged", detail=str(error)), None
-        verdict: Verdict = "repaired" if trajectory.reward >= context.threshold else "failed"
+        verdict: Verdict = "repaired" if trajectory.succeeded(context.threshold) else "failed"
         return replace(attempt, verdict=verdict, reward=trajectory.reward, trajectory=trajectory.id), trajectory
 
 
@@ -119,7 +120,7 @@ def _rationalize(step: Step, example: dspy.Example, context: RepairContext, samp
     inputs = {key: from_plain(value, signature.input_fields[key].annotation) for key, value in _known(step, signature)}
     key = f"{context.rollouts.sampling(Task(example, sample)).key}/rationalize"
     recording = record(predictor, {**inputs, name: _hint(labels)}, Sampling(key))
-    raise_if_fatal(recording)
+    check_ended(recording)
     return recording
 
 
@@ -148,16 +149,16 @@ def _rerun(failed: Trajectory, example: dspy.Example, context: RepairContext, ed
     rollouts = context.rollouts
     key = f"{rollouts.sampling(Task(example, failed.sample)).key}/rationalized"
     sampling = Sampling(key, rollouts.first_kwargs, rollouts.demos)
-    recording = replay(context.program, example.inputs(), failed, edit, sampling)
-    raise_if_fatal(recording)
-    score, failure = scored(rollouts.metric, example, recording)
+    recording = replay(context.program, own_copy(example).inputs(), failed, edit, sampling)
+    check_ended(recording)
+    scored = rollouts.scored(example, recording, context.program)
     return replace(
         failed,
         steps=recording.steps,
-        prediction=to_plain(recording.prediction),
-        reward=score.reward,
-        rewards=score.rewards,
-        failure=failure,
+        prediction=scored.prediction,
+        reward=scored.score.reward,
+        rewards=scored.score.rewards,
+        failure=scored.failure,
         origin="repair",
         parent=failed.id,
         edited=recording.edited,

@@ -13,9 +13,10 @@ from typing import Any
 import dspy
 
 from sirius_dspy import checks
+from sirius_dspy.attempts import raise_if_systemic
 from sirius_dspy.baselines.method import Method, PromptedTeam, prepared
+from sirius_dspy.failures import fault_of
 from sirius_dspy.program import copy_program, predictor_names
-from sirius_dspy.rollout import raise_fatal_cause
 
 _SETTINGS = {
     "votes": checks.whole(1),
@@ -69,17 +70,19 @@ class _Voting(dspy.Module):
         self.answer = answer
 
     def forward(self, **inputs: Any) -> Any:
-        """The first prediction with the most frequent answer; a run that raises has no vote.
+        """The first prediction with the most frequent answer; a run that breaks has no vote.
 
         Raises:
-            Exception: What the last run raised, if all did.
+            Exception: What the last run raised, if all did; or what an LM raised that failed.
         """
         predictions, error = [], None
         for voter in self.voters:
             try:
                 predictions.append(voter(**inputs))
             except Exception as raised:
-                raise_fatal_cause(raised)
+                raise_if_systemic(raised)
+                if fault_of(raised) == "passing":  # a vote that was not cast is no vote against anything
+                    raise
                 error = raised
         if error is not None and not predictions:
             raise error

@@ -52,7 +52,7 @@ def entries_table(entries: Sequence[Entry], threshold: float) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("answer", no_wrap=True, overflow="ellipsis")
     for entry in entries:
-        style = "green" if entry.reward >= threshold else "red"
+        style = "green" if entry.succeeded(threshold) else "red"
         table.add_row(
             *map(_plain, (entry.id[:_ID], entry.run, entry.origin)),
             *map(str, (entry.iteration, entry.sample)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,7 +11,6 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter
 
 from sirius_dspy.baselines import Spent
-from sirius_dspy.rollout import OUTAGES
 
 Status = Literal["finished", "budget", "failed"]
 
@@ -77,12 +75,6 @@ class Cell:
     def num_unparsed(self) -> int:
         """Test examples without an answer that can be read."""
         return sum(not outcome.parsed for outcome in self.outcomes)
-
-    @property
-    def outages(self) -> Counter[str]:
-        """Test runs that failed in the LM itself, by kind: they count as wrong, but say little about the method."""
-        kinds = [outcome.failure.partition(":")[0] for outcome in self.outcomes if outcome.failure]
-        return Counter(kind for kind in kinds if kind in OUTAGES)
 
     @property
     def accuracy(self) -> float:

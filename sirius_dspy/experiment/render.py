@@ -222,11 +222,6 @@ def _reading(results: Results) -> str:
 
 def _troubles(results: Results) -> str:
     lines = [f"- {cell.method}, seed {cell.seed} ({cell.status}): {cell.error}" for cell in results.cells if cell.error]
-    lines += [
-        f"- {cell.method}, seed {cell.seed}: {count} test runs failed in the LM itself ({kind}) and count as wrong"
-        for cell in results.cells
-        for kind, count in cell.outages.items()
-    ]
     return "\n".join(["## What did not go to its end\n", *lines]) if lines else ""
 
 

@@ -342,7 +342,7 @@ class _Run:
             example=trajectory.example_key,
             group=group_of(example),
             reward=trajectory.reward,
-            right=trajectory.reward >= self.recipe.sirius.threshold,
+            right=trajectory.succeeded(self.recipe.sirius.threshold),
             parsed=self.task.parsed(example, trajectory),
             answer=answer_of(trajectory),
             failure=None if failure is None else f"{failure.kind}: {failure.message}",

@@ -8,8 +8,8 @@ from typing import Any
 import dspy
 
 from sirius_dspy.checkpoint import adapter_of, load
+from sirius_dspy.parallel import parallel
 from sirius_dspy.plain import readable
-from sirius_dspy.rollout import parallel
 from sirius_dspy.trajectory import to_plain
 
 

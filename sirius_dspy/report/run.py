@@ -9,8 +9,9 @@ from typing import Any
 from sirius_dspy.errors import RunMismatchError
 from sirius_dspy.library import ExperienceLibrary
 from sirius_dspy.run_dir import RunDir
+from sirius_dspy.standing import Standing
 from sirius_dspy.stats import Interval, wilson_interval
-from sirius_dspy.trajectory import digest, mean_reward
+from sirius_dspy.trajectory import digest
 
 Results = Mapping[str, Any]
 """`CompileEnded.results`, which is also `detailed_results` of the compiled program; an interrupted compile has fewer
@@ -91,4 +92,4 @@ def _baseline(library: ExperienceLibrary, run: str) -> dict[str, Any] | None:
     if not library.count(run=run, origin="rollout"):
         return None
     found = list(library.trajectories(run=run, iteration=0, origin="validation", sample=0))
-    return {"iteration": 0, "score": mean_reward(found), "num_val": len(found)} if found else None
+    return {"iteration": 0, "score": Standing.of(found).mean(), "num_val": len(found)} if found else None

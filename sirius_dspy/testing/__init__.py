@@ -2,6 +2,7 @@
 
     ScriptedLM       an LM whose answers a test writes down; an unexpected call fails with its prompt
     ToyLM            an LM that learns by heart, through DSPy's own fine-tuning interface
+    FaultServer      a server of the OpenAI chat API on this machine that fails as it is told
     ScriptedTrainer  hands out LMs instead of training
     TrainerContract, TrackerContract, AugmenterContract, LibraryContract
                      tests to inherit: subclass in a test file, define the fixtures that the class names
@@ -15,12 +16,14 @@ from sirius_dspy.testing.engine import Prompt, UnexpectedCallError
 from sirius_dspy.testing.events import compile_events
 from sirius_dspy.testing.library import LibraryContract
 from sirius_dspy.testing.scripted import ScriptedLM, chat_reply
+from sirius_dspy.testing.server import FaultServer
 from sirius_dspy.testing.toy import ToyLM
 from sirius_dspy.testing.tracker import TrackerContract
 from sirius_dspy.testing.trainer import ScriptedTrainer, TrainerContract
 
 __all__ = [
     "AugmenterContract",
+    "FaultServer",
     "LibraryContract",
     "Prompt",
     "ScriptedLM",

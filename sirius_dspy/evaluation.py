@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import dspy
 
+from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.prepare import check_examples
 from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.redact import redacting_errors
-from sirius_dspy.rollout import Metric, Rollouts, Task
+from sirius_dspy.rollout import Metric, Rollouts, Task, check_metric
+from sirius_dspy.standing import Standing
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Trajectory
 
@@ -32,8 +35,8 @@ class Evaluation:
 
     @property
     def score(self) -> float:
-        """Mean reward."""
-        return sum(self.rewards) / len(self.rewards)
+        """Mean reward; a run that broke counts 0, or the lowest reward of all runs where that is less."""
+        return Standing.of(self.trajectories).mean()
 
     @property
     def num_failed(self) -> int:
@@ -41,8 +44,9 @@ class Evaluation:
         return sum(trajectory.failure is not None for trajectory in self.trajectories)
 
     def interval(self, threshold: float = 1.0) -> Interval:
-        """Wilson's 95 % interval of the share of runs with `reward >= threshold`."""
-        return wilson_interval(sum(reward >= threshold for reward in self.rewards), len(self.rewards))
+        """Wilson's 95 % interval of the share of runs that succeeded."""
+        successes = sum(trajectory.succeeded(threshold) for trajectory in self.trajectories)
+        return wilson_interval(successes, len(self.trajectories))
 
 
 def evaluate(
@@ -53,7 +57,9 @@ def evaluate(
     demos: Mapping[str, Sequence[dspy.Example]] | None = None,
     num_threads: int | None = None,
 ) -> Evaluation:
-    """Run a program once on every example, its LMs used as they are.
+    """Run a program once on every example, its LMs used as they are, and score it as `dspy.Evaluate` does.
+
+    An LM that fails for a moment is asked again; a score is always that of all examples.
 
     Args:
         program: Left as it is.
@@ -63,11 +69,19 @@ def evaluate(
         num_threads: Runs at a time; DSPy's setting by default.
 
     Raises:
-        RolloutError: An LM refused for credentials, credit or configuration.
-        MetricError: The metric did not return a number.
+        UnpreparedProgramError: The program is no `dspy.Module`.
+        DatasetError: There are no examples, or they are no `dspy.Example` with inputs.
+        MetricError: The metric is none, did not return a number, or raised in all of the first runs.
+        ProgramError: The program did.
+        RolloutError: An LM refused for credentials, credit or configuration, or is out of order.
+        UnfinishedError: Some runs did not end, because an LM or the network failed.
     """
+    if not isinstance(program, dspy.Module):
+        raise UnpreparedProgramError(f"The program is {program!r}, expected a `dspy.Module`.")
+    found_examples = check_examples(examples, "examples")
+    check_metric(metric)
     rollouts = Rollouts(metric, origin="validation", demos=demos or {}, num_threads=num_threads)
-    tasks = [Task(example, position) for position, example in enumerate(examples)]  # equal examples stay apart
+    tasks = [Task(example, position) for position, example in enumerate(found_examples)]  # equal examples stay apart
     with redacting_errors():
         found = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
     return Evaluation(tuple(found[position] for position in range(len(tasks))))

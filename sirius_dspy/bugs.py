@@ -1,0 +1,111 @@
+"""Finds bugs of a metric or a program early: when all of the first runs raise the same exception at the same place."""
+
+from __future__ import annotations
+
+import sysconfig
+import threading
+import traceback
+from pathlib import Path
+
+from dspy.utils.exceptions import DSPyError
+
+from sirius_dspy.errors import MetricError, ProgramError, SiriuSError
+from sirius_dspy.failures import chain
+from sirius_dspy.trajectory import Failure
+
+FIRST_RUNS = 5
+"""If so many runs raise alike, and none has ended otherwise, it is a bug."""
+
+METRIC_RAISED = "metric raised "
+"""How the kind of a failure begins that the metric raised."""
+
+_MANY = 1_000_000
+
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_PACKAGE = str(Path(__file__).parent)
+
+
+class BugWatch:
+    """Looks at the first runs on one set of examples, over all stages that run them.
+
+    Until one ends well, no more runs are under way than the verdict needs, so that a bug costs little. A metric has
+    proven itself with the first number that it returns, a program with the first prediction.
+    """
+
+    def __init__(self) -> None:
+        self._raised: list[tuple[Failure, Exception]] = []
+        self._place: tuple[str, ...] | None = None
+        self._is_proven = False
+        self._has_begun = False
+        self._has_predicted = False
+        self._lock = threading.Lock()  # protects all of these: runs end in many threads
+
+    @property
+    def suspects(self) -> bool:
+        """Whether the last runs may turn out to be those of a bug."""
+        return bool(self._raised)
+
+    def allowance(self) -> int:
+        """How many runs may be under way."""
+        with self._lock:
+            is_open = self._is_proven or (self._has_begun and not self._raised)
+            return _MANY if is_open else max(FIRST_RUNS - len(self._raised), 1)
+
+    def note(self, failure: Failure | None, error: Exception | None) -> None:
+        """A run ended.
+
+        Raises:
+            MetricError: The metric raised in all of the first runs.
+            ProgramError: The program did.
+        """
+        with self._lock:
+            self._has_begun = True
+            if failure is None:
+                self._is_proven = True
+                self._raised.clear()
+            if self._is_proven or failure is None or error is None:
+                return
+            is_metric = failure.kind.startswith(METRIC_RAISED)
+            self._has_predicted |= is_metric
+            if not is_metric and (self._has_predicted or _is_of_an_lm(error)):
+                return
+            self._suspect(failure, error)
+
+    def _suspect(self, failure: Failure, error: Exception) -> None:
+        place = failure.kind, *_where(error)[:2]
+        if place != self._place:
+            self._raised.clear()
+        self._place = place
+        self._raised.append((failure, error))
+        if len(self._raised) >= FIRST_RUNS:
+            raise _bug(failure, error)
+
+
+def _bug(failure: Failure, error: Exception) -> SiriuSError:
+    is_metric = failure.kind.startswith(METRIC_RAISED)
+    whose, kind = ("metric", MetricError) if is_metric else ("program", ProgramError)
+    file, line, function, source = _where(error)
+    advice = "Correct it, or let it return 0 for an answer that it cannot score" if is_metric else "Correct it"
+    found = kind(
+        f"The {whose} raised the same exception in each of the first {FIRST_RUNS} runs: "
+        f"{failure.kind.removeprefix(METRIC_RAISED)}: {failure.message}\n"
+        f'  File "{file}", line {line}, in {function}\n    {source}\n'
+        f"{advice}, and compile again. Nothing was repaired or trained with these runs."
+    )
+    found.__cause__ = error
+    return found
+
+
+def _is_of_an_lm(error: Exception) -> bool:
+    """Whether it came of what an LM wrote, or did not write: weak models fail in many runs, and that is no bug."""
+    return any(isinstance(cause, DSPyError) for cause in chain(error))
+
+
+def _where(error: Exception) -> tuple[str, str, str, str]:
+    """File, line, function and source of the last frame of the user's own code, or else of the last frame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, _PACKAGE))]
+    if not frames:
+        return "?", "?", "?", ""
+    frame = (own or list(frames))[-1]
+    return frame.filename, str(frame.lineno), frame.name, frame.line or ""
