@@ -40,7 +40,7 @@ def test_a_checkpoint_answers_as_before_after_the_run_directory_is_gone(compiled
     folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
     shutil.rmtree(tmp_path / "run")
     moved = folder.rename(tmp_path / "moved")
-    loaded = sirius_dspy.load(moved)
+    loaded = sirius_dspy.load(moved, program=Doubling)
     assert answers(loaded) == before == [f"ans:{2 * number}" for number in range(8)]
     assert loaded.detailed_results["best_score"] == 1.0
     assert loaded._compiled
@@ -51,7 +51,8 @@ def test_it_answers_in_another_process(compiled, tmp_path):
     shutil.rmtree(tmp_path / "run")
     script = (
         "import sys, sirius_dspy\n"
-        "program = sirius_dspy.load(sys.argv[1])\n"
+        "from tests.toy import Doubling\n"
+        "program = sirius_dspy.load(sys.argv[1], program=Doubling)\n"
         "print([program(number=number).answer for number in range(8)])"
     )
     child = subprocess.run(
@@ -79,8 +80,8 @@ def test_the_active_adapter_becomes_the_checkpoints_or_is_an_error(compiled, tmp
     folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
     dspy.configure(adapter=sirius_dspy.PlainAdapter())
     with pytest.raises(CheckpointError, match=r"ChatAdapter\(.*use_json_adapter_fallback=False.*PlainAdapter"):
-        sirius_dspy.load(folder, configure=False)
-    sirius_dspy.load(folder)
+        sirius_dspy.load(folder, program=Doubling, configure=False)
+    sirius_dspy.load(folder, program=Doubling)
     assert type(dspy.settings.adapter) is dspy.ChatAdapter
     assert dspy.settings.adapter.use_json_adapter_fallback is False
 
@@ -88,7 +89,7 @@ def test_the_active_adapter_becomes_the_checkpoints_or_is_an_error(compiled, tmp
 def test_saving_again_replaces_a_checkpoint_and_nothing_else(compiled, tmp_path):
     folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
     sirius_dspy.save(compiled, folder)
-    assert answers(sirius_dspy.load(folder)) == answers(compiled)
+    assert answers(sirius_dspy.load(folder, program=Doubling)) == answers(compiled)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="not a checkpoint"):
@@ -113,7 +114,7 @@ def test_a_damaged_checkpoint_is_refused(damage, compiled, tmp_path):
     else:
         folder = tmp_path / "nothing"
     with pytest.raises(CheckpointError, match=r"checkpoint"):
-        sirius_dspy.load(folder)
+        sirius_dspy.load(folder, program=Doubling)
 
 
 def test_a_program_of_another_shape_is_refused(compiled, tmp_path):
@@ -131,9 +132,9 @@ def test_keys_and_endpoints_are_never_taken_from_or_written_to_a_file(tmp_path):
     folder = sirius_dspy.save(program, tmp_path / "checkpoint")
     assert all(b"planted" not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     with pytest.raises(CheckpointError, match="endpoint"):
-        sirius_dspy.load(folder)
+        sirius_dspy.load(folder, program=Doubling)
     mine = ScriptedLM(skill)
-    loaded = sirius_dspy.load(folder, lms={"doubler": mine, "writer.predict": mine})
+    loaded = sirius_dspy.load(folder, program=Doubling, lms={"doubler": mine, "writer.predict": mine})
     assert loaded.doubler.lm is mine
 
 
@@ -146,7 +147,7 @@ def test_lm_classes_of_others_are_not_imported_from_a_file(tmp_path):
     program.set_lm(ForeignLM({"x": chat_reply(doubled="1")}))
     folder = sirius_dspy.save(program, tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="ForeignLM"):
-        sirius_dspy.load(folder)
+        sirius_dspy.load(folder, program=Doubling)
 
 
 def test_dspys_own_save_and_load_go_on_working(compiled, tmp_path):

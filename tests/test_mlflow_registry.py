@@ -61,12 +61,12 @@ def child_environment(server):
 
 
 def test_the_champion_is_loaded_with_the_trained_agents(registered, compiled, elsewhere):
-    loaded = sirius_dspy.load("models:/doubling@champion")
+    loaded = sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)
     assert loaded(**ODD).answer == "ans:10"
     assert loaded.detailed_results["best_score"] == compiled.detailed_results["best_score"] == 1.0
     assert loaded.doubler.lm.model == compiled.doubler.lm.model != "toy/base"
-    assert sirius_dspy.load(registered.uri)(**ODD).answer == "ans:10"
-    assert sirius_dspy.load(f"models:/{registered.model_id}")(**ODD).answer == "ans:10"
+    assert sirius_dspy.load(registered.uri, program=toy.Doubling)(**ODD).answer == "ans:10"
+    assert sirius_dspy.load(f"models:/{registered.model_id}", program=toy.Doubling)(**ODD).answer == "ans:10"
 
 
 def test_a_database_without_a_server_is_a_registry_too(compiled, store, monkeypatch, elsewhere):
@@ -76,7 +76,7 @@ def test_a_database_without_a_server_is_a_registry_too(compiled, store, monkeypa
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store.tracking_uri)
     try:
-        assert sirius_dspy.load("models:/plain@champion")(**ODD).answer == "ans:10"
+        assert sirius_dspy.load("models:/plain@champion", program=toy.Doubling)(**ODD).answer == "ans:10"
     finally:
         mlflow.set_tracking_uri(before)
 
@@ -86,8 +86,8 @@ def test_an_alias_moves_and_a_version_stays(registered, selected, elsewhere):
     fresh = toy.student()
     newer = register(fresh, "doubling", agents=False)
     assert newer.version == registered.version + 1
-    assert sirius_dspy.load("models:/doubling@champion").doubler.lm.model == "toy/base"
-    assert sirius_dspy.load(registered.uri).doubler.lm.model != "toy/base"
+    assert sirius_dspy.load("models:/doubling@champion", program=toy.Doubling).doubler.lm.model == "toy/base"
+    assert sirius_dspy.load(registered.uri, program=toy.Doubling).doubler.lm.model != "toy/base"
     silent = register(fresh, "doubling", agents=False, alias=None)
     client = MlflowClient()
     assert int(client.get_model_version_by_alias("doubling", "champion").version) == newer.version
@@ -162,12 +162,12 @@ def test_a_download_is_kept_and_an_interrupted_one_leaves_nothing(registered, el
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.artifacts, "download_artifacts", broken)
         with pytest.raises(KeyboardInterrupt):
-            sirius_dspy.load("models:/doubling@champion")
+            sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)
     assert list((tmp_path / "home" / "registry").iterdir()) == []
-    sirius_dspy.load("models:/doubling@champion")
+    sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.artifacts, "download_artifacts", broken)
-        assert sirius_dspy.load("models:/doubling@champion")(**ODD).answer == "ans:10"
+        assert sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)(**ODD).answer == "ans:10"
 
 
 def test_a_checkpoint_on_disk_is_registered_without_loading_it(compiled, selected, tmp_path, elsewhere):
@@ -175,7 +175,7 @@ def test_a_checkpoint_on_disk_is_registered_without_loading_it(compiled, selecte
         folder = sirius_dspy.save(compiled, tmp_path / "mine")
     entry = register(folder, "from disk", alias="staging")
     shutil.rmtree(folder)
-    assert sirius_dspy.load("models:/from disk@staging")(**ODD).answer == "ans:10"
+    assert sirius_dspy.load("models:/from disk@staging", program=toy.Doubling)(**ODD).answer == "ans:10"
     assert entry.alias == "staging"
 
 
@@ -205,7 +205,7 @@ def test_no_key_is_in_the_files_of_a_model(selected, tmp_path, monkeypatch):
         for agent, part in entry.agents.items()
     ]
     files = [path for root in (folder, *parts) for path in root.rglob("*") if path.is_file()]
-    assert {"MLmodel", "manifest.json", "program.json"} <= {path.name for path in files}
+    assert {"MLmodel", "manifest.json"} <= {path.name for path in files}
     assert not [path.name for path in files if path.suffix in (".pkl", ".pickle")]
     for path in files:
         for secret in (SECRET, "dXNlcjpwYXNz", "hunter2", "plain-words-as-a-key"):
