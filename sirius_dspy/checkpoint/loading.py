@@ -8,7 +8,6 @@ from pathlib import Path
 import dspy
 from dspy.adapters.base import Adapter
 
-from sirius_dspy.checkpoint.files import sha256
 from sirius_dspy.checkpoint.folder import check_files
 from sirius_dspy.checkpoint.manifest import MANIFEST, AdapterState, AgentEntry, LMState, Manifest, read_manifest
 from sirius_dspy.checkpoint.naming import Build
@@ -56,6 +55,7 @@ def load(
             "`sirius_dspy.mlflow` for its LM, or load the program."
         )
     adapter = _adapter(manifest.adapter, configure)
+    _check_predictors(path, manifest, state)
     _check_lms(manifest, lms or {})
     loaded = _program(program, manifest)
     with put_back(loaded):
@@ -135,11 +135,13 @@ def _checked(path: Path) -> tuple[Manifest, ProgramState | None]:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _version(path: Path) -> str | None:
+def _version(path: Path) -> tuple[int, int] | None:
+    """Changes when a save replaces the manifest."""
     try:
-        return sha256(path / MANIFEST)
-    except (CheckpointError, OSError, ValueError):
+        found = (path / MANIFEST).lstat()
+    except (OSError, ValueError):
         return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -173,6 +175,16 @@ def _program(program: dspy.Module | Build | None, manifest: Manifest) -> dspy.Mo
 
 
 # The LMs
+
+
+def _check_predictors(path: Path, manifest: Manifest, state: ProgramState) -> None:
+    """Every predictor has an agent; the program's own predictors are compared with the state's later."""
+    owned = {name for entry in manifest.agents.values() for name in entry.predictors}
+    if differing := sorted(owned ^ set(state.predictors)):
+        raise CheckpointError(
+            f"The checkpoint {str(path)!r} contradicts itself: the predictors {differing} are in its agents or in its "
+            "program, not in both. Copy or save the checkpoint again."
+        )
 
 
 def _check_lms(manifest: Manifest, lms: Mapping[str, dspy.LM]) -> None:
