@@ -8,8 +8,9 @@ import math
 import os
 import stat
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER
 
@@ -22,7 +23,7 @@ _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getatt
 """Opening fails at a link, and does not wait for the other end of a pipe."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a plain file; neither links nor devices are.
 
     Raises:

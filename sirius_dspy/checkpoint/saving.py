@@ -105,7 +105,7 @@ def _agents(program: dspy.Module, results: Mapping[str, Any]) -> dict[str, Seque
     predictors = predictor_names(program)
     if not predictors:
         raise CheckpointError(f"{type(program).__name__} has no predictors, so there is nothing to save.")
-    agents = {agent: tuple(names) for agent, names in results.get("agents", {}).items()}
+    agents: dict[str, Sequence[str]] = {agent: tuple(names) for agent, names in results.get("agents", {}).items()}
     known = [name for names in agents.values() for name in names]
     if unknown := sorted(set(known) - set(predictors)):
         raise CheckpointError(
@@ -136,10 +136,10 @@ def _save_agent(
 def _save_files(draft: Path, agent: str, lm: dspy.LM, results: Mapping[str, Any]) -> dict[str, str | None]:
     """Put the weights and the list of their sources into the draft, and say where."""
     job = _job(agent, lm.model, results)
-    has_weights = job is not None and getattr(lm, "folder", None) is not None and hasattr(type(lm), "from_folder")
+    weights = getattr(lm, "folder", None) if job is not None and hasattr(type(lm), "from_folder") else None
     folder = draft / "agent"
-    if has_weights:
-        _link_tree(Path(lm.folder), folder)
+    if weights is not None:
+        _link_tree(Path(weights), folder)
     if (sources := _sources(agent, job, results)) is not None:
         folder.mkdir(exist_ok=True)
         (folder / SOURCES).unlink(missing_ok=True)
@@ -150,7 +150,7 @@ def _save_files(draft: Path, agent: str, lm: dspy.LM, results: Mapping[str, Any]
     (draft / name).parent.mkdir(exist_ok=True)
     folder.rename(draft / name)
     has_sources = (draft / name / SOURCES).is_file()
-    return {"weights": name if has_weights else None, "sources": f"{name}/{SOURCES}" if has_sources else None}
+    return {"weights": None if weights is None else name, "sources": f"{name}/{SOURCES}" if has_sources else None}
 
 
 def _job(agent: str, model: str, results: Mapping[str, Any]) -> int | None:
