@@ -281,7 +281,6 @@ class Point(pydantic.BaseModel):
 
 VALUES = [
     (str, "text"),
-    (str, "a\ud800b"),
     (dict, {"a": [1, 2.5, None, True]}),
     (int, 2**70),
     (datetime.date, datetime.date(2024, 1, 2)),

@@ -179,6 +179,54 @@ def test_a_checkpoint_on_disk_is_registered_without_loading_it(compiled, selecte
     assert entry.alias == "staging"
 
 
+def test_a_folder_is_served_only_with_code_that_the_user_names(compiled, selected, tmp_path, elsewhere):
+    """A checkpoint of a stranger names a class, too."""
+    with dspy.context(adapter=toy.ADAPTER):
+        folder = sirius_dspy.save(compiled, tmp_path / "mine")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "program": "os:abort"}))
+    entry = register(folder, "unserved", agents=False)
+    with pytest.raises(CheckpointError, match="build="):
+        mlflow.pyfunc.load_model(entry.uri)
+    served = register(folder, "served", agents=False, build=toy.Doubling)
+    assert mlflow.pyfunc.load_model(served.uri).predict({"number": 5})[0]["answer"] == "ans:10"
+
+
+class Sized(toy.Doubling):
+    """A class that needs an argument."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+
+def sized():
+    return Sized(3)
+
+
+def test_a_program_that_needs_arguments_is_registered_with_what_builds_it(selected, elsewhere):
+    program = sized()
+    program.set_lm(ScriptedLM({"x": "y"}))
+    dspy.configure(adapter=toy.ADAPTER)
+    with pytest.raises(CheckpointError, match=r"cannot be built without arguments.*build="):
+        register(program, "sized")
+    with pytest.raises(CheckpointError, match="cannot be imported"):
+        register(program, "sized", build=lambda: sized())
+    entry = register(program, "sized", agents=False, build=sized)
+    flavor = mlflow.pyfunc.load_model(entry.uri).metadata.flavors["python_function"]
+    assert flavor["model_config"] == {"program": f"{__name__}:sized"}
+
+
+@pytest.mark.parametrize("identity", ["../../outside", "/outside", "a/b", "..", "x" * 300])
+def test_a_registry_cannot_say_where_its_files_go(identity, compiled, selected, elsewhere, tmp_path):
+    dspy.configure(adapter=toy.ADAPTER)
+    entry = register(compiled, "hostile", agents=False)
+    MlflowClient().set_model_version_tag("hostile", str(entry.version), "sirius.model_id", identity)
+    with pytest.raises(CheckpointError, match="none of MLflow's"):
+        sirius_dspy.load(entry.uri, program=toy.Doubling)
+    assert not (tmp_path / "home").exists()
+
+
 class Local(toy.Doubling):
     """A class that pretends to be of a script."""
 
