@@ -214,7 +214,7 @@ def test_a_program_that_needs_arguments_is_registered_with_what_builds_it(select
         register(program, "sized", build=lambda: sized())
     entry = register(program, "sized", agents=False, build=sized)
     flavor = mlflow.pyfunc.load_model(entry.uri).metadata.flavors["python_function"]
-    assert flavor["model_config"] == {"program": f"{__name__}:sized"}
+    assert flavor["config"] == {"program": f"{__name__}:sized"}
 
 
 @pytest.mark.parametrize("identity", ["../../outside", "/outside", "a/b", "..", "x" * 300])

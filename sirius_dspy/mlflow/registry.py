@@ -218,7 +218,7 @@ def _served(program: dspy.Module | str | Path, build: Build | None) -> str | Non
         return None
     path = importable_path(type(program))
     try:
-        inspect.signature(type(program)).bind()
+        inspect.signature(type(program).__init__).bind(program)  # of the class itself DSPy hides it
     except TypeError as error:
         raise CheckpointError(
             f"The program class {path!r} cannot be built without arguments: {error}. Pass a function that builds the "
