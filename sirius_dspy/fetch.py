@@ -1,11 +1,12 @@
 """Brings what MLflow's model registry holds onto this machine, once: `models:/team@champion` becomes a folder.
 
-Folders are named by MLflow's id of the logged model, which never changes its content, and kept in `SIRIUS_HOME`. An
-alias is looked up each time, since it moves.
+Folders are named by the registry, the version and MLflow's id of the logged model, which never changes its content, and
+kept in `SIRIUS_HOME`. An alias is looked up each time, since it moves.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def fetch_checkpoint(uri: str) -> Path:
     client = mlflow.MlflowClient()
     try:
         source, model_id = _found(client, uri)
-        folder = home("registry", model_id)
+        folder = home("registry", _folder_name(client, source, model_id))
         if not folder.is_dir():
             with new_folder(folder) as draft:
                 mlflow.artifacts.download_artifacts(
@@ -69,6 +70,14 @@ def _found(client: Any, uri: str) -> tuple[str, str]:
             f"{uri!r} is no program or agent of sirius_dspy. Register one with `sirius_dspy.mlflow.register`."
         )
     return f"{SCHEME}{name}/{entry.version}", str(entry.tags[MODEL_ID])
+
+
+def _folder_name(client: Any, source: str, model_id: str) -> str:
+    """Differs for what another registry, or another name in it, gives out under the same id."""
+    if not re.fullmatch(r"[\w-]{1,100}", model_id, re.ASCII):
+        raise CheckpointError(f"The registry gives {source!r} the id {model_id[:100]!r}, which is none of MLflow's.")
+    place = f"{client.tracking_uri}\0{source}\0{model_id}"
+    return f"{model_id}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
 
 
 def _refused(client: Any, uri: str, error: Exception) -> str:

@@ -283,9 +283,8 @@ class SiriuS(Teleprompter):
         )
 
     def _folder(self) -> Path:
-        if self.run_dir is not None:
-            return Path(self.run_dir)
-        return Path("sirius_runs") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+        default = Path("sirius_runs") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+        return Path(self.run_dir or default).absolute()  # the results name it, and `chdir` must not move it
 
     def _check_settings(self) -> None:
         """Refuse settings of the wrong kind, and those that contradict each other.

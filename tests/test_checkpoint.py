@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import enum
 import json
 import logging
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import dspy
+import pydantic
 import pytest
 
 import sirius_dspy
+from sirius_dspy.checkpoint import load_agent, save_agent, verify
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests.toy import ADAPTER, Doubling, examples, optimizer, skill, student
@@ -40,7 +46,7 @@ def test_a_checkpoint_answers_as_before_after_the_run_directory_is_gone(compiled
     folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
     shutil.rmtree(tmp_path / "run")
     moved = folder.rename(tmp_path / "moved")
-    loaded = sirius_dspy.load(moved)
+    loaded = sirius_dspy.load(moved, program=Doubling)
     assert answers(loaded) == before == [f"ans:{2 * number}" for number in range(8)]
     assert loaded.detailed_results["best_score"] == 1.0
     assert loaded._compiled
@@ -51,7 +57,8 @@ def test_it_answers_in_another_process(compiled, tmp_path):
     shutil.rmtree(tmp_path / "run")
     script = (
         "import sys, sirius_dspy\n"
-        "program = sirius_dspy.load(sys.argv[1])\n"
+        "from tests.toy import Doubling\n"
+        "program = sirius_dspy.load(sys.argv[1], program=Doubling)\n"
         "print([program(number=number).answer for number in range(8)])"
     )
     child = subprocess.run(
@@ -79,8 +86,8 @@ def test_the_active_adapter_becomes_the_checkpoints_or_is_an_error(compiled, tmp
     folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
     dspy.configure(adapter=sirius_dspy.PlainAdapter())
     with pytest.raises(CheckpointError, match=r"ChatAdapter\(.*use_json_adapter_fallback=False.*PlainAdapter"):
-        sirius_dspy.load(folder, configure=False)
-    sirius_dspy.load(folder)
+        sirius_dspy.load(folder, program=Doubling, configure=False)
+    sirius_dspy.load(folder, program=Doubling)
     assert type(dspy.settings.adapter) is dspy.ChatAdapter
     assert dspy.settings.adapter.use_json_adapter_fallback is False
 
@@ -88,7 +95,7 @@ def test_the_active_adapter_becomes_the_checkpoints_or_is_an_error(compiled, tmp
 def test_saving_again_replaces_a_checkpoint_and_nothing_else(compiled, tmp_path):
     folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
     sirius_dspy.save(compiled, folder)
-    assert answers(sirius_dspy.load(folder)) == answers(compiled)
+    assert answers(sirius_dspy.load(folder, program=Doubling)) == answers(compiled)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="not a checkpoint"):
@@ -113,7 +120,7 @@ def test_a_damaged_checkpoint_is_refused(damage, compiled, tmp_path):
     else:
         folder = tmp_path / "nothing"
     with pytest.raises(CheckpointError, match=r"checkpoint"):
-        sirius_dspy.load(folder)
+        sirius_dspy.load(folder, program=Doubling)
 
 
 def test_a_program_of_another_shape_is_refused(compiled, tmp_path):
@@ -131,9 +138,9 @@ def test_keys_and_endpoints_are_never_taken_from_or_written_to_a_file(tmp_path):
     folder = sirius_dspy.save(program, tmp_path / "checkpoint")
     assert all(b"planted" not in path.read_bytes() for path in folder.rglob("*") if path.is_file())
     with pytest.raises(CheckpointError, match="endpoint"):
-        sirius_dspy.load(folder)
+        sirius_dspy.load(folder, program=Doubling)
     mine = ScriptedLM(skill)
-    loaded = sirius_dspy.load(folder, lms={"doubler": mine, "writer.predict": mine})
+    loaded = sirius_dspy.load(folder, program=Doubling, lms={"doubler": mine, "writer.predict": mine})
     assert loaded.doubler.lm is mine
 
 
@@ -146,7 +153,7 @@ def test_lm_classes_of_others_are_not_imported_from_a_file(tmp_path):
     program.set_lm(ForeignLM({"x": chat_reply(doubled="1")}))
     folder = sirius_dspy.save(program, tmp_path / "checkpoint")
     with pytest.raises(CheckpointError, match="ForeignLM"):
-        sirius_dspy.load(folder)
+        sirius_dspy.load(folder, program=Doubling)
 
 
 def test_dspys_own_save_and_load_go_on_working(compiled, tmp_path):
@@ -166,3 +173,215 @@ def test_a_program_that_is_one_predictor_comes_back(tmp_path):
         assert loaded.predictors()[0].lm is lms[agent]
         with pytest.raises(CheckpointError, match="signatures"):
             sirius_dspy.load(folder, program=build("question -> answer"), lms=lms)
+
+
+def test_the_runs_an_agent_learnt_from_are_there_after_a_change_of_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compiled = optimizer("run", iterations=1).compile(student(), trainset=examples(), valset=examples())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    folder = sirius_dspy.save(compiled, "checkpoint")
+    for entry in verify(folder).agents.values():
+        assert len((folder / entry.sources).read_text().splitlines()) == 8
+
+
+def test_a_loaded_program_is_saved_with_weights_and_sources(compiled, tmp_path):
+    first = sirius_dspy.save(compiled, tmp_path / "first")
+    shutil.rmtree(tmp_path / "run")
+    again = sirius_dspy.save(sirius_dspy.load(first, program=Doubling), tmp_path / "again")
+    assert verify(again) == verify(first)
+    assert answers(sirius_dspy.load(again, program=Doubling)) == answers(compiled)
+
+
+def test_predictors_that_share_weights_keep_their_own_settings(tmp_path):
+    one = dspy.LM("openai/gpt-4o-mini", temperature=0.9, max_tokens=50, stop=["\n"])
+    program = Doubling()
+    program.doubler.lm, program.writer.predict.lm = one, one.copy(temperature=0.0)
+    vars(program)["detailed_results"] = {"agents": {"team": ["doubler", "writer.predict"]}}
+    folder = sirius_dspy.save(program, tmp_path / "checkpoint")
+    loaded = sirius_dspy.load(folder, program=Doubling)
+    assert loaded.doubler.lm.kwargs == one.kwargs
+    assert loaded.writer.predict.lm.kwargs == {**one.kwargs, "temperature": 0.0}
+    mine = ScriptedLM(skill)
+    mixed = sirius_dspy.load(folder, program=Doubling, lms={"writer.predict": mine})
+    assert (mixed.doubler.lm.kwargs, mixed.writer.predict.lm) == (one.kwargs, mine)
+    both = sirius_dspy.load(folder, program=Doubling, lms={"team": mine})
+    assert both.doubler.lm is both.writer.predict.lm is mine
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"api_base": "http://localhost:1/v1"}, "api_base"),
+        ({"extra_headers": {"Ocp-Apim-Subscription-Key": "planted"}}, "extra_headers"),
+        ({"fallbacks": [{"model": "openai/x", "api_base": "http://localhost:1"}]}, "fallbacks"),
+        ({"aws_secret_access_key": "planted"}, "aws_secret_access_key"),
+        ({"engine": "litellm"}, "engine"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+    ],
+)
+def test_what_is_not_stored_of_an_lm_is_asked_for(tmp_path, arguments, named):
+    program = Doubling()
+    program.set_lm(dspy.LM("openai/gpt-4o-mini", **arguments))
+    folder = sirius_dspy.save(program, tmp_path / "checkpoint")
+    assert all(
+        b"planted" not in path.read_bytes() and b"localhost" not in path.read_bytes() for path in files_of(folder)
+    )
+    with pytest.raises(CheckpointError, match=rf"'{named}'.*lms="):
+        sirius_dspy.load(folder, program=Doubling)
+    mine = ScriptedLM(skill)
+    lms = {"doubler": mine, "writer.predict": mine}
+    assert sirius_dspy.load(folder, program=Doubling, lms=lms).doubler.lm is mine
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_an_adapter_comes_back_with_its_arguments(compiled, tmp_path):
+    for adapter in (
+        sirius_dspy.PlainAdapter(use_native_function_calling=True),
+        dspy.JSONAdapter(use_native_function_calling=False),
+        dspy.XMLAdapter(use_json_adapter_fallback=False),
+        dspy.ChatAdapter(use_json_adapter_fallback=False, parallel_tool_calls=True),
+    ):
+        dspy.configure(adapter=adapter)
+        folder = sirius_dspy.save(compiled, tmp_path / type(adapter).__name__)
+        dspy.configure(adapter=None)
+        sirius_dspy.load(folder, program=Doubling)
+        active = dspy.settings.adapter
+        assert type(active) is type(adapter)
+        assert active is not adapter
+        assert active.use_native_function_calling == adapter.use_native_function_calling
+        assert active.parallel_tool_calls == adapter.parallel_tool_calls
+
+
+class Shouting(dspy.ChatAdapter):
+    """An adapter of the user's own."""
+
+
+def test_an_adapter_of_one_s_own_has_to_be_active(compiled, tmp_path):
+    dspy.configure(adapter=Shouting())
+    folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
+    sirius_dspy.load(folder, program=Doubling)
+    dspy.configure(adapter=ADAPTER)
+    with pytest.raises(CheckpointError, match="Shouting"):
+        sirius_dspy.load(folder, program=Doubling)
+
+
+class Color(enum.Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Point(pydantic.BaseModel):
+    x: int
+    on: datetime.date
+
+
+VALUES = [
+    (str, "text"),
+    (dict, {"a": [1, 2.5, None, True]}),
+    (int, 2**70),
+    (datetime.date, datetime.date(2024, 1, 2)),
+    (datetime.datetime, datetime.datetime(2024, 1, 2, 3, 4, tzinfo=datetime.UTC)),
+    (datetime.timedelta, datetime.timedelta(days=1, microseconds=3)),
+    (list[datetime.date], [datetime.date(2024, 1, 2)]),
+    (Color, Color.RED),
+    (dict[str, Color], {"a": Color.BLUE}),
+    (set[str], {"a", "b"}),
+    (frozenset[Color], frozenset({Color.RED})),
+    (tuple[int, float], (1, 2.0)),
+    (decimal.Decimal, decimal.Decimal("1.10")),
+    (uuid.UUID, uuid.UUID(int=7)),
+    (bytes, b"text"),
+    (Point, Point(x=1, on=datetime.date(2024, 1, 2))),
+    (list[Point], [Point(x=1, on=datetime.date(2024, 1, 2))]),
+    (dspy.Image, dspy.Image("data:image/png;base64,iVBORw0KGgo=")),
+    (dspy.Image, dspy.Image("https://example.org/a.png")),
+    (dspy.History, dspy.History(messages=[{"question": "a", "answer": "b"}])),
+]
+
+
+def shown(annotation: object, value: object) -> tuple[dspy.Predict, ScriptedLM]:
+    fields = {"value": (annotation, dspy.InputField()), "answer": (str, dspy.OutputField())}
+    predictor = dspy.Predict(dspy.Signature(fields, "Answer."))
+    predictor.demos = [dspy.Example(value=value, answer="a", note="x").with_inputs("value")]
+    predictor.lm = ScriptedLM(lambda prompt: chat_reply(answer="ok"))
+    return predictor, predictor.lm
+
+
+@pytest.mark.parametrize(("annotation", "value"), VALUES, ids=lambda item: ascii(item)[:40])
+def test_demonstrations_of_every_type_are_equal_and_shown_alike_after_loading(annotation, value, tmp_path):
+    program, before = shown(annotation, value)
+    program(value=value)
+    folder = sirius_dspy.save(program, tmp_path / "checkpoint")
+    fresh, after = shown(annotation, value)
+    loaded = sirius_dspy.load(folder, program=fresh, lms={"self": after})
+    assert loaded.demos == program.demos
+    assert type(loaded.demos[0].value) is type(value)
+    assert loaded.demos[0].inputs().keys() == ["value"]
+    loaded(value=value)
+    assert after.requests[-1] == before.requests[-1]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value"),
+    [
+        (str, datetime.date(2024, 1, 2)),
+        (str, Color.RED),
+        (str, object()),
+        (list, [datetime.date(2024, 1, 2)]),
+        (list[float], [decimal.Decimal("1.1")]),
+        (float, float("nan")),
+        (tuple[float, float], (1, 2.0)),
+        (bytes, b"\xff"),
+    ],
+    ids=ascii,
+)
+def test_a_demonstration_that_would_come_back_as_another_value_is_refused(annotation, value, tmp_path):
+    program, _ = shown(annotation, value)
+    with pytest.raises(CheckpointError, match=r"self.demos\[0\]\['value'\]"):
+        sirius_dspy.save(program, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_results_with_a_loss_that_is_no_number_are_saved(compiled, tmp_path):
+    compiled.detailed_results["note"] = {"losses": [float("nan"), 1.5, float("inf")], "pair": (1, 2)}
+    folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
+    assert sirius_dspy.load(folder, program=Doubling).detailed_results["note"] == {
+        "losses": [None, 1.5, None],
+        "pair": [1, 2],
+    }
+    compiled.detailed_results["note"] = object()
+    with pytest.raises(CheckpointError, match="'note'"):
+        sirius_dspy.save(compiled, folder)
+    sirius_dspy.load(folder, program=Doubling)
+
+
+def test_agents_whose_names_look_alike_have_folders_of_their_own(tmp_path):
+    class Named(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = {
+                name: dspy.Predict("a -> b") for name in ("x", "X", "x y", "x_y", "..", "é", "a/b", "z" * 300)
+            }
+
+    program = Named()
+    program.set_lm(ScriptedLM({"a": "b"}))
+    folder = sirius_dspy.save(program, tmp_path / "checkpoint")
+    loaded = sirius_dspy.load(folder, program=Named)
+    assert len(loaded.predictors()) == 8
+    for agent in verify(folder).agents:
+        one = save_agent(folder, agent, tmp_path / "one")
+        assert list(verify(one).agents) == [agent]
+        assert load_agent(one).model == "scripted/lm"
+    with pytest.raises(CheckpointError, match="not 'nobody'"):
+        save_agent(folder, "nobody", tmp_path / "two")
+
+
+@pytest.mark.parametrize("program", [None, Doubling, "program", dspy.Module()], ids=repr)
+def test_what_is_no_program_is_not_saved(program, tmp_path):
+    with pytest.raises(CheckpointError):
+        sirius_dspy.save(program, tmp_path / "checkpoint")
+    assert not (tmp_path / "checkpoint").exists()

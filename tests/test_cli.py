@@ -28,6 +28,7 @@ def local(test):
 
 
 CLI = [sys.executable, "-c", "from sirius_dspy.cli import app; app(prog_name='sirius-dspy')"]
+PROGRAM = ["--program", "programs.needle_haystack:build"]
 QUESTION = ["--question", "Who likes tea?", "--context", "Ada likes tea. Bo likes rain."]
 
 
@@ -68,7 +69,7 @@ def test_version(tmp_path):
 
 
 def test_ask_shows_each_agent_s_step(checkpoint, tmp_path):
-    done = sirius("ask", checkpoint, *QUESTION, cwd=tmp_path)
+    done = sirius("ask", checkpoint, *PROGRAM, *QUESTION, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "1. analyst [scripted/lm] relevant: Ada likes tea.",
@@ -78,7 +79,7 @@ def test_ask_shows_each_agent_s_step(checkpoint, tmp_path):
 
 
 def test_ask_prints_one_json_object(checkpoint, tmp_path):
-    done = sirius("ask", checkpoint, *QUESTION, "--json", cwd=tmp_path)
+    done = sirius("ask", checkpoint, *PROGRAM, *QUESTION, "--json", cwd=tmp_path)
     shown = json.loads(done.stdout)
     assert (shown["answer"], shown["prediction"]) == ("Ada", {"answer": "Ada"})
     assert [(step["predictor"], step["outputs"]) for step in shown["steps"]] == [
@@ -102,12 +103,12 @@ def test_a_program_of_the_user_s_folder_is_found(tmp_path, monkeypatch):
     program = echo_program.Echo()
     program.set_lm(ScriptedLM({"Hello?": chat_reply(reasoning="Polite.", answer="Hello.")}))
     sirius_dspy.save(program, tmp_path / "echo")
-    done = sirius("ask", "echo", "--question", "Hello?", cwd=tmp_path)
+    done = sirius("ask", "echo", "--program", "echo_program:Echo", "--question", "Hello?", cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "answer: Hello."
 
 
 def test_a_program_that_fails_shows_how_far_it_came(checkpoint, tmp_path):
-    done = sirius("ask", checkpoint, "--question", "Who?", "--context", "Bo likes rain.", cwd=tmp_path)
+    done = sirius("ask", checkpoint, *PROGRAM, "--question", "Who?", "--context", "Bo likes rain.", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout.startswith("1. analyst [scripted/lm] failed: ")
     assert "answer:" not in done.stdout
@@ -115,13 +116,15 @@ def test_a_program_that_fails_shows_how_far_it_came(checkpoint, tmp_path):
 
 
 def test_an_input_that_the_program_wants_is_missing(checkpoint, tmp_path):
-    done = sirius("ask", checkpoint, "--question", "Who?", cwd=tmp_path)
+    done = sirius("ask", checkpoint, *PROGRAM, "--question", "Who?", cwd=tmp_path)
     assert done.returncode == 1
     assert "context" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["ask", "nowhere", *QUESTION], ["ask", "nowhere", *QUESTION, "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["ask", "nowhere", *PROGRAM, *QUESTION], ["ask", "nowhere", *PROGRAM, *QUESTION, "--json"]]
+)
 def test_an_error_is_one_message(arguments, tmp_path):
     done = sirius(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")

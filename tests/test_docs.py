@@ -89,7 +89,8 @@ def _improve(optimizer):
     reviews = _reviews()
     program = reviews.Reviews()
     program.set_lm(ToyLM(skill=guess))
-    examples = list(reviews.examples(12, seed=1))
+    asked = dspy.Example(review="The lamp is great. I bought it in May. It came on Monday.", verdict="good")
+    examples = [*reviews.examples(12, seed=1), asked.with_inputs("review")]  # a loaded LM knows what it learnt, no more
     compiled = optimizer.compile(program, trainset=examples, valset=examples)
     start, *trained = [entry["score"] for entry in compiled.detailed_results["iterations"]]
     assert start < trained[0]

@@ -61,12 +61,12 @@ def child_environment(server):
 
 
 def test_the_champion_is_loaded_with_the_trained_agents(registered, compiled, elsewhere):
-    loaded = sirius_dspy.load("models:/doubling@champion")
+    loaded = sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)
     assert loaded(**ODD).answer == "ans:10"
     assert loaded.detailed_results["best_score"] == compiled.detailed_results["best_score"] == 1.0
     assert loaded.doubler.lm.model == compiled.doubler.lm.model != "toy/base"
-    assert sirius_dspy.load(registered.uri)(**ODD).answer == "ans:10"
-    assert sirius_dspy.load(f"models:/{registered.model_id}")(**ODD).answer == "ans:10"
+    assert sirius_dspy.load(registered.uri, program=toy.Doubling)(**ODD).answer == "ans:10"
+    assert sirius_dspy.load(f"models:/{registered.model_id}", program=toy.Doubling)(**ODD).answer == "ans:10"
 
 
 def test_a_database_without_a_server_is_a_registry_too(compiled, store, monkeypatch, elsewhere):
@@ -76,7 +76,7 @@ def test_a_database_without_a_server_is_a_registry_too(compiled, store, monkeypa
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store.tracking_uri)
     try:
-        assert sirius_dspy.load("models:/plain@champion")(**ODD).answer == "ans:10"
+        assert sirius_dspy.load("models:/plain@champion", program=toy.Doubling)(**ODD).answer == "ans:10"
     finally:
         mlflow.set_tracking_uri(before)
 
@@ -86,8 +86,8 @@ def test_an_alias_moves_and_a_version_stays(registered, selected, elsewhere):
     fresh = toy.student()
     newer = register(fresh, "doubling", agents=False)
     assert newer.version == registered.version + 1
-    assert sirius_dspy.load("models:/doubling@champion").doubler.lm.model == "toy/base"
-    assert sirius_dspy.load(registered.uri).doubler.lm.model != "toy/base"
+    assert sirius_dspy.load("models:/doubling@champion", program=toy.Doubling).doubler.lm.model == "toy/base"
+    assert sirius_dspy.load(registered.uri, program=toy.Doubling).doubler.lm.model != "toy/base"
     silent = register(fresh, "doubling", agents=False, alias=None)
     client = MlflowClient()
     assert int(client.get_model_version_by_alias("doubling", "champion").version) == newer.version
@@ -162,12 +162,12 @@ def test_a_download_is_kept_and_an_interrupted_one_leaves_nothing(registered, el
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.artifacts, "download_artifacts", broken)
         with pytest.raises(KeyboardInterrupt):
-            sirius_dspy.load("models:/doubling@champion")
+            sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)
     assert list((tmp_path / "home" / "registry").iterdir()) == []
-    sirius_dspy.load("models:/doubling@champion")
+    sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.artifacts, "download_artifacts", broken)
-        assert sirius_dspy.load("models:/doubling@champion")(**ODD).answer == "ans:10"
+        assert sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)(**ODD).answer == "ans:10"
 
 
 def test_a_checkpoint_on_disk_is_registered_without_loading_it(compiled, selected, tmp_path, elsewhere):
@@ -175,8 +175,56 @@ def test_a_checkpoint_on_disk_is_registered_without_loading_it(compiled, selecte
         folder = sirius_dspy.save(compiled, tmp_path / "mine")
     entry = register(folder, "from disk", alias="staging")
     shutil.rmtree(folder)
-    assert sirius_dspy.load("models:/from disk@staging")(**ODD).answer == "ans:10"
+    assert sirius_dspy.load("models:/from disk@staging", program=toy.Doubling)(**ODD).answer == "ans:10"
     assert entry.alias == "staging"
+
+
+def test_a_folder_is_served_only_with_code_that_the_user_names(compiled, selected, tmp_path, elsewhere):
+    """A checkpoint of a stranger names a class, too."""
+    with dspy.context(adapter=toy.ADAPTER):
+        folder = sirius_dspy.save(compiled, tmp_path / "mine")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "program": "os:abort"}))
+    entry = register(folder, "unserved", agents=False)
+    with pytest.raises(CheckpointError, match="build="):
+        mlflow.pyfunc.load_model(entry.uri)
+    served = register(folder, "served", agents=False, build=toy.Doubling)
+    assert mlflow.pyfunc.load_model(served.uri).predict({"number": 5})[0]["answer"] == "ans:10"
+
+
+class Sized(toy.Doubling):
+    """A class that needs an argument."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+
+def sized():
+    return Sized(3)
+
+
+def test_a_program_that_needs_arguments_is_registered_with_what_builds_it(selected, elsewhere):
+    program = sized()
+    program.set_lm(ScriptedLM({"x": "y"}))
+    dspy.configure(adapter=toy.ADAPTER)
+    with pytest.raises(CheckpointError, match=r"cannot be built without arguments.*build="):
+        register(program, "sized")
+    with pytest.raises(CheckpointError, match="cannot be imported"):
+        register(program, "sized", build=lambda: sized())
+    entry = register(program, "sized", agents=False, build=sized)
+    flavor = mlflow.pyfunc.load_model(entry.uri).metadata.flavors["python_function"]
+    assert flavor["config"] == {"program": f"{__name__}:sized"}
+
+
+@pytest.mark.parametrize("identity", ["../../outside", "/outside", "a/b", "..", "x" * 300])
+def test_a_registry_cannot_say_where_its_files_go(identity, compiled, selected, elsewhere, tmp_path):
+    dspy.configure(adapter=toy.ADAPTER)
+    entry = register(compiled, "hostile", agents=False)
+    MlflowClient().set_model_version_tag("hostile", str(entry.version), "sirius.model_id", identity)
+    with pytest.raises(CheckpointError, match="none of MLflow's"):
+        sirius_dspy.load(entry.uri, program=toy.Doubling)
+    assert not (tmp_path / "home").exists()
 
 
 class Local(toy.Doubling):
@@ -205,7 +253,7 @@ def test_no_key_is_in_the_files_of_a_model(selected, tmp_path, monkeypatch):
         for agent, part in entry.agents.items()
     ]
     files = [path for root in (folder, *parts) for path in root.rglob("*") if path.is_file()]
-    assert {"MLmodel", "manifest.json", "program.json"} <= {path.name for path in files}
+    assert {"MLmodel", "manifest.json"} <= {path.name for path in files}
     assert not [path.name for path in files if path.suffix in (".pkl", ".pickle")]
     for path in files:
         for secret in (SECRET, "dXNlcjpwYXNz", "hunter2", "plain-words-as-a-key"):

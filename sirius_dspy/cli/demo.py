@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 import sirius_dspy
+from sirius_dspy.checkpoint.naming import build_at
 from sirius_dspy.cli.console import JsonFlag, complain, ending_cleanly, new_table, percent, stdout_kept_clean
 from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.mlflow import MLflowTracker
@@ -65,6 +66,9 @@ def demo(
 def ask(
     checkpoint: Annotated[Path, typer.Argument(help="Folder that `sirius_dspy.save` or the demo wrote.")],
     question: Annotated[str, typer.Option(help="The program's input `question`.")],
+    program: Annotated[
+        str, typer.Option(help="Its class, or a function that builds it, as `module:name`; it is imported and called.")
+    ],
     context: Annotated[str | None, typer.Option(help="The program's input `context`, where it has one.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -72,7 +76,7 @@ def ask(
     inputs = {"question": question} | ({} if context is None else {"context": context})
     with ending_cleanly():
         with stdout_kept_clean():
-            recording = record(sirius_dspy.load(checkpoint), inputs)
+            recording = record(sirius_dspy.load(checkpoint, program=build_at(program)), inputs)
         if as_json:
             typer.echo(json.dumps(_plain_recording(recording)))
         else:
@@ -161,7 +165,8 @@ def _print_next_steps(console: Console, result: DemoResult, tracker: MLflowTrack
     from programs import needle_haystack
 
     example = needle_haystack.examples("test", 1, result.seed)[0]
-    arguments = ["ask", str(result.checkpoint), "--question", example.question, "--context", example.context]
+    arguments = ["ask", str(result.checkpoint), "--program", "programs.needle_haystack:build"]
+    arguments += ["--question", example.question, "--context", example.context]
     lines = [f"Ask the trained program (expected: {example.answer}):", _command("sirius-dspy", *arguments)]
     lines += ["Write a page about what it did:", _command("sirius-dspy", "report", str(result.checkpoint.parent))]
     if tracker.how_to_open and tracker.run_id:

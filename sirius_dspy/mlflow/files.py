@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sirius_dspy.checkpoint.manifest import Manifest
+
 LOADER = "sirius_dspy.mlflow.serving"
 """The module that MLflow calls to serve a program: code by name, so that nothing is pickled."""
 
@@ -23,7 +25,13 @@ _TYPES = {"str": "string", "int": "long", "float": "double", "bool": "boolean"}
 
 
 def write_program(
-    files: Path, checkpoint: Path, manifest: Mapping[str, Any], *, model_id: str, code_paths: Sequence[str | Path]
+    files: Path,
+    checkpoint: Path,
+    manifest: Manifest,
+    *,
+    served: str | None,
+    model_id: str,
+    code_paths: Sequence[str | Path],
 ) -> None:
     """Write a model that can be served.
 
@@ -31,6 +39,7 @@ def write_program(
         files: A folder that is not there yet.
         checkpoint: Of the program.
         manifest: Of the checkpoint.
+        served: What a server imports and calls for the program, as `module:name`.
         model_id: Of the logged model.
         code_paths: Sources to put beside it.
     """
@@ -45,8 +54,9 @@ def write_program(
             loader_module=LOADER,
             data_path=str(checkpoint),
             code_paths=[str(path) for path in code_paths] or None,
+            model_config={"program": served},  # said by who registers it; the checkpoint itself names no code
             mlflow_model=Model(model_id=model_id),
-            signature=_signature(manifest.get("inputs")),
+            signature=_signature(manifest.inputs),
             pip_requirements=_requirements(manifest),  # said, or MLflow would load the model to find out
         )
 
@@ -80,9 +90,9 @@ def _signature(inputs: Mapping[str, str] | None) -> Any | None:
     return ModelSignature(inputs=Schema(columns))
 
 
-def _requirements(manifest: Mapping[str, Any]) -> list[str]:
+def _requirements(manifest: Manifest) -> list[str]:
     """What a server needs, in the versions that wrote the checkpoint."""
-    is_local = any("sirius_dspy.local" in str(entry["lm"]) for entry in manifest["agents"].values())
+    is_local = any(entry.lm.class_path.startswith("sirius_dspy.local.") for entry in manifest.agents.values())
     names = {"sirius-dspy": "[local]" if is_local else "", "dspy": "", "mlflow": ""}
     found = {name: _version(name) for name in names}
     return [f"{name}{names[name]}=={version}" for name, version in found.items() if version]

@@ -6,6 +6,7 @@ What is stored is our own checkpoint with the weights inside: nothing is pickled
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any
 import dspy
 
 from sirius_dspy.checkpoint import save, save_agent, verify
+from sirius_dspy.checkpoint.manifest import Manifest
+from sirius_dspy.checkpoint.naming import Build, importable_path
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.fetch import MODEL_ID
 from sirius_dspy.mlflow.files import write_agent, write_program
@@ -51,6 +54,7 @@ def register(
     run_id: str | None = None,
     experiment: str | None = "sirius_dspy",
     tracking_uri: str | None = None,
+    build: Build | None = None,
     code_paths: Sequence[str | Path] = (),
     tags: Mapping[str, Any] | None = None,
 ) -> Registered:
@@ -66,26 +70,29 @@ def register(
         run_id: The MLflow run that it came out of, e.g. `tracker.run_id`; its experiment is used.
         experiment: Name of the experiment for the files, without a `run_id`; `None` is the one selected in MLflow.
         tracking_uri: Of the store; `None` is what MLflow is set to.
-        code_paths: Files and packages that the program's class is imported from, to be stored with it; not needed where
-            it is installed. Whoever can read the model can read them.
+        build: The program's class, or a function that builds it, for servers: they import and call it, so it is code
+            that you trust. By default the class of `program`. A folder is data and names no code: without `build`, what
+            is registered from one can be loaded, but not served.
+        code_paths: Files and packages that `build` is imported from, to be stored with it; not needed where it is
+            installed. Whoever can read the model can read them.
         tags: Of the new versions.
 
     Raises:
-        CheckpointError: The program cannot be saved, or its class cannot be imported elsewhere.
+        CheckpointError: The program cannot be saved, or `build` cannot be imported elsewhere.
         MissingDependencyError: mlflow is not installed.
     """
     check_installed()
+    served = _served(program, build)
     with _checkpoint(program) as folder, tempfile.TemporaryDirectory(prefix="sirius-register-") as temporary:
         manifest = verify(folder)
-        _check_importable(manifest["program"])
         client = open_client(tracking_uri)
         place = client.get_run(run_id).info.experiment_id if run_id else experiment_id(client, experiment)
         desk = _Desk(client, str(place), run_id, Path(temporary), {**_result_tags(manifest), **(tags or {})})
         parts = {
             agent: desk.store_agent(f"{name}-{agent_name(agent)}", agent, folder, manifest)
-            for agent in (manifest["agents"] if agents else ())
+            for agent in (manifest.agents if agents else ())
         }
-        whole = desk.store_program(name, folder, manifest, code_paths, parts)
+        whole = desk.store_program(name, folder, manifest, served, code_paths, parts)
         entries = {agent: desk.register(part, alias) for agent, part in parts.items()}
         entry = desk.register(whole, alias, entries)
         desk.point(alias, [*entries.values(), entry])
@@ -116,22 +123,23 @@ class _Desk:
         self,
         name: str,
         checkpoint: Path,
-        manifest: Mapping[str, Any],
+        manifest: Manifest,
+        served: str | None,
         code_paths: Sequence[str | Path],
         parts: Mapping[str, _Stored],
     ) -> _Stored:
         """Store the program, with the ids of its agents' models."""
-        lms = {f"lm.{agent}": entry["lm"]["model"] for agent, entry in manifest["agents"].items()}
-        params = {"program": manifest["program"], "adapter": manifest["adapter"]["class"], **lms}
+        lms = {f"lm.{agent}": entry.lm.model for agent, entry in manifest.agents.items()}
+        params = {"program": manifest.program, "adapter": manifest.adapter.class_path, **lms}
         links = {f"sirius.agent_model.{agent}": part.model_id for agent, part in parts.items()}
         with self._new(name, "sirius-program", params, {"sirius.level": "program", **links}) as (stored, files):
-            write_program(files, checkpoint, manifest, model_id=stored.model_id, code_paths=code_paths)
+            write_program(files, checkpoint, manifest, served=served, model_id=stored.model_id, code_paths=code_paths)
         return stored
 
-    def store_agent(self, name: str, agent: str, checkpoint: Path, manifest: Mapping[str, Any]) -> _Stored:
+    def store_agent(self, name: str, agent: str, checkpoint: Path, manifest: Manifest) -> _Stored:
         """Store one agent's part of the checkpoint."""
-        entry = manifest["agents"][agent]
-        params = {"agent": agent, "lm": entry["lm"]["model"], "predictors": ", ".join(entry["predictors"])}
+        entry = manifest.agents[agent]
+        params = {"agent": agent, "lm": entry.lm.model, "predictors": ", ".join(entry.predictors)}
         tags = {"sirius.level": "agent", "sirius.agent": agent}
         with self._new(name, "sirius-agent", params, tags) as (stored, files):
             write_agent(
@@ -198,16 +206,25 @@ def _checkpoint(program: dspy.Module | str | Path) -> Iterator[Path]:
         yield save(program, Path(temporary) / "checkpoint")
 
 
-def _result_tags(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _result_tags(manifest: Manifest) -> dict[str, Any]:
     """Where a program came from, by the words that the runs of its compile have as tags."""
-    results = manifest["results"]
+    results = manifest.results
     names = {"run": "sirius.run", "best_iteration": "sirius.best_iteration", "best_score": "sirius.best_score"}
     return {tag: results[name] for name, tag in names.items() if results.get(name) is not None}
 
 
-def _check_importable(class_path: str) -> None:
-    if class_path.startswith("__main__:"):
+def _served(program: dspy.Module | str | Path, build: Build | None) -> str | None:
+    """What a server imports and calls; `None` where nobody has said it."""
+    if build is not None:
+        return importable_path(build)
+    if isinstance(program, str | Path):
+        return None
+    path = importable_path(type(program))
+    try:
+        inspect.signature(type(program).__init__).bind(program)  # of the class itself DSPy hides it
+    except TypeError as error:
         raise CheckpointError(
-            f"The program class {class_path!r} was defined in a script or notebook, which no other process can import. "
-            "Move it into a module, import it from there and compile or save the program again."
-        )
+            f"The program class {path!r} cannot be built without arguments: {error}. Pass a function that builds the "
+            "program: `register(program, name, build=...)`."
+        ) from error
+    return path

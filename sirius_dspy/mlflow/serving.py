@@ -8,6 +8,8 @@ from typing import Any
 import dspy
 
 from sirius_dspy.checkpoint import adapter_of, load
+from sirius_dspy.checkpoint.naming import build_at
+from sirius_dspy.errors import CheckpointError
 from sirius_dspy.parallel import parallel
 from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import to_plain
@@ -16,14 +18,26 @@ from sirius_dspy.trajectory import to_plain
 class ServedProgram:
     """A program behind `mlflow.pyfunc.load_model`, which leaves DSPy's settings in this process as they are.
 
+    The program's code is imported: whoever serves a model of MLflow trusts who registered it. `sirius_dspy.load` does
+    not need that trust.
+
     Args:
         folder: Of the checkpoint.
+        program: The program's class, or a function that builds it, as `module:name`: `build` of `register`.
+
+    Raises:
+        CheckpointError: The checkpoint or the program cannot be loaded.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, program: str | None) -> None:
+        if program is None:
+            raise CheckpointError(
+                "This model was registered from a folder without its program's code, so it cannot be served. Register "
+                "it with `build=`, or load it with `sirius_dspy.load(uri, program=...)`."
+            )
         self.adapter = adapter_of(folder)
         with dspy.context(adapter=self.adapter):
-            self.program = load(folder, configure=False)
+            self.program = load(folder, program=build_at(program), configure=False)
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """The output fields for each row of input fields.
@@ -42,9 +56,9 @@ class ServedProgram:
         return prediction if isinstance(prediction, dict) else {"prediction": prediction}
 
 
-def _load_pyfunc(path: str) -> ServedProgram:
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedProgram:
     """What MLflow calls, with the folder of the checkpoint."""
-    return ServedProgram(path)
+    return ServedProgram(path, (model_config or {}).get("program"))
 
 
 def _rows(model_input: Any) -> Iterable[Mapping[str, Any]]:

@@ -1,0 +1,260 @@
+"""The files of a checkpoint: read without following links, and replaced so that one is whole at every moment.
+
+A part, which is the program's state or one agent's folder, has a name with a hash of its content, so a new part never
+takes the place of an old one. New parts come first, then the manifest in one step, then old parts go. A part that the
+manifest does not name is a leftover of a save that was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from filelock import FileLock
+
+from sirius_dspy.checkpoint.files import read_json, sha256
+from sirius_dspy.checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, read_manifest
+from sirius_dspy.errors import CheckpointError, SiriuSError
+
+AGENTS = "agents"
+_LOCK = ".lock"
+_DRAFT = re.compile(r"\.draft-[0-9a-f]{8}")
+_STATE = re.compile(r"program-[0-9a-f]{12}\.json")
+_AGENT = re.compile(r"[\w.-]{1,80}-[0-9a-f]{12}", re.ASCII)
+_BESIDE = frozenset({_LOCK, ".git", ".gitattributes", ".gitignore", ".cache", ".DS_Store", "LICENSE", "README.md"})
+"""What file systems, git and model hubs put beside a checkpoint. It is never read."""
+_PATIENCE_S = 60.0
+"""How long a save waits for another one into the same folder."""
+
+
+# Names of parts
+
+
+def state_name(text: str) -> str:
+    """File of a program's state."""
+    return f"program-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}.json"
+
+
+def agent_name(agent: str, folder: Path) -> str:
+    """Folder of an agent's files, which is another one for every agent and every content."""
+    found = hashlib.sha256(agent.encode("utf-8", "surrogatepass"))
+    for name, digest in digests(folder).items():
+        found.update(f"\0{name}\0{digest}".encode("utf-8", "surrogatepass"))
+    shown = re.sub(r"[^\w.-]", "_", agent, flags=re.ASCII).strip("._")[:60] or "agent"
+    return f"{AGENTS}/{shown}-{found.hexdigest()[:12]}"
+
+
+# Reading
+
+
+def check_files(path: Path, manifest: Manifest) -> None:
+    """Check that a folder holds the files of its manifest and nothing else.
+
+    Raises:
+        CheckpointError: A file is missing, changed, a link, or not of the checkpoint.
+    """
+    try:
+        _check_files(path, manifest)
+    except (OSError, RecursionError) as error:
+        raise CheckpointError(
+            f"The files of the checkpoint {str(path)!r} cannot be read: {error}. Copy the whole folder again."
+        ) from error
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    found = set(_found(path, manifest))
+    if missing := sorted(set(manifest.files) - found):
+        raise CheckpointError(
+            f"The checkpoint {str(path)!r} lacks the file {missing[0]!r}. Copy the whole folder again."
+        )
+    if strangers := sorted(found - set(manifest.files)):
+        raise CheckpointError(
+            f"The checkpoint {str(path)!r} holds {strangers[0]!r}, which its manifest does not list. Move it out of "
+            "the folder."
+        )
+    for name, expected in manifest.files.items():
+        if sha256(path / name) != expected:
+            raise CheckpointError(
+                f"The file {name!r} of the checkpoint {str(path)!r} is not the one that was saved. Copy it again."
+            )
+
+
+def _found(path: Path, manifest: Manifest) -> Iterator[str]:
+    """The files that count, relative to the folder."""
+    parts = {"/".join(name.split("/")[:2]) for name in manifest.files}
+    for entry in sorted(path.iterdir()):
+        if entry.name == AGENTS and stat.S_ISDIR(entry.lstat().st_mode):
+            for agent in sorted(entry.iterdir()):
+                if f"{AGENTS}/{agent.name}" in parts or not _AGENT.fullmatch(agent.name):
+                    yield from _walk(path, f"{AGENTS}/{agent.name}")
+        elif entry.name in parts or not _is_ours(entry.name):
+            yield from _walk(path, entry.name)
+
+
+def _walk(path: Path, name: str) -> Iterator[str]:
+    """The plain files at or below a name; anything else is an error."""
+    mode = (path / name).lstat().st_mode
+    if stat.S_ISDIR(mode):
+        for entry in sorted((path / name).iterdir()):
+            yield from _walk(path, f"{name}/{entry.name}")
+    elif stat.S_ISREG(mode):
+        yield name
+    else:
+        raise CheckpointError(
+            f"{name!r} in the checkpoint {str(path)!r} is a link or a device. A checkpoint holds plain files only."
+        )
+
+
+def _is_ours(entry: str) -> bool:
+    """Whether an entry of the folder is no stranger, though the manifest need not list it."""
+    return entry in (MANIFEST, *_BESIDE) or bool(_DRAFT.fullmatch(entry) or _STATE.fullmatch(entry))
+
+
+# Writing
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A folder to fill with the parts and the manifest of a checkpoint, which becomes the one in `target`.
+
+    Raises:
+        CheckpointError: `target` holds something else, or cannot be written; the checkpoint in it is as before then.
+    """
+    try:
+        is_new = not target.exists()
+        _refuse_foreign(target)
+        target.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(target / _LOCK, timeout=_PATIENCE_S):
+                yield from _replaced(target)
+        finally:
+            if is_new and not (target / MANIFEST).exists():
+                shutil.rmtree(target, ignore_errors=True)
+    except SiriuSError:
+        raise
+    except (OSError, ValueError, NotImplementedError) as error:  # a path with a NUL; a file system without locks
+        raise CheckpointError(
+            f"The checkpoint cannot be written to {str(target)!r}: {error}. What was there before is as it was. Free "
+            "space there, or choose another folder."
+        ) from error
+
+
+def _replaced(target: Path) -> Iterator[Path]:
+    _clean(target)
+    draft = target / f".draft-{uuid4().hex[:8]}"
+    try:
+        draft.mkdir()
+        yield draft
+        _sync_tree(draft)
+        for part in _parts(draft):
+            _place(draft / part, target / part)
+        _sync(target)
+        (draft / MANIFEST).replace(target / MANIFEST)
+        _sync(target)
+    finally:
+        _clean(target)
+
+
+def _place(part: Path, final: Path) -> None:
+    """Put a part where it belongs; one of that name and content is there already if nothing in it changed."""
+    if os.path.lexists(final):
+        if not final.is_symlink() and digests(final) == digests(part):
+            return
+        _remove(final)  # it was damaged, and with it the checkpoint that it belongs to
+    final.parent.mkdir(exist_ok=True)
+    part.rename(final)
+    _sync(final.parent)
+
+
+def _parts(folder: Path) -> list[str]:
+    found = [entry.name for entry in folder.iterdir() if _STATE.fullmatch(entry.name)]
+    agents = folder / AGENTS
+    if agents.is_dir() and not agents.is_symlink():
+        found += [f"{AGENTS}/{entry.name}" for entry in agents.iterdir() if _AGENT.fullmatch(entry.name)]
+    return found
+
+
+def _clean(target: Path) -> None:
+    """Remove what an interrupted save left. What cannot be removed takes space, and does no harm."""
+    with suppress(OSError):
+        for entry in target.iterdir():
+            if _DRAFT.fullmatch(entry.name):
+                _remove(entry)
+        try:
+            files = read_manifest(target).files if (target / MANIFEST).exists() else {}
+        except CheckpointError:
+            return  # nobody knows what a damaged manifest named
+        named = {"/".join(name.split("/")[:2]) for name in files}
+        for part in _parts(target):
+            if part not in named:
+                _remove(target / part)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _refuse_foreign(target: Path) -> None:
+    if not os.path.lexists(target):
+        return
+    stranger = next(_strangers(target), None) if target.is_dir() else target.name
+    if stranger is not None:
+        raise CheckpointError(
+            f"{str(target)!r} holds something that is not a checkpoint of this version: {stranger!r}. Choose another "
+            "folder."
+        )
+
+
+def _strangers(target: Path) -> Iterator[str]:
+    for entry in sorted(target.iterdir()):
+        if entry.is_symlink():
+            yield entry.name
+        elif entry.name == AGENTS and entry.is_dir():
+            yield from (f"{AGENTS}/{agent.name}" for agent in entry.iterdir() if not _AGENT.fullmatch(agent.name))
+        elif not _is_ours(entry.name) or (entry.name == MANIFEST and _is_foreign(entry)):
+            yield entry.name
+
+
+def _is_foreign(manifest: Path) -> bool:
+    """Whether a manifest is of something else; a damaged one is taken for ours, since saving again is the remedy."""
+    try:
+        plain = read_json(manifest, MAX_MANIFEST_BYTES)
+    except CheckpointError:
+        return False
+    return not (isinstance(plain, dict) and {"format", "agents"} <= plain.keys())
+
+
+def digests(path: Path) -> dict[str, str]:
+    """The files at or below a path, and their SHA-256."""
+    if not path.is_dir():
+        return {"": sha256(path)}
+    files = sorted(item.relative_to(path).as_posix() for item in path.rglob("*") if not item.is_dir())
+    return {name: sha256(path / name) for name in files}
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or the names in a folder to the disk, so that they stay through a power cut."""
+    if os.name == "nt":
+        return  # folders cannot be opened there, and a file only for writing
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,66 @@
+"""`module:name` of a program's class or of a function that builds it, for people and for servers.
+
+What is imported by such a name is code. The name has to come from the user, never from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import dspy
+
+from sirius_dspy.errors import CheckpointError
+
+Build = Callable[[], dspy.Module]
+"""A program's class, or a function that builds it, without arguments."""
+
+
+def path_of(build: Any) -> str:
+    """`reviews:Reviews` of the class `Reviews` in the module `reviews`."""
+    return f"{build.__module__}:{build.__qualname__}"
+
+
+def importable_path(build: Build) -> str:
+    """The same, of what another process can import.
+
+    Raises:
+        CheckpointError: It was defined in a script or notebook, or inside a function, or has no name.
+    """
+    path = f"{getattr(build, '__module__', None)}:{getattr(build, '__qualname__', None)}"
+    if path.startswith("__main__:"):
+        raise CheckpointError(
+            f"{path!r} was defined in a script or notebook, which no other process can import. Move it into a module, "
+            "import it from there and compile or save the program again."
+        )
+    if not callable(build) or build_at(path) is not build:
+        raise CheckpointError(
+            f"{build!r} cannot be imported as {path!r}. Pass a class or a function at the top level of a module."
+        )
+    return path
+
+
+def build_at(path: str) -> Build:
+    """Import a program's class, or a function that builds it, by a name that the user gave.
+
+    Args:
+        path: `module:name`.
+
+    Raises:
+        CheckpointError: There is nothing of that name.
+    """
+    module, colon, name = path.partition(":")
+    if not colon:
+        raise CheckpointError(f"{path!r} names no program. Write 'module:name', such as 'reviews:Reviews'.")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path!r} cannot be imported: {error}. Name the program's class, or a function that builds it, as "
+            "'module:name'."
+        ) from error
+    build: Build = found
+    return build

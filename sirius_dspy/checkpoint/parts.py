@@ -1,0 +1,200 @@
+"""The adapters and LMs that a checkpoint may name, what is stored of each, and how they are built again.
+
+Both sets are closed: what is not in them is never imported, and comes from the caller of `load`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dspy
+from dspy.adapters.baml_adapter import BAMLAdapter
+from dspy.adapters.base import Adapter
+from dspy.clients.base_lm import LM_CLASS_STATE_KEY
+from pydantic import ValidationError
+
+from sirius_dspy.adapter import PlainAdapter
+from sirius_dspy.checkpoint.manifest import AdapterState, LMState
+from sirius_dspy.checkpoint.naming import path_of
+from sirius_dspy.errors import CheckpointError
+
+_FLAGS = ("use_native_function_calling", "parallel_tool_calls")
+_ADAPTERS: Mapping[type[Adapter], Sequence[str]] = {
+    dspy.ChatAdapter: (*_FLAGS, "use_json_adapter_fallback"),
+    dspy.XMLAdapter: (*_FLAGS, "use_json_adapter_fallback"),
+    dspy.JSONAdapter: _FLAGS,
+    BAMLAdapter: _FLAGS,
+    PlainAdapter: _FLAGS,
+}
+"""Adapter to the arguments that are stored: switches only."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An LM class that a checkpoint may name."""
+
+    module: str
+    """Imported when such an LM is built, and not before: the testing LMs stand above this module."""
+    name: str
+    fields: frozenset[str] = frozenset()
+    """Fields that only this class has."""
+    left_out: frozenset[str] = frozenset()
+    """Arguments that a loaded LM does without."""
+    ids: str = r".+"
+    """Ids that such an LM may have."""
+
+
+_LMS = {
+    "dspy.clients.lm.LM": _Kind("dspy", "LM"),
+    "sirius_dspy.local.lm.LocalLM": _Kind(
+        "sirius_dspy.local.lm",
+        "LocalLM",
+        frozenset({"device", "lora"}),
+        ids=r"local/[^/@]+@[0-9a-f]{12}",  # others are paths, or would be downloaded
+    ),
+    "sirius_dspy.testing.scripted.ScriptedLM": _Kind(
+        "sirius_dspy.testing.scripted", "ScriptedLM", frozenset({"answers"}), frozenset({"latency_s"})
+    ),
+    "sirius_dspy.testing.toy.ToyLM": _Kind(
+        "sirius_dspy.testing.toy",
+        "ToyLM",
+        left_out=frozenset({"skill", "registry", "fail_training", "writes_weights", "latency_s"}),
+    ),
+}
+_OWN_FIELDS = frozenset().union(*(kind.fields for kind in _LMS.values()))
+_EMPTY: tuple[Any, ...] = (None, {}, [], "", False)
+
+
+# LMs
+
+
+def stored_lm(lm: dspy.LM) -> tuple[LMState, list[str]]:
+    """What is stored of an LM, and the names of the arguments that are not.
+
+    Raises:
+        CheckpointError: Its id is none.
+    """
+    try:
+        plain = lm.dump_state()
+    except Exception:  # an LM of any class; the state is the user's code, and the LM can be passed to `load`
+        plain = {LM_CLASS_STATE_KEY: f"{type(lm).__module__}.{type(lm).__qualname__}", "model": lm.model, "state": "?"}
+    kind = _LMS.get(plain[LM_CLASS_STATE_KEY], _Kind("", ""))
+    state = {LM_CLASS_STATE_KEY: plain.pop(LM_CLASS_STATE_KEY), "model": plain.pop("model")}
+    withheld = []
+    for name, value in plain.items():
+        if _fits({**state, name: value}) and (name not in _OWN_FIELDS or name in kind.fields):
+            state[name] = value
+        elif value not in _EMPTY and name not in kind.left_out:
+            withheld.append(name)
+    try:
+        return LMState.model_validate(state), sorted(withheld)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"The LM {state['model']!r} cannot be written down: {error.errors()[0]['msg']}. Give it another id."
+        ) from error
+
+
+def _fits(state: Mapping[str, Any]) -> bool:
+    try:
+        LMState.model_validate(state)
+        json.dumps(state, allow_nan=False)
+    except (ValidationError, ValueError):
+        return False
+    return True
+
+
+def is_known(state: LMState) -> bool:
+    """Whether the LM's class is one that a checkpoint may name."""
+    return state.class_path in _LMS
+
+
+def check_lm(state: LMState) -> None:
+    """Refuse fields and ids of another class.
+
+    Raises:
+        CheckpointError: There are some.
+    """
+    kind = _LMS[state.class_path]
+    if not re.fullmatch(kind.ids, state.model):
+        raise CheckpointError(f"{state.model!r} is no id of a {kind.name}. The checkpoint was not written by `save`.")
+    strangers = (_OWN_FIELDS - kind.fields) & state.model_fields_set
+    if strangers:
+        raise CheckpointError(
+            f"The LM {state.model!r} of class {state.class_path!r} has no {sorted(strangers)}. The checkpoint was not "
+            "written by `save`."
+        )
+
+
+def built_lm(state: LMState, weights: Path | None) -> dspy.LM:
+    """Build an LM, of which `is_known` and `check_lm` have said that it may be built.
+
+    Args:
+        state: What was stored.
+        weights: Its folder, in a checkpoint that was verified.
+
+    Raises:
+        CheckpointError: It cannot be built here, or the weights are others.
+    """
+    kind = _LMS[state.class_path]
+    lm_class = getattr(importlib.import_module(kind.module), kind.name)
+    try:
+        if weights is None:
+            lm: dspy.LM = lm_class.load_state(state.arguments())
+        else:
+            lm = lm_class.from_folder(weights, state.arguments())
+    except Exception as error:
+        raise CheckpointError(f"The LM {state.model!r} cannot be built: {str(error)[:500]}") from error
+    if lm.model != state.model:
+        raise CheckpointError(f"The weights in {str(weights)!r} are {lm.model!r}, expected {state.model!r}.")
+    return lm
+
+
+# Adapters
+
+
+def stored_adapter(adapter: Adapter) -> AdapterState:
+    """What is stored of an adapter."""
+    names = _ADAPTERS.get(type(adapter), ())
+    own = {"native_response_types"} & vars(adapter).keys() if type(adapter) in _ADAPTERS else set()
+    withheld = [name for name in sorted(own) if getattr(adapter, name) != getattr(type(adapter)(), name)]
+    return AdapterState.model_validate(
+        {
+            "class": path_of(type(adapter)),
+            "arguments": {name: value for name in names if isinstance(value := getattr(adapter, name), bool | None)},
+            "withheld": withheld,
+        }
+    )
+
+
+def described(state: AdapterState) -> str:
+    """The adapter as one would write it."""
+    arguments = ", ".join(f"{name}={value!r}" for name, value in state.arguments.items())
+    return f"{state.class_path.partition(':')[2]}({arguments})"
+
+
+def built_adapter(state: AdapterState) -> Adapter:
+    """Build an adapter again.
+
+    Raises:
+        CheckpointError: Its class is not one that a checkpoint may name, or it has other arguments.
+    """
+    found = next((known for known in _ADAPTERS if path_of(known) == state.class_path), None)
+    if found is None or state.withheld or not set(state.arguments) <= set(_ADAPTERS[found]):
+        raise CheckpointError(
+            f"The checkpoint was made under {described(state)}{_without(state)}, which is not built from a file. Call "
+            f"`dspy.configure(adapter=...)` with a {state.class_path.partition(':')[2]} before `load`."
+        )
+    arguments: dict[str, Any] = dict(state.arguments)
+    if found is PlainAdapter:
+        return PlainAdapter(**arguments)
+    return found(**arguments)
+
+
+def _without(state: AdapterState) -> str:
+    return f" with {', '.join(state.withheld)} of its own" if state.withheld else ""

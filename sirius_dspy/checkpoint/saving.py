@@ -1,0 +1,215 @@
+"""Writes checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from sirius_dspy.checkpoint.folder import agent_name, digests, replacing, state_name
+from sirius_dspy.checkpoint.loading import verify
+from sirius_dspy.checkpoint.manifest import FORMAT, MANIFEST, checked_manifest
+from sirius_dspy.checkpoint.naming import path_of
+from sirius_dspy.checkpoint.parts import stored_adapter, stored_lm
+from sirius_dspy.checkpoint.program import stored_program
+from sirius_dspy.errors import CheckpointError
+from sirius_dspy.program import predictor_names, program_fingerprint
+from sirius_dspy.run_dir import RunDir
+
+_PLACES = ("run_dir", "library")
+SOURCES = "sources.jsonl"
+
+
+def save(program: dspy.Module, folder: str | Path) -> Path:
+    """Write a program with its agents' weights.
+
+    Of an LM, only what decides its answers is stored: model, temperature and the like. Endpoints and headers never are;
+    an LM that has them must be passed to `load`. Nor are keys, which an LM takes from the environment again.
+
+    Args:
+        program: A compiled program, or any whose predictors have LMs. The adapter that is active now is written down
+            as the program's.
+        folder: Where to; a checkpoint that is there already is replaced, in one step.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The folder holds something else or cannot be written, an agent has no LM, or a demonstration
+            holds a value that cannot be stored. A checkpoint that was there is as it was.
+    """
+    if not isinstance(program, dspy.Module):
+        raise CheckpointError(f"{type(program).__name__} is no program. Pass a `dspy.Module`.")
+    target = Path(folder)
+    results = getattr(program, "detailed_results", None) or {}
+    agents = _agents(program, results)
+    state = json.dumps(stored_program(program), indent=2) + "\n"
+    plain = {
+        "format": FORMAT,
+        "program": path_of(type(program)),
+        "fingerprint": program_fingerprint(program),
+        "inputs": _inputs(program),
+        "adapter": stored_adapter(dspy.settings.adapter or dspy.ChatAdapter()).model_dump(by_alias=True),
+        "results": {name: _plain(name, item) for name, item in results.items() if name not in _PLACES},
+        "state": state_name(state),
+    }
+    with replacing(target) as draft:
+        (draft / state_name(state)).write_text(state, encoding="utf-8")
+        entries = {agent: _save_agent(draft, agent, names, program, results) for agent, names in agents.items()}
+        _write_manifest(draft, {**plain, "agents": entries}, target)
+    return target
+
+
+def save_agent(folder: str | Path, agent: str, target: str | Path) -> Path:
+    """Write a checkpoint of one agent out of one of a program.
+
+    Args:
+        folder: The program's.
+        agent: Its name.
+        target: Where to; a checkpoint that is there already is replaced, in one step.
+
+    Raises:
+        CheckpointError: A file is missing or changed, there is no such agent, or `target` holds something else or
+            cannot be written.
+    """
+    source, target = Path(folder), Path(target)
+    manifest = verify(source)
+    if agent not in manifest.agents:
+        raise CheckpointError(f"{str(folder)!r} has the agents {list(manifest.agents)}, not {agent!r}. Name one.")
+    with replacing(target) as draft:
+        if own := manifest.agents[agent].folder:
+            _link_tree(source / own, draft / own)
+        plain = manifest.model_dump(by_alias=True, exclude_unset=True)
+        part = {**plain, "agents": {agent: plain["agents"][agent]}, "state": None}
+        _write_manifest(draft, part, target)
+    return target
+
+
+def _write_manifest(draft: Path, plain: dict[str, Any], target: Path) -> None:
+    """Write the manifest last, if it is one that `load` takes."""
+    whole = {**plain, "files": digests(draft)}
+    checked_manifest(whole, str(target))
+    (draft / MANIFEST).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _agents(program: dspy.Module, results: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    """Agent to its predictors: as it was compiled, and each other predictor on its own."""
+    predictors = predictor_names(program)
+    if not predictors:
+        raise CheckpointError(f"{type(program).__name__} has no predictors, so there is nothing to save.")
+    agents: dict[str, Sequence[str]] = {agent: tuple(names) for agent, names in results.get("agents", {}).items()}
+    known = [name for names in agents.values() for name in names]
+    if unknown := sorted(set(known) - set(predictors)):
+        raise CheckpointError(
+            f"`detailed_results` of the program names the predictors {unknown}, which it does not have: "
+            f"{list(predictors)}. Save the program as it was compiled."
+        )
+    return agents | {name: (name,) for name in predictors if name not in known}
+
+
+def _save_agent(
+    draft: Path, agent: str, names: Sequence[str], program: dspy.Module, results: Mapping[str, Any]
+) -> dict[str, Any]:
+    lms = {name: predictor_names(program)[name].lm or dspy.settings.lm for name in names}
+    if missing := [name for name, lm in lms.items() if lm is None]:
+        raise CheckpointError(f"Predictor {missing[0]!r} has no LM. Call `program.set_lm(lm)` before saving.")
+    stored = {name: stored_lm(lm) for name, lm in lms.items()}
+    states = {name: state.model_dump(by_alias=True, exclude_unset=True) for name, (state, _) in stored.items()}
+    first, *others = names
+    return {
+        "predictors": list(names),
+        "lm": states[first],
+        "settings": {name: states[name] for name in others if states[name] != states[first]},
+        "withheld": sorted({argument for _, withheld in stored.values() for argument in withheld}),
+        **_save_files(draft, agent, lms[first], results),
+    }
+
+
+def _save_files(draft: Path, agent: str, lm: dspy.LM, results: Mapping[str, Any]) -> dict[str, str | None]:
+    """Put the weights and the list of their sources into the draft, and say where."""
+    job = _job(agent, lm.model, results)
+    weights = getattr(lm, "folder", None) if job is not None and hasattr(type(lm), "from_folder") else None
+    folder = draft / "agent"
+    if weights is not None:
+        _link_tree(Path(weights), folder)
+    if (sources := _sources(agent, job, results)) is not None:
+        folder.mkdir(exist_ok=True)
+        (folder / SOURCES).unlink(missing_ok=True)
+        shutil.copyfile(sources, folder / SOURCES)
+    if not folder.is_dir():
+        return {"weights": None, "sources": None}
+    name = agent_name(agent, folder)
+    (draft / name).parent.mkdir(exist_ok=True)
+    folder.rename(draft / name)
+    has_sources = (draft / name / SOURCES).is_file()
+    return {"weights": None if weights is None else name, "sources": f"{name}/{SOURCES}" if has_sources else None}
+
+
+def _job(agent: str, model: str, results: Mapping[str, Any]) -> int | None:
+    """The iteration that trained these weights; `None` for the ones the agent started with."""
+    for entry in results.get("iterations", []):
+        if entry.get("agents", {}).get(agent, {}).get("lm") == model:
+            return int(entry["iteration"])
+    return None
+
+
+def _sources(agent: str, job: int | None, results: Mapping[str, Any]) -> Path | None:
+    """The list of runs that the agent learnt from; a program that was loaded has it beside its weights already."""
+    if job is None or results.get("run_dir") is None:
+        return None
+    found = RunDir(Path(results["run_dir"])).training_file(job, agent).with_suffix(".sources.jsonl")
+    return found if found.exists() else None
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Copy a folder by hard links where the file system allows, since weights are large and never change."""
+
+    def link(origin: str, copy: str) -> str:
+        try:
+            os.link(os.path.realpath(origin), copy)
+        except OSError:
+            shutil.copyfile(origin, copy)
+        return copy
+
+    shutil.copytree(source, target, copy_function=link)
+
+
+def _plain(place: str, value: Any) -> Any:
+    """Results as JSON; a loss that is no number becomes `null`, as JSON has no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(f"{place}.{name}", item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(f"{place}[{number}]", item) for number, item in enumerate(value)]
+    raise CheckpointError(
+        f"`detailed_results` of the program has a {type(value).__name__} at {place!r}. Results are plain values."
+    )
+
+
+def _inputs(program: dspy.Module) -> dict[str, str] | None:
+    """Input field to its type, as far as the program says it; for servers, which have no examples to look at."""
+    forward = getattr(type(program), "forward", None)  # of the class: DSPy warns where an instance's is touched
+    if forward is None:
+        return None
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    if any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters):
+        fields = getattr(getattr(program, "signature", None), "input_fields", None)
+        return None if fields is None else {name: _type_name(item.annotation) for name, item in fields.items()}
+    return {item.name: _type_name(item.annotation) for item in parameters}
+
+
+def _type_name(annotation: Any) -> str:
+    """`int` of `int` and of `"int"`, which a postponed annotation is."""
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__name__ if isinstance(annotation, type) and annotation is not inspect.Parameter.empty else "Any"
