@@ -35,7 +35,7 @@ from dspy.adapters.base import Adapter
 from pydantic import BaseModel, TypeAdapter
 
 from sirius_dspy.credentials import is_secret_attribute, is_secret_name
-from sirius_dspy.redact import redact
+from sirius_dspy.redact import redact, remember_secrets
 from sirius_dspy.source_code import (
     ANY,
     Habits,
@@ -217,6 +217,7 @@ class _Describer:
     # DSPy's objects
 
     def _lm(self, lm: dspy.BaseLM, path: str) -> Plain:
+        remember_secrets(lm)  # a judge's, or one that `forward` chooses, is not known before
         known = {name: getattr(lm, name, None) for name in ("model", "model_type", "finetuning_model")}
         known |= {name: getattr(lm, name, None) or {} for name in ("train_kwargs", "launch_kwargs")}
         own = {name: item for name, item in _attributes(lm).items() if name not in _OF_EVERY_LM}

@@ -776,6 +776,9 @@ def test_no_credential_is_written_down(tmp_path, monkeypatch):
 
     Paying.account = json.dumps({"private_key": "planted-as-json", "filler": "x" * 300})
     monkeypatch.setenv("SERVICE_ACCOUNT_KEY", Paying.account)
+    judge = dspy.LM("openai/judge", api_key="planted-of-a-judge")
+    known = {"first": "planted-of-a-judge"}
+    Paying.judge = staticmethod(lambda: (judge, known))
     critic = dspy.LM("openai/x", api_key="planted-as-a-key", extra_headers={"Cookie": "planted-as-a-header"})
     assert begins(tmp_path, metric=Paying(), augmenter=CriticAugmenter(critic)) is True
     assert "planted" not in (tmp_path / "run.json").read_text(encoding="utf-8")
