@@ -158,7 +158,7 @@ class RepairDemos:
 _SETTINGS = {
     "critic": checks.optional(checks.LM),
     "rephraser": checks.optional(checks.LM),
-    "max_feedback": checks.whole(1),
+    "max_feedback": checks.whole(0),
     "max_regenerations": checks.whole(1),
     "temperature": checks.number(0),
     "rephrase": checks.FLAG,
