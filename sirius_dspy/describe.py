@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import enum
 import functools
+import importlib
+import importlib.util
 import inspect
 import re
 import types
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any, get_args, get_origin
 from urllib.parse import urlsplit
@@ -31,9 +34,19 @@ import dspy
 from dspy.adapters.base import Adapter
 from pydantic import BaseModel, TypeAdapter
 
-from sirius_dspy.credentials import is_secret_attribute
+from sirius_dspy.credentials import is_secret_attribute, is_secret_name
 from sirius_dspy.redact import redact
-from sirius_dspy.source_code import Habits, code_of, globals_of, is_library, module_of
+from sirius_dspy.source_code import (
+    ANY,
+    Habits,
+    code_of,
+    effects_of,
+    globals_of,
+    imports_of,
+    is_library,
+    module_code,
+    module_of,
+)
 from sirius_dspy.trajectory import canonical, digest
 
 Plain = Any
@@ -128,7 +141,7 @@ class _Describer:
         if isinstance(value, enum.Enum):
             return {"member": f"{_name(type(value))}.{value.name}", "value": self.of(value.value, path)}
         if isinstance(value, Mapping | list | tuple | Set | deque) and not _is_process_bound(value):
-            return self._once(value, path, lambda: self._container(value, path), is_open=True)
+            return self._once(value, path, lambda: self._container(value, path, entries), is_open=True)
         described_by: tuple[tuple[Any, Callable[[Any, str], Plain]], ...] = (
             (dspy.BaseLM, self._lm),
             (dspy.Example, self._example),
@@ -140,6 +153,8 @@ class _Describer:
                 return describer(value, path)
         if isinstance(value, types.FunctionType):
             return self._once(value, path, lambda: self._function(value, path))
+        if isinstance(value, types.ModuleType):
+            return self._once(value, path, lambda: self._module(value))
         if isinstance(value, type):
             return self._class_once(value, path, frozenset())
         if callable(wrapped := inspect.getattr_static(value, "__wrapped__", None)):
@@ -170,28 +185,31 @@ class _Describer:
 
     # Containers
 
-    def _container(self, value: Any, path: str) -> Plain:
+    def _container(self, value: Any, path: str, entries: Set[str]) -> Plain:
+        entries = _within(ANY, entries)
         if not is_library(type(value).__module__):  # a class of the user's own, with code
             described = self._instance(value, path, frozenset())
-            return {**described, "items": self._items(value, path)}
-        return self._items(value, path)
+            return {**described, "items": self._items(value, path, entries)}
+        return self._items(value, path, entries)
 
-    def _items(self, value: Any, path: str) -> Plain:
+    def _items(self, value: Any, path: str, entries: Set[str]) -> Plain:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             value = dict(zip(value._fields, value, strict=True))
         if isinstance(value, Mapping):
-            return self._mapping(value, path)
+            described = self._mapping(value, path, entries)
+            made_by = getattr(value, "default_factory", None)
+            return described if made_by is None else {"default_factory": self.of(made_by, path), **described}
         if isinstance(value, Set):
-            return sorted((self._fork().of(item, path) for item in value), key=canonical)
-        return [self.of(item, f"{path}[{number}]") for number, item in enumerate(value)]
+            return sorted((self._fork().of(item, path, entries) for item in value), key=canonical)
+        return [self.of(item, f"{path}[{number}]", entries) for number, item in enumerate(value)]
 
-    def _mapping(self, value: Mapping[Any, Any], path: str) -> dict[str, Plain]:
+    def _mapping(self, value: Mapping[Any, Any], path: str, entries: Set[str] = frozenset()) -> dict[str, Plain]:
         if all(isinstance(key, str) and not isinstance(key, enum.Enum) for key in value):
             named = {str(key): item for key, item in value.items()}
         else:
             named = {f"[{canonical(self._fork().of(key, path))}]": item for key, item in value.items()}
         return {
-            name: self.of(named[name], f"{path}.{name}")
+            name: self.of(named[name], f"{path}.{name}", entries)
             for name in sorted(named)
             if not _is_credential(name, named[name])
         }
@@ -235,18 +253,25 @@ class _Describer:
         name = _local_name(function.__qualname__)
         if is_library(module_of(function)):
             if (wrapped := getattr(function, "__wrapped__", None)) is not None:
-                return self.of(wrapped, path)
+                chosen_by_type = getattr(function, "registry", None)  # of `functools.singledispatch`
+                return self.of(wrapped if chosen_by_type is None else chosen_by_type, path)
             closure = self._closure(function, path, Habits())
             return {"function": f"{module_of(function)}.{name}", **({"closure": closure} if closure else {})}
-        habits = Habits.of(function.__code__)
+        habits = effects_of(function)
         parts = {
             "closure": self._closure(function, path, habits),
             "defaults": self._defaults(function, path, habits),
             "uses": self._globals(function, path, habits),
-            "attributes": self._settings(_attributes(function), path, _under(function.__name__, habits), {}),
+            "attributes": self._settings(_attributes(function), path, habits.under(function.__name__), frozenset()),
         }
         code = digest(code_of(function.__code__))[:16]
         return {"function": name, "code": code, **{part: found for part, found in parts.items() if found}}
+
+    def _module(self, module: types.ModuleType) -> Plain:
+        """A module that is used as a whole."""
+        if is_library(module.__name__):
+            return {"module": module.__name__}
+        return {"module": module.__name__, "code": digest(module_code(module))[:16]}
 
     def _closure(self, function: types.FunctionType, path: str, habits: Habits) -> Plain:
         cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
@@ -271,24 +296,18 @@ class _Describer:
                 continue  # a builtin
             value = function.__globals__[name]
             found |= _read(name, value, reads) if isinstance(value, types.ModuleType) else {name: value}
+        found |= _imported(function)
         own = {name: item for name, item in found.items() if not _is_named_only(item)}
         return self._variables(own, path, _together(habits, own, function.__globals__))
 
     def _variables(self, variables: Mapping[str, Any], path: str, habits: Habits) -> dict[str, Plain]:
         return {
-            name: self._with_state(item, f"{path}.{name}", _under(name, habits), habits.calls.get(name, set()))
+            name: _without(self.of(item, f"{path}.{name}", habits.called(name)), habits.under(name))
             for name, item in variables.items()
             if not _is_state(name, item, habits.changed) and not _is_credential(name, item)
         }
 
-    def _with_state(self, value: Any, path: str, changed: Set[str], entries: Set[str]) -> Plain:
-        """A variable whose user also writes to some of its attributes."""
-        described = self.of(value, path, entries)
-        if isinstance(described, dict) and changed:
-            return {name: item for name, item in described.items() if name not in changed}
-        return described
-
-    def _partial(self, partial: functools.partial[Any], path: str) -> Plain:
+    def _partial(self, partial: functools.partial[Any] | functools.partialmethod[Any], path: str) -> Plain:
         return {
             "partial": self.of(partial.func, f"{path}.partial"),
             "args": self.of(list(partial.args), f"{path}.args"),
@@ -325,6 +344,8 @@ class _Describer:
         for name, item in sorted(vars(cls).items()):
             if _is_own(cls, name, item) and not (_is_state(name, item, changed) or _is_credential(name, item)):
                 described[name] = self._class_attribute(item, f"{path}.{name}")
+        if not is_library(type(cls).__module__):
+            described["metaclass"] = self._class_once(type(cls), path, frozenset())
         bases = {_local_name(base.__qualname__): base for base in cls.__bases__ if base is not object}
         described["bases"] = {name: self._class_once(base, path, changed) for name, base in bases.items()}
         return described
@@ -334,6 +355,8 @@ class _Describer:
             return self.of(value.__func__, path)
         if isinstance(value, functools.cached_property):
             return self.of(value.func, path)
+        if isinstance(value, functools.partialmethod):
+            return self._partial(value, path)
         if isinstance(value, property):
             return [self.of(item, path) for item in (value.fget, value.fset, value.fdel) if item is not None]
         return self.of(value, path)
@@ -344,12 +367,12 @@ class _Describer:
         is_ours = not is_library(cls.__module__) or isinstance(value, BaseModel | dspy.Module | Adapter)
         if not is_ours:
             attributes = {name: item for name, item in attributes.items() if name[0] != "_"}
-        changed, calls = _work(cls, entries)
+        changed, called = _work(cls, entries)
         if isinstance(value, dspy.Module | Adapter):
             attributes = {name: item for name, item in attributes.items() if name not in _UNCOUNTED}
         if isinstance(value, dspy.Predict):
             attributes = self._predictor(value, attributes)
-        described = self._settings(attributes, path, changed, calls)
+        described = self._settings(attributes, path, changed, called)
         if not attributes and is_library(cls.__module__):
             described |= self._reduced(value, path)
         return {"class": self._class_of(value, path, changed), **described}
@@ -360,10 +383,10 @@ class _Describer:
         return {**attributes, "lm": predictor.lm or dspy.settings.lm}
 
     def _settings(
-        self, attributes: Mapping[str, Any], path: str, changed: Set[str], calls: Mapping[str, Set[str]]
+        self, attributes: Mapping[str, Any], path: str, changed: Set[str], called: Set[str]
     ) -> dict[str, Plain]:
         return {
-            name: self.of(item, f"{path}.{name}", calls.get(f"self.{name}", frozenset()))
+            name: _without(self.of(item, f"{path}.{name}", _within(name, called)), _within(name, changed))
             for name, item in sorted(attributes.items())
             if not _is_state(name, item, changed) and not _is_credential(name, item)
         }
@@ -379,37 +402,64 @@ class _Describer:
 # What counts
 
 
-def _work(cls: type, entries: Set[str]) -> tuple[set[str], dict[str, set[str]]]:
-    """The attributes that an object changes while it works, and the methods that it calls on its attributes."""
+def _work(cls: type, entries: Set[str]) -> tuple[set[str], set[str]]:
+    """What an object changes of itself while it works, and the methods that it calls on its parts, relative to it."""
     reached: set[str] = set()
-    waiting = {*_ENTRIES, *entries}
-    changed: set[str] = set()
-    calls: dict[str, set[str]] = {}
+    waiting = {*_ENTRIES, *(name for name in entries if "." not in name), *_properties(cls)}
+    found = Habits(calls={"self": set()})
     while waiting - reached:
         for name in waiting - reached:
             reached.add(name)
             for function in _methods(cls, name):
-                habits = Habits.of(function.__code__)
-                changed |= habits.changed | (habits.given if name in _ENTRIES else set())
+                habits = effects_of(function)
+                found.changed |= habits.changed | (habits.given if name in _ENTRIES else set())
                 waiting |= habits.calls.get("self", set()) - _BEGINNINGS
-                for called, methods in habits.calls.items():
-                    calls.setdefault(called, set()).update(methods)
+                for one in [habits, *_of_own_methods(cls, habits)]:
+                    found.changed |= one.changed
+                    for called, methods in one.calls.items():
+                        found.calls.setdefault(called, set()).update(methods)
     names = {"self", *(_local_name(base.__name__) for base in cls.__mro__)}
-    return {attribute for owner, _, attribute in (name.partition(".") for name in changed) if owner in names}, calls
+    changed = set().union(*(found.under(name) for name in names))
+    return changed, {item for item in {*found.called("self"), *entries} if "." in item}
+
+
+def _of_own_methods(cls: type, habits: Habits) -> Iterator[Habits]:
+    """What the methods of a class do with what another one passes to them."""
+    for passed in habits.passed:
+        owner, _, name = passed.function.partition(".")
+        if owner == "self" and "." not in name:
+            yield from (effects_of(function).on(passed, is_method=True) for function in _methods(cls, name))
+
+
+def _properties(cls: type) -> Iterator[str]:
+    """The properties of the user's own: reading them is work, too."""
+    for base in cls.__mro__:
+        if not is_library(base.__module__):
+            yield from (name for name, item in vars(base).items() if isinstance(item, property))
 
 
 def _methods(cls: type, name: str) -> Iterator[types.FunctionType]:
     for base in cls.__mro__:
         found = vars(base).get(name)
-        found = getattr(found, "__func__", found)
+        found = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
         while isinstance(found, types.FunctionType):
             yield found
             found = getattr(found, "__wrapped__", None)
 
 
-def _under(name: str, habits: Habits) -> set[str]:
-    """The attributes of a variable that are changed."""
-    return {attribute for owner, _, attribute in (item.partition(".") for item in habits.changed) if owner == name}
+def _within(name: str, paths: Iterable[str]) -> set[str]:
+    """Of dotted paths those that begin with a name, without it."""
+    return {rest for first, _, rest in (path.partition(".") for path in paths) if first == name and rest}
+
+
+def _without(described: Plain, paths: Set[str]) -> Plain:
+    """A description without what stands at these dotted paths."""
+    if not paths or not isinstance(described, dict | list):
+        return described
+    if isinstance(described, list):
+        return [_without(item, _within(ANY, paths)) for item in described]
+    every = _within(ANY, paths)
+    return {name: _without(item, _within(name, paths) | every) for name, item in described.items() if name not in paths}
 
 
 def _is_state(name: str, value: Any, changed: Set[str]) -> bool:
@@ -426,7 +476,7 @@ def _is_credential(name: str, value: Any) -> bool:
 
 def _is_process_bound(value: Any) -> bool:
     root = type(value).__module__.partition(".")[0]
-    return root in _OF_A_PROCESS or isinstance(value, Iterator | types.ModuleType | types.CodeType | types.FrameType)
+    return root in _OF_A_PROCESS or isinstance(value, Iterator | types.CodeType | types.FrameType)
 
 
 def _is_own(cls: type, name: str, item: Any) -> bool:
@@ -440,12 +490,16 @@ def _is_own(cls: type, name: str, item: Any) -> bool:
         return False
     if isinstance(item, types.MemberDescriptorType | types.GetSetDescriptorType):
         return False
+    if name == "__call__":
+        return True  # of whatever kind
     return not (name.startswith(("__", "_abc_")) or name in ("model_fields", "model_computed_fields", "model_config"))
 
 
 def _is_named_only(value: Any) -> bool:
     """Whether a global name says all: the code names it already, and it is the same wherever it is installed."""
-    if isinstance(value, types.ModuleType | types.BuiltinFunctionType):
+    if isinstance(value, types.ModuleType):
+        return is_library(value.__name__)
+    if isinstance(value, types.BuiltinFunctionType):
         return True
     if isinstance(value, types.FunctionType):
         return is_library(module_of(value)) and not hasattr(value, "__wrapped__") and not value.__closure__
@@ -462,9 +516,37 @@ def _read(name: str, module: types.ModuleType, reads: Iterable[tuple[str, ...]])
             if not isinstance(value, types.ModuleType) or is_library(value.__name__):
                 break
             value, dotted = getattr(value, attribute, None), f"{dotted}.{attribute}"
-        if dotted != name:
-            found[dotted] = value
+        found[dotted] = value
     return dict(sorted(found.items()))
+
+
+def _imported(function: types.FunctionType) -> dict[str, Any]:
+    """What a function imports of the user's own while it runs, and so what may be imported a little earlier."""
+    found: dict[str, Any] = {}
+    package = str(function.__globals__.get("__package__") or "")
+    for name, level, taken in imports_of(function.__code__):
+        module = _own_module(name, level, package)
+        for attribute in taken if module is not None else ():
+            if attribute != "*":
+                found[attribute] = getattr(module, attribute, None)
+        if module is not None and not (set(taken) - {"*"}):
+            found[module.__name__] = module
+    return found
+
+
+def _own_module(name: str, level: int, package: str) -> types.ModuleType | None:
+    """A module of the user's own; `None` if it is a library, or cannot be imported."""
+    if level:
+        name = f"{package.rsplit('.', level - 1)[0] if level > 1 else package}{'.' if name else ''}{name}"
+    top = name.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top)
+        place = set(PurePath(str(spec and spec.origin)).parts)
+        if spec is None or is_library(top) or {"site-packages", "dist-packages"} & place:
+            return None
+        return importlib.import_module(name)
+    except Exception:  # as it will fail when the function runs, if it comes to that
+        return None
 
 
 def _together(habits: Habits, used: Mapping[str, Any], namespace: Mapping[str, Any]) -> Habits:
@@ -474,9 +556,10 @@ def _together(habits: Habits, used: Mapping[str, Any], namespace: Mapping[str, A
         function = waiting.pop()
         if isinstance(function, types.FunctionType) and function.__globals__ is namespace and id(function) not in seen:
             seen.add(id(function))
-            changed |= Habits.of(function.__code__).changed
+            found = effects_of(function)
+            changed |= {name for name in found.changed if name.partition(".")[0] not in found.parameters}
             waiting += [namespace.get(name) for name in globals_of(function.__code__)]
-    return Habits(changed, habits.given, habits.calls)
+    return replace(habits, changed=changed)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -512,21 +595,25 @@ _OF_EVERY_LM = frozenset(
 _NOT_ASKED = frozenset(
     [
         *("timeout", "request_timeout", "num_retries", "max_retries", "callbacks", "cache", "rollout_id"),
-        *("user", "metadata"),
+        *("metadata", "prompt_cache_key", "safety_identifier", "user"),
     ]
 )
 """Arguments of an LM that do not change what it answers."""
 
 _ADDRESSES = ("api_base", "base_url")
 
-_CREDENTIAL = re.compile(r"key|token|secret|passw|credential|auth|cookie|header|session|profile", re.IGNORECASE)
+_WHO_ASKS = re.compile(
+    r"(?:^|_)(?:auth|credentials?|organization|profile|session)(?:_|$)|token_provider|headers?$|cookie|passw|secret",
+    re.IGNORECASE,
+)
 
 
 def _is_asked(name: str, value: Any) -> bool:
     """Whether an argument of an LM belongs to what it is asked for; texts and tables may be credentials."""
     if name in _NOT_ASKED or (name in _ADDRESSES and _is_here(value)):
         return False
-    return value is None or isinstance(value, bool | int | float) or not _CREDENTIAL.search(name)
+    is_number = value is None or isinstance(value, bool | int | float)
+    return is_number or not (is_secret_name(name) or _WHO_ASKS.search(name))
 
 
 def _asked(name: str, value: Any) -> Any:
@@ -653,7 +740,7 @@ def _shown(plain: Plain) -> Plain:
 def _short(plain: Plain) -> tuple[Plain, bool]:
     """The same, and whether it is data only, and no object of which single settings should be seen."""
     if isinstance(plain, str):
-        text = redact(plain[:_LONGEST])
+        text = redact(plain)  # before it is cut, so that no part of a credential is left
         if len(plain) > _LONGEST:
             text = f"{text[:40]}... ({len(plain)} characters, {digest(plain)[:16]})"
         return text, True

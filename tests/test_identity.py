@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import heapq
+import importlib
 import json
 import os
 import subprocess
@@ -126,6 +128,68 @@ def test_globals_that_a_function_uses_count_also_through_others():
     assert differing(before, function(source.replace("a <", "a >"), LIMIT=1)) == ["the code of `it.close`"]
 
 
+HELPERS = "WEIGHT = 1\n\ndef helper(x):\n    return x + WEIGHT\n"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "from own_helpers import helper\n    return helper(1)",
+        "import own_helpers as own\n    return own.helper(1)",
+        "return getattr(own_helpers, 'helper')(1)",
+        "own = own_helpers\n    return own.helper(1)",
+        "return own_helpers.helper(1)",
+    ],
+)
+def test_modules_of_the_user_s_own_count_wherever_they_are_imported(body, tmp_path, monkeypatch):
+    def described(helpers):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "own_helpers.py").write_text(helpers, encoding="utf-8")
+        with monkeypatch.context() as patched:
+            patched.syspath_prepend(str(folder))
+            patched.delitem(sys.modules, "own_helpers", raising=False)
+            module = importlib.import_module("own_helpers")
+            return describe(function(f"def metric(e, p):\n    {body}\n", own_helpers=module))
+
+    before = described(HELPERS)
+    assert changes(before, described("# Why.\n" + HELPERS.replace("x):", "x ):"))) == []
+    assert changes(before, described(HELPERS.replace("x +", "x -")))
+    assert changes(before, described(HELPERS.replace("WEIGHT = 1", "WEIGHT = 2")))
+
+
+CLASSES = """
+import collections, functools
+
+class Kind(type):
+    def weight(cls):
+        return 1
+
+class Metric(metaclass=Kind):
+    def score(self, weight, e, p):
+        return weight * type(self).weight() * chosen(p) * KNOWN["x"]
+    __call__ = functools.partialmethod(score, 10)
+
+@functools.singledispatch
+def chosen(p):
+    return 100
+
+@chosen.register
+def _(p: int):
+    return 1000
+
+KNOWN = collections.defaultdict(lambda: 10000)
+"""
+
+
+@pytest.mark.parametrize("number", ["return 1\n", "10)", "100\n", "1000\n", "10000)"])
+def test_code_that_is_reached_in_uncommon_ways_counts(number):
+    changed = CLASSES.replace(number, number.replace("1", "2", 1), 1)
+    assert changed != CLASSES
+    assert differing(function(CLASSES, "Metric")(), function(changed, "Metric")())
+    assert not differing(function(CLASSES, "Metric")(), function("\n" + CLASSES, "Metric")())
+
+
 def closed(value):
     return lambda example, prediction, trace=None: value
 
@@ -185,6 +249,8 @@ def test_what_an_object_was_made_with_counts_and_is_named(before, now, said):
         {"max_tokens": 9},
         {"top_p": 0.5},
         {"stop": ["x"]},
+        {"stop_token_ids": [7]},
+        {"keywords": ["x"]},
         {"train_kwargs": {"n": 1}},
         {"finetuning_model": "y"},
         {"model": "openai/y"},
@@ -203,6 +269,9 @@ def test_the_settings_of_an_lm_count(change):
     "change",
     [
         {"api_key": "planted-secret"},
+        {"aws_session_name": "planted-secret"},
+        {"organization": "planted-secret"},
+        {"azure_ad_token_provider": print},
         {"cache": False},
         {"num_retries": 9},
         {"timeout": 3},
@@ -306,6 +375,125 @@ def test_functions_that_remember_are_the_same_afterwards(metric):
     metric("example", "prediction")
     assert changes(before, describe(metric)) == []
     assert before["function"] in ("kept", "remembered.<locals>.inner", "inner", "counting")
+
+
+class Tally:
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+        self.count = 0
+        self.rows: list = []
+
+    def tick(self):
+        self.count += 1
+        self.rows.append(self.count)
+
+
+def tick(tally):
+    tally.tick()
+
+
+def load(owner):
+    if owner.last is None:
+        owner.last = {"weights": 3}
+
+
+class Working:
+    """Has something of every kind that changes; each subclass changes it in another way."""
+
+    kept: list = []  # noqa: RUF012
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.tally, self.tallies, self.named = Tally(weight), [Tally(weight)], {"a": Tally(weight)}
+        self.best: list = []
+        self.seen: dict = {"n": 0}
+        self.last = None
+
+    def note(self, tally, rows):
+        tally.count += 1
+        rows.append(1)
+
+
+class ByAnotherName(Working):
+    def __call__(self, *_):
+        tally, seen, add = self.tally, self.seen, self.best.append
+        seen["n"] += 1
+        tally.tick()
+        add(1)
+
+
+class InALoop(Working):
+    def __call__(self, *_):
+        for number, tally in enumerate(self.tallies):
+            tally.count += number + 1
+        for tally in self.named.values():
+            tally.tick()
+        self.named["a"].tick()
+
+
+class ThroughAFunction(Working):
+    def __call__(self, *_):
+        tick(self.tally)
+        load(self)
+        heapq.heappush(self.best, 1)
+        self.note(self.tallies[0], self.tally.rows)
+
+
+class ByItsName(Working):
+    def __call__(self, *_):
+        setattr(self, "last", 1)  # noqa: B010
+        self.__dict__["seen"] = {}
+        vars(self)["best"] = [2]
+        getattr(self, "tally").count += 1  # noqa: B009
+        type(self).kept.append(1)
+        self.__class__.total = 5
+
+
+class WhenItIsRead(Working):
+    @property
+    def model(self):
+        if self.last is None:
+            self.last = {"loaded": True}
+        return self.last
+
+    def __call__(self, *_):
+        return self.model
+
+
+WORKING = [ByAnotherName, InALoop, ThroughAFunction, ByItsName, WhenItIsRead]
+
+
+@pytest.mark.parametrize("kind", WORKING)
+def test_state_is_told_from_settings_however_the_code_reaches_it(kind):
+    metric = kind()
+    before = describe(metric)
+    metric("example", "prediction")
+    metric("example", "prediction")
+    assert changes(before, describe(metric), "it") == []
+    assert {line.split(":")[0] for line in differing(kind(1.0), kind(2.0))} >= {"`it.tally.weight`"}
+
+
+class Copying:
+    """Changes copies of its settings only."""
+
+    def __init__(self, words: list) -> None:
+        self.words = words
+
+    def __call__(self, *_):
+        words = self.words
+        words = sorted(words)
+        words.append("x")
+        number = len(self.words)
+        number += 1
+        return self.more(self.words)
+
+    def more(self, words):
+        words = [*words]
+        words.append("y")
+        return words
+
+
+def test_what_changes_copies_of_a_setting_leaves_it_a_setting():
+    assert differing(Copying(["a"]), Copying(["b"])) == ["`it.words[0]`: 'a' -> 'b'"]
 
 
 def test_nothing_is_too_odd_to_be_described():
@@ -586,6 +774,8 @@ def test_no_credential_is_written_down(tmp_path, monkeypatch):
         def __call__(self, example, prediction, trace=None):
             return 1.0
 
+    Paying.account = json.dumps({"private_key": "planted-as-json", "filler": "x" * 300})
+    monkeypatch.setenv("SERVICE_ACCOUNT_KEY", Paying.account)
     critic = dspy.LM("openai/x", api_key="planted-as-a-key", extra_headers={"Cookie": "planted-as-a-header"})
     assert begins(tmp_path, metric=Paying(), augmenter=CriticAugmenter(critic)) is True
     assert "planted" not in (tmp_path / "run.json").read_text(encoding="utf-8")
