@@ -63,8 +63,12 @@ def number(least: float = -math.inf, *, above: float = -math.inf, below: float =
     limits = " and ".join(f"{word} {limit:g}" for word, limit in words.items() if math.isfinite(limit))
 
     def fits(value: Any) -> bool:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return is_number and value >= least and above < value < below
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        try:
+            return math.isfinite(value) and value >= least and above < value < below
+        except OverflowError:  # a whole number with hundreds of digits
+            return False
 
     return Kind(fits, f"a finite number {limits}".rstrip())
 

@@ -38,7 +38,7 @@ def refused(run_dir: Path, **options: Any) -> SiriuSError:
     return caught.value
 
 
-NO_NUMBER = [None, "1", "a", [], (), {}, math.nan, math.inf, -math.inf, True, object(), float, 1j]
+NO_NUMBER = [None, "1", "a", [], (), {}, math.nan, math.inf, -math.inf, True, object(), float, 1j, 10**400]
 NO_WHOLE = [*NO_NUMBER[1:], 0.5, -1]
 NO_FLAG = [None, 0, 1, "yes", [], object()]
 NO_NAMES = ["judge", "", None, 1, [1], [None], {"judge": 1}, {"judge"}.add, object()]

@@ -28,7 +28,7 @@ from sirius_dspy.local import LocalLM, LoraOptions, OpenVINOEngine, Transformers
 from sirius_dspy.local.chat import load_chat
 from sirius_dspy.local.engine import GenerationOptions
 from sirius_dspy.local.lora import to_tokens
-from sirius_dspy.local.models import resolve
+from sirius_dspy.local.models import find, resolve
 from sirius_dspy.local.serving import engines
 
 if absent := [name for name in ("torch", "trl", "openvino_genai", "gguf") if importlib.util.find_spec(name) is None]:
@@ -99,6 +99,29 @@ def test_importing_the_package_loads_no_engine() -> None:
         "import sys, sirius_dspy.local; print([m for m in ('torch', 'openvino', 'transformers') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_files_beside_the_weights_are_neither_read_nor_run(
+    lm: LocalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sirius_dspy.local.train import load_model
+
+    hello = [{"role": "user", "content": "Hello"}]
+    weights = lm.gguf
+    expected = load_chat(resolve(lm.model)).prompt(hello)
+    monkeypatch.setenv("SIRIUS_HOME", str(tmp_path / "home"))  # where nothing is converted yet
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # somebody who agrees to run the code
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "model.gguf").symlink_to(weights)
+    code = {"auto_map": {"AutoTokenizer": ["evil.Evil", None], "AutoModelForCausalLM": "evil.Evil"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": "Evil", "eos_token": "a", **code}))
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/evil", **code}))
+    (folder / "chat_template.jinja").write_text("Evil")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert load_chat(find(folder)).prompt(hello) == expected
+    assert type(load_model(find(folder).gguf, None)).__name__ == "LlamaForCausalLM"
+    assert not (tmp_path / "ran").exists()
 
 
 def test_64_threads_get_the_answers_that_one_thread_gets(lm: LocalLM) -> None:

@@ -1,6 +1,7 @@
 """Finding weights, ids by content, and the index that survives processes."""
 
 import json
+import os
 import shutil
 import sys
 import types
@@ -12,7 +13,7 @@ import pytest
 
 from sirius_dspy.errors import ModelNotFoundError
 from sirius_dspy.local.gguf_header import read_header
-from sirius_dspy.local.home import new_folder
+from sirius_dspy.local.home import alone, new_folder
 from sirius_dspy.local.models import find, register, resolve
 from sirius_dspy.run_dir import write_text
 
@@ -173,3 +174,25 @@ def test_written_files_and_folders_appear_whole_or_not_at_all(tmp_path: Path) ->
         (other / "x").touch()
         (draft / "x").touch()  # the second to finish gives way
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "model"]
+
+
+def test_another_file_with_the_old_size_and_time_has_another_id(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", value=1.0)
+    before, about = register(path), path.stat()
+    other = write_gguf(tmp_path / "other.gguf", value=2.0)
+    os.utime(other, ns=(about.st_atime_ns, about.st_mtime_ns))
+    other.replace(path)
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (about.st_size, about.st_mtime_ns)
+    with pytest.raises(ModelNotFoundError):
+        resolve(before.id)
+    assert register(path).id != before.id
+
+
+def test_a_file_alone_has_nothing_beside_it(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with alone(path) as file:
+        assert [item.name for item in file.parent.iterdir()] == ["model.gguf"]
+        assert file.read_bytes() == path.read_bytes()
+    assert not file.parent.exists()
+    assert path.is_file()

@@ -20,7 +20,7 @@ from typing import Any
 from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.local import control
 from sirius_dspy.local.gguf_header import read_header
-from sirius_dspy.local.home import home, new_folder
+from sirius_dspy.local.home import alone, home, new_folder
 from sirius_dspy.local.models import INSTALL, Weights
 
 logger = logging.getLogger(__name__)
@@ -155,14 +155,16 @@ def share_chat(source: Weights, target: Weights) -> None:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    with no_progress_bars():
-        tokenizer = _auto_tokenizer().from_pretrained(str(gguf.parent), gguf_file=gguf.name, local_files_only=True)
+    with no_progress_bars(), alone(gguf) as file:
+        tokenizer = _auto_tokenizer().from_pretrained(
+            str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
+        )
     with new_folder(folder) as draft:
         tokenizer.save_pretrained(str(draft))
 
 
 def _load_tokenizer(folder: Path) -> Any:
-    return _auto_tokenizer().from_pretrained(str(folder), local_files_only=True)
+    return _auto_tokenizer().from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
 
 
 def _auto_tokenizer() -> Any:

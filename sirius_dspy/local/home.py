@@ -21,6 +21,22 @@ def home(*parts: str) -> Path:
 
 
 @contextmanager
+def alone(file: Path) -> Iterator[Path]:
+    """The same file in a folder of its own, under the same name.
+
+    Transformers reads what lies beside a file as well: templates, adapters, and code to run. An id stands for one file,
+    and a checkpoint of somebody else may hold anything.
+    """
+    with tempfile.TemporaryDirectory(prefix="sirius-alone-") as folder:
+        place = Path(folder) / file.name
+        try:
+            place.symlink_to(file.absolute())
+        except OSError:  # not everybody may do that on Windows
+            shutil.copyfile(file, place)
+        yield place
+
+
+@contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill that becomes `path` when the block ends well, and vanishes when it does not.
 

@@ -112,9 +112,13 @@ def resolve(model_id: str) -> Weights:
 
 
 def content_digits(gguf: Path) -> str:
-    """The first 12 hex digits of the file's SHA-256; kept in the home folder until path, size or time change."""
+    """The first 12 hex digits of the file's SHA-256; kept in the home folder until path, size or times change.
+
+    Whoever puts another file there can give it the same time of modification, but not of change.
+    """
     stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:24]
+    about = f"{gguf}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+    key = hashlib.sha256(about.encode()).hexdigest()[:24]
     note = home("hashes", key)
     if note.is_file():
         return note.read_text(encoding="utf-8")

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from sirius_dspy.local.home import new_folder
+from sirius_dspy.local.home import alone, new_folder
 from sirius_dspy.local.lora import STOP_WINDOW, LoraOptions, TokenRow, TrainingJob
 from sirius_dspy.local.merge import merge
 
@@ -208,7 +208,9 @@ def load_model(gguf: Path, training_copy: Path | None) -> Any:
         return _read_gguf(gguf, fast_precision())
     if not training_copy.is_dir():
         keep_training_copy(gguf, training_copy)
-    return AutoModelForCausalLM.from_pretrained(str(training_copy), dtype=fast_precision(), local_files_only=True)
+    return AutoModelForCausalLM.from_pretrained(
+        str(training_copy), dtype=fast_precision(), local_files_only=True, trust_remote_code=False
+    )
 
 
 def keep_training_copy(gguf: Path, folder: Path) -> None:
@@ -226,9 +228,10 @@ def keep_training_copy(gguf: Path, folder: Path) -> None:
 
 def _read_gguf(gguf: Path, dtype: torch.dtype) -> Any:
     """De-quantised weights; Transformers goes on calling them quantised and then refuses to train them."""
-    model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent), gguf_file=gguf.name, dtype=dtype, local_files_only=True
-    )
+    with alone(gguf) as file:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
     for owner, mark in ((model.config, "quantization_config"), (model, "quantization_method"), (model, "hf_quantizer")):
         if hasattr(owner, mark):
             delattr(owner, mark)
@@ -238,7 +241,7 @@ def _read_gguf(gguf: Path, dtype: torch.dtype) -> Any:
 
 def run(job: TrainingJob, report: Report) -> None:
     """Train, merge, and report what was measured."""
-    tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
     model = load_model(job.gguf, job.training_copy)
     reporter = Reporter(report, job.options.stop_loss)
     trainer = build_trainer(model, tokenizer, job.rows, job.options, job.folder / "scratch")
