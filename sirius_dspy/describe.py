@@ -209,7 +209,7 @@ class _Describer:
         else:
             named = {f"[{canonical(self._fork().of(key, path))}]": item for key, item in value.items()}
         return {
-            name: self.of(named[name], f"{path}.{name}", entries)
+            name: self.of(_masked(name, named[name]), f"{path}.{name}", entries)
             for name in sorted(named)
             if not _is_credential(name, named[name])
         }
@@ -303,7 +303,7 @@ class _Describer:
 
     def _variables(self, variables: Mapping[str, Any], path: str, habits: Habits) -> dict[str, Plain]:
         return {
-            name: _without(self.of(item, f"{path}.{name}", habits.called(name)), habits.under(name))
+            name: _without(self.of(_masked(name, item), f"{path}.{name}", habits.called(name)), habits.under(name))
             for name, item in variables.items()
             if not _is_state(name, item, habits.changed) and not _is_credential(name, item)
         }
@@ -344,7 +344,7 @@ class _Describer:
             described["members"] = {item.name: self.of(item.value, f"{path}.{item.name}") for item in cls}
         for name, item in sorted(vars(cls).items()):
             if _is_own(cls, name, item) and not (_is_state(name, item, changed) or _is_credential(name, item)):
-                described[name] = self._class_attribute(item, f"{path}.{name}")
+                described[name] = self._class_attribute(_masked(name, item), f"{path}.{name}")
         if not is_library(type(cls).__module__):
             described["metaclass"] = self._class_once(type(cls), path, frozenset())
         bases = {_local_name(base.__qualname__): base for base in cls.__bases__ if base is not object}
@@ -387,7 +387,9 @@ class _Describer:
         self, attributes: Mapping[str, Any], path: str, changed: Set[str], called: Set[str]
     ) -> dict[str, Plain]:
         return {
-            name: _without(self.of(item, f"{path}.{name}", _within(name, called)), _within(name, changed))
+            name: _without(
+                self.of(_masked(name, item), f"{path}.{name}", _within(name, called)), _within(name, changed)
+            )
             for name, item in sorted(attributes.items())
             if not _is_state(name, item, changed) and not _is_credential(name, item)
         }
@@ -473,6 +475,13 @@ def _is_state(name: str, value: Any, changed: Set[str]) -> bool:
 def _is_credential(name: str, value: Any) -> bool:
     """Whether a named text is a key or password, which may be another one tomorrow."""
     return isinstance(value, str | bytes) and is_secret_attribute(name)
+
+
+def _masked(name: str, value: Any) -> Any:
+    """A text whose name may be that of a credential, such as `key` or `token`, counts by its hash and is not shown."""
+    if isinstance(value, str) and is_secret_name(name):
+        return f"a text with the hash {digest(value)[:16]}"
+    return value
 
 
 def _is_process_bound(value: Any) -> bool:

@@ -80,12 +80,10 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def fault_of(error: BaseException | None) -> Fault:
     """Whose fault an error is that came out of a program, a metric or an augmenter."""
-    for cause in chain(error):
-        if isinstance(cause, PromptTooLongError):
-            return "own"
-        if isinstance(cause, LMError):
-            return _fault_of_lm(cause)
-    return "own"
+    causes = list(chain(error))
+    if any(isinstance(cause, PromptTooLongError) for cause in causes):  # DSPy wraps what an engine raises
+        return "own"
+    return next((_fault_of_lm(cause) for cause in causes if isinstance(cause, LMError)), "own")
 
 
 def fault_of_call(error: Exception) -> Fault:
@@ -120,9 +118,10 @@ def raise_ours(error: BaseException | None) -> None:
     Raises:
         SiriuSError: There is one.
     """
-    for cause in chain(error):
-        if isinstance(cause, PromptTooLongError):
-            return
+    causes = list(chain(error))
+    if any(isinstance(cause, PromptTooLongError) for cause in causes):
+        return
+    for cause in causes:
         if isinstance(cause, SiriuSError):
             raise cause
 

@@ -164,7 +164,8 @@ class ExperienceLibrary:
 
     def __init__(self, url: str | Path | sa.URL) -> None:
         self._url = parse_url(url)
-        remember_address(self._url.render_as_string(hide_password=False))
+        if self._url.password or self._url.query:
+            remember_address(self._url.render_as_string(hide_password=False))
         self._engine: sa.Engine | None = None
         self._pid = 0  # of the process that opened `_engine`: connections must not be shared across a fork
         self._lock = threading.Lock()  # protects `_engine` and `_pid`: threads open the database once

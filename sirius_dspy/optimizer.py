@@ -249,6 +249,8 @@ class SiriuS(Teleprompter):
         if valset is None:
             prepare.warn_about_valset()
         val = train if valset is None else prepare.check_examples(valset, "valset")
+        prepare.check_storable(train, "trainset")
+        prepare.check_storable(val, "valset")
         check_metric(self.metric)
         adapter = dspy.settings.adapter or dspy.ChatAdapter()
         check_adapter(adapter)

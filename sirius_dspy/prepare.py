@@ -78,16 +78,20 @@ def check_examples(examples: Any, name: str) -> list[dspy.Example]:
             raise DatasetError(
                 f"{name}[{position}] has no inputs. Mark them: `dspy.Example(...).with_inputs('question')`."
             )
-        _check_storable(example, f"{name}[{position}]")
     return found
 
 
-def _check_storable(example: dspy.Example, where: str) -> None:
+def check_storable(examples: Iterable[dspy.Example], name: str) -> None:
     """Refuse values that would not come back from the library as they are.
 
     Raises:
-        DatasetError: The message names the field and the class of the value.
+        DatasetError: The message names the example by its position, the field, and the class of the value.
     """
+    for position, example in enumerate(examples):
+        _check_storable(example, f"{name}[{position}]")
+
+
+def _check_storable(example: dspy.Example, where: str) -> None:
     try:
         plain = to_plain(example)
         for path, kind in opaque_parts(plain):

@@ -243,6 +243,7 @@ class _Tape:
         stages = Counter(predictor.stage for predictor in self._predictors.values())
         self._by_stage = {p.stage: name for name, p in self._predictors.items() if stages[p.stage] == 1}
         self._clock_started = 0.0
+        self._strangers: dict[str, tuple[str, int, dict[str, Any]]] = {}
 
     @contextmanager
     def rolling(self) -> Iterator[None]:
@@ -263,7 +264,7 @@ class _Tape:
         modules = dspy.settings.caller_modules
         name = self._name(modules[-1] if modules else None)
         if name.startswith("<"):
-            self._warn_of_stranger(modules or [])
+            self._note_stranger(modules or [])
         remember_secrets(lm)
         plain = hide(to_plain(inputs))
         question = canonical(plain)
@@ -335,6 +336,7 @@ class _Tape:
         """
         steps = tuple(sorted(self._steps, key=lambda step: step.started))
         self._refuse_own_adapters(steps)
+        self._warn_of_strangers()
         seconds = time.perf_counter() - self._clock_started
         return Recording(steps, prediction, self.trace, error, seconds, faults=tuple(self._faults))
 
@@ -343,8 +345,8 @@ class _Tape:
         name = self._by_identity.get(id(predictor)) or self._by_stage.get(getattr(predictor, "stage", ""))
         return name or f"<{type(predictor).__name__}>"
 
-    def _warn_of_stranger(self, modules: Sequence[Any]) -> None:
-        """Say where a predictor is called that is no part of the program; DSPy's own modules may have such."""
+    def _note_stranger(self, modules: Sequence[Any]) -> None:
+        """Note where a predictor is called that is no part of the program; DSPy's own modules may have such."""
         parts = {id(module) for _, module in self.program.named_sub_modules()}
         *callers, called = modules or [None]
         caller = next((module for module in reversed(callers) if id(module) in parts), self.program)
@@ -356,11 +358,14 @@ class _Tape:
             f"{where} calls a `dspy.{type(called).__name__}` that is no attribute of the program, so it is neither "
             "trained nor repaired. Keep it as an attribute of one of the program's modules."
         )
-        if frame is None:
-            warnings.warn(message, UserWarning, stacklevel=2)
-        else:  # at the user's line, so that Python shows it once for each
-            registry = frame.f_globals.setdefault("__warningregistry__", {})
-            warnings.warn_explicit(message, UserWarning, frame.f_code.co_filename, frame.f_lineno, registry=registry)
+        place = (__file__, 0, {}) if frame is None else (frame.f_code.co_filename, frame.f_lineno, frame.f_globals)
+        self._strangers[message] = place
+
+    def _warn_of_strangers(self) -> None:
+        """Warn at the user's own lines, so that Python shows each once; after the run, which a warning must not end."""
+        for message, (file, line, names) in self._strangers.items():
+            registry = names.setdefault("__warningregistry__", {})
+            warnings.warn_explicit(message, UserWarning, file, line, registry=registry)
 
     def _history_marks(self) -> dict[str, Any]:
         return {name: predictor.history[-1:] for name, predictor in self._predictors.items()}

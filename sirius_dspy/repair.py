@@ -61,6 +61,42 @@ class RepairContext:
         """Whether a new answer at this step could become a training row."""
         return step.predictor in self.editable and self.is_own(failed, step)
 
+    def replayed(self, failed: Trajectory, example: dspy.Example, edit: Edit, key: str) -> Trajectory:
+        """Run the program on from an edit, and score it: the trajectory that a repair stores, with its lineage.
+
+        Args:
+            failed: The run to repair.
+            example: That it was made from.
+            edit: What is answered in its place.
+            key: Names the sample, so that another key gives other answers after the edit.
+
+        Raises:
+            ReplayDivergedError: The run did not repeat the recording up to the edit.
+            UnfinishedError: An LM or the network failed.
+            RolloutError: An LM refused for lack of credentials, credit or configuration.
+        """
+        sampling = Sampling(key, self.rollouts.first_kwargs, self.rollouts.demos)
+        recording = replay(self.program, own_copy(example).inputs(), failed, edit, sampling)
+        check_ended(recording)
+        scored = self.rollouts.scored(example, recording, self.program)
+        return Trajectory(
+            example_key=failed.example_key,
+            steps=recording.steps,
+            prediction=scored.prediction,
+            reward=scored.score.reward,
+            rewards=scored.score.rewards,
+            failure=scored.failure,
+            program=failed.program,
+            run=failed.run,
+            iteration=failed.iteration,
+            sample=failed.sample,
+            seed=failed.seed,
+            origin="repair",
+            parent=failed.id,
+            edited=recording.edited,
+            seconds=recording.seconds,
+        )
+
 
 class Repaired(NamedTuple):
     """A repair, and the runs it made on the way."""
@@ -122,7 +158,7 @@ class RepairDemos:
 _SETTINGS = {
     "critic": checks.optional(checks.LM),
     "rephraser": checks.optional(checks.LM),
-    "max_feedback": checks.whole(1),
+    "max_feedback": checks.whole(0),
     "max_regenerations": checks.whole(1),
     "temperature": checks.number(0),
     "rephrase": checks.FLAG,
@@ -362,39 +398,15 @@ class _Case:
         self, position: int, outputs: Values, tries: tuple[int, int], known: dict[str, Any]
     ) -> tuple[Attempt, Trajectory | None]:
         """Run the program on from the edited step and score it."""
-        rollouts = self.context.rollouts
-        sampling = Sampling(self.key("replay", position, *tries), rollouts.first_kwargs, rollouts.demos)
-        inputs = own_copy(self.example).inputs()
+        key = self.key("replay", position, *tries)
         try:
-            recording = replay(self.context.program, inputs, self.failed, Edit(position, outputs), sampling)
+            trajectory = self.context.replayed(self.failed, self.example, Edit(position, outputs), key)
         except ReplayDivergedError as error:
             return self.attempt(position, "diverged", **known, detail=str(error)), None
-        check_ended(recording)
-        trajectory = self._trajectory(recording)
         verdict: Verdict = "repaired" if trajectory.succeeded(self.context.threshold) else "failed"
         return (
             self.attempt(position, verdict, **known, reward=trajectory.reward, trajectory=trajectory.id),
             trajectory,
-        )
-
-    def _trajectory(self, recording: Recording) -> Trajectory:
-        scored = self.context.rollouts.scored(self.example, recording, self.context.program)
-        return Trajectory(
-            example_key=self.failed.example_key,
-            steps=recording.steps,
-            prediction=scored.prediction,
-            reward=scored.score.reward,
-            rewards=scored.score.rewards,
-            failure=scored.failure,
-            program=self.failed.program,
-            run=self.failed.run,
-            iteration=self.failed.iteration,
-            sample=self.failed.sample,
-            seed=self.failed.seed,
-            origin="repair",
-            parent=self.failed.id,
-            edited=recording.edited,
-            seconds=recording.seconds,
         )
 
 

@@ -421,10 +421,10 @@ def _bindings(node: FunctionNode) -> Iterator[tuple[str, ast.expr | None, bool]]
 
 def _pairs(target: ast.expr, value: ast.expr | None) -> Iterator[tuple[ast.expr, ast.expr | None]]:
     """What an assignment binds to what, as far as that stands there."""
-    elements = getattr(value, "elts", [])
-    is_pairwise = isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List)
-    if is_pairwise and not any(isinstance(item, ast.Starred) for item in [*target.elts, *elements]):
-        yield from zip(target.elts, elements, strict=False)
+    targets = target.elts if isinstance(target, ast.Tuple | ast.List) else []
+    elements = value.elts if isinstance(value, ast.Tuple | ast.List) else []
+    if targets and elements and not any(isinstance(item, ast.Starred) for item in [*targets, *elements]):
+        yield from zip(targets, elements, strict=False)
     elif isinstance(target, ast.Tuple | ast.List | ast.Starred):
         yield from ((item, None) for item in _unpacked(target))
     else:

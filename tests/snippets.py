@@ -6,6 +6,7 @@ what it needs: `<!-- hosted -->` the stand-in for OpenAI's and vLLM's API, `<!--
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -95,10 +96,13 @@ def reply_to(user: str, *, knows: bool) -> str:
     values = {
         "opinion": next(iter(re.findall(r"The \w+ is \w+\.", user)), "The lamp is odd."),
         "verdict": "good" if not knows or re.search(GOOD, user) else "bad",
-        "action": "PROPOSE 55" if "You are RED" in user else "ACCEPT",
+        "action": f"PROPOSE {next(PRICES)}" if "You are RED" in user else "ACCEPT",
     }
     return chat_reply(**{name: values.get(name, f"about {name}") for name in asked if name != "completed"})
 
+
+PRICES = itertools.cycle(range(45, 60))
+"""A model does not always say the same, or its won games would be one training row."""
 
 GOOD = r"wonderful|beautiful|perfect|excellent|great|lovely"
 

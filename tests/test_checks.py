@@ -119,7 +119,7 @@ def test_the_table_has_every_setting():
         ({"trainer": ProviderTrainer({1: 2})}, "`train_kwargs` of ProviderTrainer"),
         ({"augmenter": CriticAugmenter("gpt")}, "`critic` of CriticAugmenter is 'gpt'"),
         ({"augmenter": CriticAugmenter(rephraser=ToyLM)}, "`rephraser` of CriticAugmenter is the class ToyLM"),
-        ({"augmenter": CriticAugmenter(max_feedback=0)}, "`max_feedback`"),
+        ({"augmenter": CriticAugmenter(max_feedback=-1)}, "`max_feedback`"),
         ({"augmenter": CriticAugmenter(max_regenerations=1.5)}, "`max_regenerations`"),
         ({"augmenter": CriticAugmenter(temperature=math.nan)}, "`temperature` of CriticAugmenter"),
         ({"augmenter": CriticAugmenter(max_feedback=2, temperature=0)}, "all tries would be the same"),

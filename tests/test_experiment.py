@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from sirius_dspy.baselines import PromptedTeam
 from sirius_dspy.cli import app
-from sirius_dspy.errors import DatasetError, RunDamagedError, RunMismatchError, UnpreparedProgramError
+from sirius_dspy.errors import DatasetError, RunDamagedError, RunMismatchError, SettingsError, UnpreparedProgramError
 from sirius_dspy.experiment import (
     Bench,
     Cell,
@@ -510,9 +510,9 @@ def test_what_cannot_be_run_is_refused_before_any_lm_call(tmp_path, lm, changes,
 @pytest.mark.parametrize(
     ("changes", "method", "message"),
     [
-        ({"sirius": {"iterations": 0}}, "SiriuS", "`iterations` is 0"),
+        ({"sirius": {"iterations": 0}}, "SiriuS", "`iterations` of SiriuS is 0"),
         ({"sirius": {"frozen": ["nobody"]}}, "prompted team", "nobody"),
-        ({"vote": {"votes": 0}}, "majority vote", "0 votes"),
+        ({"vote": {"votes": 0}}, "majority vote", "`votes` of MajorityVote is 0"),
     ],
 )
 def test_settings_that_a_method_refuses_are_refused_before_any_lm_call(tmp_path, lm, changes, method, message):
@@ -537,7 +537,7 @@ def test_prompt_optimizers_stay_within_the_budget(tmp_path, lm):
 
 
 def test_prompt_optimizers_need_a_number_of_runs(tmp_path, lm):
-    with pytest.raises(DatasetError, match="max_metric_calls"):
+    with pytest.raises(SettingsError, match="max_metric_calls"):
         experiment().run(tmp_path, lm=lm, methods=["GEPA"])
 
 

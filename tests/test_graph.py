@@ -350,14 +350,16 @@ def toy_answers(prompt):
 
 def test_a_graph_is_compiled_and_saved_like_any_program(tmp_path):
     graph = chain()
-    graph.set_lm(ToyLM(skill=toy_answers))
+    lm = ToyLM(skill=toy_answers)
+    graph.set_lm(lm)
     optimizer = SiriuS(
         lambda e, p, trace=None: e.answer == p.answer, iterations=1, samples=1, augmenter=None, run_dir=tmp_path / "run"
     )
     compiled = optimizer.compile(graph, trainset=[QUESTION], valset=[QUESTION])
     assert sorted(compiled.detailed_results["agents"]) == ["mathematician", "physicist", "summarizer.predict"]
     sirius_dspy.save(compiled, tmp_path / "checkpoint")
-    loaded = sirius_dspy.load(tmp_path / "checkpoint", program=chain())
+    lms = dict.fromkeys(compiled.detailed_results["agents"], lm)
+    loaded = sirius_dspy.load(tmp_path / "checkpoint", program=chain(), lms=lms)
     assert loaded(**QUESTION.inputs()).answer == "20 m"
 
 

@@ -205,6 +205,11 @@ def skill(prompt):
     return chat_reply(answer="yes" if "good" in text else f"no, {SECRET}")
 
 
+CRASHING = {"retries": 0, "max_unfinished": 1}
+"""Settings for a trainset with one example on which the LM crashes."""
+
+
+@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")
 def test_planted_secrets_are_in_nothing_that_was_written(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("EXAMPLE_API_KEY", PLAIN)
     texts = ["good 1", "good 2", f"bad {SECRET}", f"bad {PLAIN}", "crash"]
@@ -214,8 +219,8 @@ def test_planted_secrets_are_in_nothing_that_was_written(server, tmp_path, monke
     uri = server.uri.replace("http://", f"http://me:{PASSWORD}@")
     tracker = MLflowTracker(experiment="secrets", run_name=f"with {SECRET}", tracking_uri=uri)
     with dspy.context(adapter=toy.ADAPTER):
-        optimizer = toy.optimizer(tmp_path / "run", tracker=tracker, iterations=1, max_repairs=5)
-        compiled = optimizer.compile(program, trainset=train, valset=train)
+        optimizer = toy.optimizer(tmp_path / "run", tracker=tracker, iterations=1, max_repairs=5, **CRASHING)
+        compiled = optimizer.compile(program, trainset=train, valset=train[:4])
         register(compiled, "secrets", tracking_uri=uri, run_id=tracker.run_id)
     assert tracker.not_logged == {}
     assert PASSWORD not in (tracker.how_to_open or "")

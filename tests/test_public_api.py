@@ -53,7 +53,7 @@ def test_every_error_of_the_package_is_a_sirius_error_and_a_builtin():
 
     own = [value for _, value in inspect.getmembers(errors, inspect.isclass) if value.__module__ == errors.__name__]
     assert all(issubclass(error, errors.SiriuSError) for error in own)
-    builtin = (ValueError, RuntimeError, FileNotFoundError, ImportError, TimeoutError)
+    builtin = (ValueError, RuntimeError, OSError, ImportError)
     assert [error for error in own if error is not errors.SiriuSError and not issubclass(error, builtin)] == []
 
 

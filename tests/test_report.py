@@ -70,7 +70,7 @@ def test_markdown_shows_agents_repairs_seconds_and_costs(results):
     markdown = render_markdown(results)
     assert table(markdown, "Agents") == [
         ["1", "analyst¦x", "12", "duplicate 3", "-", "no", "4.0"],
-        ["1", "solver", "30", "-", "2.500 -> 0.750", "yes", "12.0"],
+        ["1", "solver", "30", "-", "2.500 to 0.750", "yes", "12.0"],
     ]
     assert table(markdown, "Repair") == [["1", "10", "2", "20.0%", "failed 12, leaked 1"]]
     assert table(markdown, "Repair by agent") == [["1", "solver", "8", "2"]]

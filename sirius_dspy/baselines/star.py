@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import dspy
@@ -22,9 +21,9 @@ from sirius_dspy.leak import LeakGuard
 from sirius_dspy.optimizer import SiriuS
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.record import Recording, Sampling, record, replay
+from sirius_dspy.record import Recording, Sampling, record
 from sirius_dspy.repair import RepairContext, Repaired
-from sirius_dspy.rollout import Metric, Task, own_copy
+from sirius_dspy.rollout import Metric, Task
 from sirius_dspy.signatures import free_name
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory, Usage, Values, Verdict, from_plain, to_plain
 
@@ -98,8 +97,9 @@ class Rationalizer:
             return replace(attempt, detail="no rationale"), None
         if leak := self.guard and self.guard.leak(outputs, step, to_plain(example.labels()), answers=True):
             return replace(attempt, verdict="leaked", detail=leak), None
+        key = f"{context.rollouts.sampling(Task(example, failed.sample)).key}/rationalized"
         try:
-            trajectory = _rerun(failed, example, context, Edit(position, outputs))
+            trajectory = context.replayed(failed, example, Edit(position, outputs), key)
         except ReplayDivergedError as error:
             return replace(attempt, verdict="diverged", detail=str(error)), None
         verdict: Verdict = "repaired" if trajectory.succeeded(context.threshold) else "failed"
@@ -142,26 +142,3 @@ def _hinted(demo: dspy.Example, name: str, labels: Sequence[str]) -> dspy.Exampl
 
 def _hint(labels: Values) -> str:
     return "\n".join(f"{name}: {readable(value)}" for name, value in labels.items())
-
-
-def _rerun(failed: Trajectory, example: dspy.Example, context: RepairContext, edit: Edit) -> Trajectory:
-    """The program with the rationalised answer in place of the wrong one."""
-    rollouts = context.rollouts
-    key = f"{rollouts.sampling(Task(example, failed.sample)).key}/rationalized"
-    sampling = Sampling(key, rollouts.first_kwargs, rollouts.demos)
-    recording = replay(context.program, own_copy(example).inputs(), failed, edit, sampling)
-    check_ended(recording)
-    scored = rollouts.scored(example, recording, context.program)
-    return replace(
-        failed,
-        steps=recording.steps,
-        prediction=scored.prediction,
-        reward=scored.score.reward,
-        rewards=scored.score.rewards,
-        failure=scored.failure,
-        origin="repair",
-        parent=failed.id,
-        edited=recording.edited,
-        seconds=recording.seconds,
-        created_at=datetime.now(UTC),
-    )

@@ -320,7 +320,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def _first_to_last(losses: Sequence[float]) -> str:
-    return f"{losses[0]:.3f} -> {losses[-1]:.3f}" if losses else NONE
+    return f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else NONE
 
 
 def _seconds(seconds: float | None) -> str:
