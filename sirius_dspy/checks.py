@@ -146,7 +146,7 @@ def table(expected: str, fits: Callable[[Any], bool] = lambda item: True) -> Kin
 # Kinds that several classes share
 
 METRIC = Kind(
-    lambda value: callable(value) and not isinstance(value, type) and not _is_async(value),
+    lambda value: callable(value) and not isinstance(value, type) and not _gives_later(value),
     "a function `metric(example, prediction, trace=None)` that gives a number",
 )
 
@@ -164,5 +164,8 @@ DEMOS = Kind(
 DEMOS_BY_NAME = table("predictor names with lists of `dspy.Example`, such as `{'solver': [example]}`", DEMOS.fits)
 
 
-def _is_async(value: Any) -> bool:
-    return inspect.iscoroutinefunction(value) or inspect.iscoroutinefunction(getattr(value, "__call__", None))  # noqa: B004
+def _gives_later(value: Any) -> bool:
+    """Whether a call gives no result, but something that has to be awaited or looped over for one."""
+    functions = (value, getattr(value, "__call__", None))  # noqa: B004
+    asked = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return any(is_such(function) for is_such in asked for function in functions)

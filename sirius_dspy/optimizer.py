@@ -258,6 +258,9 @@ class SiriuS(Teleprompter):
         frozen = prepare.check_frozen(self.frozen, agents)
         lms = prepare.starting_lms(student, agents)
         teachers = prepare.check_teachers(teacher, student)
+        for program in teachers or [student]:
+            prepare.check_inputs(program, train, "trainset")
+        prepare.check_inputs(student, val, "valset")
         prepare.remember_lms([student, *teachers], self.augmenter)
         prepare.check_demos(self.cold_start or {}, student)
         if (check := getattr(self.augmenter, "check", None)) is not None:  # a third party's may have none

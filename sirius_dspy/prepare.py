@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -53,6 +54,27 @@ def _check_runs(program: dspy.Module, role: str) -> None:
         raise UnpreparedProgramError(
             f"The {role} {type(program).__name__} cannot be called: it has no `forward`. Define one, or `aforward`."
         )
+
+
+def check_inputs(program: dspy.Module, examples: Iterable[dspy.Example], name: str) -> None:
+    """Refuse examples whose inputs the program does not take, as far as its `forward` says what it takes.
+
+    Raises:
+        DatasetError: The message names the first bad example by its position.
+    """
+    forward = getattr(program, "forward", None) or getattr(program, "aforward", None)
+    if forward is None or type(program).__call__ is not dspy.Module.__call__:
+        return
+    takes = inspect.signature(forward, follow_wrapped=False)  # a decorator may fill in some
+    for position, example in enumerate(examples):
+        inputs = dict(example.inputs().items())
+        try:
+            takes.bind(**inputs)
+        except TypeError as error:
+            raise DatasetError(
+                f"{name}[{position}] has the inputs {sorted(inputs)}, which `forward{takes}` of "
+                f"{type(program).__name__} does not take: {error}. Name them in `with_inputs(...)` as `forward` does."
+            ) from error
 
 
 def check_examples(examples: Any, name: str) -> list[dspy.Example]:
@@ -129,12 +151,10 @@ def resolve_agents(
             `dspy.Refine` or `dspy.BestOfN` holds predictors of several agents.
     """
     names = list(predictor_names(program))
-    if mixed:
-        apart = set(frozen)
-        return {"mixed": tuple(name for name in names if name not in apart)} | {
-            name: (name,) for name in names if name in apart
-        }
     agents: Agents = {}
+    if mixed:
+        together = tuple(name for name in names if name not in set(frozen))
+        groups = {"mixed": together} if together else {}
     taken: dict[str, str] = {}
     for agent, predictors in (groups or {}).items():
         for predictor in predictors:
@@ -270,6 +290,12 @@ def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:
         if not isinstance(program, dspy.Module):
             raise UnpreparedProgramError(f"The teacher is {program!r}, expected a `dspy.Module` or a list of them.")
         _check_runs(program, "teacher")
+        without = [name for name, predictor in predictor_names(program).items() if predictor.lm is None]
+        if without and dspy.settings.lm is None:
+            raise UnpreparedProgramError(
+                f"The teacher's predictors {without} have no LM. Call `teacher.set_lm(lm)` or `dspy.configure(lm=lm)` "
+                "first."
+            )
         # A compiled program hides nothing when it is the root; its names must be the student's to teach it.
         if not set(predictor_names(program)) & set(predictor_names(student)):
             raise UnpreparedProgramError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sirius_dspy.leak import LeakGuard
 from sirius_dspy.testing import ToyLM
 from sirius_dspy.track import Tracker
 from sirius_dspy.train import ProviderTrainer
-from tests.toy import ADAPTER, Doubling, exact, examples, optimizer, student
+from tests.toy import ADAPTER, Doubling, exact, examples, optimizer, skill, student
 
 
 @pytest.fixture(autouse=True)
@@ -141,14 +142,76 @@ def test_settings_of_parts_and_those_that_contradict_each_other_are_refused(opti
         raise refused(tmp_path / "run", **options)
 
 
-def test_an_async_metric_is_refused(tmp_path):
-    async def metric(example, prediction, trace=None):
-        return 1.0
+async def awaited(example, prediction, trace=None):
+    return 1.0
 
+
+def yielding(example, prediction, trace=None):
+    yield 1.0
+
+
+async def yielding_later(example, prediction, trace=None):
+    yield 1.0
+
+
+class Yielding:
+    def __call__(self, example, prediction, trace=None):
+        yield 1.0
+
+
+@pytest.mark.parametrize("metric", [awaited, yielding, yielding_later, Yielding(), functools.partial(awaited)])
+def test_a_metric_that_gives_its_number_later_is_refused(metric, tmp_path):
     assert "`metric`" in str(refused(tmp_path / "run", metric=metric))
 
 
-@pytest.mark.parametrize("teacher", ["gpt-4", Doubling, [Doubling()] * 2 + [None], dspy.Predict("a -> b")])
+def test_nothing_left_to_train_is_refused_under_mixed_as_well(tmp_path):
+    error = refused(tmp_path / "run", mixed=True, frozen=["doubler", "writer.predict"])
+    assert "frozen" in str(error)
+
+
+class Named(Doubling):
+    """Takes two inputs, of which one may be left out."""
+
+    def forward(self, number, unit=""):
+        return super().forward(number)
+
+
+class Filled(Doubling):
+    """A decorator brings what no example has."""
+
+    def with_unit(forward):  # noqa: N805
+        @functools.wraps(forward)
+        def filled(self, **inputs):
+            return forward(self, unit="m", **inputs)
+
+        return filled
+
+    @with_unit
+    def forward(self, number, unit):
+        return super().forward(number)
+
+
+@pytest.mark.parametrize("which", ["trainset", "valset"])
+@pytest.mark.parametrize("inputs", [{"n": 1}, {"number": 1, "text": "a"}, {"unit": "m"}])
+def test_inputs_that_the_program_does_not_take_are_refused(inputs, which, tmp_path):
+    program = Named()
+    program.set_lm(ToyLM(skill=skill))
+    wrong = dspy.Example(**inputs, answer="a").with_inputs(*inputs)
+    data = {"trainset": examples(), "valset": examples()} | {which: [*examples(range(2)), wrong]}
+    with pytest.raises(DatasetError, match=rf"{which}\[2\].*forward\(number, unit=''\)"):
+        optimizer(tmp_path / "run").compile(program, **data)
+    assert program.doubler.lm.calls == 0
+
+
+@pytest.mark.parametrize("kind", [Named, Filled])
+def test_inputs_with_defaults_or_from_a_decorator_are_taken(kind, tmp_path):
+    program = kind()
+    program.set_lm(ToyLM(skill=skill))
+    made = optimizer(tmp_path / "run", iterations=1, samples=1, augmenter=None)
+    assert made.compile(program, trainset=examples(range(2)), valset=examples(range(2)))
+
+
+@pytest.mark.parametrize("teacher", ["gpt-4", Doubling, [Doubling()] * 2 + [None], dspy.Predict("a -> b"), Doubling()])
 def test_a_teacher_that_cannot_teach_is_refused(teacher, tmp_path):
     program = student()
     with pytest.raises(UnpreparedProgramError, match="teacher"):
