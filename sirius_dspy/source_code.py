@@ -209,19 +209,13 @@ def globals_of(code: CodeType) -> dict[str, set[tuple[str, ...]]]:
 _CHANGES = frozenset(
     [
         *("add", "append", "appendleft", "clear", "discard", "extend", "insert", "move_to_end", "pop"),
-        *("popitem", "popleft", "put", "put_nowait", "remove", "reverse", "rotate", "setdefault", "sort"),
-        *("subtract", "update"),
+        *("popitem", "popleft", "put", "put_nowait", "remove", "setdefault", "subtract", "update"),
     ]
 )
-"""Methods that change a container."""
+"""Methods that change what a container holds; one that is sorted in place holds the same, and may be a setting."""
 
-_CHANGERS = frozenset(
-    [
-        *("heapify", "heappop", "heappush", "heappushpop", "heapreplace", "insort", "insort_left", "insort_right"),
-        "shuffle",
-    ]
-)
-"""Functions of Python that change their first argument."""
+_CHANGERS = frozenset(["heappop", "heappush", "heappushpop", "heapreplace", "insort", "insort_left", "insort_right"])
+"""Functions of Python that change what their first argument holds."""
 
 _ELEMENTS = frozenset(["get", "items", "keys", "setdefault", "values"])
 """Methods of a container that give its elements."""

@@ -484,6 +484,7 @@ class Copying:
         words.append("x")
         number = len(self.words)
         number += 1
+        self.words.sort()
         return self.more(self.words)
 
     def more(self, words):
