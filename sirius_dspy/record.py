@@ -251,10 +251,11 @@ class _Tape:
         marks = self._history_marks()
         self._clock_started = time.perf_counter()
         adapter = _TapAdapter(dspy.settings.adapter or dspy.ChatAdapter(), self)
+        callbacks = [*dspy.settings.callbacks, *([] if self.watch is None else [self.watch])]
         with (
             timed_run(),
             called_from_outside(),
-            dspy.context(adapter=adapter, trace=self.trace, disable_history=True),
+            dspy.context(adapter=adapter, trace=self.trace, disable_history=True, callbacks=callbacks),
         ):
             yield
         self._refuse_raw_threads(marks)
@@ -564,7 +565,7 @@ class _TapAdapter(Adapter):
     @contextmanager
     def _heard(self, call: _Call, signature: Any, inputs: Mapping[str, Any]) -> Iterator[Listener]:
         """Note what was sent, also where the reply does not parse: a repair answers it again."""
-        with listening() as listener:
+        with listening(without=self.tape and self.tape.watch) as listener:
             try:
                 yield listener
             finally:
