@@ -429,7 +429,7 @@ def test_one_call_that_hangs_is_told_from_a_server_that_hangs_also_where_nobody_
             release.wait(30)
         return hand_on(prompt)
 
-    with pytest.raises(UnfinishedError, match="1 examples .*TimeLimitError"):
+    with pytest.raises(UnfinishedError, match=r"1 examples .*TimeLimitError"):
         fit(team(skill), questions(3), run_dir=tmp_path, num_threads=1, call_timeout_s=0.3)
     assert len(stored(tmp_path)) == 2
     release.set()
@@ -525,7 +525,7 @@ def test_a_metric_that_raises_on_the_whole_of_a_small_set_is_quoted_too(number, 
     program = team()
     unlabelled = [item.inputs() for item in questions(number)]
     optimizer = SiriuS(metric, iterations=1, samples=1, run_dir=tmp_path)
-    with pytest.raises(MetricError, match="(?s)raised the same .*example.answer"):
+    with pytest.raises(MetricError, match=r"(?s)raised the same .*example\.answer"):
         optimizer.compile(program, trainset=questions(8), valset=unlabelled)
     assert program.reader.lm.calls == 3 * number
     assert stored(tmp_path) == []
