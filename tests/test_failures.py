@@ -525,7 +525,7 @@ def test_a_metric_that_raises_on_the_whole_of_a_small_set_is_quoted_too(number, 
     program = team()
     unlabelled = [item.inputs() for item in questions(number)]
     optimizer = SiriuS(metric, iterations=1, samples=1, run_dir=tmp_path)
-    with pytest.raises(MetricError, match=r"(?s)raised the same .*example.answer"):
+    with pytest.raises(MetricError, match=r"(?s)raised the same .*example\.answer"):
         optimizer.compile(program, trainset=questions(8), valset=unlabelled)
     assert program.reader.lm.calls == 3 * number
     assert stored(tmp_path) == []
@@ -825,7 +825,7 @@ def test_after_an_outage_the_same_call_gives_the_same(tmp_path):
             server.is_dead = server.calls - before > 45
 
         server.faults = die
-        with pytest.raises((RolloutError, UnfinishedError)):  # as many runs as were under way may have ended meanwhile
+        with pytest.raises(RolloutError, match="in a row"):
             served(server, data, tmp_path / "outage")
         kept = {run.id for run in stored(tmp_path / "outage")}
         server.faults, server.is_dead = None, False
