@@ -66,10 +66,15 @@ class Listener:
 
 
 @contextmanager
-def listening() -> Iterator[Listener]:
-    """The context in which an alias tells its listener what it was asked."""
+def listening(without: Any = None) -> Iterator[Listener]:
+    """The context in which an alias tells its listener what it was asked.
+
+    Args:
+        without: A DSPy callback that is not to hear of these calls.
+    """
     listener = Listener(dspy.settings.get("usage_tracker"))
-    with dspy.context(usage_tracker=listener, disable_history=False):
+    callbacks = [callback for callback in dspy.settings.callbacks if callback is not without]
+    with dspy.context(usage_tracker=listener, disable_history=False, callbacks=callbacks):
         yield listener
 
 

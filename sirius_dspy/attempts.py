@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -64,17 +66,20 @@ def attempt_all(
         error = piece.watch.overdue()
         return None if error is None else _broken(error, health)
 
-    pieces = (_Piece(item, Watch(patience, health)) for item in items)
+    leaving = threading.Event()
+    pieces = (_Piece(item, Watch(patience, health, leaving)) for item in items)
     limited = patience.call_timeout_s is not None or patience.run_timeout_s is not None
-    for piece, result in parallel(work, pieces, num_threads, overdue=overdue if limited else None, most=most):
-        yield piece.item, result
+    results = parallel(work, pieces, num_threads, overdue=overdue if limited else None, most=most, on_stop=leaving.set)
+    with closing(results):
+        for piece, result in results:
+            yield piece.item, result
 
 
 def _attempt(function: Callable[[Item], Result], piece: _Piece[Item]) -> Result | Broken:
     """Do the work, and again where an LM failed that nothing has retried yet."""
     watch, tries = piece.watch, 0
     while True:
-        watch.faults.clear()
+        watch.forget()
         result: Result | None = None
         error: BaseException | None = None
         try:

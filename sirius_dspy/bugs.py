@@ -38,6 +38,9 @@ class BugWatch:
         self._is_proven = False
         self._has_begun = False
         self._has_predicted = False
+        self._has_failed_otherwise = False
+        self.is_resumed = False
+        """Whether runs of an earlier process are among those of the stage, so that the new ones are not all."""
         self._lock = threading.Lock()  # protects all of these: runs end in many threads
 
     @property
@@ -68,26 +71,47 @@ class BugWatch:
             is_metric = failure.kind.startswith(METRIC_RAISED)
             self._has_predicted |= is_metric
             if not is_metric and (self._has_predicted or _is_of_an_lm(error)):
+                self._has_failed_otherwise = True
                 return
             self._suspect(failure, error)
+
+    def conclude(self) -> None:
+        """There are no more runs in this stage, though fewer than the verdict needs.
+
+        A metric that has raised whenever it was asked has scored nothing. A program has a bug if it raised more than
+        once in the same words; in other words each time, it may be what the LM wrote.
+
+        Raises:
+            MetricError: The metric raised in all runs.
+            ProgramError: The program did.
+        """
+        with self._lock:
+            if self._is_proven or self._has_failed_otherwise or self.is_resumed or not self._raised:
+                return
+            failure, error = self._raised[-1]
+            said = [(found.kind, found.message) for found, _ in self._raised]
+            if failure.kind.startswith(METRIC_RAISED) or (len(said) > 1 and len(set(said)) == 1):
+                raise _bug(failure, error, len(said))
 
     def _suspect(self, failure: Failure, error: Exception) -> None:
         place = failure.kind, *_where(error)[:2]
         if place != self._place:
+            self._has_failed_otherwise |= bool(self._raised)
             self._raised.clear()
         self._place = place
         self._raised.append((failure, error))
         if len(self._raised) >= FIRST_RUNS:
-            raise _bug(failure, error)
+            raise _bug(failure, error, FIRST_RUNS)
 
 
-def _bug(failure: Failure, error: Exception) -> SiriuSError:
+def _bug(failure: Failure, error: Exception, number: int) -> SiriuSError:
     is_metric = failure.kind.startswith(METRIC_RAISED)
     whose, kind = ("metric", MetricError) if is_metric else ("program", ProgramError)
     file, line, function, source = _where(error)
     advice = "Correct it, or let it return 0 for an answer that it cannot score" if is_metric else "Correct it"
     found = kind(
-        f"The {whose} raised the same exception in each of the first {FIRST_RUNS} runs: "
+        f"The {whose} raised the same exception in "
+        f"{f'each of the first {number} runs' if number > 1 else 'the only run'}: "
         f"{failure.kind.removeprefix(METRIC_RAISED)}: {failure.message}\n"
         f'  File "{file}", line {line}, in {function}\n    {source}\n'
         f"{advice}, and compile again. Nothing was repaired or trained with these runs."

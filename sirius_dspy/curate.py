@@ -39,9 +39,6 @@ from sirius_dspy.record import typed
 from sirius_dspy.run_dir import write_text
 from sirius_dspy.trajectory import IsOwn, Step, Trajectory, Values, every_step
 
-CUT = "length"
-"""Why a reply ended that was cut off at the token limit, in OpenAI's word, which DSPy uses for all providers."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -195,7 +192,7 @@ def _row(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Row | 
     """The step as a row, or why it is none."""
     if step.outputs is None:
         return None, "the call failed"
-    if step.finish == CUT:
+    if step.was_cut:
         return None, "cut off at the token limit"
     if "hint_" in step.inputs:  # dspy.Refine shows its own advice; at inference there is none
         return None, "has a hint of dspy.Refine"
@@ -260,7 +257,11 @@ class PromptProbe:
             shown = typed(inputs, signature.input_fields)
         except UnreadableValueError:  # what cannot be made again has no influence on how a reply is written and read
             shown = {}
-        for written in _spellings(typed(own, fields)):
+        try:
+            answer = typed(own, fields)
+        except UnreadableValueError:
+            return None, "holds a value that cannot be stored"
+        for written in _spellings(answer):
             text = str(training_messages(self.adapter, signature, shown, written)[-1]["content"])
             with contextlib.suppress(Exception):  # adapters raise what they like; what cannot be read back is no row
                 answered = (

@@ -61,6 +61,9 @@ IN_A_ROW = 10
 LONGEST_WAIT_S = 30.0
 """Between two tries, unless the server asks for more."""
 
+LOOK_UP_S = 0.1
+"""How often a wait under asyncio looks whether it is still wanted."""
+
 LONGEST_HINT_S = 300.0
 """A server that asks for more patience than this has failed."""
 
@@ -182,6 +185,7 @@ class Health:
     def __init__(self) -> None:
         self.given_up = threading.Event()
         self.answered_at = time.monotonic()
+        self._hung_at: float | None = None
         self._in_a_row = 0
         self._lock = threading.Lock()  # protects the count: runs end in many threads
 
@@ -193,6 +197,18 @@ class Health:
         """A run ended in another way than by a failure of the LM."""
         with self._lock:
             self._in_a_row = 0
+
+    def hung(self, since: float) -> bool:
+        """A call has waited too long; whether nobody is answered any more.
+
+        One call may hang because of what it asks. Two without any answer between them are no coincidence.
+
+        Args:
+            since: When the call began.
+        """
+        with self._lock:
+            before, self._hung_at = self._hung_at, time.monotonic()
+            return before is not None and self.answered_at < min(since, before)
 
     def failed(self, what: str, error: BaseException | None) -> None:
         """A run failed in the LM.
@@ -214,19 +230,27 @@ class Health:
 class Watch(BaseCallback):
     """Looks after one piece of work: which calls are under way, and what failed in them.
 
-    It is found through the context, by what records calls, and hears as a DSPy callback of those that metrics make.
+    It is found through the context, by what records calls. As a DSPy callback, it hears of those that are not recorded:
+    a metric's, and those of an LM that a program calls directly.
+
+    Args:
+        patience: How often to try, and how long.
+        health: Of the LMs.
+        leaving: Set when all work is to end, because of an interrupt or an error: nobody waits for another try then.
     """
 
-    def __init__(self, patience: Patience, health: Health) -> None:
+    def __init__(self, patience: Patience, health: Health, leaving: threading.Event | None = None) -> None:
         self.patience = patience
         self.health = health
-        self.faults: list[Exception] = []
-        """Failures of LMs that no retry has healed."""
+        self._leaving = leaving or threading.Event()
+        self._faults: list[Exception] = []
         self.has_retried = False
         """Whether retries of a single call were in vain, so that there is no point in trying the whole again."""
         self.is_abandoned = False
         self._run_began: float | None = None
         self._calls: dict[Any, float] = {}
+        self._asked: dict[str, str] = {}
+        self._unanswered: dict[str, Exception] = {}
         self._numbers = count()
 
     @contextmanager
@@ -262,13 +286,13 @@ class Watch(BaseCallback):
         """The limit that the work has passed, if any.
 
         Raises:
-            RolloutError: No LM has answered any call since the one began that waits too long.
+            RolloutError: It is the second call that waits too long, and no LM has answered any other in that time.
         """
         now, limit = time.monotonic(), self.patience.call_timeout_s
         oldest = min(self._calls.copy().values(), default=now)
         if limit is not None and now - oldest > limit:
             self.is_abandoned = True
-            if self.health.answered_at < oldest:
+            if self.health.hung(oldest):
                 self.health.given_up.set()
                 raise RolloutError(
                     f"The LM did not answer within {limit:g} s, and in that time it answered no other call. All "
@@ -288,29 +312,45 @@ class Watch(BaseCallback):
 
     def pause(self, seconds: float | None) -> bool:
         """Wait before another try; false if there is to be none."""
-        return seconds is not None and not self.health.given_up.wait(seconds) and not self.is_abandoned
+        if seconds is None or self._leaving.wait(seconds):
+            return False
+        return not self.health.given_up.is_set() and not self.is_abandoned
 
     async def apause(self, seconds: float | None) -> bool:
         """The same without blocking the event loop."""
-        if seconds is not None:
-            await asyncio.sleep(seconds)
+        until = time.monotonic() + (seconds or 0.0)
+        while not self._leaving.is_set() and (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, LOOK_UP_S))
         return self.pause(None if seconds is None else 0)
+
+    @property
+    def faults(self) -> list[Exception]:
+        """Failures of LMs that no retry has healed, the program's own retries included."""
+        return [*self._faults, *self._unanswered.values()]
 
     def note(self, error: Exception) -> None:
         """An LM failed, and that was its last try."""
-        self.faults.append(error)
+        self._faults.append(error)
+
+    def forget(self) -> None:
+        """Begin anew with all of the work."""
+        self._faults.clear()
+        self._unanswered.clear()
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Called by DSPy before each LM call of a metric."""
+        """Called by DSPy before each LM call that is no predictor's of the program."""
         self._calls[call_id] = time.monotonic()
+        self._asked[call_id] = repr([instance.model, inputs.get("prompt"), inputs.get("messages")])
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Called by DSPy after it."""
+        """Called by DSPy after it. What is asked again, and answered then, has not failed."""
         self._calls.pop(call_id, None)
+        asked = self._asked.pop(call_id, "")
         if exception is None:
             self.health.answered()
+            self._unanswered.pop(asked, None)
         elif isinstance(exception, Exception) and fault_of_call(exception) in ("passing", "systemic"):
-            self.note(exception)
+            self._unanswered[asked] = exception
 
 
 _WATCH: ContextVar[Watch | None] = ContextVar("sirius_watch", default=None)

@@ -43,6 +43,7 @@ from sirius_dspy.migrations import (
 from sirius_dspy.plain import text_digest
 from sirius_dspy.redact import hide, remember_address
 from sirius_dspy.run_dir import RunDir
+from sirius_dspy.standing import Standing
 from sirius_dspy.trajectory import (
     Attempt,
     Failure,
@@ -113,6 +114,7 @@ class LibraryStats:
     num_successes: int
     """That ended with `reward >= threshold`."""
     mean_reward: float
+    """A run that broke counts as the lowest reward of the group, and at most 0; see `sirius_dspy.standing`."""
     usage: Usage
     num_steps: Mapping[str, int]
     """Predictor name to its number of steps."""
@@ -1076,12 +1078,15 @@ _GROUP = (TRAJECTORIES.c.run, TRAJECTORIES.c.iteration, TRAJECTORIES.c.origin)
 def _totals_query(threshold: float) -> sa.Select[Any]:
     columns = TRAJECTORIES.c
     is_success = sa.and_(columns.reward >= float(threshold), columns.failure.is_(None))
+    earned = sa.case((columns.failure.is_(None), columns.reward))  # null, and so left out, where the run broke
     return (
         sa.select(
             *_GROUP,
             sa.func.count().label("number"),
             sa.func.sum(sa.case((is_success, 1), else_=0)).label("num_successes"),
-            sa.func.avg(columns.reward).label("mean_reward"),
+            sa.func.count(earned).label("num_ended"),
+            sa.func.sum(earned).label("total_reward"),
+            sa.func.min(earned).label("lowest_reward"),
             *(sa.func.sum(columns[name]).label(name) for name in ("calls", "prompt_tokens", "completion_tokens")),
         )
         .group_by(*_GROUP)
@@ -1096,13 +1101,15 @@ def _steps_query() -> sa.Select[Any]:
 
 
 def _stats(row: sa.Row[Any], num_steps: Mapping[str, int]) -> LibraryStats:
+    broken = row.number - row.num_ended
+    standing = Standing(row.num_ended, broken, float(row.total_reward or 0), float(row.lowest_reward or 0))
     return LibraryStats(
         run=row.run,
         iteration=row.iteration,
         origin=row.origin,
         num_trajectories=row.number,
         num_successes=int(row.num_successes),  # PostgreSQL sums integers to a Decimal
-        mean_reward=float(row.mean_reward),
+        mean_reward=standing.mean(),
         usage=_usage(row._mapping),
         num_steps=dict(num_steps),
     )

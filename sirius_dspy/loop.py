@@ -192,6 +192,7 @@ class Loop:
         programs = self.teachers if iteration == 1 and self.teachers else [self.program]
         self._install(self.lms)
         known = {(found.example_key, found.sample): found for found in self._collected(iteration)}
+        self.bugs["rollout"].is_resumed |= bool(known)
         solved = {key for (key, _), found in known.items() if found.succeeded(self.settings.threshold)}
         waves = [[sample] for sample in range(self.settings.samples)]
         if not self.settings.until_solved:
@@ -413,6 +414,7 @@ class Loop:
         }
         for trajectory in found.values():
             self._note_chosen(trajectory)
+        self.bugs["validation"].is_resumed |= bool(found)
         tasks = [Task(item, candidate) for key, item in prepare.unique(self.valset).items() if key not in found]
         self.tracker.on_stage_started(StageStarted(iteration, "evaluate", len(tasks)))
         for task, trajectory in rollouts.run_all(self.program, tasks):

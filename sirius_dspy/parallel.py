@@ -26,6 +26,7 @@ def parallel(
     *,
     overdue: Callable[[Item], Result | None] | None = None,
     most: Callable[[], int] | None = None,
+    on_stop: Callable[[], None] | None = None,
 ) -> Generator[tuple[Item, Result], None, None]:
     """Map in threads that inherit the caller's context, yielding (item, result) as they finish.
 
@@ -41,6 +42,7 @@ def parallel(
             which nobody waits for any more; its thread is left behind, and does not keep the process from ending. An
             error that it raises is the item's.
         most: Asked how many items may be under way or waiting; by default as many as there is room for.
+        on_stop: Called when no new item will start, so that those in flight need not wait for better times.
     """
     threads = num_threads or dspy.settings.num_threads or 8
     source = iter(items)
@@ -68,9 +70,13 @@ def parallel(
                 else:
                     error = error or failed
             if error is not None:
+                if on_stop is not None:
+                    on_stop()
                 running = {future: item for future, item in running.items() if not future.cancel()}
     finally:
         # A caller who leaves early waits for what is in flight.
+        if on_stop is not None:
+            on_stop()
         running = {future: item for future, item in running.items() if not future.cancel()}
         while running:
             for future in wait(running, POLL_S if overdue else None).done | _given_up(running, overdue, workers):

@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import dspy
 from dspy.adapters.base import Adapter
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy.asked import Listener, Request, alias_of, listening, prompt_text, refused_if_void, signature_digest
-from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnrecordableCallError
+from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnreadableValueError, UnrecordableCallError
 from sirius_dspy.failures import Tries, current_watch, timed_run
 from sirius_dspy.lms import called_from_outside
 from sirius_dspy.plain import fitted
@@ -251,10 +251,11 @@ class _Tape:
         marks = self._history_marks()
         self._clock_started = time.perf_counter()
         adapter = _TapAdapter(dspy.settings.adapter or dspy.ChatAdapter(), self)
+        callbacks = [*dspy.settings.callbacks, *([] if self.watch is None else [self.watch])]
         with (
             timed_run(),
             called_from_outside(),
-            dspy.context(adapter=adapter, trace=self.trace, disable_history=True),
+            dspy.context(adapter=adapter, trace=self.trace, disable_history=True, callbacks=callbacks),
         ):
             yield
         self._refuse_raw_threads(marks)
@@ -422,7 +423,10 @@ class _ReplayTape(_Tape):
                 self._replayed.add(id(step))
             if step.outputs is None:
                 raise _again(step, signature)
-            return [typed(outputs, signature.output_fields) for outputs in (step.outputs, *step.others)]
+            try:
+                return [typed(outputs, signature.output_fields) for outputs in (step.outputs, *step.others)]
+            except UnreadableValueError as error:
+                self._diverge(f"the outputs of {call.predictor!r} cannot be made again: {error}")
         if self._edited_call is None:
             self._diverge(f"{call.predictor!r} was called with inputs that the recording does not have")
         return None
@@ -459,7 +463,7 @@ class _ReplayTape(_Tape):
         fields = signature.output_fields
         return {name: fitted(value, fields[name].annotation) for name, value in self.edit.outputs.items()}
 
-    def _diverge(self, problem: str) -> None:
+    def _diverge(self, problem: str) -> NoReturn:
         """Stop the run before it asks an LM; noted as well, because programs may catch what their predictors raise."""
         with self._lock:
             self._problem = self._problem or problem
@@ -564,7 +568,7 @@ class _TapAdapter(Adapter):
     @contextmanager
     def _heard(self, call: _Call, signature: Any, inputs: Mapping[str, Any]) -> Iterator[Listener]:
         """Note what was sent, also where the reply does not parse: a repair answers it again."""
-        with listening() as listener:
+        with listening(without=self.tape and self.tape.watch) as listener:
             try:
                 yield listener
             finally:

@@ -271,6 +271,8 @@ class CriticAugmenter:
         known: dict[str, Any] = {"feedback": feedback, "regenerated": outputs, "usage": usage}
         if outputs is None:
             return case.attempt(position, "unparsed", **known, detail="no new answer"), None
+        if _was_cut(regeneration):
+            return case.attempt(position, "unparsed", **known, detail="the new answer was cut off"), None
         if outputs == case.fields_of(position):
             return case.attempt(position, "unchanged", **known), None
         rephrased, spent = self._rephrased(case, position, outputs, tries)
@@ -326,7 +328,8 @@ class CriticAugmenter:
             lm = self.rephraser or case.lm_of(step)
             asked = self._ask(Rephrase, inputs, lm, key, sum(tries), demos=self._demos.rephrase)
             usage += _usage(asked)
-            rephrased[name] = _output(asked, "rewritten") or value
+            rephrased[name] = "" if _was_cut(asked) else _output(asked, "rewritten")
+            rephrased[name] = rephrased[name] or value
         return rephrased, usage
 
     def _leak(self, case: _Case, position: int, outputs: Values) -> str:
@@ -417,6 +420,11 @@ def _is_free_text(field: FieldInfo, value: Any) -> bool:
 def _output(recording: Recording, name: str) -> str:
     outputs = recording.steps[0].outputs if recording.steps else None
     return str(readable((outputs or {}).get(name)) or "").strip()
+
+
+def _was_cut(recording: Recording) -> bool:
+    """Whether an answer is not whole, though it parses."""
+    return any(step.was_cut for step in recording.steps)
 
 
 def _usage(recording: Recording) -> Usage:

@@ -156,6 +156,7 @@ class Rollouts:
         except (Exception, KeyboardInterrupt):
             yield from _emptied(held)
             raise
+        self.bugs.conclude()
         yield from held
 
     def run_one(self, program: dspy.Module, task: Task, program_id: str = "") -> Trajectory:

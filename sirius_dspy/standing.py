@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from sirius_dspy.trajectory import Trajectory
+from sirius_dspy.trajectory import Failure
+
+
+class Scored(Protocol):
+    """A run with its reward, or why it has none."""
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why it broke."""
+
+    @property
+    def reward(self) -> float:
+        """Of a run that ended."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +39,15 @@ class Standing:
     """The lowest reward; 0 without any."""
 
     @classmethod
-    def of(cls, trajectories: Sequence[Trajectory]) -> Standing:
+    def of(cls, runs: Sequence[Scored]) -> Standing:
         """That of some runs."""
-        rewards = [trajectory.reward for trajectory in trajectories if trajectory.failure is None]
-        return cls(len(rewards), len(trajectories) - len(rewards), sum(rewards), min(rewards, default=0.0))
+        rewards = [run.reward for run in runs if run.failure is None]
+        return cls(len(rewards), len(runs) - len(rewards), sum(rewards), min(rewards, default=0.0))
+
+    def __add__(self, other: Standing) -> Standing:
+        """That of both sets of runs."""
+        lowest = min((part.lowest for part in (self, other) if part.ended), default=0.0)
+        return Standing(self.ended + other.ended, self.broken + other.broken, self.total + other.total, lowest)
 
     def mean(self, floor: float | None = None) -> float:
         """Mean reward; 0 for no runs.

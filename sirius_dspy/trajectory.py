@@ -29,6 +29,11 @@ Origin = Literal["rollout", "repair", "validation", "imported"]
 Verdict = Literal["repaired", "failed", "leaked", "unparsed", "unchanged", "diverged"]
 
 
+CUT = frozenset({"length", "max_tokens", "max_output_tokens", "MAX_TOKENS"})
+"""Why a reply ended that was cut off at the token limit: in OpenAI's word, which DSPy uses for the providers that it
+manages, and in the words of others, which LMs of the user's own may pass on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What LM calls consumed; answers served from a cache or a recording count nothing."""
@@ -87,6 +92,11 @@ class Step:
     """Fingerprint of the signature of this very call."""
     finish: str = ""
     """Why the LM stopped writing, in its own word; `length` means that the reply was cut off at the token limit."""
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether the reply was cut off at the token limit, so that nothing can be learnt from how it ends."""
+        return self.finish in CUT
 
     @property
     def request(self) -> str | None:

@@ -1,5 +1,6 @@
 """What becomes of a run when something fails: the program, the LM for a moment, the LM for good, the metric."""
 
+import signal
 import sqlite3
 import threading
 import time
@@ -227,6 +228,48 @@ def test_an_lm_called_directly_is_asked_again_with_the_whole_run():
     assert (run.reward, direct.calls) == (1.0, 3)
 
 
+class Doubting(dspy.Module):
+    """Asks an LM directly, as often as it is told to, and goes on without its word where it fails."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.team = Team()
+        self.times = times
+
+    def forward(self, question):
+        for _ in range(self.times):
+            try:
+                word = dspy.settings.lm(f"a word on {question}")[0]
+                break
+            except Exception:
+                word = "nothing"
+        return self.team(question=question if word == "fine" else word)
+
+
+@pytest.mark.parametrize("kind", [ServerError, ConnectionResetError, AuthError])
+def test_a_failure_of_an_lm_called_directly_is_no_answer_of_a_program_that_catches_it(kind):
+    def down(prompt):
+        raise kind("down")
+
+    expected = RolloutError if kind is AuthError else UnfinishedError
+    with dspy.context(lm=ToyLM(skill=down, num_retries=0)), pytest.raises(expected, match="down"):
+        list(Rollouts(exact_match, patience=QUICK).run_all(team(program=Doubting(1)), [Task(questions(1)[0])]))
+
+
+def test_an_lm_that_a_program_asks_again_until_it_answers_has_not_failed():
+    failures = iter([ServerError("down"), ServerError("down")])
+
+    def answer(prompt):
+        for error in failures:
+            raise error
+        return "fine"
+
+    direct, program = ToyLM(skill=answer, num_retries=0), team(program=Doubting(3))
+    with dspy.context(lm=direct):
+        ((_, run),) = Rollouts(exact_match, patience=QUICK).run_all(program, [Task(questions(1)[0])])
+    assert (run.reward, direct.calls, program.team.writer.lm.calls) == (1.0, 3, 3)
+
+
 @pytest.mark.parametrize("catches", [False, True])
 def test_a_metric_whose_judge_fails_scores_nothing(catches):
     judge = dspy.Predict("answer -> grade: float")
@@ -377,6 +420,54 @@ def test_one_call_that_hangs_is_one_run_that_does_not_end():
     release.set()
 
 
+@pytest.mark.parametrize("asked", ["note", "answer"])
+def test_one_call_that_hangs_is_told_from_a_server_that_hangs_also_where_nobody_else_is_asking(asked, tmp_path):
+    release = threading.Event()
+
+    def skill(prompt):
+        if prompt.asks_for(asked) and "q1" in prompt.user:
+            release.wait(30)
+        return hand_on(prompt)
+
+    with pytest.raises(UnfinishedError, match=r"1 examples .*TimeLimitError"):
+        fit(team(skill), questions(3), run_dir=tmp_path, num_threads=1, call_timeout_s=0.3)
+    assert len(stored(tmp_path)) == 2
+    release.set()
+
+
+def _metric_without_number(example, prediction, trace=None):
+    return "good"
+
+
+@pytest.mark.parametrize(
+    ("ends", "metric", "kind"),
+    [
+        (None, _metric_without_number, MetricError),
+        (AuthError("no"), exact_match, RolloutError),
+        (KeyboardInterrupt(), exact_match, KeyboardInterrupt),
+    ],
+)
+def test_what_ends_everything_does_not_wait_for_a_server_that_asks_for_patience(ends, metric, kind, tmp_path):
+    is_waiting = threading.Event()
+
+    def skill(prompt):
+        if prompt.field("question") == "q0":
+            is_waiting.set()
+            raise RateLimitError("later", retry_after=20.0)
+        if prompt.field("question") == "q1":
+            is_waiting.wait(10)
+            if isinstance(ends, Exception):
+                raise ends
+            if ends is not None:
+                threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+        return hand_on(prompt)
+
+    began = time.monotonic()
+    with pytest.raises(kind):
+        fit(team(skill), questions(4), metric, run_dir=tmp_path, num_threads=4)
+    assert time.monotonic() - began < 10
+
+
 def test_a_program_that_never_ends_has_a_limit_too():
     release = threading.Event()
 
@@ -424,6 +515,52 @@ def test_a_metric_that_always_raises_is_quoted_after_a_few_runs(threads, tmp_pat
     assert program.reader.lm.calls <= 15 + 20
     assert isinstance(caught.value.__cause__, AttributeError)
     assert stored(tmp_path) == []  # or the corrected metric would find them done
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_metric_that_raises_on_the_whole_of_a_small_set_is_quoted_too(number, tmp_path):
+    def metric(example, prediction, trace=None):
+        return prediction.answer == example.answer
+
+    program = team()
+    unlabelled = [item.inputs() for item in questions(number)]
+    optimizer = SiriuS(metric, iterations=1, samples=1, run_dir=tmp_path)
+    with pytest.raises(MetricError, match=r"(?s)raised the same .*example\.answer"):
+        optimizer.compile(program, trainset=questions(8), valset=unlabelled)
+    assert program.reader.lm.calls == 3 * number
+    assert stored(tmp_path) == []
+
+
+def test_a_program_that_raises_in_the_same_words_on_a_small_set_is_quoted_and_in_others_is_not():
+    class Typed(Team):
+        def forward(self, question):
+            return dspy.Prediction(answer=int(super().forward(question).answer.removeprefix(self.prefix)))
+
+    program = team(program=Typed())
+    program.prefix = ""
+    assert evaluate(program, questions(3), exact_match).num_failed == 3  # each of its own word
+    program.prefix = None
+    with pytest.raises(ProgramError, match="each of the first 3 runs: TypeError"):
+        evaluate(program, questions(3), exact_match)
+
+
+def test_a_run_that_the_metric_stumbles_over_is_kept_where_others_were_kept_before(tmp_path):
+    def metric(example, prediction, trace=None):
+        return {"q0": 1.0, "q1": 1.0}[prediction.answer]
+
+    def interrupted(prompt):
+        if "q2" in prompt.user:
+            raise KeyboardInterrupt
+        return hand_on(prompt)
+
+    data, ill = questions(3), [True]
+    program = team(lambda prompt: interrupted(prompt) if ill[0] else hand_on(prompt))
+    with pytest.raises(KeyboardInterrupt):
+        fit(program, data, metric, run_dir=tmp_path, num_threads=1)
+    ill[0] = False
+    assert fit(program, data, metric, run_dir=tmp_path, num_threads=1) is not None
+    kinds = [run.failure and run.failure.kind for run in stored(tmp_path) if run.iteration == 0]
+    assert sorted(map(str, kinds)) == ["None", "None", "metric raised KeyError"]
 
 
 def test_a_program_that_always_raises_is_quoted():
@@ -685,10 +822,10 @@ def test_after_an_outage_the_same_call_gives_the_same(tmp_path):
         before = server.calls
 
         def die(prompt, asked):
-            server.is_dead = server.calls - before > 60
+            server.is_dead = server.calls - before > 45
 
         server.faults = die
-        with pytest.raises((RolloutError, UnfinishedError)):  # as many runs as were under way may have ended meanwhile
+        with pytest.raises(RolloutError, match="in a row"):
             served(server, data, tmp_path / "outage")
         kept = {run.id for run in stored(tmp_path / "outage")}
         server.faults, server.is_dead = None, False

@@ -893,3 +893,14 @@ def test_what_was_sent_is_stored_once_and_read_back(tmp_path):
         database.commit()
     with ExperienceLibrary(library_path) as library:
         assert len(library.verify()) == 2
+
+
+def test_a_run_that_broke_counts_in_a_mean_as_the_lowest_reward_of_its_group(tmp_path):
+    def run(sample, reward, failure=None):
+        return Trajectory(example_key="e", steps=(), prediction=None, reward=reward, failure=failure, sample=sample)
+
+    with ExperienceLibrary(tmp_path / "library.sqlite") as library:
+        library.add_all([run(0, -1.0), run(1, -3.0), run(2, -11.0, Failure("ValueError", "x"))])
+        (group,) = library.stats(threshold=-10.0)
+    assert (group.num_trajectories, group.num_successes) == (3, 2)
+    assert group.mean_reward == pytest.approx(-7 / 3)

@@ -437,6 +437,32 @@ def test_a_new_answer_that_does_not_parse():
     assert trajectories == ()
 
 
+def cut_off(lm, text):
+    """The LM whose replies with this text end at the token limit."""
+    whole = lm.engine.complete
+
+    def complete(request):
+        response = whole(request)
+        return replace(response, finish_reason="length") if text in response.message.text else response
+
+    lm.engine.complete = complete
+
+
+def test_a_new_answer_that_was_cut_off_is_no_answer():
+    world = World({"again solver": RIGHT})
+    cut_off(world.lm, "Paris")
+    _, (attempt,), trajectories = repair(world, editable={"solver"})
+    assert (attempt.verdict, attempt.detail) == ("unparsed", "the new answer was cut off")
+    assert trajectories == ()
+
+
+def test_a_rephrasing_that_was_cut_off_leaves_the_text():
+    world = World({"rephrase": chat_reply(rewritten="It lies on")})
+    cut_off(world.lm, "[[ ## rewritten ## ]]")
+    _, (attempt,), _ = repair(world, editable={"analyst"})
+    assert attempt.rephrased == {"facts": "It lies on the Seine."}
+
+
 def test_an_edit_that_carries_the_gold_answer_ahead():
     world = World({"again analyst": chat_reply(facts="The capital is Paris."), "solver": [WRONG, RIGHT]})
     _, (attempt,), trajectories = repair(world, editable={"analyst"})

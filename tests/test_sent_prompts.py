@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import dspy
+import pydantic
 import pytest
 from dspy.lm15 import TokenLogprob
 from hypothesis import given, settings
@@ -262,6 +263,34 @@ def test_replies_that_were_cut_off_are_not_taught_and_counted(tmp_path):
         SiriuS(yes, samples=1, augmenter=None, run_dir=tmp_path).compile(
             program, trainset=questions(3), valset=questions(3)
         )
+
+
+class Source(pydantic.BaseModel):
+    url: pydantic.HttpUrl
+
+
+class Account(pydantic.BaseModel):
+    key: pydantic.SecretStr
+
+
+def compiled_with(annotation, answer, run_dir):
+    """Compile a program whose answers are of a type."""
+    fields = {"question": (str, dspy.InputField()), "answer": (annotation, dspy.OutputField())}
+    program = dspy.Predict(dspy.Signature(fields, "Answer."))
+    program.set_lm(ToyLM(skill=lambda prompt: answer))
+    optimizer = SiriuS(yes, iterations=1, samples=1, augmenter=None, run_dir=run_dir)
+    with dspy.context(adapter=PlainAdapter()):
+        return optimizer.compile(program, trainset=questions(3), valset=questions(3))
+
+
+def test_outputs_of_pydantics_own_types_are_taught(tmp_path):
+    compiled = compiled_with(Source, '{"url": "https://example.com/"}', tmp_path)
+    assert compiled.detailed_results["iterations"][1]["agents"]["self"]["rows"] == 3
+
+
+def test_outputs_that_cannot_be_stored_are_not_taught_and_counted(tmp_path):
+    with pytest.raises(NoSuccessError, match="3 x holds a value that cannot be stored"):
+        compiled_with(Account, '{"key": "k"}', tmp_path)
 
 
 def test_log_probabilities_beside_the_fields_are_no_hindrance(tmp_path_factory):

@@ -95,6 +95,8 @@ class Rationalizer:
         attempt = Attempt(position, step.predictor, "unparsed", regenerated=outputs, rephrased=outputs, usage=usage)
         if outputs is None:
             return replace(attempt, detail="no rationale"), None
+        if any(call.was_cut for call in asked.steps):
+            return replace(attempt, detail="the rationale was cut off"), None
         if leak := self.guard and self.guard.leak(outputs, step, to_plain(example.labels()), answers=True):
             return replace(attempt, verdict="leaked", detail=leak), None
         key = f"{context.rollouts.sampling(Task(example, failed.sample)).key}/rationalized"

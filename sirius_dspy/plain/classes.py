@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, get_args
 
+import pydantic.networks
 from pydantic import BaseModel
 
 from sirius_dspy.errors import UnreadableValueError
@@ -28,7 +29,6 @@ TEXT_TYPES: dict[type, Callable[[str], Any]] = {
     fractions.Fraction: fractions.Fraction,
     uuid.UUID: uuid.UUID,
     datetime.date: datetime.date.fromisoformat,
-    datetime.time: datetime.time.fromisoformat,
     complex: complex,
     zoneinfo.ZoneInfo: zoneinfo.ZoneInfo,
     pathlib.PurePosixPath: pathlib.PurePosixPath,
@@ -38,6 +38,8 @@ TEXT_TYPES: dict[type, Callable[[str], Any]] = {
     ipaddress.IPv6Address: ipaddress.IPv6Address,
     ipaddress.IPv4Network: ipaddress.IPv4Network,
     ipaddress.IPv6Network: ipaddress.IPv6Network,
+    ipaddress.IPv4Interface: ipaddress.IPv4Interface,
+    ipaddress.IPv6Interface: ipaddress.IPv6Interface,
 }
 """Types that their own text restores, with what reads it."""
 
@@ -47,6 +49,18 @@ MAPPINGS: dict[str, Callable[..., Any]] = {
     "Counter": collections.Counter,
     "mappingproxy": lambda items: types.MappingProxyType(dict(items)),
 }
+URLS: dict[str, type] = {
+    name: kind
+    for name, kind in vars(pydantic.networks).items()
+    if isinstance(kind, type) and kind.__name__.endswith(("Url", "Dsn")) and not name.startswith("_")
+}
+"""Pydantic's own types of addresses, which are no strings."""
+
+BUILTINS: dict[str, type] = {
+    kind.__name__: kind for kind in (str, int, float, complex, bytes, tuple, frozenset, list, set, dict)
+}
+"""Types whose subclasses are written as values of the base, with their attributes."""
+
 SEQUENCES: dict[str, Callable[..., Any]] = {
     "tuple": tuple,
     "set": set,
@@ -101,6 +115,11 @@ def _classes_of(annotation: Any) -> Mapping[str, type]:
     return found
 
 
+def has_fields(kind: type) -> bool:
+    """Whether a class is made by `dataclasses` or by `attrs`."""
+    return dataclasses.is_dataclass(kind) or hasattr(kind, "__attrs_attrs__")
+
+
 def class_of(tagged: Mapping[str, Any], known: Mapping[str, type], base: type | None) -> Any:
     """The class that a tag names, if it is known and of the kind that the tag says.
 
@@ -109,7 +128,7 @@ def class_of(tagged: Mapping[str, Any], known: Mapping[str, type], base: type | 
     """
     name = tagged["class"]
     found = known.get(name) or _classes.get(name)
-    fits = found is not None and (dataclasses.is_dataclass(found) if base is None else issubclass(found, base))
+    fits = found is not None and (has_fields(found) if base is None else issubclass(found, base))
     if not fits:
         raise UnreadableValueError(
             f"A stored value is of the class {name!r}, which this process has not used yet. Pass an example or a "

@@ -16,7 +16,8 @@ import dspy
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
 from sirius_dspy.errors import UnreadableValueError
-from sirius_dspy.plain.classes import MAPPINGS, SEQUENCES, TEXT_TYPES, TYPE, class_of, known_of
+from sirius_dspy.plain.classes import BUILTINS, MAPPINGS, SEQUENCES, TEXT_TYPES, TYPE, URLS, class_of, known_of
+from sirius_dspy.plain.frames import read_absent, read_frame, read_time
 
 _READERS = {kind.__name__: read for kind, read in TEXT_TYPES.items()}
 
@@ -103,7 +104,7 @@ def _read_tagged(tagged: Mapping[str, Any], known: Mapping[str, type]) -> Any:
     if kind in _READERS:
         return _READERS[kind](value)
     if kind in ("int", "float"):
-        return int(value) if kind == "int" else float(value)
+        return int(value, 0) if kind == "int" else float(value)
     if kind in ("bytes", "bytearray"):
         data = base64.b64decode(value, validate=True)
         return data if kind == "bytes" else bytearray(data)
@@ -155,7 +156,7 @@ def _read_dataclass(tagged: Mapping[str, Any], value: Any, known: Mapping[str, t
     made = object.__new__(kind)
     for name, item in value.items():
         object.__setattr__(made, name, item)  # a frozen one refuses `setattr`
-    return made
+    return _with_attributes(made, tagged, known)
 
 
 def _read_namedtuple(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
@@ -178,6 +179,11 @@ def _read_defaultdict(tagged: Mapping[str, Any], value: Any, known: Mapping[str,
 
 def _read_datetime(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
     read = datetime.datetime.fromisoformat(value).replace(fold=tagged.get("fold", 0))
+    return read.replace(tzinfo=zoneinfo.ZoneInfo(tagged["zone"])) if "zone" in tagged else read
+
+
+def _read_time(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    read = datetime.time.fromisoformat(value).replace(fold=tagged.get("fold", 0))
     return read.replace(tzinfo=zoneinfo.ZoneInfo(tagged["zone"])) if "zone" in tagged else read
 
 
@@ -211,19 +217,29 @@ def _read_array(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]
     return array if tagged[TYPE] == "ndarray" else array[()]
 
 
-def _read_frame(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
-    import pandas
+def _read_subclass(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    base: Any = BUILTINS[tagged["base"]]
+    kind = class_of(tagged, known, base)
+    if base in (list, set, dict):
+        made = base.__new__(kind)
+        (base.extend if base is list else base.update)(made, value)
+    else:
+        made = base.__new__(kind, *((value.real, value.imag) if base is complex else (value,)))
+    return _with_attributes(made, tagged, known)
 
-    index = pandas.Index(_read(tagged["index"], known), name=_read(tagged["index_name"], known))
-    columns = [
-        pandas.Series(items, index=index, dtype=dtype) for items, dtype in zip(value, tagged["dtypes"], strict=True)
-    ]
-    names = _read(tagged["columns"], known)
-    if tagged[TYPE] == "Series":
-        return columns[0].rename(names[0])
-    frame = pandas.concat(columns, axis=1) if columns else pandas.DataFrame(index=index)
-    frame.columns = pandas.Index(names)
-    return frame
+
+def _with_attributes(made: Any, tagged: Mapping[str, Any], known: Mapping[str, type]) -> Any:
+    for name, item in _read(tagged.get("attributes", {}), known).items():
+        object.__setattr__(made, name, item)
+    return made
+
+
+def _read_url(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    return URLS[tagged["name"]](value)
+
+
+def _read_frame(tagged: Mapping[str, Any], value: Any, known: Mapping[str, type]) -> Any:
+    return read_frame(tagged, lambda item: _read(item, known))
 
 
 _CLASS_READERS: dict[str, Callable[[Mapping[str, Any], Any, Mapping[str, type]], Any]] = {
@@ -236,6 +252,9 @@ _CLASS_READERS: dict[str, Callable[[Mapping[str, Any], Any, Mapping[str, type]],
     "deque": _read_deque,
     "defaultdict": _read_defaultdict,
     "datetime": _read_datetime,
+    "time": _read_time,
+    "subclass": _read_subclass,
+    "url": _read_url,
     "timedelta": _read_timedelta,
     "timezone": _read_timezone,
     "range": _read_range,
@@ -244,4 +263,7 @@ _CLASS_READERS: dict[str, Callable[[Mapping[str, Any], Any, Mapping[str, type]],
     "numpy": _read_array,
     "DataFrame": _read_frame,
     "Series": _read_frame,
+    "Timestamp": lambda tagged, value, known: read_time(tagged),
+    "Timedelta": lambda tagged, value, known: read_time(tagged),
+    "absent": lambda tagged, value, known: read_absent(tagged),
 }

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import datetime
 import enum
+import functools
 import hashlib
 import io
 import math
@@ -15,18 +16,18 @@ import re
 import sys
 import types
 import zoneinfo
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import dspy
 from pydantic import BaseModel, TypeAdapter
 
-from sirius_dspy.errors import UnreadableValueError
-from sirius_dspy.plain.classes import MAPPINGS, TEXT_TYPES, TYPE, name_of, remember
+from sirius_dspy.plain.classes import BUILTINS, MAPPINGS, TEXT_TYPES, TYPE, URLS, has_fields, name_of, remember
 from sirius_dspy.plain.digests import canonical, digest
-from sirius_dspy.plain.reading import from_plain
+from sirius_dspy.plain.frames import write_frame
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_MAX_DECIMAL_BITS = 10_000
 _MAX_DEPTH = 100
 """Values are nested so deep at most; JSON readers give up at some hundreds."""
 
@@ -35,13 +36,32 @@ def to_plain(value: Any) -> Any:
     """Turn any value into JSON from which `from_plain` makes an equal one.
 
     A record at the top (`dspy.Example`, `dspy.Prediction`) becomes the mapping of its fields, without DSPy's own.
-
-    Raises:
-        UnreadableValueError: It is nested more than 100 levels deep, as values are that hold themselves.
+    What is nested more than 100 levels deep, as values are that hold themselves, cannot be read back.
     """
     if isinstance(value, dspy.Example):  # dspy.Prediction is one, too
-        return {key: _write(item, 1) for key, item in value.items()}
-    return _write(value, 0)
+        return {key: _write_part(item) for key, item in value.items()}
+    return _write_whole(value)
+
+
+def _write_whole(value: Any) -> Any:
+    """A value, or the values of a mapping such as a step's inputs, of which one may be nested too deeply."""
+    try:
+        return _write(value, 0)
+    except _TooDeepError:
+        if type(value) is dict and all(type(key) is str and key != TYPE for key in value):
+            return {_whole_characters(key): _write_part(item) for key, item in value.items()}
+        return _write_opaque(value, type(value), 0)
+
+
+def _write_part(value: Any) -> Any:
+    try:
+        return _write(value, 1)
+    except _TooDeepError:
+        return _write_opaque(value, type(value), 1)
+
+
+class _TooDeepError(Exception):
+    """A value is nested too deeply to be written."""
 
 
 def example_key(example: dspy.Example) -> str:
@@ -56,18 +76,21 @@ def _write(value: Any, depth: int) -> Any:
     if value is None or kind is bool:
         return value
     if kind is int:
-        return value if -(1 << 63) <= value < 1 << 63 else _tagged("int", str(value))  # JSON readers have 64 bits
+        return value if -(1 << 63) <= value < 1 << 63 else _tagged("int", _digits(value))  # JSON readers have 64 bits
     if kind is float:
         return value if math.isfinite(value) else _tagged("float", repr(value))
     if depth > _MAX_DEPTH:
-        raise UnreadableValueError(
-            f"A value is nested more than {_MAX_DEPTH} levels deep: it holds itself, or should be flattened."
-        )
+        raise _TooDeepError
     if kind is dict:
         return _write_dict(value, depth + 1)
     if kind is list:
         return [_write(item, depth + 1) for item in value]
     return _write_other(value, kind, depth + 1)
+
+
+def _digits(value: int) -> str:
+    """A large number; Python writes and reads at most some thousand decimal digits."""
+    return str(value) if value.bit_length() < _MAX_DECIMAL_BITS else hex(value)
 
 
 def _write_dict(value: dict[Any, Any], depth: int) -> Any:
@@ -79,8 +102,8 @@ def _write_dict(value: dict[Any, Any], depth: int) -> Any:
 
 
 def _pairs(value: Mapping[Any, Any], depth: int) -> list[Any]:
-    """Entries in an order that depends on their content alone: equal mappings are written alike."""
-    return sorted(([_write(key, depth), _write(item, depth)] for key, item in value.items()), key=canonical)
+    """Entries in their own order, since a program may show it to an LM."""
+    return [[_write(key, depth), _write(item, depth)] for key, item in value.items()]
 
 
 def _write_other(value: Any, kind: type, depth: int) -> Any:
@@ -88,11 +111,8 @@ def _write_other(value: Any, kind: type, depth: int) -> Any:
         return _write_enum(value, kind, depth)
     if isinstance(value, BaseModel):
         return _write_model(value, kind, depth)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            item.name: getattr(value, item.name) for item in dataclasses.fields(value) if hasattr(value, item.name)
-        }
-        return _tagged("dataclass", _write_dict(fields, depth), **{"class": remember(kind)})
+    if has_fields(kind) and _base_of(value) is None and not isinstance(value, BaseException):
+        return _write_fields(value, kind, depth)
     if isinstance(value, dspy.Example):
         return _write_record(value, kind, depth)
     if kind is tuple or kind is set or kind is frozenset or kind is collections.deque:
@@ -101,7 +121,7 @@ def _write_other(value: Any, kind: type, depth: int) -> Any:
         return _tagged("namedtuple", [_write(item, depth) for item in value], **{"class": remember(kind)})
     if kind in TEXT_TYPES:
         return _tagged(kind.__name__, str(value))
-    for special in (_write_time, _write_bytes, _write_array, _write_frame, _write_mapping):
+    for special in (_write_time, _write_bytes, _write_array, _write_frame, _write_mapping, _write_url, _write_builtin):
         if (written := special(value, kind, depth)) is not None:
             return written
     return _write_opaque(value, kind, depth)
@@ -114,13 +134,72 @@ def _write_enum(value: enum.Enum, kind: type, depth: int) -> Any:
     return _tagged("enum", _write(value.value, depth), **about)
 
 
-def _write_model(value: BaseModel, kind: type, depth: int) -> Any:
+def _write_fields(value: Any, kind: type, depth: int) -> Any:
+    """An object of `dataclasses` or `attrs`, with the attributes that it has beside its fields."""
+    kinds = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else kind.__attrs_attrs__  # type: ignore[attr-defined]
+    names = [item.name for item in kinds]
+    fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    about: dict[str, Any] = {"class": remember(kind)}
+    if more := _attributes(value, names):
+        about["attributes"] = _write_dict(more, depth)
+    return _tagged("dataclass", _write_dict(fields, depth), **about)
+
+
+def _attributes(value: Any, but: Collection[str] = ()) -> dict[str, Any]:
+    """What an object holds in its `__dict__`, without what its class only computes once."""
+    held: dict[str, Any] = getattr(value, "__dict__", {})
+    cached = {
+        name
+        for owner in type(value).__mro__
+        for name, item in vars(owner).items()
+        if isinstance(item, functools.cached_property)
+    }
+    return {name: item for name, item in held.items() if name not in cached and name not in but}
+
+
+def _base_of(value: Any) -> type | None:
+    """The builtin type that a value is of, or of a subclass of."""
+    return next((base for base in BUILTINS.values() if isinstance(value, base)), None)
+
+
+def _write_builtin(value: Any, kind: type, depth: int) -> Any:
+    """An object of a subclass of a builtin, e.g. of `str`, unless it has slots of its own."""
+    base = _base_of(value)
+    if base is None or any(vars(owner).get("__slots__") for owner in kind.__mro__):
+        return None
+    about: dict[str, Any] = {"class": remember(kind), "base": base.__name__}
+    if held := _attributes(value):
+        about["attributes"] = _write_dict(held, depth)
+    return _tagged("subclass", _write(_PLAINLY[base](value), depth), **about)
+
+
+# By the methods of the base, since those of the subclass may do anything.
+_PLAINLY: dict[type, Callable[[Any], Any]] = {
+    str: str.__str__,
+    int: int.__int__,
+    float: float.__float__,
+    complex: lambda value: complex(value.real, value.imag),
+    bytes: lambda value: bytes(memoryview(value)),
+    tuple: lambda value: tuple.__getitem__(value, slice(None)),
+    frozenset: lambda value: frozenset(frozenset.__iter__(value)),
+    list: list.copy,
+    set: lambda value: set(set.__iter__(value)),
+    dict: dict.copy,
+}
+
+
+def _write_url(value: Any, kind: type, depth: int) -> Any:
+    return _tagged("url", str(value), name=kind.__name__) if URLS.get(kind.__name__) is kind else None
+
+
+def _write_model(value: BaseModel, kind: type[BaseModel], depth: int) -> Any:
     state = value.__getstate__()  # pydantic's own pickling: excluded and private fields are in it, aliases are not
     about: dict[str, Any] = {"class": remember(kind), "set": sorted(state["__pydantic_fields_set__"])}
     for name in ("extra", "private"):
-        if held := state[f"__pydantic_{name}__"]:
+        if held := state.get(f"__pydantic_{name}__"):  # a `RootModel` has no such state
             about[name] = _write_dict(dict(held), depth)
-    return _tagged("model", _write_dict(state["__dict__"], depth), **about)
+    fields = {name: item for name, item in state["__dict__"].items() if name in kind.model_fields}  # and nothing cached
+    return _tagged("model", _write_dict(fields, depth), **about)
 
 
 def _write_record(value: dspy.Example, kind: type, depth: int) -> Any:
@@ -139,12 +218,12 @@ def _write_collection(value: Any, kind: type, depth: int) -> Any:
 
 
 def _write_time(value: Any, kind: type, depth: int) -> Any:
-    if kind is datetime.datetime:
+    if kind is datetime.datetime or kind is datetime.time:
         zone = value.tzinfo
         about = {"fold": value.fold} if value.fold else {}
         if isinstance(zone, zoneinfo.ZoneInfo) and zone.key:
             about["zone"] = zone.key
-        return _tagged("datetime", value.isoformat(), **about)
+        return _tagged(kind.__name__, value.isoformat(), **about)
     if kind is datetime.timedelta:
         exact = [value.days, value.seconds, value.microseconds]
         return _tagged("timedelta", TypeAdapter(datetime.timedelta).dump_python(value, mode="json"), exact=exact)
@@ -179,32 +258,16 @@ def _write_array(value: Any, kind: type, depth: int) -> Any:
 
 
 def _write_frame(value: Any, kind: type, depth: int) -> Any:
-    """Data frames and series of pandas, unless they hold what does not come back the same."""
+    """What is of pandas, unless it does not come back the same; it is not imported for a program without it."""
     pandas = sys.modules.get("pandas")
-    if pandas is None or kind not in (pandas.DataFrame, pandas.Series):
-        return None
-    frame = value if kind is pandas.DataFrame else value.to_frame("value")
-    columns = [frame.iloc[:, position] for position in range(frame.shape[1])]
-    about = {
-        "index": _write(list(frame.index), depth),
-        "index_name": _write(frame.index.name, depth),
-        "columns": _write(list(frame.columns) if kind is pandas.DataFrame else [value.name], depth),
-        "dtypes": [str(column.dtype) for column in columns],
-    }
-    written = _tagged(kind.__name__, [_write(column.tolist(), depth) for column in columns], **about)
-    try:
-        same = from_plain(written).equals(value)
-    except (UnreadableValueError, ValueError, TypeError):
-        same = False
-    return written if same else None
+    return None if pandas is None else write_frame(value, kind, lambda item: _write(item, depth))
 
 
 def _write_mapping(value: Any, kind: type, depth: int) -> Any:
     if kind is collections.defaultdict:
         return _tagged("defaultdict", _pairs(value, depth), factory=getattr(value.default_factory, "__name__", None))
     if isinstance(value, Mapping) and kind.__name__ in MAPPINGS and kind.__module__ in ("collections", "builtins"):
-        pairs = [[_write(key, depth), _write(item, depth)] for key, item in value.items()]
-        return _tagged(kind.__name__, pairs if kind is collections.OrderedDict else sorted(pairs, key=canonical))
+        return _tagged(kind.__name__, _pairs(value, depth))
     return None
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from sirius_dspy.library import ExperienceLibrary, LibraryStats
 from sirius_dspy.report.run import Results
 from sirius_dspy.report.stories import Flowed, Story, choose_stories, most_frequent_flows
+from sirius_dspy.standing import Standing, floor_of
 from sirius_dspy.trajectory import Attempt, Repair, Usage
 
 ALL_AGENTS = "all"
@@ -108,12 +109,12 @@ def _prices(growth: Iterable[LibraryStats], repairs: Iterable[Repair]) -> Iterat
 
 def _gates(library: ExperienceLibrary, run: str | None) -> Iterator[Gate]:
     """The candidates of each iteration; `sample` is how the compile numbers them."""
-    totals: dict[tuple[int, int], tuple[float, int]] = defaultdict(lambda: (0.0, 0))
+    standings: dict[tuple[int, int], Standing] = defaultdict(lambda: Standing.of([]))
     for entry in library.entries(run=run, origin="validation"):
-        total, number = totals[entry.iteration, entry.sample]
-        totals[entry.iteration, entry.sample] = total + entry.reward, number + 1
-    for (iteration, candidate), (total, number) in sorted(totals.items()):
-        yield Gate(iteration, candidate, total / number, number)
+        standings[entry.iteration, entry.sample] += Standing.of([entry])
+    floor = floor_of(standings.values())  # the same for all, since a gate compares them
+    for (iteration, candidate), standing in sorted(standings.items(), key=lambda item: item[0]):
+        yield Gate(iteration, candidate, standing.mean(floor), standing.ended + standing.broken)
 
 
 def _funnels(repairs: Iterable[Repair], agent_of: Mapping[str, str]) -> list[Funnel]:
