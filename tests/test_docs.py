@@ -383,9 +383,8 @@ def test_the_reference_has_every_public_name(pages):
 
 
 def _addresses(name):
-    """The public path of a name, and the one of its definition, which is shown for `evaluate`, as the module is."""
-    defined = f"{getattr(sirius_dspy, name).__module__}.{name}"
-    return {defined} if name == "evaluate" else {defined, f"sirius_dspy.{name}"}
+    """The public path of a name, and the one of its definition."""
+    return {f"{getattr(sirius_dspy, name).__module__}.{name}", f"sirius_dspy.{name}"}
 
 
 def test_pictures_are_drawn(site):
