@@ -62,7 +62,7 @@ def check_inputs(program: dspy.Module, examples: Iterable[dspy.Example], name: s
     Raises:
         DatasetError: The message names the first bad example by its position.
     """
-    forward = getattr(program, "forward", None) or getattr(program, "aforward", None)
+    forward = _method(program, "forward") or _method(program, "aforward")
     if forward is None or type(program).__call__ is not dspy.Module.__call__:
         return
     takes = inspect.signature(forward, follow_wrapped=False)  # a decorator may fill in some
@@ -75,6 +75,14 @@ def check_inputs(program: dspy.Module, examples: Iterable[dspy.Example], name: s
                 f"{name}[{position}] has the inputs {sorted(inputs)}, which `forward{takes}` of "
                 f"{type(program).__name__} does not take: {error}. Name them in `with_inputs(...)` as `forward` does."
             ) from error
+
+
+def _method(program: dspy.Module, name: str) -> Any:
+    """A method of the program's, without touching it on the program, which makes DSPy warn."""
+    if name in vars(program):
+        return vars(program)[name]
+    found = inspect.getattr_static(type(program), name, None)
+    return found.__get__(program, type(program)) if hasattr(found, "__get__") else found
 
 
 def check_examples(examples: Any, name: str) -> list[dspy.Example]:
