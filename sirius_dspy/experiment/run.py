@@ -402,10 +402,6 @@ class _Run:
         )
 
 
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return sorted(key for key in {*before, *now} if before.get(key) != now.get(key))
-
-
 def _stage(name: str, seed: int) -> str:
     return f"{name} seed {seed}"
 
