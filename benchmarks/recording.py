@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 
 import dspy
 
-from sirius_dspy.record import Recording, record
+from sirius_dspy.running.record import Recording, record
 from sirius_dspy.testing import Prompt, ScriptedLM, chat_reply
 
 TARGET_MS = 0.3

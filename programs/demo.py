@@ -16,9 +16,9 @@ import dspy
 
 from programs import needle_haystack
 from sirius_dspy import CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
-from sirius_dspy.evaluation import Evaluation, evaluate, with_lms
-from sirius_dspy.run_dir import RunDir
-from sirius_dspy.track import Tracker
+from sirius_dspy.optimizer.run_dir import RunDir
+from sirius_dspy.running.evaluation import Evaluation, evaluate, with_lms
+from sirius_dspy.tracking.events import Tracker
 
 
 @dataclass(frozen=True)

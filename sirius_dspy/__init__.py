@@ -1,15 +1,16 @@
 """Self-improving multi-agent DSPy programs: each agent's own weights get better from its own experience."""
 
 from sirius_dspy.adapter import PlainAdapter
-from sirius_dspy.chart import to_mermaid, to_svg
 from sirius_dspy.checkpoint import load, save
-from sirius_dspy.curate import Curator
-from sirius_dspy.evaluation import Evaluation, evaluate
-from sirius_dspy.graph import Agent, AgentGraph, data_flow
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.graph.agents import Agent, AgentGraph, data_flow
+from sirius_dspy.graph.chart import to_mermaid, to_svg
+from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.local import LocalLM, LoraOptions
-from sirius_dspy.optimizer import SiriuS
-from sirius_dspy.repair import CriticAugmenter, RepairDemos
+from sirius_dspy.optimizer.run_dir import open_library
+from sirius_dspy.optimizer.sirius import SiriuS
+from sirius_dspy.repair.augmenters import CriticAugmenter, RepairDemos
+from sirius_dspy.running.evaluation import Evaluation, evaluate
+from sirius_dspy.training.curate import Curator
 
 __all__ = [
     "Agent",
@@ -26,6 +27,7 @@ __all__ = [
     "data_flow",
     "evaluate",
     "load",
+    "open_library",
     "save",
     "to_mermaid",
     "to_svg",

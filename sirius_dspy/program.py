@@ -21,8 +21,7 @@ import dspy
 import pydantic
 from dspy.adapters.base import Adapter
 
-from sirius_dspy.asked import field_text
-from sirius_dspy.graph import AgentGraph
+from sirius_dspy.graph.agents import AgentGraph
 from sirius_dspy.trajectory import digest
 
 
@@ -354,3 +353,16 @@ def _is_installed(cls: type) -> bool:
 def _places() -> tuple[Path, ...]:
     paths: Mapping[str, str] = sysconfig.get_paths()
     return tuple(Path(paths[name]).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+@functools.lru_cache(maxsize=1024)
+def signature_digest(signature: type[dspy.Signature]) -> str:
+    """Identify what a signature asks for: instructions, and of each field its name, type, description and side."""
+    fields = [field_text(name, info) for name, info in signature.fields.items()]
+    return digest([signature.instructions, fields])
+
+
+def field_text(name: str, info: Any) -> list[str]:
+    """What tells one field of a signature from another."""
+    extra = info.json_schema_extra or {}
+    return [name, str(info.annotation), str(extra.get("desc", "")), str(extra.get("__dspy_field_type", ""))]

@@ -22,7 +22,7 @@ import pytest
 from mlflow import MlflowClient
 
 from sirius_dspy.mlflow import MLflowTracker
-from sirius_dspy.track import (
+from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
     Curated,

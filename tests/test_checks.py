@@ -16,10 +16,10 @@ from programs.negotiation.curator import GameCurator
 from sirius_dspy import CriticAugmenter, Curator, ExperienceLibrary, LocalLM, LoraOptions, RepairDemos, SiriuS
 from sirius_dspy.baselines import GEPA, BootstrapFinetune, MajorityVote, MIPROv2, PromptedTeam, Rationalizer
 from sirius_dspy.errors import DatasetError, SettingsError, SiriuSError, UnpreparedProgramError
-from sirius_dspy.leak import LeakGuard
+from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.testing import ToyLM
-from sirius_dspy.track import Tracker
-from sirius_dspy.train import ProviderTrainer
+from sirius_dspy.tracking.events import Tracker
+from sirius_dspy.training.trainers import ProviderTrainer
 from tests.toy import ADAPTER, Doubling, exact, examples, optimizer, skill, student
 
 

@@ -10,7 +10,7 @@ import toy
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
-from sirius_dspy.run_dir import RunDir
+from sirius_dspy.optimizer.run_dir import RunDir
 
 
 def cli(*arguments):

@@ -12,7 +12,7 @@ import pytest
 from programs import college, college_data
 from programs.baseline import majority_baseline
 from sirius_dspy.errors import DatasetError
-from sirius_dspy.record import record
+from sirius_dspy.running.record import record
 from sirius_dspy.testing import ScriptedLM, chat_reply
 
 SPLITS = ("train", "validation", "test")

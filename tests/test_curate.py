@@ -12,10 +12,10 @@ import pytest
 from dspy.clients.utils_finetune import find_data_error_chat
 
 from sirius_dspy import Curator, PlainAdapter
-from sirius_dspy.curate import PromptProbe, check_adapter, training_messages
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
+from sirius_dspy.training.curate import PromptProbe, check_adapter, training_messages
 from sirius_dspy.trajectory import Step, Trajectory
 
 CHAT = dspy.ChatAdapter(use_json_adapter_fallback=False)

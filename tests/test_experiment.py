@@ -39,7 +39,7 @@ from sirius_dspy.experiment import (
 )
 from sirius_dspy.stats import wilson_interval
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
-from sirius_dspy.track import Tracker
+from sirius_dspy.tracking.events import Tracker
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
 NUMBERS = {"train": range(8), "validation": range(4, 12), "test": range(12)}
@@ -427,7 +427,7 @@ def test_a_failed_cell_is_on_record_and_the_others_go_on(tmp_path, monkeypatch):
 
 
 def test_a_test_that_an_lm_did_not_let_end_has_no_result_and_goes_on_next_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("sirius_dspy.failures.LONGEST_WAIT_S", 0.001)
+    monkeypatch.setattr("sirius_dspy.running.failures.LONGEST_WAIT_S", 0.001)
     ill = [True]
 
     def flaky(prompt):

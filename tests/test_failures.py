@@ -30,10 +30,10 @@ from sirius_dspy.errors import (
     UnfinishedError,
     UnpreparedProgramError,
 )
-from sirius_dspy.failures import Health, Patience, Unfinished, fault_of, fault_of_call
-from sirius_dspy.migrations import create_repairs, create_runs, migrate
-from sirius_dspy.repair import Repaired
-from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.library.migrations import create_repairs, create_runs, migrate
+from sirius_dspy.repair.augmenters import Repaired
+from sirius_dspy.running.failures import Health, Patience, Unfinished, fault_of, fault_of_call
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import FaultServer, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair, example_key
 
@@ -43,7 +43,7 @@ QUICK = Patience(retries=2, first_wait_s=0.001)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The waits of a compile, at a thousandth of their length."""
-    monkeypatch.setattr("sirius_dspy.failures.LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr("sirius_dspy.running.failures.LONGEST_WAIT_S", 0.002)
     dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
 
 

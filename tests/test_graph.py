@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import sirius_dspy
 from sirius_dspy import Agent, AgentGraph, SiriuS, data_flow, to_mermaid, to_svg
-from sirius_dspy.chart import Flow, FlowChart, Node
 from sirius_dspy.errors import GraphError, SiriuSError
-from sirius_dspy.graph import Edge
-from sirius_dspy.record import arecord, record, replay
-from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.graph.agents import Edge
+from sirius_dspy.graph.chart import Flow, FlowChart, Node
+from sirius_dspy.running.record import arecord, record, replay
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.trajectory import Edit, Failure, Step, Trajectory
 

@@ -20,14 +20,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sirius_dspy import CriticAugmenter, Curator, ExperienceLibrary, RepairDemos
-from sirius_dspy.describe import describe
 from sirius_dspy.errors import RunMismatchError, SettingsError
-from sirius_dspy.identity import changes
-from sirius_dspy.leak import LeakGuard
+from sirius_dspy.identity.describe import describe
+from sirius_dspy.identity.parts import changes
+from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.report import read_results
 from sirius_dspy.testing import ToyLM
-from sirius_dspy.track import Tracker
-from sirius_dspy.train import ProviderTrainer
+from sirius_dspy.tracking.events import Tracker
+from sirius_dspy.training.trainers import ProviderTrainer
 from tests.toy import ADAPTER, exact, examples, optimizer, skill, student
 
 ROOT = Path(__file__).parent.parent
@@ -222,7 +222,7 @@ class Holder:
         (Holder(True), Holder(1), "`it._value`: True -> 1"),
         (Holder(1.0).__call__, Holder(2.0).__call__, "`it.of._value`: 1.0 -> 2.0"),
         (Holder(), closed(1.0), "`it`: 'Holder' -> '<lambda>'"),
-        (CriticAugmenter(), None, "`it`: sirius_dspy.repair.CriticAugmenter -> None"),
+        (CriticAugmenter(), None, "`it`: sirius_dspy.repair.augmenters.CriticAugmenter -> None"),
         (CriticAugmenter(guard=LeakGuard()), CriticAugmenter(guard=LeakGuard(r"\bno\b")), "`it.guard.traces`"),
         (CriticAugmenter(ToyLM("a")), CriticAugmenter(ToyLM("b")), "`it.critic.model`: 'a' -> 'b'"),
         (

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sirius_dspy.leak import LeakGuard
+from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.trajectory import Failure, Step
 
 

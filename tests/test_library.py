@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 
 import sirius_dspy
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, LibraryVersionError, MissingDependencyError
-from sirius_dspy.library import PAGE, ExperienceLibrary
-from sirius_dspy.migrations import METADATA, MIGRATIONS, SCHEMA_VERSION, create_runs, migrate
-from sirius_dspy.run_dir import RunDir
+from sirius_dspy.library.experience import PAGE, ExperienceLibrary
+from sirius_dspy.library.migrations import METADATA, MIGRATIONS, SCHEMA_VERSION, create_runs, migrate
+from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.testing.library import EXAMPLE, LibraryContract, make_repair, make_run, make_step
 from sirius_dspy.trajectory import (
     Failure,
@@ -368,30 +368,30 @@ def url(request, tmp_path):
 def test_an_existing_library_is_found_and_none_is_made(tmp_path, url):
     with ExperienceLibrary(url) as library:
         id = library.add(make_run())
-    with ExperienceLibrary.existing(url) as found:
+    with open_library(url) as found:
         assert found.get(id).id == id
     with pytest.raises(LibraryError, match="There is no library"):
-        ExperienceLibrary.existing(tmp_path / "nowhere.db")
+        open_library(tmp_path / "nowhere.db")
     assert not (tmp_path / "nowhere.db").exists()
 
 
 def test_the_folder_of_a_compile_leads_to_its_library(tmp_path):
     run_dir = RunDir(tmp_path / "run")
     with pytest.raises(LibraryError, match="There is no library"):
-        ExperienceLibrary.existing(run_dir.path)
+        open_library(run_dir.path)
     run_dir.path.mkdir()
     with pytest.raises(LibraryError, match="no record"):
-        ExperienceLibrary.existing(run_dir.path)
+        open_library(run_dir.path)
     with ExperienceLibrary(tmp_path / "shared.db") as shared:
         shared.count()
     run_dir.note_library("0f3a", shared.url)
-    assert ExperienceLibrary.existing(run_dir.path).url == shared.url
+    assert open_library(run_dir.path).url == shared.url
     run_dir.note_library("0f3a", "postgresql+psycopg://me:***@host/db")
     with pytest.raises(LibraryError, match="without its password"):
-        ExperienceLibrary.existing(run_dir.path)
+        open_library(run_dir.path)
     with ExperienceLibrary(run_dir.library) as own:
         own.count()
-    assert ExperienceLibrary.existing(str(run_dir.path)).url == own.url
+    assert open_library(str(run_dir.path)).url == own.url
 
 
 @settings(max_examples=40, deadline=None)
@@ -405,7 +405,7 @@ def test_a_trajectory_survives_its_own_json(run):
 
 WRITE_UNTIL_KILLED = """
 import itertools, sys
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.trajectory import Step, Trajectory
 
 library = ExperienceLibrary(sys.argv[1])
@@ -417,7 +417,7 @@ for number in itertools.count():
 
 WRITE_THE_SAME = """
 import sys
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.trajectory import Step, Trajectory
 
 order = range(450) if sys.argv[2] == "up" else range(449, -1, -1)

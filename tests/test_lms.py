@@ -12,7 +12,7 @@ from sirius_dspy import ExperienceLibrary, SiriuS
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.lms import with_own_settings
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
-from sirius_dspy.train import ProviderTrainer
+from sirius_dspy.training.trainers import ProviderTrainer
 from tests.toy import ADAPTER
 
 

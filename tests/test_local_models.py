@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from sirius_dspy.errors import ModelNotFoundError
+from sirius_dspy.files import write_text
 from sirius_dspy.local.gguf_header import read_header
 from sirius_dspy.local.home import alone, new_folder
 from sirius_dspy.local.models import find, register, resolve
-from sirius_dspy.run_dir import write_text
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # of gguf's own imports
 

@@ -10,10 +10,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_help import AGENTS, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of, wait_until
 
+from sirius_dspy.files import file_name
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.mlflow.names import agent_name
-from sirius_dspy.run_dir import file_name
-from sirius_dspy.track import Evaluated, IterationEnded, Trained, TrainingProgress
+from sirius_dspy.tracking.events import Evaluated, IterationEnded, Trained, TrainingProgress
 
 pytest_plugins = ("mlflow_help",)
 pytestmark = WARNINGS

@@ -15,7 +15,7 @@ from mlflow_help import WARNINGS, curve, free_port, models_of, runs_of, wait_unt
 
 from sirius_dspy.mlflow import MLflowTracker, outbox, patience
 from sirius_dspy.mlflow.outbox import Outbox
-from sirius_dspy.track import Tracker, Trackers
+from sirius_dspy.tracking.events import Tracker, Trackers
 
 pytest_plugins = ("mlflow_help",)
 pytestmark = WARNINGS

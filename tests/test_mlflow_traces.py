@@ -16,7 +16,7 @@ from sirius_dspy import ExperienceLibrary
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.mlflow.sample import RepairStory, Sample
 from sirius_dspy.mlflow.traces import Span, Traces, rollout_span
-from sirius_dspy.track import Repaired, RolledOut
+from sirius_dspy.tracking.events import Repaired, RolledOut
 from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, Usage
 
 pytest_plugins = ("mlflow_help",)

@@ -16,7 +16,7 @@ from programs.negotiation.program import HELD_OUT_BOTS, PRACTICE_BOTS
 from programs.negotiation.values import Invalid
 from sirius_dspy import PlainAdapter, SiriuS, evaluate
 from sirius_dspy.errors import DatasetError, PromptTooLongError
-from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
 
 CHAT = dspy.ChatAdapter(use_json_adapter_fallback=False)

@@ -20,7 +20,7 @@ from sirius_dspy.errors import (
     UnpreparedProgramError,
 )
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
-from sirius_dspy.track import Tracker
+from sirius_dspy.tracking.events import Tracker
 from tests.toy import ADAPTER, Doubling, exact, examples, optimizer, skill, student
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.program import copy_program, hidden_predictors, predictor_names
-from sirius_dspy.record import record
+from sirius_dspy.running.record import record
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from tests.toy import ADAPTER, exact, optimizer
 

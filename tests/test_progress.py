@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from sirius_dspy.progress import RichProgress
-from sirius_dspy.track import (
+from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
     Curated,
@@ -25,6 +24,7 @@ from sirius_dspy.track import (
     Trained,
     TrainingProgress,
 )
+from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.trajectory import Attempt, Repair, Step, Trajectory, Usage
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"

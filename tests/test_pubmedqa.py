@@ -10,7 +10,7 @@ from metrics.yes_no_maybe import parse
 from programs import pubmedqa
 from programs.baseline import majority_baseline
 from sirius_dspy.errors import DatasetError, GraphError
-from sirius_dspy.record import record
+from sirius_dspy.running.record import record
 from sirius_dspy.stats import class_recalls
 from sirius_dspy.testing import ScriptedLM, chat_reply
 

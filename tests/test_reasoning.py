@@ -14,11 +14,11 @@ import pytest
 from programs import generated, needle_haystack, reasoning
 from sirius_dspy import PlainAdapter
 from sirius_dspy.errors import DatasetError, MissingDependencyError
-from sirius_dspy.leak import LeakGuard
-from sirius_dspy.record import record
-from sirius_dspy.repair import CriticAugmenter, RepairContext
-from sirius_dspy.rollout import Rollouts, Task
-from sirius_dspy.signatures import Critique
+from sirius_dspy.repair.augmenters import CriticAugmenter, RepairContext
+from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.prompts import Critique
+from sirius_dspy.running.record import record
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM
 
 TASKS = (reasoning.family_relationships, reasoning.chain_sum, reasoning.leg_counting, reasoning.simple_equations)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sirius_dspy.errors import ReplayDivergedError, UnrecordableCallError
-from sirius_dspy.record import Recording, Sampling, arecord, areplay, record, replay
+from sirius_dspy.running.record import Recording, Sampling, arecord, areplay, record, replay
 from sirius_dspy.testing import Prompt, ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Edit, Trajectory, to_plain
 

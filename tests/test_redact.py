@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from sirius_dspy.credentials import in_address, in_environment, in_settings, is_secret_name
 from sirius_dspy.errors import ModelNotFoundError, SiriuSError, TrainingError
-from sirius_dspy.library import ExperienceLibrary
-from sirius_dspy.record import record
+from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.redact import (
     hide,
     hide_keys,
@@ -24,6 +23,7 @@ from sirius_dspy.redact import (
     remember_secrets,
     without_secrets,
 )
+from sirius_dspy.running.record import record
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair, Trajectory
 

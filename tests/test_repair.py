@@ -11,9 +11,9 @@ from dspy.lm15 import AuthError, InvalidRequestError, ServerError
 
 from sirius_dspy import CriticAugmenter, Curator, RepairDemos
 from sirius_dspy.errors import LibraryError, MetricError, RolloutError, UnfinishedError, UnpreparedProgramError
-from sirius_dspy.repair import RepairContext, Repaired
-from sirius_dspy.rollout import Rollouts, Task
-from sirius_dspy.signatures import Critique
+from sirius_dspy.repair.augmenters import RepairContext, Repaired
+from sirius_dspy.repair.prompts import Critique
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import AugmenterContract, ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Usage
 

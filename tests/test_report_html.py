@@ -10,9 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.report import render_markdown, write_report, write_run_report
-from sirius_dspy.run_dir import RunDir
 from sirius_dspy.testing.library import make_run, make_step
 from sirius_dspy.trajectory import Attempt, Failure, Repair, example_key
 

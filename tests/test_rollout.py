@@ -14,10 +14,10 @@ import pytest
 from dspy.lm15 import AuthError, BillingError, ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError, UnrecordableCallError
-from sirius_dspy.graph import Agent, AgentGraph
-from sirius_dspy.parallel import parallel
+from sirius_dspy.graph.agents import Agent, AgentGraph
 from sirius_dspy.program import program_fingerprint
-from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.running.parallel import parallel
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Step, Trajectory, example_key
 

@@ -20,11 +20,12 @@ from typer.testing import CliRunner
 from sirius_dspy import ExperienceLibrary
 from sirius_dspy.cli import app
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, RunDamagedError, RunDirError, SiriuSError
+from sirius_dspy.files import file_name
+from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.report import write_run_report
 from sirius_dspy.report.run import read_results
-from sirius_dspy.run_dir import RunDir, file_name
 from sirius_dspy.testing import ScriptedTrainer, ToyLM
-from sirius_dspy.track import Tracker
+from sirius_dspy.tracking.events import Tracker
 from tests.toy import ADAPTER, examples, optimizer, student
 
 
@@ -369,7 +370,7 @@ def test_a_library_that_lost_its_runs_is_not_taken_for_new(interrupted, harm):
 def test_an_empty_file_is_no_library_that_exists(tmp_path):
     (tmp_path / "library.sqlite").touch()
     with pytest.raises(LibraryDamagedError, match="empty"):
-        ExperienceLibrary.existing(tmp_path)
+        open_library(tmp_path)
     assert (tmp_path / "library.sqlite").stat().st_size == 0
 
 
@@ -394,7 +395,7 @@ def test_a_library_may_move(tmp_path):
     shutil.move(tmp_path / "here.db", tmp_path / "there.db")
     with ExperienceLibrary(tmp_path / "there.db") as library:
         compiled_by(tmp_path / "run", library=library, iterations=1)
-    assert ExperienceLibrary.existing(tmp_path / "run").url.endswith("there.db")
+    assert open_library(tmp_path / "run").url.endswith("there.db")
 
 
 # Results

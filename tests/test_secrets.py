@@ -18,6 +18,7 @@ from sirius_dspy import ExperienceLibrary, SiriuS, save
 from sirius_dspy.cli import app
 from sirius_dspy.errors import LibraryError, RolloutError, SiriuSError
 from sirius_dspy.mlflow import MLflowTracker, register
+from sirius_dspy.optimizer.run_dir import open_library
 from sirius_dspy.report import write_run_report
 from sirius_dspy.testing import ScriptedTrainer, ToyLM, chat_reply
 
@@ -186,7 +187,7 @@ def test_no_credential_is_in_what_a_compile_leaves_behind(planted, store, tmp_pa
     files = files_of(tmp_path)
     assert found_in({**files, "printed": "".join(printed), "stdout": out, "stderr": err, "log": ours}) == []
     # They were there to be found: failures and answers that quote them are in the library and in the traces.
-    library = ExperienceLibrary.existing(tmp_path / "run")
+    library = open_library(tmp_path / "run")
     kept = [json.dumps(trajectory.to_dict()) for trajectory in library.trajectories()]
     assert sum("[redacted]" in text for text in kept) >= 3
     assert library.verify() == []

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sirius_dspy import Curator, ExperienceLibrary, PlainAdapter, SiriuS
-from sirius_dspy.asked import prompt_text
-from sirius_dspy.curate import TrainingSet
 from sirius_dspy.errors import NoSuccessError
-from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.running.asked import prompt_text
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ToyLM, chat_reply
+from sirius_dspy.training.curate import TrainingSet
 
 
 class Color(enum.Enum):

@@ -28,8 +28,8 @@ from sirius_dspy.testing import (
     chat_reply,
     compile_events,
 )
-from sirius_dspy.track import Tracker, Trackers
-from sirius_dspy.train import ProviderTrainer, TrainingRequest
+from sirius_dspy.tracking.events import Tracker, Trackers
+from sirius_dspy.training.trainers import ProviderTrainer, TrainingRequest
 
 CHAT = dspy.ChatAdapter(use_json_adapter_fallback=False)
 
@@ -270,7 +270,7 @@ class TestToyLM:
         request = TrainingRequest("solver", ToyLM(), [row("a", "restored")], tmp_path, 0, lambda *report: None)
         model = ProviderTrainer().train(request).model
         done = in_another_process(
-            "from pathlib import Path\nfrom sirius_dspy.train import ProviderTrainer\n"
+            "from pathlib import Path\nfrom sirius_dspy.training.trainers import ProviderTrainer\n"
             f"lm = ProviderTrainer().restore(ToyLM(), {model!r}, Path({str(tmp_path)!r}))\n"
             "print(lm.memory[('Be brief.', 'a')])"
         )

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sirius_dspy.track import (
+from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
     Curated,
@@ -88,7 +88,7 @@ def test_trackers_are_told_in_the_order_given():
 def test_a_tracker_that_raises_is_logged_once_and_left_alone(hook, caplog):
     quiet, heard = notebook()
     trackers = Trackers([broken(hook, RuntimeError("disk full")), quiet])
-    with caplog.at_level(logging.ERROR, logger="sirius_dspy.track"):
+    with caplog.at_level(logging.ERROR, logger="sirius_dspy.tracking.events"):
         tell_all(trackers)
         if hook != "on_compile_started":
             getattr(trackers, hook)(EVENTS[hook])

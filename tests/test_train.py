@@ -21,9 +21,9 @@ from dspy.clients.utils_finetune import find_data_error_chat
 
 from sirius_dspy import Curator, SiriuS
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
-from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ToyLM, TrainerContract, chat_reply
-from sirius_dspy.train import ProviderTrainer, TrainingRequest
+from sirius_dspy.training.trainers import ProviderTrainer, TrainingRequest
 
 # dspy/clients/openai.py uploads `open(data_path, "rb")` and never closes it.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*finetune:ResourceWarning")

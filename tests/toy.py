@@ -16,7 +16,7 @@ import dspy
 
 from sirius_dspy import SiriuS
 from sirius_dspy.testing import Prompt, ToyLM, chat_reply
-from sirius_dspy.track import Tracker
+from sirius_dspy.tracking.events import Tracker
 
 ADAPTER = dspy.ChatAdapter(use_json_adapter_fallback=False)
 

@@ -19,7 +19,7 @@ import griffe
 import sqlalchemy as sa
 
 from sirius_dspy import ExperienceLibrary
-from sirius_dspy.migrations import METADATA, SCHEMA_VERSION, JsonText, NameText
+from sirius_dspy.library.migrations import METADATA, SCHEMA_VERSION, JsonText, NameText
 
 STORED = {"trajectories": "Trajectory", "steps": "Step", "repairs": "Repair", "attempts": "Attempt"}
 """Table to the value in `sirius_dspy.trajectory` whose fields its columns hold."""

@@ -11,7 +11,7 @@ import dspy
 
 from programs.negotiation.values import ROLES
 from sirius_dspy import checks
-from sirius_dspy.curate import Curator, TrainingSet
+from sirius_dspy.training.curate import Curator, TrainingSet
 from sirius_dspy.trajectory import IsOwn, Trajectory, canonical, every_step
 
 

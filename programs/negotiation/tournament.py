@@ -23,7 +23,7 @@ from programs.negotiation.game import Game
 from programs.negotiation.program import AGENT, NegotiationGame
 from programs.negotiation.sell import MONEY, Sell
 from programs.negotiation.values import ROLES, Bundle, Role, Status, Trade
-from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.stats import Estimate, Interval, bootstrap, wilson_interval
 from sirius_dspy.trajectory import Trajectory
 

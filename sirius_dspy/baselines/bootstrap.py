@@ -17,15 +17,15 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy import checks
-from sirius_dspy.attempts import raise_if_systemic
 from sirius_dspy.baselines.method import Demos, prepared, quiet
-from sirius_dspy.curate import check_adapter
 from sirius_dspy.errors import NoSuccessError, SiriuSError, UnfinishedError, UnpreparedProgramError
-from sirius_dspy.failures import fault_of
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.rollout import Metric, call_metric, to_score
-from sirius_dspy.run_dir import RunDir
-from sirius_dspy.train import ProviderTrainer, Trainer, TrainingRequest
+from sirius_dspy.running.attempts import raise_if_systemic
+from sirius_dspy.running.failures import fault_of
+from sirius_dspy.running.rollout import Metric, call_metric, to_score
+from sirius_dspy.training.curate import check_adapter
+from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
 
 _SETTINGS = {
     "metric": checks.METRIC,
@@ -45,7 +45,7 @@ class BootstrapFinetune:
     """`dspy.BootstrapFinetune`, trained through a `Trainer`.
 
     Attributes:
-        metric: See `sirius_dspy.rollout.Metric`.
+        metric: See `sirius_dspy.running.rollout.Metric`.
         run_dir: The weights go here; a finished job is not done again.
         threshold: A run is good if its reward is at least this.
         shared: One set of weights for all predictors (DSPy's `multitask`); by default one for each.

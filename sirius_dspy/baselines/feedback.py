@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
-from sirius_dspy.leak import LeakGuard
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Attempt, Step, Values
 

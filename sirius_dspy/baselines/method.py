@@ -10,8 +10,8 @@ from typing import Protocol
 
 import dspy
 
-from sirius_dspy import prepare
 from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.optimizer import prepare
 from sirius_dspy.program import copy_program, predictor_names
 
 Demos = Mapping[str, Sequence[dspy.Example]]

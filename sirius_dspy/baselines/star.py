@@ -15,16 +15,16 @@ from typing import Any
 import dspy
 
 from sirius_dspy import checks
-from sirius_dspy.attempts import check_ended
 from sirius_dspy.errors import ReplayDivergedError, UnreadableValueError
-from sirius_dspy.leak import LeakGuard
-from sirius_dspy.optimizer import SiriuS
+from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.record import Recording, Sampling, record
-from sirius_dspy.repair import RepairContext, Repaired
-from sirius_dspy.rollout import Metric, Task
-from sirius_dspy.signatures import free_name
+from sirius_dspy.repair.augmenters import RepairContext, Repaired
+from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.prompts import free_name
+from sirius_dspy.running.attempts import check_ended
+from sirius_dspy.running.record import Recording, Sampling, record
+from sirius_dspy.running.rollout import Metric, Task
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory, Usage, Values, Verdict, from_plain, to_plain
 
 HINT = "hint"
@@ -73,7 +73,7 @@ class Rationalizer:
             check(list(predictor_names(program)))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
-        """See `sirius_dspy.repair.Augmenter.repair`; the first step of a trained agent is asked again."""
+        """See `sirius_dspy.repair.augmenters.Augmenter.repair`; the first step of a trained agent is asked again."""
         steps = enumerate(failed.steps)
         position = next((number for number, step in steps if context.may_edit(failed, step)), None)
         if position is None:

@@ -13,10 +13,10 @@ from typing import Any
 import dspy
 
 from sirius_dspy import checks
-from sirius_dspy.attempts import raise_if_systemic
 from sirius_dspy.baselines.method import Method, PromptedTeam, prepared
-from sirius_dspy.failures import fault_of
 from sirius_dspy.program import copy_program, predictor_names
+from sirius_dspy.running.attempts import raise_if_systemic
+from sirius_dspy.running.failures import fault_of
 
 _SETTINGS = {
     "votes": checks.whole(1),

@@ -8,13 +8,13 @@ from pathlib import Path
 import dspy
 from dspy.adapters.base import Adapter
 
+from sirius_dspy.checkpoint.download import SCHEME, fetch_checkpoint
 from sirius_dspy.checkpoint.folder import check_files
 from sirius_dspy.checkpoint.manifest import MANIFEST, AdapterState, AgentEntry, LMState, Manifest, read_manifest
 from sirius_dspy.checkpoint.naming import Build
 from sirius_dspy.checkpoint.parts import built_adapter, built_lm, check_lm, described, is_known, stored_adapter
 from sirius_dspy.checkpoint.program import ProgramState, put_back, read_program, restore_program
 from sirius_dspy.errors import CheckpointError
-from sirius_dspy.fetch import SCHEME, fetch_checkpoint
 from sirius_dspy.program import predictor_names, program_fingerprint
 
 _ATTEMPTS = 3

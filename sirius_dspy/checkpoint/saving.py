@@ -20,8 +20,8 @@ from sirius_dspy.checkpoint.naming import path_of
 from sirius_dspy.checkpoint.parts import stored_adapter, stored_lm
 from sirius_dspy.checkpoint.program import stored_program
 from sirius_dspy.errors import CheckpointError
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import predictor_names, program_fingerprint
-from sirius_dspy.run_dir import RunDir
 
 _PLACES = ("run_dir", "library")
 SOURCES = "sources.jsonl"

@@ -21,11 +21,11 @@ from sirius_dspy.checkpoint.naming import build_at
 from sirius_dspy.cli.console import JsonFlag, complain, ending_cleanly, new_table, percent, stdout_kept_clean
 from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.mlflow import MLflowTracker
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.plain import readable
-from sirius_dspy.progress import RichProgress
-from sirius_dspy.record import Recording, record
-from sirius_dspy.run_dir import RunDir
-from sirius_dspy.track import Trackers
+from sirius_dspy.running.record import Recording, record
+from sirius_dspy.tracking.events import Trackers
+from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.trajectory import Step, to_plain
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sirius_dspy.cli.console import JsonFlag, complain, dspy_silent, ending_cleanly, new_table, wide_console
-from sirius_dspy.progress import RichProgress
+from sirius_dspy.tracking.progress import RichProgress
 
 if TYPE_CHECKING:
     from sirius_dspy.experiment import Experiment, Results

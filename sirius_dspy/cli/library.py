@@ -17,8 +17,9 @@ from rich.text import Text
 from sirius_dspy.cli import library_tables
 from sirius_dspy.cli.console import JsonFlag, ending_cleanly, wide_console
 from sirius_dspy.errors import LibraryError
-from sirius_dspy.library import ExperienceLibrary, Filters
-from sirius_dspy.run_dir import RunDir, write_text
+from sirius_dspy.files import write_text
+from sirius_dspy.library.experience import ExperienceLibrary, Filters
+from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.trajectory import Repair, Trajectory
 
 library = typer.Typer(
@@ -110,7 +111,7 @@ def _find(where: str, threshold: float | None) -> _Found:
     is_folder = "://" not in where and Path(where).is_dir()
     identity = (RunDir(Path(where)).shown_identity() or {}) if is_folder else {}
     known = identity.get("settings", {}).get("threshold", 1.0) if threshold is None else threshold
-    return _Found(ExperienceLibrary.existing(where), identity.get("agents", {}), float(known))
+    return _Found(open_library(where), identity.get("agents", {}), float(known))
 
 
 @library.command("ls")

@@ -15,8 +15,9 @@ import dspy
 from dspy.utils.callback import BaseCallback
 
 from sirius_dspy.baselines import Limits, Meter, Spent
-from sirius_dspy.run_dir import read_record_file, write_text
-from sirius_dspy.stages import Count, Finite, Record
+from sirius_dspy.files import write_text
+from sirius_dspy.optimizer.run_dir import read_record_file
+from sirius_dspy.optimizer.stages import Count, Finite, Record
 
 _EVERY_S = 1.0
 """Seconds between two writes: what a `kill -9` leaves uncounted."""

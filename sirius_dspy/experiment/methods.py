@@ -11,7 +11,6 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy import prepare
 from sirius_dspy.baselines import (
     GEPA,
     BootstrapFinetune,
@@ -24,19 +23,20 @@ from sirius_dspy.baselines import (
     star,
 )
 from sirius_dspy.baselines.method import the_lm
-from sirius_dspy.curate import Curator
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.lms import lm_from
 from sirius_dspy.experiment.recipe import Recipe
 from sirius_dspy.experiment.task import Demos, Task, imported
-from sirius_dspy.leak import LeakGuard
+from sirius_dspy.files import file_name
 from sirius_dspy.local import LocalLM
-from sirius_dspy.optimizer import SiriuS
+from sirius_dspy.optimizer import prepare
+from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.program import copy_program, predictor_names
-from sirius_dspy.repair import CriticAugmenter
-from sirius_dspy.run_dir import file_name
-from sirius_dspy.track import Tracker
-from sirius_dspy.train import ProviderTrainer, Trainer
+from sirius_dspy.repair.augmenters import CriticAugmenter
+from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.tracking.events import Tracker
+from sirius_dspy.training.curate import Curator
+from sirius_dspy.training.trainers import ProviderTrainer, Trainer
 
 PREFIX = "SiriuS: "
 """Of the names of ablations."""

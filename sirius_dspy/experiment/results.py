@@ -15,7 +15,7 @@ from typing import Any
 
 from sirius_dspy.experiment.cell import Cell
 from sirius_dspy.experiment.recipe import Recipe
-from sirius_dspy.run_dir import write_text
+from sirius_dspy.files import write_text
 from sirius_dspy.stats import Estimate, Spread, bootstrap, holm, mcnemar, paired_bootstrap, spread, wilson_interval
 
 

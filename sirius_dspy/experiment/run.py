@@ -25,7 +25,6 @@ from dspy.adapters.base import Adapter
 
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.baselines import BudgetExceededError, Limits, Meter, Spent
-from sirius_dspy.describe import describe
 from sirius_dspy.errors import RunDamagedError, RunMismatchError, SiriuSError
 from sirius_dspy.experiment.cell import Cell, Outcome, Status
 from sirius_dspy.experiment.errors import ExperimentError
@@ -36,15 +35,17 @@ from sirius_dspy.experiment.observer import Observer, Observers, Started
 from sirius_dspy.experiment.recipe import CrossplayTable, Recipe
 from sirius_dspy.experiment.results import Results
 from sirius_dspy.experiment.task import Split, Task, answer_of, group_of, imported
-from sirius_dspy.identity import FORMAT, changes
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.files import file_name, write_text
+from sirius_dspy.identity.describe import describe
+from sirius_dspy.identity.parts import FORMAT, changes
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer.run_dir import RESTORE, RunDir, read_record_file
 from sirius_dspy.program import predictor_names, program_fingerprint
 from sirius_dspy.redact import redact, redact_error
-from sirius_dspy.rollout import Rollouts
-from sirius_dspy.rollout import Task as Rollout
-from sirius_dspy.run_dir import RESTORE, RunDir, file_name, read_record_file, write_text
-from sirius_dspy.track import Tracker
-from sirius_dspy.train import Trainer
+from sirius_dspy.running.rollout import Rollouts
+from sirius_dspy.running.rollout import Task as Rollout
+from sirius_dspy.tracking.events import Tracker
+from sirius_dspy.training.trainers import Trainer
 from sirius_dspy.trajectory import Trajectory, digest, example_key, to_plain
 
 logger = logging.getLogger(__name__)

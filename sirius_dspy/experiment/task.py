@@ -12,12 +12,12 @@ from typing import Any
 import dspy
 from dspy.signatures import make_signature
 
-from sirius_dspy import prepare
+from sirius_dspy.examples import check_examples
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.recipe import Recipe
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names
-from sirius_dspy.repair import RepairDemos
+from sirius_dspy.repair.augmenters import RepairDemos
 from sirius_dspy.trajectory import Trajectory, example_key
 
 Demos = Mapping[str, Sequence[dspy.Example]]
@@ -190,7 +190,7 @@ class Task:
     def _examples(self, split: str, size: int | None, seed: int) -> list[dspy.Example]:
         arguments = {**self.recipe.task.examples, **self.files, "split": split, "seed": seed}
         found = self._called("examples", arguments | ({} if size is None else {"size": size}))
-        return prepare.check_examples(found, split)[: self.limit]
+        return check_examples(found, split)[: self.limit]
 
     def _called(self, name: str, arguments: Mapping[str, Any]) -> Any:
         function = getattr(self.source, name)

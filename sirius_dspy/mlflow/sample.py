@@ -9,7 +9,7 @@ from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sirius_dspy.track import Repaired, RolledOut
+from sirius_dspy.tracking.events import Repaired, RolledOut
 from sirius_dspy.trajectory import Repair, Trajectory
 
 

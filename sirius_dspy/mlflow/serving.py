@@ -10,8 +10,8 @@ import dspy
 from sirius_dspy.checkpoint import adapter_of, load
 from sirius_dspy.checkpoint.naming import build_at
 from sirius_dspy.errors import CheckpointError
-from sirius_dspy.parallel import parallel
 from sirius_dspy.plain import readable
+from sirius_dspy.running.parallel import parallel
 from sirius_dspy.trajectory import to_plain
 
 

@@ -12,7 +12,7 @@ from sirius_dspy.mlflow.outbox import Outbox
 from sirius_dspy.mlflow.recorder import STATUS, Recorder
 from sirius_dspy.mlflow.sample import RepairStory, Sample
 from sirius_dspy.mlflow.store import Connection, check_installed, selected_experiment, selected_store
-from sirius_dspy.track import (
+from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
     Curated,

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable
 
-from sirius_dspy.chart import to_mermaid
+from sirius_dspy.graph.chart import to_mermaid
 from sirius_dspy.report.experience import Experience
 from sirius_dspy.report.run import Results
 from sirius_dspy.report.tables import Table, details, headline, tables

@@ -1,7 +1,7 @@
 """A report as one HTML page that needs nothing but itself: no scripts, no fonts, nothing from the network.
 
-All texts from data go through Jinja's autoescape; only the SVG made by `plots` and `sirius_dspy.chart`, which escape
-their own, is put in as it is.
+All texts from data go through Jinja's autoescape; only the SVG made by `plots` and `graph.chart`, which escape their
+own, is put in as it is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sirius_dspy.chart import to_svg
+from sirius_dspy.graph.chart import to_svg
 from sirius_dspy.report.experience import Experience
 from sirius_dspy.report.plots import svg_plots
 from sirius_dspy.report.run import Results

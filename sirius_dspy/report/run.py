@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sirius_dspy.errors import RunMismatchError
-from sirius_dspy.library import ExperienceLibrary
-from sirius_dspy.run_dir import RunDir
-from sirius_dspy.standing import Standing
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer.run_dir import RunDir
+from sirius_dspy.running.standing import Standing
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import digest
 

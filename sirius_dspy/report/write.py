@@ -12,7 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from sirius_dspy.errors import LibraryError
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer.run_dir import open_library
 from sirius_dspy.redact import hide_keys
 from sirius_dspy.report.experience import read_experience
 from sirius_dspy.report.markdown import render_markdown
@@ -89,14 +90,14 @@ def _opened(library: AnyLibrary | None) -> Iterator[ExperienceLibrary | None]:
     if library is None or isinstance(library, ExperienceLibrary):
         yield library
     else:
-        with ExperienceLibrary.existing(library) as opened:
+        with open_library(library) as opened:
             yield opened
 
 
 def _own_library(run_dir: Path) -> Path | None:
     """The run directory, as the place of its library; `None` if it knows of none, or of one that is gone."""
     try:
-        ExperienceLibrary.existing(run_dir)
+        open_library(run_dir)
     except LibraryError as error:
         logger.warning("The report is without what only the library knows. %s", error)
         return None

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import dspy
 
-from sirius_dspy.library import ExperienceLibrary
-from sirius_dspy.repair import Augmenter, RepairContext, Repaired
-from sirius_dspy.rollout import Rollouts, Task
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.repair.augmenters import Augmenter, RepairContext, Repaired
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing.engine import Prompt
 from sirius_dspy.testing.scripted import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Trajectory

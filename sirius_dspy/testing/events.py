@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from sirius_dspy import track
 from sirius_dspy.testing.trainer import ROWS
+from sirius_dspy.tracking import events
 from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, digest
 
 Event = tuple[str, Any]
@@ -38,17 +38,17 @@ def compile_events(
         lms[agent] = f"toy/{agent}+1"
     yield from _evaluation(1, 0.5)
     metrics = {"val/score": 0.5, "collect/success_rate": 0.5, "repair/repaired": 1.0}
-    yield "on_iteration_ended", track.IterationEnded(iteration=1, metrics=metrics, lms=lms)
+    yield "on_iteration_ended", events.IterationEnded(iteration=1, metrics=metrics, lms=lms)
     yield "on_compile_ended", _ended(status, metrics)
 
 
 def _started(
     run_dir: Path, run: str, resumed: bool, agents: Mapping[str, Sequence[str]], lms: Mapping[str, str]
-) -> track.CompileStarted:
+) -> events.CompileStarted:
     run_dir.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(run_dir / "library.db")) as library:
         library.execute("CREATE TABLE IF NOT EXISTS trajectories (id TEXT)")
-    return track.CompileStarted(
+    return events.CompileStarted(
         run=run,
         run_dir=run_dir,
         library_url=f"sqlite:///{run_dir / 'library.db'}",
@@ -64,46 +64,46 @@ def _started(
     )
 
 
-def _ended(status: str, metrics: Mapping[str, float]) -> track.CompileEnded:
+def _ended(status: str, metrics: Mapping[str, float]) -> events.CompileEnded:
     if status != "finished":
-        return track.CompileEnded(status=status, error="TrainingError: the job gave up")
-    return track.CompileEnded(status=status, best_iteration=1, metrics=metrics, results={"scores": [0.0, 0.5]})
+        return events.CompileEnded(status=status, error="TrainingError: the job gave up")
+    return events.CompileEnded(status=status, best_iteration=1, metrics=metrics, results={"scores": [0.0, 0.5]})
 
 
 def _evaluation(iteration: int, score: float) -> Iterator[Event]:
-    yield "on_stage_started", track.StageStarted(iteration=iteration, stage="evaluate", total=1)
-    event = track.Evaluated(iteration=iteration, score=score, num_examples=1, label="program")
+    yield "on_stage_started", events.StageStarted(iteration=iteration, stage="evaluate", total=1)
+    event = events.Evaluated(iteration=iteration, score=score, num_examples=1, label="program")
     yield "on_evaluated", event
 
 
 def _collection(run: str) -> Iterator[Event]:
     good, bad, crashed = _trajectory(run, "2", 1.0), _trajectory(run, "5", 0.0), _crashed(run)
-    yield "on_stage_started", track.StageStarted(iteration=1, stage="collect", total=3)
+    yield "on_stage_started", events.StageStarted(iteration=1, stage="collect", total=3)
     for trajectory in (good, bad, crashed):
-        event = track.RolledOut(iteration=1, trajectory=trajectory, succeeded=trajectory.reward >= 1.0)
+        event = events.RolledOut(iteration=1, trajectory=trajectory, succeeded=trajectory.reward >= 1.0)
         yield "on_rolled_out", event
-    yield "on_stage_started", track.StageStarted(iteration=1, stage="repair", total=2)
+    yield "on_stage_started", events.StageStarted(iteration=1, stage="repair", total=2)
     fixed = _trajectory(run, "4", 1.0, origin="repair", parent=bad.id, edited=1)
     tried = Attempt(1, "solver.predict", "repaired", "Add again.", {"answer": "4"}, {"answer": "4"}, 1.0, fixed.id)
     leaked = Attempt(0, "analyst", "leaked", detail="the gold answer")
-    yield "on_repaired", track.Repaired(1, Repair(bad.id, (leaked, tried), run, 1, 0.5), [fixed])
-    yield "on_repaired", track.Repaired(1, Repair(crashed.id, (), run, 1, 0.0), [])
+    yield "on_repaired", events.Repaired(1, Repair(bad.id, (leaked, tried), run, 1, 0.5), [fixed])
+    yield "on_repaired", events.Repaired(1, Repair(crashed.id, (), run, 1, 0.0), [])
 
 
 def _training(run_dir: Path, agent: str) -> Iterator[Event]:
     rows = run_dir / f"{agent}.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    yield "on_stage_started", track.StageStarted(iteration=1, stage="train", total=2)
-    yield "on_curated", track.Curated(1, agent, len(ROWS), {"duplicate": 3, "unparsed": 0}, rows)
+    yield "on_stage_started", events.StageStarted(iteration=1, stage="train", total=2)
+    yield "on_curated", events.Curated(1, agent, len(ROWS), {"duplicate": 3, "unparsed": 0}, rows)
     for step in (1, 2):
-        yield "on_training_progress", track.TrainingProgress(1, agent, step, 2, 1 / step)
+        yield "on_training_progress", events.TrainingProgress(1, agent, step, 2, 1 / step)
     weights = run_dir / "weights" if agent == "analyst" else None
     if weights is not None:
         weights.mkdir(exist_ok=True)
         (weights / "adapter.json").write_text("{}", encoding="utf-8")
     yield (
         "on_trained",
-        track.Trained(1, agent, "toy/base", f"toy/{agent}+1", len(ROWS), (1.0, 0.5), 0.1, weights),
+        events.Trained(1, agent, "toy/base", f"toy/{agent}+1", len(ROWS), (1.0, 0.5), 0.1, weights),
     )
 
 

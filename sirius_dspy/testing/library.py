@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 
 from sirius_dspy.errors import LibraryError
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, Usage, example_key
 
 EXAMPLE = dspy.Example({"question": "2+2?", "base": 10, "answer": "4"}).with_inputs("question", "base")

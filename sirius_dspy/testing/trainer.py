@@ -13,7 +13,7 @@ import dspy
 from dspy.lm15 import Message, Request
 
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
-from sirius_dspy.train import Trainer, TrainingRequest
+from sirius_dspy.training.trainers import Trainer, TrainingRequest
 
 
 class ScriptedTrainer:

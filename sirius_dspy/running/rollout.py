@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import dspy
 
-from sirius_dspy.attempts import Broken, attempt_all, check_ended, raise_if_systemic
-from sirius_dspy.bugs import METRIC_RAISED, BugWatch
 from sirius_dspy.errors import MetricError, ProgramError, UnfinishedError
-from sirius_dspy.failures import Health, Patience, Unfinished, current_watch, fault_of, fault_of_call, timed_run
 from sirius_dspy.program import predictor_names, program_fingerprint
-from sirius_dspy.record import Recording, Sampling, describe, record
 from sirius_dspy.redact import hide, redact_error
+from sirius_dspy.running.attempts import Broken, attempt_all, check_ended, raise_if_systemic
+from sirius_dspy.running.bugs import METRIC_RAISED, BugWatch
+from sirius_dspy.running.failures import Health, Patience, Unfinished, current_watch, fault_of, fault_of_call, timed_run
+from sirius_dspy.running.record import Recording, Sampling, describe, record
 from sirius_dspy.trajectory import Failure, Trajectory, example_key, to_plain
 
 logger = logging.getLogger(__name__)

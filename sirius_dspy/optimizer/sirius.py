@@ -10,18 +10,20 @@ from typing import Any, Literal
 import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
-from sirius_dspy import checks, prepare
-from sirius_dspy.curate import Curator, check_adapter
+from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError
-from sirius_dspy.identity import PARTS, part_of
-from sirius_dspy.library import ExperienceLibrary
-from sirius_dspy.loop import Loop
+from sirius_dspy.examples import check_examples, check_storable
+from sirius_dspy.identity.parts import PARTS, part_of
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer import prepare
+from sirius_dspy.optimizer.loop import Loop
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.redact import redacting_errors
-from sirius_dspy.repair import Augmenter, CriticAugmenter
-from sirius_dspy.rollout import Metric, check_metric
-from sirius_dspy.run_dir import RunDir
-from sirius_dspy.track import Tracker
-from sirius_dspy.train import ProviderTrainer, Trainer
+from sirius_dspy.repair.augmenters import Augmenter, CriticAugmenter
+from sirius_dspy.running.rollout import Metric, check_metric
+from sirius_dspy.tracking.events import Tracker
+from sirius_dspy.training.curate import Curator, check_adapter
+from sirius_dspy.training.trainers import ProviderTrainer, Trainer
 
 _SETTINGS = {
     "metric": checks.METRIC,
@@ -245,12 +247,12 @@ class SiriuS(Teleprompter):
     def _prepared(self, student: Any, trainset: Any, teacher: Any, valset: Any) -> Loop:
         self._check_settings()
         prepare.check_student(student)
-        train = prepare.check_examples(trainset, "trainset")
+        train = check_examples(trainset, "trainset")
         if valset is None:
             prepare.warn_about_valset()
-        val = train if valset is None else prepare.check_examples(valset, "valset")
-        prepare.check_storable(train, "trainset")
-        prepare.check_storable(val, "valset")
+        val = train if valset is None else check_examples(valset, "valset")
+        check_storable(train, "trainset")
+        check_storable(val, "valset")
         check_metric(self.metric)
         adapter = dspy.settings.adapter or dspy.ChatAdapter()
         check_adapter(adapter)

@@ -35,8 +35,7 @@ from dspy.adapters.base import Adapter
 from pydantic import BaseModel, TypeAdapter
 
 from sirius_dspy.credentials import is_secret_attribute, is_secret_name
-from sirius_dspy.redact import redact, remember_secrets
-from sirius_dspy.source_code import (
+from sirius_dspy.identity.source_code import (
     ANY,
     Habits,
     code_of,
@@ -47,6 +46,7 @@ from sirius_dspy.source_code import (
     module_code,
     module_of,
 )
+from sirius_dspy.redact import redact, remember_secrets
 from sirius_dspy.trajectory import canonical, digest
 
 Plain = Any

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.trajectory import Repair, Usage
 
 

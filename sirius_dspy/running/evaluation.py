@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import dspy
 
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.prepare import check_examples
+from sirius_dspy.examples import check_examples
 from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.redact import redacting_errors
-from sirius_dspy.rollout import Metric, Rollouts, Task, check_metric
-from sirius_dspy.standing import Standing
+from sirius_dspy.running.rollout import Metric, Rollouts, Task, check_metric
+from sirius_dspy.running.standing import Standing
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Trajectory
 
@@ -64,7 +64,7 @@ def evaluate(
     Args:
         program: Left as it is.
         examples: At least one.
-        metric: See `sirius_dspy.rollout.Metric`.
+        metric: See `sirius_dspy.running.rollout.Metric`.
         demos: Predictor name to demonstrations shown instead of the predictor's own.
         num_threads: Runs at a time; DSPy's setting by default.
 

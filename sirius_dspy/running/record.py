@@ -29,13 +29,13 @@ import dspy
 from dspy.adapters.base import Adapter
 from dspy.utils.exceptions import AdapterParseError
 
-from sirius_dspy.asked import Listener, Request, alias_of, listening, prompt_text, refused_if_void, signature_digest
 from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnreadableValueError, UnrecordableCallError
-from sirius_dspy.failures import Tries, current_watch, timed_run
 from sirius_dspy.lms import called_from_outside
 from sirius_dspy.plain import fitted
-from sirius_dspy.program import is_awaited, is_called, predictor_names
+from sirius_dspy.program import is_awaited, is_called, predictor_names, signature_digest
 from sirius_dspy.redact import hide, redact, redact_error, remember_secrets
+from sirius_dspy.running.asked import Listener, Request, alias_of, listening, prompt_text, refused_if_void
+from sirius_dspy.running.failures import Tries, current_watch, timed_run
 from sirius_dspy.trajectory import (
     Edit,
     Failure,

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, cast
 import dspy
 from dspy.signatures import ensure_signature
 
-from sirius_dspy.chart import Flow, FlowChart, Node, to_mermaid, to_svg
 from sirius_dspy.errors import GraphError
+from sirius_dspy.graph.chart import Flow, FlowChart, Node, to_mermaid, to_svg
 from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import Step, Trajectory, canonical
 

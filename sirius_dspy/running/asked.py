@@ -20,7 +20,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError, LMProviderError
 
-from sirius_dspy.plain import canonical, digest, to_plain
+from sirius_dspy.plain import canonical, to_plain
 from sirius_dspy.trajectory import Usage
 
 Messages = Sequence[Mapping[str, Any]]
@@ -135,16 +135,3 @@ def _finish(response: Any) -> str:
 def prompt_text(messages: Messages) -> str:
     """Messages as they are stored and compared: canonical JSON of their roles and contents."""
     return canonical([{"role": item["role"], "content": to_plain(item.get("content") or "")} for item in messages])
-
-
-@lru_cache(maxsize=1024)
-def signature_digest(signature: type[dspy.Signature]) -> str:
-    """Identify what a signature asks for: instructions, and of each field its name, type, description and side."""
-    fields = [field_text(name, info) for name, info in signature.fields.items()]
-    return digest([signature.instructions, fields])
-
-
-def field_text(name: str, info: Any) -> list[str]:
-    """What tells one field of a signature from another."""
-    extra = info.json_schema_extra or {}
-    return [name, str(info.annotation), str(extra.get("desc", "")), str(extra.get("__dspy_field_type", ""))]

@@ -10,7 +10,7 @@ from pathlib import Path
 from dspy.utils.exceptions import DSPyError
 
 from sirius_dspy.errors import MetricError, ProgramError, SiriuSError
-from sirius_dspy.failures import chain
+from sirius_dspy.running.failures import chain
 from sirius_dspy.trajectory import Failure
 
 FIRST_RUNS = 5

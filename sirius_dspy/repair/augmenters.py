@@ -6,7 +6,7 @@ away, and the program runs on from there.
 References:
     Algorithm 2 of SiriuS (arXiv:2502.04780). Where it is silent or contradicts itself we choose: steps are edited one
     at a time in call order, each time from the original run; the first success ends the repair; whatever reads the
-    repaired answer answers again (see `sirius_dspy.record.replay`).
+    repaired answer answers again (see `sirius_dspy.running.record.replay`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import dspy
 from pydantic.fields import FieldInfo
 
 from sirius_dspy import checks
-from sirius_dspy.attempts import check_ended
 from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnpreparedProgramError, UnreadableValueError
-from sirius_dspy.leak import LeakGuard
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.record import Recording, Sampling, check_shown, record, replay
-from sirius_dspy.rollout import Rollouts, Task, own_copy
-from sirius_dspy.signatures import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
+from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.prompts import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
+from sirius_dspy.running.attempts import check_ended
+from sirius_dspy.running.record import Recording, Sampling, check_shown, record, replay
+from sirius_dspy.running.rollout import Rollouts, Task, own_copy
 from sirius_dspy.trajectory import (
     Attempt,
     Edit,
@@ -124,11 +124,11 @@ class RepairDemos:
     """
 
     critique: Sequence[dspy.Example] = ()
-    """Of `sirius_dspy.signatures.Critique`, for all agents; the field `agent` says for which."""
+    """Of `sirius_dspy.repair.prompts.Critique`, for all agents; the field `agent` says for which."""
     regenerate: Mapping[str, Sequence[dspy.Example]] = field(default_factory=dict)
     """Predictor name to demonstrations: the predictor's own fields, `feedback`, and `earlier_answer` if it is shown."""
     rephrase: Sequence[dspy.Example] = ()
-    """Of `sirius_dspy.signatures.Rephrase`."""
+    """Of `sirius_dspy.repair.prompts.Rephrase`."""
 
     def check(self, program: dspy.Module, *, show_earlier: bool = True) -> None:
         """Refuse what is no demonstration, and what would be silently ignored.

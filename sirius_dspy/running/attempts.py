@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from sirius_dspy.errors import RolloutError, UnfinishedError
-from sirius_dspy.failures import Fault, Health, Patience, Watch, fault_of, fault_of_call, raise_ours, watched
-from sirius_dspy.parallel import parallel
-from sirius_dspy.record import Recording, describe
+from sirius_dspy.running.failures import Fault, Health, Patience, Watch, fault_of, fault_of_call, raise_ours, watched
+from sirius_dspy.running.parallel import parallel
+from sirius_dspy.running.record import Recording, describe
 from sirius_dspy.trajectory import Failure
 
 Item = TypeVar("Item")

@@ -18,23 +18,23 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
-from sirius_dspy import prepare
-from sirius_dspy.attempts import Broken, attempt_all
-from sirius_dspy.bugs import BugWatch
-from sirius_dspy.curate import Curator, TrainingSet
-from sirius_dspy.describe import describe, describe_lms
 from sirius_dspy.errors import AugmenterError, NoSuccessError, UnfinishedError, UnpreparedProgramError
-from sirius_dspy.failures import Health, Patience, Unfinished
-from sirius_dspy.identity import FORMAT
-from sirius_dspy.library import ExperienceLibrary
+from sirius_dspy.examples import keys_digest, unique
+from sirius_dspy.identity.describe import describe, describe_lms
+from sirius_dspy.identity.parts import FORMAT
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.summary import Summary
 from sirius_dspy.lms import Launches, NotesOutside, follow_context, follow_no_context, with_own_settings
+from sirius_dspy.optimizer import prepare
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import copy_program, predictor_names
-from sirius_dspy.repair import RepairContext
-from sirius_dspy.rollout import Rollouts, Task, report_unfinished
-from sirius_dspy.run_dir import RunDir
-from sirius_dspy.standing import Standing, floor_of
-from sirius_dspy.summary import Summary
-from sirius_dspy.track import (
+from sirius_dspy.repair.augmenters import RepairContext
+from sirius_dspy.running.attempts import Broken, attempt_all
+from sirius_dspy.running.bugs import BugWatch
+from sirius_dspy.running.failures import Health, Patience, Unfinished
+from sirius_dspy.running.rollout import Rollouts, Task, report_unfinished
+from sirius_dspy.running.standing import Standing, floor_of
+from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
     Curated,
@@ -47,11 +47,12 @@ from sirius_dspy.track import (
     Trained,
     TrainingProgress,
 )
-from sirius_dspy.train import Trainer, TrainingRequest
+from sirius_dspy.training.curate import Curator, TrainingSet
+from sirius_dspy.training.trainers import Trainer, TrainingRequest
 from sirius_dspy.trajectory import Repair, Step, Trajectory, example_key, to_plain
 
 if TYPE_CHECKING:  # the optimizer imports this module
-    from sirius_dspy.optimizer import SiriuS
+    from sirius_dspy.optimizer.sirius import SiriuS
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class Loop:
         self.library = self.settings.library or ExperienceLibrary(self.run_dir.library)
         self.tracker = Trackers([self.settings.tracker] if self.settings.tracker else [])
         self.lms: LMs = dict(self.start)
-        self.train_examples = prepare.unique(self.trainset)
+        self.train_examples = unique(self.trainset)
         self.patience = Patience(self.settings.retries, self.settings.call_timeout_s, self.settings.run_timeout_s)
         self.health = Health()
         self.bugs = {"rollout": BugWatch(), "validation": BugWatch()}
@@ -415,7 +416,7 @@ class Loop:
         for trajectory in found.values():
             self._note_chosen(trajectory)
         self.bugs["validation"].is_resumed |= bool(found)
-        tasks = [Task(item, candidate) for key, item in prepare.unique(self.valset).items() if key not in found]
+        tasks = [Task(item, candidate) for key, item in unique(self.valset).items() if key not in found]
         self.tracker.on_stage_started(StageStarted(iteration, "evaluate", len(tasks)))
         for task, trajectory in rollouts.run_all(self.program, tasks):
             self._keep(iteration, task, trajectory)
@@ -614,8 +615,8 @@ class Loop:
             "trainer": describe(self.trainer),
             "cold_start": describe(settings.cold_start or {}),
             "teachers": [describe(program) for program in self.teachers],
-            "trainset": prepare.keys_digest(self.trainset),
-            "valset": prepare.keys_digest(self.valset),
+            "trainset": keys_digest(self.trainset),
+            "valset": keys_digest(self.valset),
         }
 
     def _started(self, resumed: bool) -> CompileStarted:

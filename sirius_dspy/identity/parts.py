@@ -1,7 +1,7 @@
 """Whether two compiles are the same: where their descriptions differ, and what the user accepts of it.
 
-An identity is a dict of parts (`program`, `lms`, `metric`, `settings`, ...), each as `sirius_dspy.describe` gives it. A
-difference has a dotted path that begins with its part, which is also how a user accepts it.
+An identity is a dict of parts (`program`, `lms`, `metric`, `settings`, ...), each as `describe` gives it. A difference
+has a dotted path that begins with its part, which is also how a user accepts it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sirius_dspy.describe import MARKS
 from sirius_dspy.errors import RunMismatchError
+from sirius_dspy.identity.describe import MARKS
 from sirius_dspy.trajectory import canonical
 
 Plain = Any

@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, SQLAlchemyError
 
 from sirius_dspy.credentials import is_secret_name
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, MissingDependencyError
-from sirius_dspy.migrations import SCHEMA_VERSION, migrate, schema_version
+from sirius_dspy.library.migrations import SCHEMA_VERSION, migrate, schema_version
 from sirius_dspy.redact import redact_error
 
 LOCK_TIMEOUT_S = 60.0

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from sirius_dspy.track import (
+from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
     Curated,
@@ -43,7 +43,7 @@ class RichProgress(Tracker):
         console: Where to write; by default stderr.
 
     Examples:
-        >>> from sirius_dspy.progress import RichProgress
+        >>> from sirius_dspy.tracking.progress import RichProgress
         >>> progress = RichProgress()  # SiriuS(metric, tracker=progress)
     """
 

@@ -10,10 +10,8 @@ Files are read in one place, which checks them: what is cut short, empty, or som
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,62 +20,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
-from sirius_dspy import stages
-from sirius_dspy.errors import RunDamagedError, RunDirError, RunMismatchError, SiriuSError
-from sirius_dspy.identity import accepted_changes
+from sirius_dspy.errors import LibraryError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
+from sirius_dspy.files import file_name, write_text
+from sirius_dspy.identity.parts import accepted_changes
+from sirius_dspy.library.database import parse_url
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer import stages
 from sirius_dspy.redact import hide
 from sirius_dspy.trajectory import digest
 
-_LONGEST_NAME = 100
-"""Characters of a name that a file keeps; file systems allow 255 bytes, and suffixes come on top."""
-
-_HASH = 12
-"""Hexadecimal digits that tell names apart which look the same as file names."""
-
-_SIMPLE = re.compile(rf"(?=.{{1,{_LONGEST_NAME}}}\Z)[a-z0-9_][a-z0-9_.-]*(?<!\.)\Z")
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|.*(-[0-9a-f]{12}|\.sources)\Z")
-"""Names that are devices on Windows, and those that look like names which are made here."""
-
 _PROBE = b" " * (1 << 16)
 """What is written for a moment, to see whether anything can be."""
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, and stays through a power cut; credentials are left out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    try:
-        with temporary.open("w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(hide(text))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def file_name(name: str) -> str:
-    """A name as a file name that no other name has, on any file system.
-
-    A simple name stays as it is. Any other, such as one with a slash, with capital letters (which some file systems
-    do not tell from small ones) or with 300 letters, becomes what can be kept of it and a hash of the whole.
-
-    Examples:
-        >>> file_name("solver.predict")
-        'solver.predict'
-        >>> file_name("agents[0]")
-        'agents_0_-20fea097a975'
-    """
-    return name if _SIMPLE.match(name) and not _RESERVED.match(name) else hashed_name(name)
-
-
-def hashed_name(name: str) -> str:
-    """What can be kept of a name in letters, digits, hyphens and underscores, and a hash of the whole."""
-    digits = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
-    readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[: _LONGEST_NAME - _HASH - 1].lstrip("-")
-    return f"{readable or '_'}-{digits}"
 
 
 class Begun(NamedTuple):
@@ -203,7 +159,7 @@ class RunDir:
         """Claim the folder for a compile, or go on with the one that it belongs to.
 
         Args:
-            identity: What makes the compile the one that it is; see `sirius_dspy.identity`.
+            identity: What makes the compile the one that it is; see `sirius_dspy.identity.parts`.
             accepted: Paths in it that may differ from what the folder says; what does is noted there.
 
         Raises:
@@ -340,6 +296,38 @@ class RunDir:
     def _stage(self, stage: str) -> Path:
         return self.path / "stages" / f"{file_name(stage)}.json"
 
+
+def open_library(where: str | Path | sa.URL) -> ExperienceLibrary:
+    """Open a library that exists.
+
+    Args:
+        where: The folder of a compile, a SQLite file, or a database URL. A folder has its own library, or the record of
+            the one that the compile was given, without a password.
+
+    Raises:
+        LibraryError: There is none.
+    """
+    is_folder = "://" not in str(where) and Path(str(where)).is_dir()
+    return ExperienceLibrary.existing(_library_of(RunDir(Path(str(where)))) if is_folder else where)
+
+
+def _library_of(run_dir: RunDir) -> Path | str:
+    """Where the library of a compile is."""
+    if run_dir.library.is_file():
+        return run_dir.library
+    if (noted := run_dir.noted_library()) is not None:
+        url = str(noted["url"])
+        if parse_url(url).password != _HIDDEN_PASSWORD:
+            return url
+        raise LibraryError(f"The record of the library, {url!r}, is without its password. Pass the URL itself.")
+    raise LibraryError(
+        f"The folder {str(run_dir.path)!r} holds no library, and no record of where its compile kept one. Pass the "
+        "path or the URL of the library itself."
+    )
+
+
+_HIDDEN_PASSWORD = "***"
+"""What SQLAlchemy shows in place of a password."""
 
 RESTORE = "Restore it from a backup, or choose another `run_dir`."
 """Advice for files that cannot be made again."""

@@ -31,12 +31,12 @@ from dspy.lm15 import Usage as RequestUsage
 from dspy.signatures import make_signature
 
 from sirius_dspy import checks
-from sirius_dspy.asked import Messages, prompt_text, signature_digest
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
+from sirius_dspy.files import write_text
 from sirius_dspy.plain import digest, fitted, text_digest, to_plain
-from sirius_dspy.program import predictor_names, program_fingerprint, signature_of
-from sirius_dspy.record import typed
-from sirius_dspy.run_dir import write_text
+from sirius_dspy.program import predictor_names, program_fingerprint, signature_digest, signature_of
+from sirius_dspy.running.asked import Messages, prompt_text
+from sirius_dspy.running.record import typed
 from sirius_dspy.trajectory import IsOwn, Step, Trajectory, Values, every_step
 
 

@@ -24,11 +24,9 @@ import dspy
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from sirius_dspy.asked import prompt_text
-from sirius_dspy.database import open_engine, parse_url, public_url, reporting
 from sirius_dspy.errors import LibraryDamagedError, LibraryError
-from sirius_dspy.failures import Unfinished
-from sirius_dspy.migrations import (
+from sirius_dspy.library.database import open_engine, parse_url, public_url, reporting
+from sirius_dspy.library.migrations import (
     ATTEMPTS,
     EXAMPLES,
     META,
@@ -42,8 +40,9 @@ from sirius_dspy.migrations import (
 )
 from sirius_dspy.plain import text_digest
 from sirius_dspy.redact import hide, remember_address
-from sirius_dspy.run_dir import RunDir
-from sirius_dspy.standing import Standing
+from sirius_dspy.running.asked import prompt_text
+from sirius_dspy.running.failures import Unfinished
+from sirius_dspy.running.standing import Standing
 from sirius_dspy.trajectory import (
     Attempt,
     Failure,
@@ -66,8 +65,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Rows = Sequence[sa.Row[Any]]
 
-_HIDDEN_PASSWORD = "***"
-"""What `public_url` has in its place."""
 
 _RESTORE = "Restore it from a backup, or begin anew in another `run_dir`."
 
@@ -114,7 +111,7 @@ class LibraryStats:
     num_successes: int
     """That ended with `reward >= threshold`."""
     mean_reward: float
-    """A run that broke counts as the lowest reward of the group, and at most 0; see `sirius_dspy.standing`."""
+    """A run that broke counts as the lowest reward of the group, and at most 0; see `sirius_dspy.running.standing`."""
     usage: Usage
     num_steps: Mapping[str, int]
     """Predictor name to its number of steps."""
@@ -177,19 +174,16 @@ class ExperienceLibrary:
         """A library that must be there already; nothing is created.
 
         Args:
-            where: As for the constructor, or the folder of a compile. A folder has its own library, or the record of
-                the one that the compile was given, without a password.
+            where: As for the constructor. `sirius_dspy.open_library` takes the folder of a compile, too.
 
         Raises:
             LibraryError: There is none.
         """
-        if "://" not in str(where) and Path(str(where)).is_dir():
-            where = _library_of(RunDir(Path(str(where))))
         library = cls(where)
         if library._url.get_backend_name() == "sqlite" and not Path(str(library._url.database)).is_file():
             raise LibraryError(
-                f"There is no library at {library.url!r}. Pass the folder of a compile, a SQLite file, or a database "
-                "URL."
+                f"There is no library at {library.url!r}. Pass a SQLite file or a database URL, or open the folder of "
+                "a compile with `sirius_dspy.open_library`."
             )
         _check_not_empty(library._url)
         return library
@@ -729,21 +723,6 @@ def _check_not_empty(url: sa.URL) -> None:
     """
     if url.get_backend_name() == "sqlite" and Path(str(url.database)).stat().st_size == 0:
         raise LibraryDamagedError(f"The library {public_url(url)!r} is empty: it was cut short to nothing. {_RESTORE}")
-
-
-def _library_of(run_dir: RunDir) -> Path | str:
-    """Where the library of a compile is."""
-    if run_dir.library.is_file():
-        return run_dir.library
-    if (noted := run_dir.noted_library()) is not None:
-        url = str(noted["url"])
-        if parse_url(url).password != _HIDDEN_PASSWORD:
-            return url
-        raise LibraryError(f"The record of the library, {url!r}, is without its password. Pass the URL itself.")
-    raise LibraryError(
-        f"The folder {str(run_dir.path)!r} holds no library, and no record of where its compile kept one. Pass the "
-        "path or the URL of the library itself."
-    )
 
 
 def _json_lines(path: Path) -> list[Any]:

@@ -1,0 +1,1 @@
+"""Programs as graphs of agents, and who reads whom."""

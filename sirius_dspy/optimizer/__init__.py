@@ -1,0 +1,1 @@
+"""The `SiriuS` teleprompter and its loop."""

@@ -1,0 +1,1 @@
+"""Repair of failed runs: critique, regenerate, rephrase, replay."""

@@ -1,0 +1,1 @@
+"""Events of a compile, and those who receive them."""

@@ -1,0 +1,1 @@
+"""From runs to rows, and from rows to new weights."""
