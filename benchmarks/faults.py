@@ -27,7 +27,7 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy import CriticAugmenter, ExperienceLibrary, SiriuS
+from sirius_dspy import Collect, CriticAugmenter, ExperienceLibrary, SiriuS
 from sirius_dspy.errors import RolloutError, UnfinishedError
 from sirius_dspy.testing import FaultServer, Prompt, ScriptedTrainer, chat_reply
 from sirius_dspy.trajectory import example_key
@@ -82,7 +82,7 @@ def fit(server: FaultServer, data: list[dspy.Example], run_dir: Path, **settings
     optimizer = SiriuS(
         metric,
         iterations=1,
-        samples=1,
+        collect=Collect(samples=1),
         augmenter=CriticAugmenter(),
         trainer=ScriptedTrainer(lambda request: request.lm.copy(model=f"openai/{request.agent}")),
         run_dir=run_dir,

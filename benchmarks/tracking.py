@@ -26,7 +26,7 @@ from pathlib import Path
 
 import dspy
 
-from sirius_dspy import SiriuS
+from sirius_dspy import Collect, SiriuS
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.testing import Prompt, ToyLM, chat_reply
 
@@ -93,7 +93,7 @@ def compile_once(arguments: argparse.Namespace, tracker: MLflowTracker | None) -
         optimizer = SiriuS(
             metric,
             iterations=1,
-            samples=arguments.samples,
+            collect=Collect(samples=arguments.samples),
             augmenter=None,
             num_threads=arguments.threads,
             run_dir=folder,

@@ -15,7 +15,7 @@ from typing import Any
 import dspy
 
 from programs import needle_haystack
-from sirius_dspy import CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
+from sirius_dspy import Collect, CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.running.evaluation import Evaluation, evaluate, with_lms
 from sirius_dspy.tracking.events import Tracker
@@ -151,18 +151,15 @@ class _Demo:
         optimizer = SiriuS(
             needle_haystack.metric,
             iterations=settings.iterations,
-            samples=settings.samples,
-            temperature=settings.temperature,
-            max_repairs=settings.max_repairs,
+            collect=Collect(samples=settings.samples, temperature=settings.temperature, demos=demos),
             augmenter=CriticAugmenter(
                 critic=self.base,  # an agent that was trained to do one thing is no critic any more
                 rephraser=self.base,
                 show_earlier=False,
                 demos=needle_haystack.repair_demonstrations(),
+                max_repairs=settings.max_repairs,
             ),
-            curator=Curator(max_rows=settings.max_rows, max_per_example=1),
-            cumulative=True,
-            cold_start=demos,
+            curator=Curator(max_rows=settings.max_rows, max_per_example=1, cumulative=True),
             tracker=self.tracker,
             run_dir=self.run_dir,
             seed=self.seed,

@@ -1,30 +1,76 @@
-"""Self-improving multi-agent DSPy programs: each agent's own weights get better from its own experience."""
+"""Self-improving multi-agent DSPy programs: each agent is fine-tuned on the program's own successful runs."""
 
+from typing import TYPE_CHECKING, Any
+
+from sirius_dspy import errors
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.checkpoint import load, save
 from sirius_dspy.graph.agents import Agent, AgentGraph, data_flow
 from sirius_dspy.graph.chart import to_mermaid, to_svg
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.local import LocalLM, LoraOptions
+from sirius_dspy.optimizer.budget import Budget
+from sirius_dspy.optimizer.gate import Gate, Trial, ValsetGate
+from sirius_dspy.optimizer.plan import Plan
+from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import open_library
+from sirius_dspy.optimizer.settings import Collect, SharedWeights
 from sirius_dspy.optimizer.sirius import SiriuS
-from sirius_dspy.repair.augmenters import CriticAugmenter, RepairDemos
+from sirius_dspy.repair.augmenters import Augmenter, CriticAugmenter, RepairContext, RepairDemos, Repaired
+from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.running.evaluation import Evaluation, evaluate
-from sirius_dspy.training.curate import Curator
+from sirius_dspy.running.failures import Patience
+from sirius_dspy.tracking.events import Tracker, Trackers
+from sirius_dspy.tracking.progress import RichProgress
+from sirius_dspy.training.curate import Curator, Row, TrainingSet
+from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
+from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory
+
+if TYPE_CHECKING:
+    from sirius_dspy.mlflow import MLflowTracker
 
 __all__ = [
     "Agent",
     "AgentGraph",
+    "Attempt",
+    "Augmenter",
+    "Budget",
+    "Collect",
+    "CompileResult",
     "CriticAugmenter",
     "Curator",
+    "Edit",
     "Evaluation",
     "ExperienceLibrary",
+    "Gate",
+    "IterationResult",
+    "LeakGuard",
     "LocalLM",
     "LoraOptions",
+    "MLflowTracker",
+    "Patience",
     "PlainAdapter",
+    "Plan",
+    "ProviderTrainer",
+    "Repair",
+    "RepairContext",
     "RepairDemos",
+    "Repaired",
+    "RichProgress",
+    "Row",
+    "SharedWeights",
     "SiriuS",
+    "Step",
+    "Tracker",
+    "Trackers",
+    "Trainer",
+    "TrainingRequest",
+    "TrainingSet",
+    "Trajectory",
+    "Trial",
+    "ValsetGate",
     "data_flow",
+    "errors",
     "evaluate",
     "load",
     "open_library",
@@ -33,3 +79,12 @@ __all__ = [
     "to_svg",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Import the tracker for MLflow when it is asked for: MLflow takes a second to import."""
+    if name == "MLflowTracker":
+        from sirius_dspy.mlflow import MLflowTracker
+
+        return MLflowTracker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

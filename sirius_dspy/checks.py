@@ -100,6 +100,11 @@ def optional(kind: Kind) -> Kind:
     return Kind(lambda value: value is None or kind.fits(value), f"{kind.expected}, or None")
 
 
+def either(*kinds: Kind) -> Kind:
+    """One of several kinds."""
+    return Kind(lambda value: any(kind.fits(value) for kind in kinds), " or ".join(kind.expected for kind in kinds))
+
+
 def choice(*values: str | None) -> Kind:
     """One of a few values."""
     *others, last = map(repr, values)
@@ -151,8 +156,6 @@ METRIC = Kind(
 )
 
 LM = instance(dspy.BaseLM, hint=", such as `dspy.LM('openai/gpt-4.1')`")
-
-TRAINER = able("check", "train", "restore", expected="a trainer, such as `ProviderTrainer()`")
 
 GUARD = able("leak", expected="a guard, such as `LeakGuard()`")
 

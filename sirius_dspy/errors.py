@@ -10,6 +10,7 @@ SiriuSError
 ├── RunMismatchError       (ValueError)    a run directory belongs to another compile
 ├── UnreadableValueError   (ValueError)    a stored value cannot be made again
 ├── RunDirError            (OSError)       a run directory cannot be used
+├── ResultError            (ValueError)    a record of results is not what was written
 ├── RunDamagedError        (ValueError)    a file of a run directory is missing, or is not what was written
 ├── UnrecordableCallError  (RuntimeError)  the program made LM calls that recording cannot see
 ├── ReplayDivergedError    (RuntimeError)  a rerun did not repeat its recording
@@ -90,6 +91,10 @@ class RunDamagedError(SiriuSError, ValueError):
     def __init__(self, message: str, *, path: Path | None = None) -> None:
         super().__init__(message)
         self.path = path
+
+
+class ResultError(SiriuSError, ValueError):
+    """A record of results that was read from a file has other fields or values than were written."""
 
 
 class UnrecordableCallError(SiriuSError, RuntimeError):

@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dspy
 
 from sirius_dspy.optimizer import prepare
-from sirius_dspy.optimizer.sirius import DEFAULT_AUGMENTER, SiriuS
+from sirius_dspy.optimizer.settings import SharedWeights
+from sirius_dspy.optimizer.sirius import AUGMENTER, SiriuS
 from sirius_dspy.repair.augmenters import CriticAugmenter
+from sirius_dspy.training.trainers import Trainer, TrainFrom
 
 FEEDBACKS: Sequence[int] = (0, 1, 2, 3)
 """Values of `max_feedback` to compare; 0 is no repair by another way, which must give the same."""
@@ -39,28 +42,33 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
     Raises:
         UnpreparedProgramError: The settings' `agents` or `frozen` do not fit the program.
     """
-    full = vars(SiriuS(lambda example, prediction: 0.0, **settings))
+    full = SiriuS(lambda example, prediction: 0.0, **settings).settings
     found: dict[str, dict[str, Any]] = {"no repair": {"augmenter": None}}
-    if isinstance(full["augmenter"], CriticAugmenter):
-        found |= {
-            f"{number} feedbacks": {"augmenter": with_feedback(full["augmenter"], number)} for number in FEEDBACKS
-        }
-    agents = prepare.resolve_agents(program, full["agents"], mixed=full["mixed"], frozen=full["frozen"])
-    frozen = prepare.check_frozen(full["frozen"], agents)
+    if isinstance(full.augmenter, CriticAugmenter):
+        found |= {f"{number} feedbacks": {"augmenter": with_feedback(full.augmenter, number)} for number in FEEDBACKS}
+    agents = prepare.resolve_agents(program, full.agents, frozen=full.frozen)
+    frozen = prepare.check_frozen(full.frozen, agents)
     trained = [agent for agent in agents if agent not in frozen]
     if len(trained) > 1:
         found |= {f"only {agent}": {"frozen": [other for other in agents if other != agent]} for agent in trained}
         apart = [predictor for agent in agents if agent in frozen for predictor in agents[agent]]
-        found["mixed"] = {"mixed": True, "agents": None, "frozen": apart}
-    found["one more iteration"] = {"iterations": full["iterations"] + 1}
-    if full["train_from"] == "base":
-        found["from current"] = {"train_from": "current"}
-    if full["cold_start"]:
-        found["no cold start"] = {"cold_start": None}
+        found["mixed"] = {"agents": SharedWeights(), "frozen": apart}
+    found["one more iteration"] = {"iterations": full.iterations + 1}
+    if full.trainer.train_from == "base":
+        found["from current"] = {"trainer": with_start(full.trainer, "current")}
+    if full.collect.demos:
+        found["no cold start"] = {"collect": replace(full.collect, demos=None)}
     return found
 
 
-def with_feedback(augmenter: CriticAugmenter = DEFAULT_AUGMENTER, max_feedback: int = 1) -> CriticAugmenter:
+def with_start(trainer: Trainer, train_from: TrainFrom) -> Trainer:
+    """The same trainer, starting each iteration from other weights."""
+    other = copy.copy(trainer)
+    other.train_from = train_from
+    return other
+
+
+def with_feedback(augmenter: CriticAugmenter = AUGMENTER, max_feedback: int = 1) -> CriticAugmenter:
     """The same repair with another number of critiques per step."""
     other = copy.copy(augmenter)
     other.max_feedback = max_feedback

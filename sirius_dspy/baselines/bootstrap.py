@@ -33,7 +33,7 @@ _SETTINGS = {
     "threshold": checks.number(),
     "shared": checks.FLAG,
     "demos": checks.DEMOS_BY_NAME,
-    "trainer": checks.TRAINER,
+    "trainer": checks.instance(Trainer, hint=", such as `ProviderTrainer()`"),
     "num_threads": checks.optional(checks.whole(1)),
     "seed": checks.SEED,
 }
@@ -49,7 +49,7 @@ class BootstrapFinetune:
         run_dir: The weights go here; a finished job is not done again.
         threshold: A run is good if its reward is at least this.
         shared: One set of weights for all predictors (DSPy's `multitask`); by default one for each.
-        demos: Shown while collecting, and in no training prompt, like `SiriuS(cold_start=...)`.
+        demos: Shown while collecting, and in no training prompt, like `Collect.demos`.
         trainer: By default through the provider of the LM.
         num_threads: Runs at a time; DSPy's setting by default.
         seed: Of the trainer; DSPy's order of rows does not depend on it.

@@ -16,10 +16,11 @@ import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import ReplayDivergedError, UnreadableValueError
+from sirius_dspy.optimizer.settings import Collect
 from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.repair.augmenters import RepairContext, Repaired
+from sirius_dspy.repair.augmenters import Augmenter, RepairContext, Repaired
 from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.repair.prompts import free_name
 from sirius_dspy.running.attempts import check_ended
@@ -44,11 +45,11 @@ def star(metric: Metric, **settings: Any) -> SiriuS:
         settings: Of `SiriuS`. By default one greedy run per example, training from the base weights, and no gate:
             STaR goes on with what it has trained. As for every method here, the best iteration on the valset counts.
     """
-    own: dict[str, Any] = {"samples": 1, "augmenter": Rationalizer(), "train_from": "base", "promote": False}
-    return SiriuS(metric, **{**own, **settings})
+    defaults: dict[str, Any] = {"collect": Collect(samples=1), "augmenter": Rationalizer(), "gate": None}
+    return SiriuS(metric, **{**defaults, **settings})
 
 
-class Rationalizer:
+class Rationalizer(Augmenter):
     """Asks a failed agent once more, with the gold answer as a hint.
 
     What it writes becomes a training row under the prompt without the hint, if the metric finds it right.

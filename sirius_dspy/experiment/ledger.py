@@ -16,8 +16,8 @@ from dspy.utils.callback import BaseCallback
 
 from sirius_dspy.baselines import Limits, Meter, Spent
 from sirius_dspy.files import write_text
+from sirius_dspy.optimizer.records import Count, Finite, Record
 from sirius_dspy.optimizer.run_dir import read_record_file
-from sirius_dspy.optimizer.stages import Count, Finite, Record
 
 _EVERY_S = 1.0
 """Seconds between two writes: what a `kill -9` leaves uncounted."""

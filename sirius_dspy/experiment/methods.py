@@ -22,14 +22,17 @@ from sirius_dspy.baselines import (
     ablations,
     star,
 )
+from sirius_dspy.baselines.ablations import with_start
 from sirius_dspy.baselines.method import the_lm
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.lms import lm_from
-from sirius_dspy.experiment.recipe import Recipe
+from sirius_dspy.experiment.recipe import Recipe, SiriusTable, StarTable
 from sirius_dspy.experiment.task import Demos, Task, imported
 from sirius_dspy.files import file_name
 from sirius_dspy.local import LocalLM
 from sirius_dspy.optimizer import prepare
+from sirius_dspy.optimizer.gate import ValsetGate
+from sirius_dspy.optimizer.settings import Collect
 from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.repair.augmenters import CriticAugmenter
@@ -206,7 +209,7 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
         settings = _shortened({**full, **change}, bench.most_iterations)
         optimizer = SiriuS(bench.task.metric, **settings, run_dir=folder / file_name(name))
         found[name] = Entry(optimizer, PromptedTeam(), folder / file_name(name))
-    agents = prepare.resolve_agents(team, full["agents"], mixed=False)
+    agents = prepare.resolve_agents(team, full["agents"])
     trained = [agent for agent in agents if agent not in full["frozen"]]
     for agent in trained if len(trained) > 1 else ():
         back = _BackToBase(found["SiriuS"].method, agent)
@@ -219,19 +222,10 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
 
 def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
     table = bench.recipe.sirius
-    scalars = (
-        "iterations",
-        "samples",
-        "until_solved",
-        "temperature",
-        "max_repairs",
-        "cumulative",
-        "train_from",
-        "promote",
-    )
     return {
-        **{name: getattr(table, name) for name in scalars},
-        **_shared_settings(bench, demos),
+        "iterations": table.iterations,
+        **_shared_settings(bench, demos, table),
+        "trainer": with_start(bench.chosen_trainer, table.train_from),
         "augmenter": _augmenter(bench),
         "agents": dict(table.agents) or None,
         "frozen": tuple(table.frozen),
@@ -239,16 +233,24 @@ def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
 
 
 def _star_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
-    own = dataclasses.asdict(bench.recipe.star)
-    return _shortened({**own, **_shared_settings(bench, demos)}, bench.most_iterations)
+    table = bench.recipe.star
+    settings = {"iterations": table.iterations, **_shared_settings(bench, demos, table)}
+    return _shortened(settings, bench.most_iterations)
 
 
-def _shared_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
-    table = bench.recipe.sirius
+def _shared_settings(bench: Bench, demos: Demos, table: SiriusTable | StarTable) -> dict[str, Any]:
+    """Settings of SiriuS and of STaR, each from a table of its own where both have one."""
+    common = bench.recipe.sirius
     return {
-        "threshold": table.threshold,
-        "curator": _curator(bench.recipe),
-        "cold_start": dict(demos) if table.cold_start and demos else None,
+        "threshold": common.threshold,
+        "collect": Collect(
+            samples=table.samples,
+            temperature=table.temperature,
+            until_solved=getattr(table, "until_solved", False),
+            demos=dict(demos) if common.cold_start and demos else None,
+        ),
+        "curator": _curator(bench.recipe, cumulative=table.cumulative),
+        "gate": ValsetGate() if table.promote else None,
         "trainer": bench.chosen_trainer,
         "tracker": bench.tracker,
         "num_threads": bench.recipe.num_threads,
@@ -256,10 +258,10 @@ def _shared_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
     }
 
 
-def _curator(recipe: Recipe) -> Curator:
+def _curator(recipe: Recipe, *, cumulative: bool) -> Curator:
     table = recipe.sirius
     make = imported(table.curator, "sirius.curator") if table.curator else Curator
-    curator: Curator = make(max_per_example=table.max_per_example, max_rows=table.max_rows)
+    curator: Curator = make(max_per_example=table.max_per_example, max_rows=table.max_rows, cumulative=cumulative)
     return curator
 
 
@@ -283,6 +285,7 @@ def _augmenter(bench: Bench) -> CriticAugmenter | None:
         show_earlier=table.show_earlier,
         guard=LeakGuard(answering=table.answering),
         demos=bench.task.repair_demonstrations() if table.demonstrations else None,
+        max_repairs=bench.recipe.sirius.max_repairs,
     )
 
 

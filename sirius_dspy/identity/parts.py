@@ -17,13 +17,13 @@ from sirius_dspy.trajectory import canonical
 Plain = Any
 """What JSON can hold."""
 
-FORMAT = 2
+FORMAT = 3
 """Of the identity in `run.json`; a compile with another one cannot be compared, so it is not continued."""
 
 PARTS = frozenset(
     [
         *("program", "lms", "demos", "metric", "settings", "agents", "frozen", "adapter", "adapter_settings"),
-        *("augmenter", "curator", "trainer", "cold_start", "teachers", "trainset", "valset"),
+        *("collect", "augmenter", "curator", "trainer", "gate", "teachers", "trainset", "valset"),
     ]
 )
 """The parts of the identity of a compile."""

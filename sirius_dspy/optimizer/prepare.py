@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
 
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError
+from sirius_dspy.optimizer.settings import AgentGroups, Settings, SharedWeights
 from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names, signature_of
 from sirius_dspy.redact import remember_secrets
 from sirius_dspy.running.record import check_shown
 from sirius_dspy.training.images import media_fields
+from sirius_dspy.training.trainers import Trainer
 
 Agents = dict[str, tuple[str, ...]]
 """Agent name to the predictors that share its weights."""
@@ -83,17 +85,14 @@ def _method(program: dspy.Module, name: str) -> Any:
     return found.__get__(program, type(program)) if hasattr(found, "__get__") else found
 
 
-def resolve_agents(
-    program: dspy.Module, groups: Mapping[str, Sequence[str]] | None, *, mixed: bool, frozen: Iterable[str] = ()
-) -> Agents:
+def resolve_agents(program: dspy.Module, groups: AgentGroups | None, *, frozen: Iterable[str] = ()) -> Agents:
     """Which predictors share weights: each its own agent, but for the groups that the user names.
 
     Args:
         program: The student.
-        groups: Agent name to predictor names; predictors not named are agents of their own.
-        mixed: One agent, `mixed`, for all predictors that are not frozen: the paper's ablation with one model on all
-            agents' data.
-        frozen: Names that stay out of `mixed`.
+        groups: Agent name to predictor names; predictors not named are agents of their own. `SharedWeights` is one
+            agent for all predictors that are not frozen.
+        frozen: Names that stay out of `SharedWeights`.
 
     Raises:
         UnpreparedProgramError: A group names an unknown predictor, names one twice, or takes the name of another; or
@@ -101,9 +100,9 @@ def resolve_agents(
     """
     names = list(predictor_names(program))
     agents: Agents = {}
-    if mixed:
+    if isinstance(groups, SharedWeights):
         together = tuple(name for name in names if name not in set(frozen))
-        groups = {"mixed": together} if together else {}
+        groups = {groups.name: together} if together else {}
     taken: dict[str, str] = {}
     for agent, predictors in (groups or {}).items():
         for predictor in predictors:
@@ -180,12 +179,27 @@ def starting_lms(program: dspy.Module, agents: Agents) -> dict[str, dspy.LM]:
     return lms
 
 
+def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: Mapping[str, dspy.LM]) -> None:
+    """Let augmenter, trainer and budget refuse what does not fit them.
+
+    Raises:
+        UnpreparedProgramError: As they say.
+    """
+    check_demos(settings.collect.demos or {}, program)
+    if settings.augmenter is not None:
+        settings.augmenter.check(program)
+    for agent in trained:
+        settings.trainer.check(agent, lms[agent])
+    if settings.budget is not None:
+        settings.budget.check_prices({lm.model for lm in lms.values()})
+
+
 def check_media(
     program: dspy.Module,
     examples: Iterable[dspy.Example],
     agents: Agents,
     lms: Mapping[str, dspy.LM],
-    trains_on_images: Callable[[dspy.LM], bool],
+    trainer: Trainer,
 ) -> None:
     """Refuse agents that read pictures, sound or files with an LM that cannot be trained on them.
 
@@ -194,7 +208,7 @@ def check_media(
         examples: Of the trainset.
         agents: Those that are to be trained.
         lms: The LM of each.
-        trains_on_images: The trainer's word on an LM.
+        trainer: It knows what an LM can be trained on.
 
     Raises:
         UnpreparedProgramError: The message names the agent and the fields.
@@ -203,7 +217,7 @@ def check_media(
     for agent, names in agents.items():
         for name in names:
             fields = media_fields(signature_of(predictors[name]), inputs)
-            if fields and not trains_on_images(lms[agent]):
+            if fields and not trainer.trains_on_images(lms[agent]):
                 raise UnpreparedProgramError(
                     f"Agent {agent!r} reads images or other media ({name!r}: {', '.join(map(repr, fields))}), and "
                     f"{lms[agent].model!r} cannot be trained on them here. Leave it as it is with "
@@ -225,7 +239,7 @@ def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Modul
             "name."
         )
     for name, shown in demos.items():
-        check_shown(f"cold_start[{name!r}]", shown, signature_of(predictors[name]))
+        check_shown(f"Collect.demos[{name!r}]", shown, signature_of(predictors[name]))
 
 
 def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:

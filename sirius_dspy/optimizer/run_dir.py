@@ -12,23 +12,25 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
-from sirius_dspy.errors import LibraryError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
+from sirius_dspy.errors import LibraryError, ResultError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
 from sirius_dspy.files import file_name, write_text
 from sirius_dspy.identity.parts import accepted_changes
 from sirius_dspy.library.database import parse_url
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.optimizer import stages
+from sirius_dspy.optimizer import records
+from sirius_dspy.optimizer.results import CompileResult, IterationResult, Result
 from sirius_dspy.redact import hide
 from sirius_dspy.trajectory import digest
 
@@ -153,7 +155,7 @@ class RunDir:
             RunDamagedError: As for `identity`, or a part is missing.
         """
         self.identity()
-        return read_record_file(self.path / "run.json", RESTORE, stages.Identity)
+        return read_record_file(self.path / "run.json", RESTORE, records.Identity)
 
     def begin(self, identity: Mapping[str, Any], accepted: Sequence[str] = ()) -> Begun:
         """Claim the folder for a compile, or go on with the one that it belongs to.
@@ -199,14 +201,14 @@ class RunDir:
             RunDamagedError: The file is damaged, or is gone.
         """
         path = self.path / "library.json"
-        found = read_record_file(path, RESTORE, stages.LibraryRecord)
+        found = read_record_file(path, RESTORE, records.LibraryRecord)
         if found is None and self.identity() is not None:
             raise RunDamagedError(f"The file {str(path)!r} is missing. {RESTORE}", path=path)
         return found
 
     # Its stages
 
-    def iteration(self, number: int) -> dict[str, Any] | None:
+    def iteration(self, number: int) -> IterationResult | None:
         """What a finished iteration did; `None` if it has not finished.
 
         Raises:
@@ -216,9 +218,10 @@ class RunDir:
             "Restore it from a backup, or delete it and call `compile` again: the iteration is then put together from "
             "the library and its fine-tuning jobs, without any LM call."
         )
-        return read_record_file(self._stage(f"iteration-{number}"), advice, stages.Iteration, iteration=number)
+        path = self._stage(f"iteration-{number}")
+        return _read_result(path, advice, IterationResult, iteration=number)
 
-    def job(self, iteration: int, agent: str) -> dict[str, Any] | None:
+    def job(self, iteration: int, agent: str) -> records.Job | None:
         """A finished fine-tuning job; `None` if it has not finished.
 
         Raises:
@@ -229,16 +232,32 @@ class RunDir:
             "again: the job is then done again, which a hosted provider charges for."
         )
         path = self._stage(f"train-{iteration}-{agent}")
-        return read_record_file(path, advice, stages.Job, iteration=iteration, agent=agent)
+        job = read_record_file(path, advice, records.Job, iteration=iteration, agent=agent)
+        return None if job is None else records.Job(**job)
 
-    def results(self) -> dict[str, Any] | None:
+    def iterations_with_jobs(self) -> list[int]:
+        """Numbers of the iterations with a finished fine-tuning job, ascending."""
+        names = [path.name for path in (self.path / "stages").glob("train-*.json")]
+        return sorted({int(match[1]) for name in names if (match := re.match(r"train-(\d+)-", name))})
+
+    def results(self) -> CompileResult | None:
         """The results of a finished compile; `None` if it has not finished, or goes on after a finished one.
 
         Raises:
             RunDamagedError: See `finished`.
         """
         advice = "Delete it, and call the same `compile` again: it writes the file anew, without any LM call."
-        return read_record_file(self._stage("results"), advice, stages.Results)
+        return _read_result(self._stage("results"), advice, CompileResult)
+
+    def spending(self) -> records.Spending | None:
+        """What was spent so far; `None` if nothing was noted.
+
+        Raises:
+            RunDamagedError: See `finished`.
+        """
+        advice = "Delete it, and call the same `compile` again: what was spent is then counted from the library."
+        record = read_record_file(self._stage("spending"), advice, records.Spending)
+        return None if record is None else records.Spending(**record)
 
     def test(self) -> dict[str, Any] | None:
         """What somebody measured on test examples; `None` if nobody did.
@@ -247,7 +266,7 @@ class RunDir:
             RunDamagedError: See `finished`.
         """
         advice = "Delete it, and run the test again."
-        return read_record_file(self._stage("test"), advice, stages.Test)
+        return read_record_file(self._stage("test"), advice, records.Test)
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What any other finished stage wrote; `None` if it has not finished.
@@ -266,6 +285,14 @@ class RunDir:
         """
         with self.usable():
             write_text(self._stage(stage), json.dumps(payload, indent=2) + "\n")
+
+    def finish_job(self, job: records.Job) -> None:
+        """Mark a fine-tuning job as finished.
+
+        Raises:
+            RunDirError: The folder cannot be used.
+        """
+        self.finish(f"train-{job.iteration}-{job.agent}", job.model_dump())
 
     def reopen(self) -> None:
         """Forget the results, and tests of them: a compile that goes on has none until it has finished again."""
@@ -288,7 +315,7 @@ class RunDir:
             raise _damaged(path, "its last line is cut short", _TRAINING_ADVICE)
         for number, line in enumerate(lines, start=1):
             try:
-                stages.read_record(line, stages.Row)
+                records.read_record(line, records.Row)
             except ValueError as error:
                 raise _damaged(path, f"line {number}: {error}", _TRAINING_ADVICE) from error
         return lines
@@ -336,7 +363,7 @@ _TRAINING_ADVICE = "Restore it from a backup; training files are only for readin
 
 
 def read_record_file(
-    path: Path, advice: str, shape: type[stages.Record] = stages.Record, **expected: Any
+    path: Path, advice: str, shape: type[records.Record] = records.Record, **expected: Any
 ) -> dict[str, Any] | None:
     """The one way in which our JSON files are read.
 
@@ -357,9 +384,22 @@ def read_record_file(
     if text is None:
         return None
     try:
-        return stages.read_record(text, shape, **expected)
+        return records.read_record(text, shape, **expected)
     except ValueError as error:
         raise _damaged(path, str(error), advice) from error
+
+
+ResultKind = TypeVar("ResultKind", bound=Result)
+
+
+def _read_result(path: Path, advice: str, kind: type[ResultKind], **expected: Any) -> ResultKind | None:
+    record = read_record_file(path, advice, **expected)
+    if record is None:
+        return None
+    try:
+        return kind.from_dict(record)
+    except ResultError as error:
+        raise _damaged(path, str(error).rstrip("."), advice) from error
 
 
 def _text(path: Path, advice: str) -> str | None:

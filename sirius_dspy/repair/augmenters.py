@@ -11,9 +11,10 @@ References:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
 
 import dspy
 from pydantic.fields import FieldInfo
@@ -98,6 +99,9 @@ class RepairContext:
         )
 
 
+Chosen = TypeVar("Chosen")
+
+
 class Repaired(NamedTuple):
     """A repair, and the runs it made on the way."""
 
@@ -105,15 +109,40 @@ class Repaired(NamedTuple):
     trajectories: tuple[Trajectory, ...]
 
 
-class Augmenter(Protocol):
-    """Makes new good runs from failed ones.
+class Augmenter(ABC):
+    """Makes successful runs from failed ones. Subclass it and define `repair`.
 
     What an LM raises may come out of `repair`: a compile waits, tries again, and repairs the run later if the LM does
     not recover. Nothing of a repair is stored before it ends.
     """
 
+    @abstractmethod
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """Try to repair one failed run. Called from several threads at once."""
+
+    def choose(self, failed: Sequence[Chosen]) -> Sequence[Chosen]:
+        """Choose the failed runs of an iteration that are worth a repair; here all of them.
+
+        Args:
+            failed: The first failed run of each example that no sample solved, in an order that repeats.
+        """
+        return failed
+
+    def check(self, program: dspy.Module) -> None:
+        """Refuse, before anything is paid for, settings or a program that do not fit; here none is refused.
+
+        Raises:
+            SettingsError: The message names the setting.
+            UnpreparedProgramError: The program does not fit.
+        """
+
+    def num_calls(self, num_steps: int) -> tuple[int, int]:
+        """The least and the greatest number of LM calls that one repair makes, reruns included, for a plan.
+
+        Args:
+            num_steps: Steps of a run.
+        """
+        return 1, 4 * num_steps
 
 
 @dataclass(frozen=True)
@@ -165,11 +194,12 @@ _SETTINGS = {
     "show_earlier": checks.FLAG,
     "demos": checks.optional(checks.instance(RepairDemos)),
     "guard": checks.optional(checks.GUARD),
+    "max_repairs": checks.optional(checks.whole(0)),
 }
 """Of what kind each setting of a `CriticAugmenter` is."""
 
 
-class CriticAugmenter:
+class CriticAugmenter(Augmenter):
     """The paper's augmentation: critique, regenerate, rephrase, replay.
 
     Args:
@@ -184,6 +214,7 @@ class CriticAugmenter:
             SmolLM2-135M, told where to look, repaired 25 of 105 failed extractions with it and 66 without.
         demos: Shown to the critic, the agents and the rephraser during repairs.
         guard: Decides which edits give too much away.
+        max_repairs: Failed runs to repair in one iteration at most; `None` for all.
     """
 
     def __init__(
@@ -198,6 +229,7 @@ class CriticAugmenter:
         show_earlier: bool = True,
         demos: RepairDemos | None = None,
         guard: LeakGuard | None = None,
+        max_repairs: int | None = None,
     ) -> None:
         self.critic = critic
         self.rephraser = rephraser
@@ -208,6 +240,16 @@ class CriticAugmenter:
         self.show_earlier = show_earlier
         self.demos = demos
         self.guard = guard
+        self.max_repairs = max_repairs
+
+    def choose(self, failed: Sequence[Chosen]) -> Sequence[Chosen]:
+        """See `Augmenter.choose`."""
+        return failed[: self.max_repairs]
+
+    def num_calls(self, num_steps: int) -> tuple[int, int]:
+        """See `Augmenter.num_calls`: for each step a critique, an answer, a rephrased text and a rerun."""
+        tries = self.max_feedback * (1 + self.max_regenerations * (1 + self.rephrase))
+        return tries, sum(tries + position for position in range(num_steps))
 
     def check(self, program: dspy.Module) -> None:
         """Refuse settings of the wrong kind, and demonstrations that would be silently ignored.

@@ -36,7 +36,8 @@ def read_results(run_dir: Path | str, library: ExperienceLibrary | None = None) 
             f"{str(run_dir)!r} is not the folder of a compile: it has no `run.json`. Pass the `run_dir` that the "
             "compile was given."
         )
-    results = folder.results() or _unfinished(folder, identity, library)
+    finished = folder.results()
+    results = _unfinished(folder, identity, library) if finished is None else finished.to_dict()
     test = folder.test()
     return results if test is None else {**results, "test": test}
 
@@ -77,14 +78,14 @@ def _unfinished(folder: RunDir, identity: Results, library: ExperienceLibrary | 
 def _finished_iterations(folder: RunDir) -> Iterator[dict[str, Any]]:
     number = 1
     while (entry := folder.iteration(number)) is not None:
-        yield entry
+        yield entry.to_dict()
         number += 1
 
 
 def _finished_jobs(folder: RunDir, iteration: int, agents: Iterable[str]) -> dict[str, Any]:
     """Agent name to its fine-tuning job, of an iteration that has not finished."""
     jobs = {agent: folder.job(iteration, agent) for agent in agents}
-    return {agent: job for agent, job in jobs.items() if job is not None}
+    return {agent: job.model_dump() for agent, job in jobs.items() if job is not None}
 
 
 def _baseline(library: ExperienceLibrary, run: str) -> dict[str, Any] | None:

@@ -42,6 +42,7 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
+from sirius_dspy import checks
 from sirius_dspy.errors import PromptTooLongError, RolloutError, SiriuSError, TimeLimitError
 
 Fault = Literal["own", "refusal", "passing", "systemic"]
@@ -155,13 +156,24 @@ class Patience:
             `Retry-After`.
         call_timeout_s: Seconds for one LM call; `None` is for ever.
         run_timeout_s: Seconds for one run of the program with its metric, waits included; `None` is for ever.
+        max_unfinished: Examples whose runs or repairs may stay without an end in one stage before the compile stops and
+            names them. A validation is always complete.
         first_wait_s: Seconds before the first retry, of which up to half are taken off at random.
     """
 
     retries: int = 4
     call_timeout_s: float | None = 600.0
     run_timeout_s: float | None = 3600.0
+    max_unfinished: int = 0
     first_wait_s: float = 0.5
+
+    def check(self) -> None:
+        """Refuse settings of the wrong kind.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+        checks.check("Patience", vars(self), _PATIENCE)
 
     def wait_s(self, tries: int, error: BaseException) -> float | None:
         """Seconds before the next try; `None` if the server wants more than anybody has.
@@ -177,6 +189,15 @@ class Patience:
         # Jitter: calls that failed together must not come back together.
         own = min(self.first_wait_s * 2 ** (tries - 1), LONGEST_WAIT_S) * random.uniform(0.5, 1.0)
         return max(own, hint + random.uniform(0.0, 0.1) * hint)
+
+
+_PATIENCE = {
+    "retries": checks.whole(0),
+    "call_timeout_s": checks.optional(checks.number(above=0)),
+    "run_timeout_s": checks.optional(checks.number(above=0)),
+    "max_unfinished": checks.whole(0),
+    "first_wait_s": checks.number(0),
+}
 
 
 class Health:

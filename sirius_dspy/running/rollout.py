@@ -85,6 +85,7 @@ class Rollouts:
         patience: How long to wait for the LMs.
         health: Of the LMs; the stages of a compile share one.
         bugs: Looks for those of metric and program; the stages with the same examples share one.
+        allowance: Says how many runs may be under way; when it says none, the others are not begun.
         on_unfinished: Told of each run that did not end, in the caller's thread.
         max_unfinished: Examples that may be left without an end before `run_all` raises.
     """
@@ -103,6 +104,7 @@ class Rollouts:
     patience: Patience = field(default_factory=Patience)
     health: Health = field(default_factory=Health)
     bugs: BugWatch = field(default_factory=BugWatch)
+    allowance: Callable[[], int] | None = None
     on_unfinished: Callable[[Unfinished], None] | None = None
     max_unfinished: int = 0
 
@@ -131,7 +133,7 @@ class Rollouts:
             return trajectory
 
         outcomes = attempt_all(
-            run, tasks, self.num_threads, patience=self.patience, health=self.health, most=self.bugs.allowance
+            run, tasks, self.num_threads, patience=self.patience, health=self.health, most=self._most
         )
         for task, outcome in self._trusted(outcomes):
             if isinstance(outcome, Trajectory):
@@ -142,6 +144,11 @@ class Rollouts:
             if self.on_unfinished is not None:
                 self.on_unfinished(broken)
         report_unfinished(unfinished.values(), self.max_unfinished)
+
+    def _most(self) -> int:
+        """How many runs may be under way."""
+        allowed = self.bugs.allowance()
+        return allowed if self.allowance is None else min(allowed, self.allowance())
 
     def _trusted(self, outcomes: Iterable[tuple[Task, Outcome]]) -> Iterator[tuple[Task, Outcome]]:
         """The outcomes, held back while they may be those of a bug: such runs must not be taken for done."""

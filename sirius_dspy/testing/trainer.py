@@ -16,7 +16,7 @@ from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.training.trainers import Trainer, TrainingRequest
 
 
-class ScriptedTrainer:
+class ScriptedTrainer(Trainer):
     """A trainer that hands out LMs instead of training.
 
     Args:

@@ -100,6 +100,9 @@ class Curator:
         max_per_example: Rows per predictor and example. Several good samples of one example teach variety, but an easy
             example must not crowd out the hard ones.
         max_rows: Rows per predictor; `None` for all. The rows that stay are drawn with the seed.
+        cumulative: Whether to train on the successful runs of all iterations so far. The paper leaves open which; by
+            default it is the current iteration's alone. Agents succeed on what they find easy, and what was repaired
+            once stays in this way.
 
     Caps count per predictor, and not per agent, so that predictors that share weights (`mixed`, or a group) are trained
     on the same rows as when each has its own.
@@ -107,6 +110,7 @@ class Curator:
 
     max_per_example: int = 4
     max_rows: int | None = None
+    cumulative: bool = False
 
     def check(self) -> None:
         """Refuse caps that make no sense; a subclass checks its own settings, too.
@@ -114,7 +118,11 @@ class Curator:
         Raises:
             SettingsError: The message names the setting.
         """
-        kinds = {"max_per_example": checks.whole(1), "max_rows": checks.optional(checks.whole(1))}
+        kinds = {
+            "max_per_example": checks.whole(1),
+            "max_rows": checks.optional(checks.whole(1)),
+            "cumulative": checks.FLAG,
+        }
         checks.check(type(self).__name__, vars(self), kinds)
 
     def curate(

@@ -1,4 +1,4 @@
-"""Fine-tuning one agent: the `Trainer` protocol, and the trainer that uses whatever provider an LM brings along."""
+"""Fine-tuning one agent: the `Trainer` to subclass, and the one that uses whatever provider an LM brings along."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 import logging
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import dspy
 from dspy.clients.openai import OpenAIProvider
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 OPENAI_LEAST_ROWS = 10
 """OpenAI fails a job with fewer rows, after the upload."""
+
+TrainFrom = Literal["base", "current"]
+"""See `Trainer.train_from`."""
 
 ProgressHook = Callable[[int, int, float], None]
 """Called with (step, total steps, loss in nats per completion token)."""
@@ -45,21 +49,14 @@ class TrainingRequest:
     on_progress: ProgressHook
 
 
-class Trainer(Protocol):
-    """Turns an agent's training set into an LM with new weights.
+class Trainer(ABC):
+    """Turns an agent's training set into an LM with new weights. Subclass it and define `train`."""
 
-    A trainer may have two methods more, and is asked before anything is paid for: `check_rows(agent, lm, num_rows)`
-    raises a `TrainingError` where there are too few rows for it, before the first job of an iteration begins, and
-    `trains_on_images(lm)` says whether rows may hold images. Without it, agents that read images are refused.
-    """
+    train_from: TrainFrom = "base"
+    """Where the jobs of an iteration start: from the weights that the student came with, as in the paper, or from the
+    `current` ones, those that were kept last."""
 
-    def check(self, agent: str, lm: dspy.LM) -> None:
-        """Refuse, before anything is paid for, an LM that this trainer cannot train.
-
-        Raises:
-            UnpreparedProgramError: The LM cannot be fine-tuned; the message says what to change.
-        """
-
+    @abstractmethod
     def train(self, request: TrainingRequest) -> dspy.LM:
         """Fine-tune and return the new LM, whose `model` differs from that of every other weight set.
 
@@ -68,32 +65,57 @@ class Trainer(Protocol):
         """
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
-        """Give back the LM of a job that finished before a restart; not called for jobs of the same process.
+        """Return the LM of a job that finished before a restart; not called for jobs of the same process.
 
         Args:
-            lm: The LM that training had started from.
+            lm: The LM that training had started from; here the result is a copy of it with the other `model`.
             model: `model` of the LM that `train` had returned.
             workdir: The folder of the job.
         """
+        return lm.copy(model=model)
+
+    def check(self, agent: str, lm: dspy.LM) -> None:
+        """Refuse, before anything is paid for, an LM that this trainer cannot train; here none is refused.
+
+        Raises:
+            UnpreparedProgramError: The LM cannot be fine-tuned; the message says what to change.
+        """
+
+    def check_rows(self, agent: str, lm: dspy.LM, num_rows: int) -> None:
+        """Refuse, before the first job of an iteration, training sets that are too small; here none is refused.
+
+        Raises:
+            TrainingError: There are too few rows.
+        """
+
+    def trains_on_images(self, lm: dspy.LM) -> bool:
+        """Whether rows may hold images. Agents that read images are refused where they may not, as here."""
+        return False
 
 
-class ProviderTrainer:
+class ProviderTrainer(Trainer):
     """Trains through `lm.finetune`: OpenAI, the embedded `LocalLM`, or any `dspy.Provider` that can fine-tune.
 
     Args:
         train_kwargs: Passed to the provider on top of the LM's own `train_kwargs`, e.g. `{"n_epochs": 3}` for OpenAI or
             `{"learning_rate": 3e-4}` for `LocalLM`.
+        train_from: `base` trains every iteration from the weights the student came with, as the paper does; `current`
+            from those that were kept last.
 
     A provider with a true attribute `writes_weights` is also given `output_dir`, `seed` and `on_progress`; hosted ones
     would refuse such names. DSPy's hosted ones report with `print`: while they train, stdout goes to stderr.
     """
 
-    def __init__(self, train_kwargs: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, train_kwargs: Mapping[str, Any] | None = None, *, train_from: TrainFrom = "base") -> None:
         self.train_kwargs = train_kwargs
+        self.train_from = train_from
 
     def check(self, agent: str, lm: dspy.LM) -> None:
         """See `Trainer.check`; a provider's own `check()` is asked, too, where it has one."""
-        kinds = {"train_kwargs": checks.optional(checks.table("names with values, such as `{'n_epochs': 3}`"))}
+        kinds = {
+            "train_kwargs": checks.optional(checks.table("names with values, such as `{'n_epochs': 3}`")),
+            "train_from": checks.choice("base", "current"),
+        }
         checks.check("ProviderTrainer", vars(self), kinds)
         provider = getattr(lm, "provider", None)
         if not isinstance(lm, dspy.LM) or provider is None or not provider.finetunable:

@@ -1,0 +1,91 @@
+"""The account of a compile on disk: what an interrupted one had spent counts, too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer.budget import Account, Ledger
+from sirius_dspy.optimizer.plan import Plan
+from sirius_dspy.optimizer.run_dir import RunDir
+from sirius_dspy.trajectory import Origin, Usage
+
+STAGE_OF: dict[Origin, str] = {"rollout": "collect", "repair": "repair", "validation": "evaluate"}
+"""Origin of a run to the stage that made it."""
+
+
+def open_account(plan: Plan, library: ExperienceLibrary, run: str) -> Account:
+    """The account of a compile, with what it had spent before.
+
+    A killed process could not save its account; the calls of runs that were kept are counted from the library then.
+    """
+    saved = plan.run_dir.spending()
+    ledger: Ledger = {}
+    for key, noted in ({} if saved is None else saved.calls).items():
+        ledger[key] = {model: Usage(*numbers) for model, numbers in noted.items()}
+    for key, kept in _kept_calls(library, run).items():
+        if _num_calls(ledger.get(key, {})) < _num_calls(kept):
+            ledger[key] = kept
+    return Account(plan.settings.budget, ledger, None if saved is None else saved.seconds)
+
+
+def save_account(account: Account, run_dir: RunDir) -> None:
+    """Write down what was spent.
+
+    Raises:
+        RunDirError: The folder cannot be used.
+    """
+    calls = {
+        key: {model: [usage.calls, usage.prompt_tokens, usage.completion_tokens] for model, usage in by_model.items()}
+        for key, by_model in account.ledger.items()
+    }
+    run_dir.finish("spending", {"calls": calls, "seconds": account.seconds})
+
+
+class Clock:
+    """Measures the stages of one iteration.
+
+    Args:
+        account: Counts what each of them spends.
+        run_dir: The account is saved there after each of them.
+        iteration: From 1.
+    """
+
+    def __init__(self, account: Account, run_dir: RunDir, iteration: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._account = account
+        self._run_dir = run_dir
+        self._iteration = iteration
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Around one stage."""
+        began = time.perf_counter()
+        with self._account.stage(self._iteration, name):
+            yield
+        self.seconds[name] = time.perf_counter() - began
+        save_account(self._account, self._run_dir)
+
+
+def _kept_calls(library: ExperienceLibrary, run: str) -> Ledger:
+    ledger: Ledger = {}
+    for trajectory in library.trajectories(run=run):
+        key = f"{trajectory.iteration}/{STAGE_OF.get(trajectory.origin, 'collect')}"
+        for step in trajectory.steps:
+            if step.usage.calls:
+                _add(ledger, key, step.lm, step.usage)
+    for repair in library.repairs(run=run):
+        if repair.usage.calls:  # who answered the critic's questions is not stored
+            _add(ledger, f"{repair.iteration}/repair", "", repair.usage)
+    return ledger
+
+
+def _num_calls(by_model: Mapping[str, Usage]) -> int:
+    return sum(usage.calls for usage in by_model.values())
+
+
+def _add(ledger: Ledger, key: str, model: str, usage: Usage) -> None:
+    by_model = ledger.setdefault(key, {})
+    by_model[model] = by_model.get(model, Usage()) + usage

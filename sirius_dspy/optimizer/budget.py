@@ -1,0 +1,312 @@
+"""A budget for a compile, and the account of what was spent.
+
+What counts is what servers counted: DSPy reports the usage of each answer that no cache gave, whoever asked, so the
+calls of a metric's judge and those that were repeated count as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import dspy
+
+from sirius_dspy import checks
+from sirius_dspy.errors import SettingsError
+from sirius_dspy.optimizer.prices import price_of
+from sirius_dspy.trajectory import Usage
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("evaluate", "collect", "repair", "curate", "train")
+"""The stages of an iteration, by the names that results and trackers use."""
+
+PARTIAL = ("collect", "repair")
+"""Stages that are worth something when they end early, so that a compile goes on without the rest of them."""
+
+WARN_AT = (0.5, 0.8)
+"""Shares of a budget at which a warning is logged."""
+
+Ledger = dict[str, dict[str, Usage]]
+"""`ITERATION/STAGE` to the id of an LM to what it was asked there."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of a compile; `None` is no limit.
+
+    At a limit the compile ends cleanly: runs in flight are awaited and kept, and the best program so far is returned.
+    Its `detailed_results.ended` says so. The same call with a larger budget goes on from there. No run is begun that
+    would, by the average of the runs before it, exceed a limit; so a compile ends a little below its limits rather than
+    above them.
+
+    Attributes:
+        calls: LM calls that a server answered; answers from a cache are free.
+        tokens: Prompt and completion tokens of these calls.
+        usd: US dollars for these tokens. A fine-tuning job has a price of its own that no table knows; it is not part
+            of this. All LMs need a known price, or the compile is refused at once.
+        seconds: Wall time of the compile, those of an interrupted one included. A fine-tuning job is not interrupted.
+        stages: Limits of single stages in each iteration, `collect` or `repair`. Such a stage ends early, and the
+            compile goes on with what there is. Not for LMs that are interrupted in other stages: an evaluation on half
+            a valset decides nothing.
+        prices: LM id, or the beginning of one, to US dollars per million prompt and completion tokens, e.g.
+            `{"openai/my-deployment": (0.15, 0.60)}`; by default DSPy's table.
+
+    Examples:
+        >>> Budget(calls=10_000, stages={"repair": Budget(calls=500)}).calls
+        10000
+    """
+
+    calls: int | None = None
+    tokens: int | None = None
+    usd: float | None = None
+    seconds: float | None = None
+    stages: Mapping[str, Budget] = field(default_factory=dict)
+    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Refuse limits of the wrong kind.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+        checks.check("Budget", vars(self), _KINDS)
+        if unknown := sorted(set(self.stages) - set(PARTIAL)):
+            raise SettingsError(
+                f"`stages` of Budget names {unknown}; only {list(PARTIAL)} are worth something when they end early. "
+                "Set a limit for the whole compile instead."
+            )
+        for name, part in self.stages.items():
+            part.check()
+            if part.stages or part.prices:
+                raise SettingsError(f"`stages` of Budget has `stages` or `prices` for {name!r}; it takes limits only.")
+
+    def check_prices(self, models: Collection[str]) -> None:
+        """Refuse a limit in dollars where an LM has no known price.
+
+        Args:
+            models: Ids of the LMs of the compile.
+
+        Raises:
+            SettingsError: The message names the LMs.
+        """
+        limited = self.usd is not None or any(part.usd is not None for part in self.stages.values())
+        unknown = sorted({model for model in models if price_of(model, self.prices) is None})
+        if limited and unknown:
+            raise SettingsError(
+                f"`usd` of Budget is set, but nobody knows the price of {unknown}. Give it in US dollars per million "
+                f"prompt and completion tokens, `Budget(usd=..., prices={{{unknown[0]!r}: (0.15, 0.60)}})`, or set "
+                "`calls` or `tokens` instead."
+            )
+
+
+def _is_price(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(checks.number(0).fits(part) for part in value)
+
+
+_KINDS = {
+    "calls": checks.optional(checks.whole(1)),
+    "tokens": checks.optional(checks.whole(1)),
+    "usd": checks.optional(checks.number(above=0)),
+    "seconds": checks.optional(checks.number(above=0)),
+    "stages": checks.table(
+        "stages with budgets, such as `{'repair': Budget(calls=500)}`", checks.instance(Budget).fits
+    ),
+    "prices": checks.table("LM ids with two prices, such as `{'openai/x': (0.15, 0.60)}`", _is_price),
+}
+
+
+class BudgetReached(Exception):  # noqa: N818  # ends a compile as intended
+    """The compile must end here; caught by the loop."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What was used; `usd` is `None` if the price of some LM is unknown."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = 0.0
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and completion tokens."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Account:
+    """Counts what a compile spends, stage by stage, and says how much more may begin.
+
+    It stands in for DSPy's usage tracker, and passes on what it hears to the one that was there before.
+
+    Args:
+        budget: `None` is no limit.
+        ledger: What an interrupted compile had spent.
+        seconds: How long it had worked in each stage, by the keys of the ledger.
+    """
+
+    def __init__(
+        self, budget: Budget | None = None, ledger: Ledger | None = None, seconds: Mapping[str, float] | None = None
+    ) -> None:
+        self._lock = threading.Lock()  # protects the ledger: LMs are asked from many threads
+        self.budget = budget or Budget()
+        self.ledger: Ledger = {key: dict(by_model) for key, by_model in (ledger or {}).items()}
+        self.seconds: dict[str, float] = dict(seconds or {})
+        self._parent: Any = None
+        self._key = "0/evaluate"
+        self._began = time.monotonic()
+        self._items = 0
+        self._at_start = self.spent(self._key)
+        self._warned = 0.0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # DSPy copies its usage tracker into each of its own threads
+
+    def add_usage(self, lm: str, entry: Mapping[str, Any]) -> None:
+        """Called by DSPy for each answer that no cache gave."""
+        usage = Usage(1, int(entry.get("prompt_tokens") or 0), int(entry.get("completion_tokens") or 0))
+        with self._lock:
+            by_model = self.ledger.setdefault(self._key, {})
+            by_model[lm] = by_model.get(lm, Usage()) + usage
+        if self._parent is not None:
+            self._parent.add_usage(lm, entry)
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """The context in which LM calls are counted."""
+        self._parent = dspy.settings.get("usage_tracker")
+        with dspy.context(usage_tracker=self):
+            yield
+
+    @contextmanager
+    def stage(self, iteration: int, name: str) -> Iterator[None]:
+        """Count what is spent inside for a stage.
+
+        Raises:
+            BudgetReached: Nothing may begin any more.
+        """
+        self.check()
+        before, began = self._key, time.monotonic()
+        self._key, self._items, self._began = f"{iteration}/{name}", 0, began
+        self._at_start = self.spent(self._key)
+        try:
+            yield
+        finally:
+            key, self._key = self._key, before
+            self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - began
+            self._began = time.monotonic()
+
+    def spent(self, key: str | None = None) -> Spent:
+        """What was spent in a stage of an iteration, by its key, or in all."""
+        with self._lock:
+            ledgers = [dict(by_model) for name, by_model in self.ledger.items() if key in (None, name)]
+        usages = [(model, usage) for by_model in ledgers for model, usage in by_model.items()]
+        total = sum((usage for _, usage in usages), Usage())
+        prices = [(price_of(model, self.budget.prices), usage) for model, usage in usages]
+        usd = None if any(price is None for price, _ in prices) else sum(p.of(u) for p, u in prices if p is not None)
+        seconds = sum(value for name, value in self.seconds.items() if key in (None, name))
+        if key in (None, self._key):
+            seconds += time.monotonic() - self._began
+        return Spent(total.calls, total.prompt_tokens, total.completion_tokens, usd, seconds)
+
+    def note_item(self) -> None:
+        """One run or repair of the stage ended."""
+        self._items += 1
+        self._warn()
+
+    def allowance(self, first_calls: int) -> Callable[[], int]:
+        """Say how many more runs or repairs of this stage may be under way at a time.
+
+        Args:
+            first_calls: LM calls that one is expected to make, while none has ended yet.
+        """
+
+        def allowed() -> int:
+            limits = [(self.budget, self.spent()), *self._stage_limits()]
+            return max(0, min(self._room(limit, spent, first_calls) for limit, spent in limits))
+
+        return allowed
+
+    def end_if_full(self, first_calls: int) -> None:
+        """End the compile if not even one more run or repair fits.
+
+        Args:
+            first_calls: As for `allowance`.
+
+        Raises:
+            BudgetReached: None fits into the limits of the whole compile.
+        """
+        self.check()
+        if self._room(self.budget, self.spent(), first_calls) < 1:
+            raise BudgetReached("what is left is too little for another run")
+
+    def check(self) -> None:
+        """End the compile if nothing is left.
+
+        Raises:
+            BudgetReached: A limit of the whole compile is reached.
+        """
+        self._warn()
+        if reached := self._reached(self.budget, self.spent()):
+            raise BudgetReached(reached)
+
+    def _stage_limits(self) -> list[tuple[Budget, Spent]]:
+        limit = self.budget.stages.get(self._key.partition("/")[2])
+        return [] if limit is None else [(limit, self.spent(self._key))]
+
+    def _room(self, limit: Budget, spent: Spent, first_calls: int) -> int:
+        """How many more items fit, by what those before them took on average."""
+        if self._reached(limit, spent):
+            return 0
+        stage = self.spent(self._key)
+        rooms = [_NO_LIMIT]
+        for name, left in _left(limit, spent).items():
+            used = _amount(stage, name) - _amount(self._at_start, name)
+            each = used / self._items if self._items else (first_calls if name == "calls" else 0)
+            if name != "seconds" and each > 0:
+                rooms.append(int(left / each))
+        return min(rooms)
+
+    @staticmethod
+    def _reached(limit: Budget, spent: Spent) -> str:
+        for name, left in _left(limit, spent).items():
+            if left <= 0:
+                return f"{getattr(limit, name):g} {'US dollars' if name == 'usd' else name}"
+        return ""
+
+    def _warn(self) -> None:
+        """Log once at each share of the budget."""
+        spent = self.spent()
+        shares = {
+            name: _amount(spent, name) / limit for name in _LIMITS if (limit := getattr(self.budget, name)) is not None
+        }
+        name = max(shares, key=lambda name: shares[name], default="")
+        passed = [share for share in WARN_AT if name and self._warned < share <= shares[name]]
+        if passed:
+            self._warned = passed[-1]
+            logger.warning(
+                "The compile has used %.0f %% of its budget of %g %s.",
+                100 * shares[name],
+                getattr(self.budget, name),
+                "US dollars" if name == "usd" else name,
+            )
+
+
+_LIMITS = ("calls", "tokens", "usd", "seconds")
+_NO_LIMIT = 1 << 30
+
+
+def _amount(spent: Spent, name: str) -> float:
+    return float(getattr(spent, name) or 0.0)
+
+
+def _left(limit: Budget, spent: Spent) -> dict[str, float]:
+    """Limit to what is left of it."""
+    return {name: value - _amount(spent, name) for name in _LIMITS if (value := getattr(limit, name)) is not None}

@@ -1,0 +1,261 @@
+"""How much work each stage of a compile is, told before it begins, from the program and from earlier runs of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import dspy
+
+from sirius_dspy.library.experience import Entry, ExperienceLibrary
+from sirius_dspy.optimizer.prices import price_of
+from sirius_dspy.program import predictor_names, program_fingerprint, signature_of
+from sirius_dspy.trajectory import Origin, Usage
+
+if TYPE_CHECKING:  # plans are made of estimates
+    from sirius_dspy.optimizer.plan import Plan
+
+RECENT = 1000
+"""Earlier runs that are looked at, per stage and iteration."""
+
+CHARACTERS_PER_TOKEN = 4.0
+"""Of English text, in the tokenizers of most LMs."""
+
+SPREAD = 0.2
+"""How far means of earlier runs may be off, as a share: seeds and examples differ."""
+
+TEXT_TOKENS = 40
+"""Tokens of a text that is not known yet, such as the reply of another agent."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number that is not known exactly."""
+
+    low: float = 0.0
+    likely: float = 0.0
+    high: float = 0.0
+
+    @classmethod
+    def exactly(cls, value: float) -> Range:
+        """A number that is known."""
+        return cls(value, value, value)
+
+    @classmethod
+    def around(cls, value: float, spread: float = SPREAD) -> Range:
+        """A number from earlier runs."""
+        return cls(value * (1 - spread), value, value * (1 + spread))
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.likely + other.likely, self.high + other.high)
+
+    def __mul__(self, other: Range) -> Range:
+        return Range(self.low * other.low, self.likely * other.likely, self.high * other.high)
+
+    def __str__(self) -> str:
+        if math.isclose(self.low, self.high):
+            return f"{self.likely:,.0f}"
+        return f"{self.likely:,.0f} ({self.low:,.0f} to {self.high:,.0f})"
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage will take."""
+
+    iteration: int
+    stage: str
+    units: Range
+    """Runs of the program, failed runs to repair, or fine-tuning jobs."""
+    calls: Range = field(default_factory=Range)
+    tokens: Range = field(default_factory=Range)
+    """Prompt and completion tokens."""
+    seconds: Range | None = None
+    """Wall time; `None` if nothing is known of it."""
+    usd: Range | None = None
+    """US dollars for tokens; `None` if the price of an LM is unknown."""
+
+
+@dataclass(frozen=True)
+class _PerRun:
+    """What one run, or one repair with its reruns, takes."""
+
+    calls: Range
+    prompt: Range
+    completion: Range
+    seconds: float | None = None
+
+
+class Estimator:
+    """Estimates the stages of a plan.
+
+    Args:
+        plan: What is to be done.
+        library: Earlier runs of the same program in it count more than anything else; it may hold none.
+    """
+
+    def __init__(self, plan: Plan, library: ExperienceLibrary | None) -> None:
+        self.plan = plan
+        self.library = library
+        self._program = program_fingerprint(plan.student)
+        self._threads = plan.settings.num_threads or dspy.settings.num_threads or 8
+        self._prices = [price_of(lm.model, plan.prices) for lm in plan.start.values()]
+
+    def stages(self) -> Iterable[StagePlan]:
+        """The stages in their order."""
+        settings, num_val = self.plan.settings, len(self.plan.unique_valset)
+        yield self._runs(0, "evaluate", Range.exactly(num_val), self._per_run("validation", 0))
+        evaluations = 1 if settings.gate is None else settings.gate.max_evaluations(len(self.plan.trained))
+        for iteration in range(1, settings.iterations + 1):
+            yield self._runs(iteration, "collect", self._num_rollouts(iteration), self._per_run("rollout", iteration))
+            if settings.augmenter is not None:
+                yield self._runs(iteration, "repair", self._num_failed(iteration), self._per_repair(iteration))
+            yield StagePlan(iteration, "train", Range.exactly(len(self.plan.trained)), usd=Range.exactly(0.0))
+            units = Range(num_val, num_val, num_val * evaluations)
+            yield self._runs(iteration, "evaluate", units, self._per_run("validation", iteration))
+
+    def _runs(self, iteration: int, stage: str, units: Range, each: _PerRun) -> StagePlan:
+        prompt, completion = units * each.prompt, units * each.completion
+        seconds = None if each.seconds is None else units * Range.around(each.seconds / self._threads)
+        return StagePlan(
+            iteration, stage, units, units * each.calls, prompt + completion, seconds, self._usd(prompt, completion)
+        )
+
+    def _usd(self, prompt: Range, completion: Range) -> Range | None:
+        """Dollars, where it is not known which LM answers what: from the cheapest to the dearest."""
+        prices = [price for price in self._prices if price is not None]
+        if not prices or len(prices) < len(self._prices):
+            return None
+        mean = [sum(part) / len(prices) for part in zip(*prices, strict=True)]
+        least, most = map(min, zip(*prices, strict=True)), map(max, zip(*prices, strict=True))
+        bounds = [(list(least), prompt.low, completion.low), (mean, prompt.likely, completion.likely)]
+        bounds.append((list(most), prompt.high, completion.high))
+        return Range(*((price[0] * tokens + price[1] * written) / 1e6 for price, tokens, written in bounds))
+
+    def _num_rollouts(self, iteration: int) -> Range:
+        number, collect = len(self.plan.unique_trainset), self.plan.settings.collect
+        most = number * collect.samples
+        if not collect.until_solved:
+            return Range.exactly(most)
+        solved = self._success_rate(iteration)
+        if solved is None:
+            return Range(number, (number + most) / 2, most)
+        likely = number * sum((1 - solved) ** sample for sample in range(collect.samples))
+        return Range(number, likely, most)
+
+    def _num_failed(self, iteration: int) -> Range:
+        """Examples that no sample solves: by the success rate of earlier runs, or anything between none and all."""
+        number = len(self.plan.unique_trainset)
+        augmenter, unsolved = self.plan.settings.augmenter, self._unsolved(iteration)
+        most = number if augmenter is None else len(augmenter.choose(list(range(number))))
+        if unsolved is None:
+            return Range(0, min(most, number / 2), most)
+        likely = min(most, number * unsolved)
+        return Range(likely * (1 - SPREAD), likely, min(most, likely * (1 + SPREAD)))
+
+    # From earlier runs
+
+    def _success_rate(self, iteration: int) -> float | None:
+        runs = self._earlier("rollout", iteration)
+        return sum(run.succeeded(self.plan.settings.threshold) for run in runs) / len(runs) if runs else None
+
+    def _unsolved(self, iteration: int) -> float | None:
+        """Share of examples without a success; earlier compiles may have drawn another number of samples."""
+        by_example: dict[tuple[str, str], list[bool]] = {}
+        for run in self._earlier("rollout", iteration):
+            if run.sample < self.plan.settings.collect.samples:
+                key = run.run, run.example_key
+                by_example.setdefault(key, []).append(run.succeeded(self.plan.settings.threshold))
+        return sum(not any(results) for results in by_example.values()) / len(by_example) if by_example else None
+
+    def _earlier(self, origin: Origin, iteration: int) -> Sequence[Entry]:
+        """Earlier runs at the same iteration; later ones than there were are like the last one."""
+        if self.library is None:
+            return []
+        for number in range(iteration, -1 if origin == "validation" else 0, -1):
+            entries = self.library.entries(program=self._program, origin=origin, iteration=number, limit=RECENT)
+            if runs := list(entries):
+                return runs
+        return []
+
+    def _per_run(self, origin: Origin, iteration: int) -> _PerRun:
+        runs = self._earlier(origin, iteration)
+        if not runs and origin == "validation":
+            runs = self._earlier("rollout", iteration)
+        return _mean(runs) if runs else self._from_program(with_demos=origin == "rollout" and iteration == 1)
+
+    def _per_repair(self, iteration: int) -> _PerRun:
+        """A repair with its reruns."""
+        if self.library is not None:
+            for number in range(iteration, 0, -1):
+                if (found := self._earlier_repairs(self.library, number)) is not None:
+                    return found
+        once = self._from_program(with_demos=iteration == 1)
+        augmenter, steps = self.plan.settings.augmenter, len(predictor_names(self.plan.student))
+        least, most = (0, 0) if augmenter is None else augmenter.num_calls(steps)
+        calls = Range(least, (least + most) / 2, most)
+        share = Range(*(value / steps for value in (calls.low, calls.likely, calls.high)))
+        # A critic reads the whole run, so its prompts are longer than those of the agents.
+        return _PerRun(calls, once.prompt * share * Range(1.0, 2.0, 4.0), once.completion * share)
+
+    def _earlier_repairs(self, library: ExperienceLibrary, iteration: int) -> _PerRun | None:
+        reruns = self._earlier("repair", iteration)
+        runs = {run.run for run in self._earlier("rollout", iteration)}
+        repairs = [
+            item for run in sorted(runs) for item in islice(library.repairs(run=run, iteration=iteration), RECENT)
+        ]
+        if not repairs:
+            return None
+        usage = sum((item.usage for item in repairs), Usage()) + sum((run.usage for run in reruns), Usage())
+        number = len(repairs)
+        parts = (usage.calls, usage.prompt_tokens, usage.completion_tokens)
+        calls, prompt, completion = (Range.around(part / number) for part in parts)
+        return _PerRun(calls, prompt, completion)
+
+    # From the program alone
+
+    def _from_program(self, *, with_demos: bool) -> _PerRun:
+        """Each predictor once, which a loop or a branch makes wrong; prompts as the adapter writes them."""
+        adapter = dspy.settings.adapter or dspy.ChatAdapter()
+        demos = (self.plan.settings.collect.demos or {}) if with_demos else {}
+        prompt = completion = 0.0
+        predictors = predictor_names(self.plan.student)
+        for name, predictor in predictors.items():
+            signature, example = signature_of(predictor), self.plan.trainset[0]
+            known = {**example.toDict()}
+            inputs = {
+                field: known.get(field, "x" * int(TEXT_TOKENS * CHARACTERS_PER_TOKEN))
+                for field in signature.input_fields
+            }
+            shown = list(demos.get(name, predictor.demos))
+            messages = adapter.format(signature, shown, inputs)
+            prompt += sum(len(str(message.get("content"))) for message in messages) / CHARACTERS_PER_TOKEN
+            completion += TEXT_TOKENS * len(signature.output_fields)
+        return _PerRun(
+            Range(1, len(predictors), 4 * len(predictors)),
+            Range(prompt / 2, prompt, prompt * 4),
+            Range(completion / 8, completion / 2, completion * 4),
+        )
+
+
+def _mean(runs: Sequence[Entry]) -> _PerRun:
+    usage = sum((run.usage for run in runs), Usage())
+    parts = (usage.calls, usage.prompt_tokens, usage.completion_tokens)
+    seconds = sum(run.seconds for run in runs) / len(runs)
+    calls, prompt, completion = (Range.around(part / len(runs)) for part in parts)
+    return _PerRun(calls, prompt, completion, seconds)
+
+
+def total(stages: Iterable[StagePlan]) -> Mapping[str, Range | None]:
+    """Calls, tokens, seconds and dollars of all stages; `None` where those of some stage are unknown."""
+    parts = list(stages)
+    sums: dict[str, Range | None] = {
+        "calls": sum((part.calls for part in parts), Range()),
+        "tokens": sum((part.tokens for part in parts), Range()),
+    }
+    for name in ("seconds", "usd"):
+        values = [getattr(part, name) for part in parts]
+        sums[name] = None if None in values else sum(values, Range())
+    return sums

@@ -1,0 +1,87 @@
+"""Evaluate: score the program on the valset, and let the gate decide which new weights are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import count
+
+from sirius_dspy.errors import SettingsError
+from sirius_dspy.optimizer.budget import BudgetReached
+from sirius_dspy.optimizer.gate import Trial
+from sirius_dspy.optimizer.session import Session
+from sirius_dspy.optimizer.weights import LMs
+from sirius_dspy.running.rollout import Rollouts, Task
+from sirius_dspy.running.standing import Standing, floor_of
+from sirius_dspy.tracking.events import Evaluated, StageStarted
+from sirius_dspy.trajectory import example_key
+
+
+def evaluate(session: Session, iteration: int, lms: LMs, label: str, *, candidate: int) -> Standing:
+    """Score the program on the valset, its LMs used as they are; these runs are kept, and never trained on.
+
+    Args:
+        session: The compile.
+        iteration: 0 is the student as it came.
+        lms: Agent name to LM.
+        label: For trackers.
+        candidate: Number of the evaluation within the iteration, which tells its runs from those of the others.
+
+    Raises:
+        UnfinishedError: Some runs did not end; a mean over the others would be that of another valset.
+        BudgetReached: There is no room for another run.
+    """
+    session.weights.install(lms)
+    rollouts = Rollouts(
+        session.settings.metric,
+        iteration=iteration,
+        origin="validation",
+        first_kwargs={},
+        **session.rollout_options("validation"),
+    )
+    runs = {
+        run.example_key: run
+        for run in session.library.trajectories(
+            run=session.run, iteration=iteration, origin="validation", sample=candidate
+        )
+        if session.weights.could_have_made(run, lms)
+    }
+    for run in runs.values():
+        session.weights.note_chosen(run)
+    session.bugs["validation"].is_resumed |= bool(runs)
+    tasks = [Task(item, candidate) for key, item in session.plan.unique_valset.items() if key not in runs]
+    session.tracker.on_stage_started(StageStarted(iteration, "evaluate", len(tasks)))
+    for task, trajectory in rollouts.run_all(session.weights.program, tasks):
+        session.keep(iteration, task, trajectory)
+        runs[trajectory.example_key] = trajectory
+    if len(runs) < len(session.plan.unique_valset):
+        raise BudgetReached("the valset could not be evaluated")
+    standing = Standing.of([runs[example_key(example)] for example in session.plan.valset])
+    score = standing.mean(floor_of([standing, *_earlier(session)]))
+    session.tracker.on_evaluated(Evaluated(iteration, score, len(session.plan.valset), label))
+    return standing
+
+
+def choose_weights(session: Session, iteration: int, new: LMs) -> tuple[LMs, Standing]:
+    """Let the gate choose among new weights, and say how good the program is with those that are kept."""
+    current = session.weights.current
+    numbers = count()
+
+    def score(agents: Collection[str]) -> Standing:
+        label = "program" if len(agents) == len(new) else ", ".join(agent for agent in new if agent in agents)
+        lms = current | {agent: new[agent] for agent in agents}
+        return evaluate(session, iteration, lms, label, candidate=next(numbers))
+
+    earlier = _earlier(session)
+    trial = Trial(tuple(new), earlier[-1], earlier, score)
+    gate = session.settings.gate
+    kept = tuple(new) if gate is None else tuple(gate.choose(trial))
+    if unknown := sorted(set(kept) - set(new)):
+        raise SettingsError(
+            f"The gate {type(gate).__name__} chose {unknown}, which have no new weights. Let it choose among "
+            f"`trial.agents`, here {list(new)}."
+        )
+    return {agent: new[agent] for agent in kept}, trial.evaluate(kept)
+
+
+def _earlier(session: Session) -> tuple[Standing, ...]:
+    return tuple(entry.standing for entry in session.history)

@@ -1,0 +1,116 @@
+"""Curate and train: write each agent's rows, and turn them into new weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import dspy
+
+from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.optimizer.records import Job
+from sirius_dspy.optimizer.run_dir import RunDir
+from sirius_dspy.optimizer.session import Session
+from sirius_dspy.optimizer.weights import LMs
+from sirius_dspy.tracking.events import Curated, StageStarted, Trained, TrainingProgress
+from sirius_dspy.training.curate import TrainingSet
+from sirius_dspy.training.trainers import Trainer, TrainingRequest
+
+
+def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
+    """Write the rows of each agent that is trained."""
+    settings, run_dir, trained = session.settings, session.plan.run_dir, session.plan.trained
+    session.tracker.on_stage_started(StageStarted(iteration, "curate", len(trained)))
+    first = 1 if settings.curator.cumulative else iteration
+    runs = (
+        run
+        for number in range(first, iteration + 1)
+        for run in session.library.trajectories(run=session.run, iteration=number, origin=("rollout", "repair"))
+    )
+    sets = settings.curator.curate(
+        session.weights.program,
+        runs,
+        trained,
+        threshold=settings.threshold,
+        seed=settings.seed + iteration,
+        is_own=session.weights.answered,
+    )
+    for agent, rows in sets.items():
+        path = run_dir.training_file(iteration, agent)
+        with run_dir.usable():
+            rows.write(path)
+        session.tracker.on_curated(Curated(iteration, agent, len(rows.rows), rows.dropped, path))
+    return sets
+
+
+def train(session: Session, iteration: int, sets: Mapping[str, TrainingSet]) -> dict[str, Job]:
+    """Fine-tune each agent that has rows, unless that is done.
+
+    Raises:
+        TrainingError: A training set is too small, or a job failed.
+        BudgetReached: Nothing may begin any more.
+    """
+    with_rows = {agent: rows for agent, rows in sets.items() if rows.rows}
+    jobs = {agent: session.plan.run_dir.job(iteration, agent) for agent in with_rows}
+    for agent, rows in with_rows.items():
+        if jobs[agent] is None:
+            session.settings.trainer.check_rows(agent, _base(session, agent), len(rows.rows))
+    return {agent: jobs[agent] or _train_one(session, iteration, rows) for agent, rows in with_rows.items()}
+
+
+def restore(run_dir: RunDir, trainer: Trainer, start: LMs, agent: str, model: str) -> dspy.LM:
+    """The LM of a job that finished before a restart.
+
+    Raises:
+        UnpreparedProgramError: The run directory does not know the job.
+    """
+    for iteration in reversed(run_dir.iterations_with_jobs()):
+        job = run_dir.job(iteration, agent)
+        if job is not None and job.lm == model:
+            is_first = job.base == start[agent].model
+            base = start[agent] if is_first else restore(run_dir, trainer, start, agent, job.base)
+            return trainer.restore(base, model, run_dir.weights(iteration, agent))
+    raise UnpreparedProgramError(
+        f"The run directory {str(run_dir.path)!r} has no fine-tuning job that made {model!r} of agent {agent!r}: files "
+        "of it are missing. Choose another `run_dir`."
+    )
+
+
+def _base(session: Session, agent: str) -> dspy.LM:
+    """What the agent's next job starts from."""
+    is_base = session.settings.trainer.train_from == "base"
+    return (session.weights.start if is_base else session.weights.current)[agent]
+
+
+def _train_one(session: Session, iteration: int, rows: TrainingSet) -> Job:
+    """Fine-tune one agent; the result is on disk before the next job begins."""
+    run_dir, base = session.plan.run_dir, _base(session, rows.agent)
+    session.account.check()
+    run_dir.check_writable()  # the job is paid for, and its result must not be lost
+    session.tracker.on_stage_started(StageStarted(iteration, "train", 1))
+    losses: list[float] = []
+
+    def on_progress(step: int, total: int, loss: float) -> None:
+        losses.append(loss)
+        session.tracker.on_training_progress(TrainingProgress(iteration, rows.agent, step, total, loss))
+
+    began = time.perf_counter()
+    workdir = run_dir.weights(iteration, rows.agent)
+    seed = session.settings.seed + iteration
+    lm = session.settings.trainer.train(TrainingRequest(rows.agent, base, rows.chat, workdir, seed, on_progress))
+    job = Job(
+        agent=rows.agent,
+        iteration=iteration,
+        lm=lm.model,
+        base=base.model,
+        rows=len(rows.rows),
+        losses=losses,
+        seconds=time.perf_counter() - began,
+    )
+    session.weights.add(rows.agent, lm)
+    run_dir.finish_job(job)
+    weights = workdir if workdir.exists() else None
+    session.tracker.on_trained(
+        Trained(iteration, rows.agent, base.model, lm.model, job.rows, losses, job.seconds, weights)
+    )
+    return job

@@ -1,0 +1,53 @@
+"""What LM tokens cost: by the user's own table, by DSPy's, or unknown, which is not the same as free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from dspy.clients.model_metadata import model_info
+
+from sirius_dspy.trajectory import Usage
+
+LOCAL = "local/"
+"""What the ids of `LocalLM`s begin with; their tokens cost nothing."""
+
+
+class Price(NamedTuple):
+    """US dollars per million tokens."""
+
+    prompt: float
+    completion: float
+
+    def of(self, usage: Usage) -> float:
+        """US dollars for some calls."""
+        return (usage.prompt_tokens * self.prompt + usage.completion_tokens * self.completion) / 1e6
+
+
+def price_of(model: str, table: Mapping[str, tuple[float, float]] | None = None) -> Price | None:
+    """Look a price up.
+
+    Args:
+        model: Id of an LM, such as `openai/gpt-4.1-mini`; a fine-tuned model costs what the table says for its base.
+        table: The user's own prices, which come first: id, or the beginning of one, to US dollars per million prompt
+            and completion tokens.
+
+    Returns:
+        `None` if nobody knows it.
+    """
+    names = [name for name in table or {} if model.startswith(name)]
+    if names:
+        return Price(*(table or {})[max(names, key=len)])
+    return Price(0.0, 0.0) if model.startswith(LOCAL) else _listed_price(model)
+
+
+@lru_cache(maxsize=1024)
+def _listed_price(model: str) -> Price | None:
+    provider, _, name = model.partition("/")
+    for candidate in (name, ":".join(name.split(":")[:2])):  # `ft:gpt-4.1-mini:team::id` is listed as `ft:gpt-4.1-mini`
+        info = model_info(provider, candidate) or {}
+        prompt, completion = info.get("input_cost_per_token"), info.get("output_cost_per_token")
+        if prompt is not None and completion is not None:
+            return Price(float(prompt) * 1e6, float(completion) * 1e6)
+    return None

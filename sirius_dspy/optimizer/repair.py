@@ -1,0 +1,99 @@
+"""Repair: let the augmenter work on the failed runs of an iteration."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import dspy
+
+from sirius_dspy.errors import AugmenterError
+from sirius_dspy.optimizer.collect import failed_runs, rollouts
+from sirius_dspy.optimizer.session import Session
+from sirius_dspy.repair.augmenters import RepairContext
+from sirius_dspy.repair.augmenters import Repaired as Outcome
+from sirius_dspy.running.attempts import Broken, attempt_all
+from sirius_dspy.running.failures import Unfinished
+from sirius_dspy.running.rollout import report_unfinished
+from sirius_dspy.tracking.events import Repaired, StageStarted
+from sirius_dspy.trajectory import Repair, Trajectory
+
+
+def repair(session: Session, iteration: int) -> None:
+    """Repair one failed run of each example that no sample solved; what is done already is not done again.
+
+    Raises:
+        AugmenterError: The augmenter edited what is no part of the program.
+        UnfinishedError: Some repairs did not end, because the LM or the network failed.
+        BudgetReached: There is no room for another repair.
+    """
+    settings, augmenter = session.settings, session.settings.augmenter
+    if augmenter is None:
+        return
+    done = {item.parent for item in session.library.repairs(run=session.run, iteration=iteration)}
+    failed = [run for run in augmenter.choose(failed_runs(session, iteration)) if run.id not in done]
+    context = RepairContext(
+        session.weights.program,
+        rollouts(session, iteration),
+        settings.threshold,
+        session.plan.editable,
+        session.weights.answered,
+    )
+    session.tracker.on_stage_started(StageStarted(iteration, "repair", len(failed)))
+
+    def work(run: Trajectory) -> Outcome:
+        outcome = augmenter.repair(run, session.plan.unique_trainset[run.example_key], context)
+        _check_edits(session, outcome.repair)
+        return outcome
+
+    unfinished: list[tuple[dspy.Example, Unfinished]] = []
+    num_done = 0
+    first_calls = augmenter.num_calls(session.num_predictors)[0]
+    outcomes = attempt_all(
+        work,
+        failed,
+        settings.num_threads,
+        patience=settings.patience,
+        health=session.health,
+        most=session.account.allowance(first_calls),
+    )
+    with closing(outcomes):  # an interrupt keeps this frame alive, but must not leave repairs under way
+        for run, outcome in outcomes:
+            num_done += 1
+            session.account.note_item()
+            if isinstance(outcome, Broken):
+                unfinished.append((session.plan.unique_trainset[run.example_key], _unfinished(run, outcome)))
+                session.library.add_unfinished(unfinished[-1][1])
+                continue
+            session.library.add_repair(outcome.repair, outcome.trajectories)
+            session.tracker.on_repaired(Repaired(iteration, outcome.repair, outcome.trajectories, run))
+    report_unfinished(unfinished, settings.patience.max_unfinished)
+    if num_done < len(failed):
+        session.account.end_if_full(first_calls)
+
+
+def _check_edits(session: Session, repair: Repair) -> None:
+    """Refuse an edit of what is no part of the program, before the repair is stored.
+
+    Raises:
+        AugmenterError: The message names the predictor.
+    """
+    for attempt in repair.attempts:
+        if attempt.predictor not in session.weights.predictors:
+            raise AugmenterError(
+                f"The augmenter {type(session.settings.augmenter).__name__} edited a step of {attempt.predictor!r}, "
+                f"which is no predictor of the program. Let it edit steps of {sorted(session.plan.editable)} only, the "
+                "predictors in `context.editable`."
+            )
+
+
+def _unfinished(failed: Trajectory, broken: Broken) -> Unfinished:
+    return Unfinished(
+        example_key=failed.example_key,
+        kind=broken.failure.kind,
+        message=broken.failure.message,
+        run=failed.run,
+        iteration=failed.iteration,
+        sample=failed.sample,
+        seed=failed.seed,
+        origin="repair",
+    )

@@ -1,0 +1,157 @@
+"""From a session to its results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from sirius_dspy.library.summary import Summary
+from sirius_dspy.optimizer.accounts import STAGE_OF
+from sirius_dspy.optimizer.budget import Spent
+from sirius_dspy.optimizer.prices import price_of
+from sirius_dspy.optimizer.records import Job
+from sirius_dspy.optimizer.results import (
+    AgentResult,
+    CompileResult,
+    Ended,
+    IterationResult,
+    RepairResult,
+    UsageResult,
+)
+from sirius_dspy.optimizer.session import Session
+from sirius_dspy.optimizer.weights import LMs
+from sirius_dspy.running.standing import Standing, floor_of
+from sirius_dspy.training.curate import TrainingSet
+from sirius_dspy.trajectory import Usage
+
+
+def first_result(session: Session, standing: Standing) -> IterationResult:
+    """Iteration 0: the student as it came."""
+    return IterationResult(
+        iteration=0,
+        score=standing.mean(),
+        num_val=len(session.plan.valset),
+        lms=session.plan.lms,
+        standing=standing,
+        stages=_stages(session, 0),
+    )
+
+
+def iteration_result(
+    session: Session,
+    iteration: int,
+    standing: Standing,
+    kept: LMs,
+    jobs: Mapping[str, Job],
+    sets: Mapping[str, TrainingSet],
+    seconds: Mapping[str, float],
+) -> IterationResult:
+    """What an iteration did."""
+    summary = Summary(
+        session.library,
+        session.run,
+        iteration,
+        threshold=session.settings.threshold,
+        agents=session.plan.agents,
+    )
+    usages = _agent_usages(session, iteration)
+    agents = {
+        agent: _agent_result(rows, jobs.get(agent), usages.get(agent, UsageResult())) for agent, rows in sets.items()
+    }
+    score = standing.mean(floor_of([standing, *(entry.standing for entry in session.history)]))
+    metrics = {"val/score": score, **summary.metrics(agents), **summary.prices(seconds)}
+    return IterationResult(
+        iteration=iteration,
+        score=score,
+        num_val=len(session.plan.valset),
+        lms={agent: lm.model for agent, lm in (session.weights.current | kept).items()},
+        standing=standing,
+        promoted={agent: agent in kept for agent in jobs},
+        metrics=metrics,
+        agents=agents,
+        repair=RepairResult(**summary.repair),
+        seconds=dict(seconds),
+        usage=_sum(usages.values()),
+        stages=_stages(session, iteration),
+        chosen_in_forward=session.weights.chosen_in_forward,
+    )
+
+
+def compile_result(session: Session, ended: Ended, reason: str) -> CompileResult:
+    """What the compile did so far; scores compare, since a broken run counts the same in all iterations."""
+    floor = floor_of(entry.standing for entry in session.history)
+    plan, spent = session.plan, session.account.spent()
+    return CompileResult(
+        run=session.run,
+        run_dir=str(plan.run_dir.path),
+        library=session.library.url,
+        adapter=plan.identity["adapter"],
+        seed=plan.settings.seed,
+        threshold=float(plan.settings.threshold),
+        agents={agent: tuple(names) for agent, names in plan.agents.items()},
+        iterations=tuple(replace(entry, score=entry.standing.mean(floor)) for entry in session.history),
+        ended=ended,
+        reason=reason,
+        program=type(plan.student).__name__,
+        num_train=len(plan.unique_trainset),
+        num_examples=len(plan.trainset),
+        usage=_usage(spent),
+        seconds=spent.seconds,
+    )
+
+
+def _agent_result(rows: TrainingSet, job: Job | None, usage: UsageResult) -> AgentResult:
+    result = AgentResult(rows=len(rows.rows), dropped=dict(rows.dropped), usage=usage)
+    if job is None:
+        return result
+    losses = tuple(loss if math.isfinite(loss) else None for loss in job.losses)
+    return replace(result, losses=losses, lm=job.lm, base=job.base, seconds=job.seconds)
+
+
+def _stages(session: Session, iteration: int) -> dict[str, UsageResult]:
+    """Stage to what servers counted in it."""
+    keys = [key for key in session.account.ledger if key.startswith(f"{iteration}/")]
+    return {key.partition("/")[2]: _usage(session.account.spent(key)) for key in keys}
+
+
+def _usage(spent: Spent) -> UsageResult:
+    return UsageResult(spent.calls, spent.prompt_tokens, spent.completion_tokens, spent.usd)
+
+
+def _agent_usages(session: Session, iteration: int) -> dict[str, UsageResult]:
+    """Agent to what its own calls took, in all runs and repairs of an iteration that were kept."""
+    agent_of = {name: agent for agent, names in session.plan.agents.items() for name in names}
+    by_agent: dict[str, dict[str, Usage]] = {}
+    for trajectory in session.library.trajectories(run=session.run, iteration=iteration, origin=tuple(STAGE_OF)):
+        for step in trajectory.steps:
+            _add(by_agent, agent_of.get(step.predictor, step.predictor), step.lm, step.usage)
+    for repair in session.library.repairs(run=session.run, iteration=iteration):
+        for attempt in repair.attempts:
+            agent = agent_of[attempt.predictor]
+            _add(by_agent, agent, session.weights.current[agent].model, attempt.usage)
+    prices = session.plan.prices
+    return {agent: _priced(by_model, prices) for agent, by_model in by_agent.items()}
+
+
+def _add(by_agent: dict[str, dict[str, Usage]], agent: str, model: str, usage: Usage) -> None:
+    by_model = by_agent.setdefault(agent, {})
+    by_model[model] = by_model.get(model, Usage()) + usage
+
+
+def _priced(by_model: Mapping[str, Usage], prices: Mapping[str, tuple[float, float]]) -> UsageResult:
+    total = sum(by_model.values(), Usage())
+    listed = [(price_of(model, prices), usage) for model, usage in by_model.items() if usage.calls]
+    is_known = all(price is not None for price, _ in listed)
+    usd = sum(price.of(usage) for price, usage in listed if price is not None) if is_known else None
+    return UsageResult(total.calls, total.prompt_tokens, total.completion_tokens, usd)
+
+
+def _sum(parts: Collection[UsageResult]) -> UsageResult:
+    money = [part.usd for part in parts if part.usd is not None]
+    return UsageResult(
+        sum(part.calls for part in parts),
+        sum(part.prompt_tokens for part in parts),
+        sum(part.completion_tokens for part in parts),
+        sum(money) if len(money) == len(parts) else None,
+    )

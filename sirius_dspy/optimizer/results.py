@@ -1,0 +1,254 @@
+"""What a compile did: frozen values that are also mappings, and the schema that they are checked against on reading.
+
+`compiled.detailed_results` is a `CompileResult`. DSPy and MLflow want mappings there, so each of these is one as well:
+`result["best_score"]` is `result.best_score`, and everything below is then plain.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from sirius_dspy.errors import ResultError
+from sirius_dspy.running.standing import Standing, floor_of
+from sirius_dspy.stats import Interval, wilson_interval
+
+Ended = Literal["finished", "budget", "nothing learned", "unfinished"]
+"""After all iterations, at the budget, early because an iteration gave no training row, or not yet."""
+
+
+class Result(Mapping[str, Any]):
+    """A frozen record that is also a mapping of plain values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON values."""
+        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read a record back.
+
+        Raises:
+            ResultError: It is not what `to_dict` gives; the message says where.
+        """
+        try:
+            return _adapter(cls).validate_json(json.dumps(data))  # type: ignore[no-any-return]
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"])) or cls.__name__
+            raise ResultError(f"`{where}` of {cls.__name__}: {first['msg']}.") from error
+        except (TypeError, ValueError) as error:
+            raise ResultError(f"{cls.__name__} holds a value that JSON does not have: {error}.") from error
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self:
+            raise KeyError(key)
+        return _plain(getattr(self, key))
+
+    def __contains__(self, key: object) -> bool:
+        return any(item.name == key for item in dataclasses.fields(self))  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[str]:
+        return (item.name for item in dataclasses.fields(self))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(dataclasses.fields(self))  # type: ignore[arg-type]
+
+
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class UsageResult(Result):
+    """What LM calls took."""
+
+    __pydantic_config__ = _STRICT
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usd: float | None = None
+    """US dollars; `None` if a price is unknown."""
+
+
+@dataclass(frozen=True)
+class AgentResult(Result):
+    """What an iteration did with one agent."""
+
+    __pydantic_config__ = _STRICT
+
+    rows: int = 0
+    """Training rows."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Reason to the number of steps that became no row."""
+    losses: tuple[float | None, ...] = ()
+    """Nats per completion token, in the order of training steps; `None` for a loss that is no number."""
+    lm: str | None = None
+    """Id of the LM that came out of training; `None` if the agent was not trained."""
+    base: str | None = None
+    """Id of the LM that training started from."""
+    seconds: float = 0.0
+    usage: UsageResult = UsageResult()
+    """The agent's own calls in the runs and repairs of the iteration."""
+
+
+@dataclass(frozen=True)
+class RepairResult(Result):
+    """How repair went."""
+
+    __pydantic_config__ = _STRICT
+
+    tried: int = 0
+    """Failed runs."""
+    repaired: int = 0
+    verdicts: Mapping[str, int] = field(default_factory=dict)
+    """Outcome to the number of attempts, of which a run has several."""
+    by_agent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Agent name to `tried` and `repaired` attempts."""
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class IterationResult(Result):
+    """What one iteration did; iteration 0 is the student as it came."""
+
+    __pydantic_config__ = _STRICT
+
+    iteration: int
+    score: float
+    """Mean reward on the valset with the weights that were kept."""
+    num_val: int
+    lms: Mapping[str, str]
+    """Agent name to the id of its LM afterwards."""
+    standing: Standing
+    """What the score is made of."""
+    promoted: Mapping[str, bool] = field(default_factory=dict)
+    """Agent name to whether its new weights were kept; agents that were trained only."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The numbers that trackers plot."""
+    agents: Mapping[str, AgentResult] = field(default_factory=dict)
+    repair: RepairResult = RepairResult()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Stage to wall time."""
+    usage: UsageResult = UsageResult()
+    """LM calls of the runs and repairs that were kept."""
+    stages: Mapping[str, UsageResult] = field(default_factory=dict)
+    """Stage to all LM calls that servers answered in it, those of the metric and of repeated calls included."""
+    chosen_in_forward: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Predictor name to the LMs that the program's `forward` chose for it."""
+
+    @property
+    def interval(self) -> Interval | None:
+        """Wilson's 95 % interval of the score; `None` where the score is not a share of solved examples."""
+        return score_interval(self.score, self.num_val)
+
+
+@dataclass(frozen=True)
+class CompileResult(Result):
+    """What a compile did, and what it would take to look closer."""
+
+    __pydantic_config__ = _STRICT
+
+    run: str
+    """Id of the compile; rows of the library carry it."""
+    adapter: str
+    seed: int
+    threshold: float
+    agents: Mapping[str, tuple[str, ...]]
+    """Agent name to its predictors."""
+    run_dir: str = ""
+    """Empty in a checkpoint, which may be on another machine."""
+    library: str = ""
+    """URL of the experience library, without its password; empty in a checkpoint."""
+    iterations: tuple[IterationResult, ...] = ()
+    """From 0, the student as it came; empty if not even that was scored."""
+    ended: Ended = "unfinished"
+    reason: str = ""
+    """Why the compile ended before all iterations."""
+    program: str = ""
+    """Class of the program."""
+    num_train: int = 0
+    num_examples: int = 0
+    """Examples of the trainset as given; equal ones are run once."""
+    usage: UsageResult = UsageResult()
+    """All LM calls that servers answered."""
+    seconds: float = 0.0
+    """Wall time of the compile, that of interrupted calls included."""
+
+    @property
+    def best(self) -> IterationResult | None:
+        """The iteration whose weights the compiled program has: of equally good ones the least trained."""
+        floor = floor_of(entry.standing for entry in self.iterations)
+        return max(self.iterations, key=lambda entry: entry.standing.rank(floor), default=None)
+
+    @property
+    def best_iteration(self) -> int | None:
+        """Number of the best iteration."""
+        return None if self.best is None else self.best.iteration
+
+    @property
+    def best_score(self) -> float | None:
+        """Its mean reward on the valset."""
+        return None if self.best is None else self.best.score
+
+    @property
+    def best_lms(self) -> Mapping[str, str]:
+        """Agent name to the id of the LM that the compiled program has; empty if nothing was scored."""
+        return {} if self.best is None else self.best.lms
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON values, with the number and the score of the best iteration."""
+        return {**super().to_dict(), **{name: getattr(self, name) for name in _DERIVED}}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Read a record back; see `Result.from_dict`."""
+        found = super().from_dict({name: value for name, value in data.items() if name not in _DERIVED})
+        for name in _DERIVED:
+            if name in data and data[name] != getattr(found, name):
+                raise ResultError(f"`{name}` of CompileResult is {data[name]!r}, expected {getattr(found, name)!r}.")
+        return found
+
+    def __contains__(self, key: object) -> bool:
+        return key in _DERIVED or super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from super().__iter__()
+        yield from _DERIVED
+
+    def __len__(self) -> int:
+        return super().__len__() + len(_DERIVED)
+
+
+_DERIVED = ("best_iteration", "best_score")
+
+
+def score_interval(score: float, num_val: int) -> Interval | None:
+    """Wilson's 95 % interval of a score; `None` where it is not a share of solved examples."""
+    if not num_val or not 0 <= score <= 1:
+        return None
+    solved = round(score * num_val)
+    return wilson_interval(solved, num_val) if abs(score * num_val - solved) < 1e-6 else None
+
+
+@cache
+def _adapter(kind: type[Result]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Result):
+        return value.to_dict()
+    if isinstance(value, Standing):
+        return value.to_plain()
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,162 @@
+"""Which weights each agent of a compile has: put into the working copy of the program, trained, and found again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import dspy
+
+from sirius_dspy.lms import Launches, NotesOutside, follow_context, follow_no_context, with_own_settings
+from sirius_dspy.program import copy_program, predictor_names
+from sirius_dspy.trajectory import Step, Trajectory
+
+LMs = dict[str, dspy.LM]
+"""Agent name to LM."""
+
+History = Sequence[Mapping[str, str]]
+"""Agent name to LM id, after each iteration so far."""
+
+
+class Weights:
+    """The LMs of the agents, and the program that they are put into.
+
+    Args:
+        student: Copied; the copy is what runs.
+        agents: Agent name to the predictors that share its weights.
+        start: Agent name to the LM that it came with.
+        has_teachers: Whether teachers make the runs of the first iteration.
+        restore: Gives back the LM of a job that finished before a restart, by agent and id.
+    """
+
+    def __init__(
+        self,
+        student: dspy.Module,
+        agents: Mapping[str, Sequence[str]],
+        start: Mapping[str, dspy.LM],
+        *,
+        has_teachers: bool,
+        restore: Callable[[str, str], dspy.LM],
+    ) -> None:
+        self.program = copy_program(student)
+        self.agents = agents
+        self.start: LMs = dict(start)
+        self.current: LMs = dict(start)
+        self.history: list[Mapping[str, str]] = []
+        self.launches = Launches()
+        predictors = predictor_names(self.program)
+        self._demos = {name: predictor.demos for name, predictor in predictors.items()}
+        self._given = {name: predictor.lm for name, predictor in predictors.items()}
+        self._has_teachers = has_teachers
+        self._restore = restore
+        self._trained: dict[tuple[str, str], dspy.LM] = {}
+        self._chosen: dict[str, set[str]] = defaultdict(set)
+
+    @property
+    def predictors(self) -> frozenset[str]:
+        """Names of all predictors."""
+        return frozenset(self._demos)
+
+    @property
+    def untaught(self) -> frozenset[str]:
+        """Predictors of agents that still have the weights they came with."""
+        return frozenset(
+            name
+            for agent, names in self.agents.items()
+            for name in names
+            if self.current[agent].model == self.start[agent].model
+        )
+
+    @property
+    def chosen_in_forward(self) -> dict[str, tuple[str, ...]]:
+        """Predictor name to the LMs that `forward` chose in place of its own."""
+        return {name: tuple(sorted(models)) for name, models in sorted(self._chosen.items()) if models}
+
+    def install(self, lms: Mapping[str, dspy.LM]) -> None:
+        """Put LMs into the working copy. New weights were trained without demonstrations, so they get none.
+
+        Predictors that share weights keep the settings of their own LMs. One without an LM stays without until it is
+        trained, so that `forward` can choose another one by `dspy.context`, and can do so afterwards as well.
+        """
+        predictors = predictor_names(self.program)
+        for agent, names in self.agents.items():
+            base = self.start[agent]
+            is_taught = lms[agent].model != base.model
+            lm = self.launches.launch(agent, lms[agent]) if is_taught else base
+            for name in names:
+                predictor, given = predictors[name], self._given[name]
+                predictor.lm = with_own_settings(lm, base, given or dspy.settings.lm) if is_taught else given
+                predictor.demos = [] if is_taught else self._demos[name]
+                (follow_context if is_taught and given is None else follow_no_context)(predictor)
+
+    def add(self, agent: str, lm: dspy.LM) -> None:
+        """Remember an LM that came out of training."""
+        self._trained[agent, lm.model] = lm
+
+    def find(self, agent: str, model: str) -> dspy.LM:
+        """The LM with this id: the agent's first one, or one that came out of training, before a restart perhaps."""
+        if self.start[agent].model == model:
+            return self.start[agent]
+        if (agent, model) not in self._trained:
+            self._trained[agent, model] = self._restore(agent, model)
+        return self._trained[agent, model]
+
+    def find_all(self, models: Mapping[str, str]) -> LMs:
+        """Agent name to the LM with this id."""
+        return {agent: self.find(agent, model) for agent, model in models.items()}
+
+    def could_have_made(self, trajectory: Trajectory, lms: Mapping[str, dspy.LM]) -> bool:
+        """Whether these LMs made a stored run: a shared library may hold another run of this compile.
+
+        Until something was trained, there is no other, since the LMs at the start are part of a compile's identity.
+        """
+        if trajectory.iteration == 0 or (trajectory.iteration == 1 and trajectory.origin == "rollout"):
+            return True
+        models = {name: lms[agent].model for agent, names in self.agents.items() for name in names}
+        return all(
+            step.lm == models.get(step.predictor, step.lm) or step.lm in self._chosen[step.predictor]
+            for step in trajectory.steps
+        )
+
+    def answered(self, trajectory: Trajectory, step: Step) -> bool:
+        """Whether its agent's LM of that time answered a step, or a teacher did in its place."""
+        if self._is_by_teacher(trajectory) and (trajectory.origin == "rollout" or step.source == "recorded"):
+            return True
+        agent = next((agent for agent, names in self.agents.items() if step.predictor in names), None)
+        return agent is not None and step.lm in self._models_in(trajectory, agent)
+
+    def note_chosen(self, trajectory: Trajectory) -> None:
+        """Note which LMs `forward` chose for a predictor in place of its own."""
+        if self._is_by_teacher(trajectory):
+            return
+        for step in trajectory.steps:
+            if step.predictor in self._given and not self.answered(trajectory, step):
+                self._chosen[step.predictor].add(step.lm)
+
+    def remember_chosen(self, chosen: Mapping[str, Iterable[str]]) -> None:
+        """Take over what an earlier iteration noted."""
+        for name, models in chosen.items():
+            self._chosen[name].update(models)
+
+    def compiled(self) -> dspy.Module:
+        """A copy of the program as it is now, for the user."""
+        program = copy_program(self.program)
+        for name, predictor in predictor_names(program).items():
+            if not self._chosen[name]:
+                follow_no_context(predictor)
+        if any(self._given[name] is None and models for name, models in self._chosen.items()):
+            program.callbacks.append(NotesOutside())
+        program._compiled = True
+        return program
+
+    def _is_by_teacher(self, trajectory: Trajectory) -> bool:
+        """Whether teachers made the run, or the failed one that it repairs."""
+        return self._has_teachers and trajectory.iteration == 1 and trajectory.origin != "validation"
+
+    def _models_in(self, trajectory: Trajectory, agent: str) -> set[str]:
+        """The weights with which the agent answered in this run; in a validation run, they may be new ones."""
+        models = {self.history[trajectory.iteration - 1][agent]} if trajectory.iteration else set()
+        if trajectory.origin != "validation":
+            return models
+        new = {lm.model for (owner, _), lm in self._trained.items() if owner == agent}
+        return models | new | {self.start[agent].model}
