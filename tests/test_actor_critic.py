@@ -12,7 +12,7 @@ import pytest
 
 from programs import actor_critic
 from programs.actor_critic import Report, VerdictCurator, parse_verdict, report
-from sirius_dspy import PlainAdapter, SiriuS, evaluate
+from sirius_dspy import Collect, PlainAdapter, SiriuS, evaluate
 from sirius_dspy.baselines import SingleAgent
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.trajectory import Failure, Trajectory
@@ -224,7 +224,9 @@ def test_the_judge_learns_from_known_outcomes_through_a_compile(tmp_path):
     program = TASK.build()
     program.set_lm(ToyLM(skill=naive, temperature=1.0))
     before = report(evaluate(program, cases, TASK.metric).trajectories)
-    optimizer = SiriuS(TASK.metric, augmenter=None, iterations=1, samples=12, promote=False, run_dir=tmp_path)
+    optimizer = SiriuS(
+        TASK.metric, augmenter=None, iterations=1, collect=Collect(samples=12), gate=None, run_dir=tmp_path
+    )
     compiled = optimizer.compile(program, trainset=cases, valset=cases)
     found = report(evaluate(compiled, cases, TASK.metric).trajectories)
     assert (found.right_judged_right, found.right_judged_wrong) == (4, 0)

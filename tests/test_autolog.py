@@ -8,7 +8,7 @@ import dspy
 import mlflow
 import pytest
 
-from sirius_dspy import SiriuS
+from sirius_dspy import Collect, SiriuS
 from sirius_dspy.mlflow import MLflowTracker
 from tests.toy import ADAPTER, exact, examples, student
 
@@ -43,7 +43,9 @@ def test_better_together_under_autolog_nests_our_runs_and_makes_no_trace_per_rol
     dspy.configure(adapter=ADAPTER)
     mlflow.dspy.autolog(log_compiles=True, log_evals=True, log_traces_from_compile=False, silent=True)
     tracker = MLflowTracker(traces=0)
-    step = SiriuS(exact, iterations=1, samples=2, run_dir=tmp_path / "run", tracker=tracker, num_threads=4)
+    step = SiriuS(
+        exact, iterations=1, collect=Collect(samples=2), run_dir=tmp_path / "run", tracker=tracker, num_threads=4
+    )
     together = dspy.BetterTogether(metric=exact, s=step)
     best = together.compile(student(), trainset=examples(), valset=examples(), strategy="s", num_threads=2)
     assert max(found["score"] for found in best.candidate_programs) == 100.0

@@ -9,7 +9,7 @@ import dspy
 import pytest
 from toy import ADAPTER, Doubling, exact, examples, skill, student
 
-from sirius_dspy import CriticAugmenter, ExperienceLibrary, SiriuS, evaluate
+from sirius_dspy import Collect, CriticAugmenter, ExperienceLibrary, SiriuS, evaluate
 from sirius_dspy.baselines import (
     GEPA,
     BootstrapFinetune,
@@ -140,7 +140,7 @@ def test_majority_vote_gives_the_most_frequent_answer(replies, answer):
 
 
 def test_majority_vote_over_a_trained_program_and_without_any_vote(tmp_path):
-    trained = MajorityVote(3, SiriuS(exact, iterations=1, samples=1, run_dir=tmp_path))
+    trained = MajorityVote(3, SiriuS(exact, iterations=1, collect=Collect(samples=1), run_dir=tmp_path))
     program = run(trained)
     assert scores(program) == [True] * 8
     assert len(program.predictors()) == 6
@@ -417,7 +417,9 @@ def test_the_mixed_ablation_keeps_frozen_groups_apart(tmp_path):
     program.set_lm(ToyLM(skill=skill))
     change = ablations(program, settings)["mixed"]
     assert change == {"mixed": True, "agents": None, "frozen": ["checker"]}
-    compiled = run(SiriuS(exact, iterations=1, samples=1, run_dir=tmp_path, **{**settings, **change}), program)
+    compiled = run(
+        SiriuS(exact, iterations=1, collect=Collect(samples=1), run_dir=tmp_path, **{**settings, **change}), program
+    )
     assert compiled.detailed_results["agents"] == {"mixed": ["doubler", "writer.predict"], "checker": ["checker"]}
 
 
@@ -498,7 +500,7 @@ def test_a_compile_that_hit_its_limit_goes_on_with_a_larger_one(tmp_path):
     def compile_with(limits):
         program = student()
         with Meter(limits) as meter:
-            run(SiriuS(exact, iterations=1, samples=1, run_dir=tmp_path, num_threads=2), program)
+            run(SiriuS(exact, iterations=1, collect=Collect(samples=1), run_dir=tmp_path, num_threads=2), program)
         return meter.spent.calls
 
     with pytest.raises(BudgetExceededError) as caught:
@@ -507,7 +509,7 @@ def test_a_compile_that_hit_its_limit_goes_on_with_a_larger_one(tmp_path):
     rest = compile_with(Limits(calls=1000))
     whole = student()
     with Meter() as meter:
-        run(SiriuS(exact, iterations=1, samples=1, run_dir=tmp_path / "whole", num_threads=2), whole)
+        run(SiriuS(exact, iterations=1, collect=Collect(samples=1), run_dir=tmp_path / "whole", num_threads=2), whole)
     assert rest <= meter.spent.calls - 30 + 3 * 2  # what was in flight at the limit is asked again
 
 
@@ -579,7 +581,7 @@ def test_feedback_quality_counts_what_advice_turns_right_gives_away_and_spoils(t
 
 
 def test_feedback_quality_of_a_real_compile_equals_the_repair_funnel(tmp_path):
-    program = run(SiriuS(exact, iterations=1, samples=1, run_dir=tmp_path))
+    program = run(SiriuS(exact, iterations=1, collect=Collect(samples=1), run_dir=tmp_path))
     found = total(feedback_quality(ExperienceLibrary(program.detailed_results["library"])))
     verdicts = Counter(program.detailed_results["iterations"][1]["repair"]["verdicts"])
     assert found.turned_right == verdicts["repaired"] > 0

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from programs.negotiation.curator import GameCurator
-from sirius_dspy import CriticAugmenter, Curator, ExperienceLibrary, LocalLM, LoraOptions, RepairDemos, SiriuS
+from sirius_dspy import Collect, CriticAugmenter, Curator, ExperienceLibrary, LocalLM, LoraOptions, RepairDemos, SiriuS
 from sirius_dspy.baselines import GEPA, BootstrapFinetune, MajorityVote, MIPROv2, PromptedTeam, Rationalizer
 from sirius_dspy.errors import DatasetError, SettingsError, SiriuSError, UnpreparedProgramError
 from sirius_dspy.repair.leak import LeakGuard
@@ -207,7 +207,7 @@ def test_inputs_that_the_program_does_not_take_are_refused(inputs, which, tmp_pa
 def test_inputs_with_defaults_or_from_a_decorator_are_taken(kind, tmp_path):
     program = kind()
     program.set_lm(ToyLM(skill=skill))
-    made = optimizer(tmp_path / "run", iterations=1, samples=1, augmenter=None)
+    made = optimizer(tmp_path / "run", iterations=1, collect=Collect(samples=1), augmenter=None)
     assert made.compile(program, trainset=examples(range(2)), valset=examples(range(2)))
 
 

@@ -24,7 +24,7 @@ import typer
 from typer.testing import CliRunner
 
 import sirius_dspy
-from sirius_dspy import LocalLM, SiriuS, errors, save
+from sirius_dspy import Collect, LocalLM, SiriuS, errors, save
 from sirius_dspy.cli import app
 from sirius_dspy.library.migrations import METADATA
 from sirius_dspy.testing import ToyLM, chat_reply
@@ -177,7 +177,7 @@ def _check_program(program, metric, trainset, run_dir):
     """Every agent gets rows, and the program is better where agents do not play against each other."""
     skill = SKILLS[type(program).__name__]
     program.set_lm(ToyLM(skill=skill))
-    optimizer = SiriuS(metric, iterations=1, samples=8, augmenter=None, promote=False, run_dir=run_dir)
+    optimizer = SiriuS(metric, iterations=1, collect=Collect(samples=8), augmenter=None, gate=None, run_dir=run_dir)
     compiled = optimizer.compile(program, trainset=trainset, valset=trainset)
     before, after = compiled.detailed_results["iterations"]
     assert all(entry["rows"] for entry in after["agents"].values())

@@ -21,7 +21,7 @@ from dspy.lm15 import (
 )
 from dspy.utils import exceptions as lm_errors
 
-from sirius_dspy import CriticAugmenter, ExperienceLibrary, SiriuS, evaluate
+from sirius_dspy import Collect, CriticAugmenter, ExperienceLibrary, SiriuS, evaluate
 from sirius_dspy.errors import (
     AugmenterError,
     MetricError,
@@ -299,7 +299,7 @@ def test_runs_that_do_not_end_are_named_kept_apart_and_made_by_the_next_call(tmp
     with pytest.raises(
         UnfinishedError, match=r"(?s)2 examples.*2 x LMServerError.*q3.*run the same|Run the same"
     ) as caught:
-        fit(program, data, run_dir=tmp_path / "ill", retries=1)
+        fit(program, data, run_dir=tmp_path / "ill", patience=Patience(retries=1))
     lost = {example_key(data[3]), example_key(data[7])}
     assert set(caught.value.examples) == lost
     assert caught.value.reasons == {"LMServerError": 2}
@@ -310,8 +310,8 @@ def test_runs_that_do_not_end_are_named_kept_apart_and_made_by_the_next_call(tmp
         (k, "LMServerError", "validation") for k in lost
     }
     ill[0] = False
-    resumed = fit(program, data, run_dir=tmp_path / "ill", retries=1)
-    fit(team(), data, run_dir=tmp_path / "well", retries=1)
+    resumed = fit(program, data, run_dir=tmp_path / "ill", patience=Patience(retries=1))
+    fit(team(), data, run_dir=tmp_path / "well", patience=Patience(retries=1))
     assert resumed.detailed_results["best_score"] == 1.0
     assert {run.id for run in stored(tmp_path / "ill")} == {run.id for run in stored(tmp_path / "well")}
 
@@ -320,7 +320,15 @@ def compile_with_lost_collecting(run_dir, **settings):
     """The valset is fine; of the trainset, q3 never gets an answer."""
     data = questions(6)
     program = team(failing(ServerError("down"), lambda prompt: prompt.field("question") == "q3"))
-    optimizer = SiriuS(exact_match, iterations=1, samples=1, augmenter=None, run_dir=run_dir, retries=0, **settings)
+    optimizer = SiriuS(
+        exact_match,
+        iterations=1,
+        collect=Collect(samples=1),
+        augmenter=None,
+        run_dir=run_dir,
+        patience=Patience(retries=0),
+        **settings,
+    )
     return optimizer.compile(program, trainset=data, valset=data[:2])
 
 
@@ -344,7 +352,9 @@ def test_a_repair_that_does_not_end_is_made_by_the_next_call(part, tmp_path):
         return hand_on(prompt)
 
     def compiled(run_dir):
-        return fit(team(skill), questions(4), augmenter=CriticAugmenter(), run_dir=run_dir, retries=0)
+        return fit(
+            team(skill), questions(4), augmenter=CriticAugmenter(), run_dir=run_dir, patience=Patience(retries=0)
+        )
 
     with pytest.raises(UnfinishedError):
         compiled(tmp_path / "ill")
@@ -397,7 +407,7 @@ def test_an_lm_that_never_answers_ends_the_compile_within_the_limit(num_threads,
     program = team(lambda prompt: release.wait(30))
     began = time.monotonic()
     with pytest.raises(RolloutError, match=r"did not answer within 0\.3 s"):
-        fit(program, questions(20), run_dir=tmp_path, num_threads=num_threads, call_timeout_s=0.3)
+        fit(program, questions(20), run_dir=tmp_path, num_threads=num_threads, patience=Patience(call_timeout_s=0.3))
     assert time.monotonic() - began < 3
     release.set()
 
@@ -430,7 +440,7 @@ def test_one_call_that_hangs_is_told_from_a_server_that_hangs_also_where_nobody_
         return hand_on(prompt)
 
     with pytest.raises(UnfinishedError, match=r"1 examples .*TimeLimitError"):
-        fit(team(skill), questions(3), run_dir=tmp_path, num_threads=1, call_timeout_s=0.3)
+        fit(team(skill), questions(3), run_dir=tmp_path, num_threads=1, patience=Patience(call_timeout_s=0.3))
     assert len(stored(tmp_path)) == 2
     release.set()
 
@@ -507,7 +517,7 @@ def test_a_metric_that_always_raises_is_quoted_after_a_few_runs(threads, tmp_pat
             program,
             questions(100),
             metric,
-            samples=4,
+            collect=Collect(samples=4),
             augmenter=CriticAugmenter(),
             run_dir=tmp_path,
             num_threads=threads,
@@ -524,7 +534,7 @@ def test_a_metric_that_raises_on_the_whole_of_a_small_set_is_quoted_too(number, 
 
     program = team()
     unlabelled = [item.inputs() for item in questions(number)]
-    optimizer = SiriuS(metric, iterations=1, samples=1, run_dir=tmp_path)
+    optimizer = SiriuS(metric, iterations=1, collect=Collect(samples=1), run_dir=tmp_path)
     with pytest.raises(MetricError, match=r"(?s)raised the same .*example\.answer"):
         optimizer.compile(program, trainset=questions(8), valset=unlabelled)
     assert program.reader.lm.calls == 3 * number
@@ -838,5 +848,5 @@ def test_a_server_that_accepts_and_never_answers(tmp_path):
     with FaultServer(hand_on, lambda prompt, before: "hang") as server:
         began = time.monotonic()
         with pytest.raises(RolloutError, match="did not answer within"):
-            served(server, questions(8), tmp_path, call_timeout_s=0.5)
+            served(server, questions(8), tmp_path, patience=Patience(call_timeout_s=0.5))
         assert time.monotonic() - began < 5

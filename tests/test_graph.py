@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sirius_dspy
-from sirius_dspy import Agent, AgentGraph, SiriuS, data_flow, to_mermaid, to_svg
+from sirius_dspy import Agent, AgentGraph, Collect, SiriuS, data_flow, to_mermaid, to_svg
 from sirius_dspy.errors import GraphError, SiriuSError
 from sirius_dspy.graph.agents import Edge
 from sirius_dspy.graph.chart import Flow, FlowChart, Node
@@ -353,7 +353,11 @@ def test_a_graph_is_compiled_and_saved_like_any_program(tmp_path):
     lm = ToyLM(skill=toy_answers)
     graph.set_lm(lm)
     optimizer = SiriuS(
-        lambda e, p, trace=None: e.answer == p.answer, iterations=1, samples=1, augmenter=None, run_dir=tmp_path / "run"
+        lambda e, p, trace=None: e.answer == p.answer,
+        iterations=1,
+        collect=Collect(samples=1),
+        augmenter=None,
+        run_dir=tmp_path / "run",
     )
     compiled = optimizer.compile(graph, trainset=[QUESTION], valset=[QUESTION])
     assert sorted(compiled.detailed_results["agents"]) == ["mathematician", "physicist", "summarizer.predict"]

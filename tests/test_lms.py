@@ -8,7 +8,7 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMTransportError
 
-from sirius_dspy import ExperienceLibrary, SiriuS
+from sirius_dspy import ExperienceLibrary, SharedWeights, SiriuS
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.lms import with_own_settings
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
@@ -60,7 +60,7 @@ def both(asked):
 def test_predictors_that_share_weights_keep_their_own_settings(settings, train_from, tmp_path):
     program = DraftAndJudge()
     program.drafter.lm, program.judge.lm = ToyLM(skill=both, temperature=1.0), ToyLM(skill=both, temperature=0.0)
-    compiled_by(tmp_path, program, iterations=2, train_from=train_from, **settings)
+    compiled_by(tmp_path, program, iterations=2, trainer=ProviderTrainer(train_from=train_from), **settings)
     asked = {*program.drafter.lm.requests, *program.judge.lm.requests}
     assert {prompt.temperature for prompt in asked if prompt.asks_for("answer")} == {0.0}
     assert {prompt.temperature for prompt in asked if prompt.asks_for("draft")} == {1.0}
@@ -72,7 +72,9 @@ def test_one_job_trains_the_weights_that_predictors_share(tmp_path):
     program.drafter.lm, program.judge.lm = ToyLM(skill=both, temperature=1.0), ToyLM(skill=both, temperature=0.0)
     trainer = ScriptedTrainer({"mixed": ToyLM("toy/better", skill=both)})
     wins = iter([0.0] * 3 + [1.0] * 100)  # the baseline is the worst
-    compiled = compiled_by(tmp_path, program, lambda example, found: next(wins), mixed=True, trainer=trainer)
+    compiled = compiled_by(
+        tmp_path, program, lambda example, found: next(wins), agents=SharedWeights(), trainer=trainer
+    )
     assert len(trainer.requests) == 1
     assert compiled.drafter.lm.model == compiled.judge.lm.model == "toy/better"
     assert (compiled.drafter.lm.kwargs.get("temperature"), compiled.judge.lm.kwargs["temperature"]) == (None, 0.0)

@@ -10,6 +10,7 @@ import toy
 from mlflow import MlflowClient
 from mlflow_help import SECRET, WARNINGS, artifacts_of, curve
 
+from sirius_dspy import CriticAugmenter, ProviderTrainer
 from sirius_dspy.mlflow import MLflowTracker, register
 from sirius_dspy.testing import ToyLM, chat_reply
 
@@ -141,7 +142,7 @@ def test_versions_of_agents_and_program_have_scores_and_lineage(client, experime
 def test_an_agent_trained_on_from_an_earlier_version_names_it(server, client, tmp_path):
     tracker = MLflowTracker(experiment="lineage of agents", tracking_uri=server.uri, traces=0)
     with dspy.context(adapter=toy.ADAPTER):
-        optimizer = toy.optimizer(tmp_path, tracker=tracker, train_from="current", promote=False)
+        optimizer = toy.optimizer(tmp_path, tracker=tracker, trainer=ProviderTrainer(train_from="current"), gate=None)
         optimizer.compile(toy.student(), trainset=toy.examples(), valset=toy.examples(range(2)))
     place = client.get_experiment_by_name("lineage of agents").experiment_id
     found = client.search_logged_models([place], filter_string="name = 'agent-doubler'")
@@ -219,7 +220,9 @@ def test_planted_secrets_are_in_nothing_that_was_written(server, tmp_path, monke
     uri = server.uri.replace("http://", f"http://me:{PASSWORD}@")
     tracker = MLflowTracker(experiment="secrets", run_name=f"with {SECRET}", tracking_uri=uri)
     with dspy.context(adapter=toy.ADAPTER):
-        optimizer = toy.optimizer(tmp_path / "run", tracker=tracker, iterations=1, max_repairs=5, **CRASHING)
+        optimizer = toy.optimizer(
+            tmp_path / "run", tracker=tracker, iterations=1, augmenter=CriticAugmenter(max_repairs=5), **CRASHING
+        )
         compiled = optimizer.compile(program, trainset=train, valset=train[:4])
         register(compiled, "secrets", tracking_uri=uri, run_id=tracker.run_id)
     assert tracker.not_logged == {}

@@ -12,7 +12,7 @@ import toy
 from mlflow import MlflowClient
 from mlflow_help import WARNINGS, runs_of
 
-from sirius_dspy import ExperienceLibrary
+from sirius_dspy import Collect, ExperienceLibrary
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.mlflow.sample import RepairStory, Sample
 from sirius_dspy.mlflow.traces import Span, Traces, rollout_span
@@ -175,7 +175,7 @@ def test_traces_are_written_while_the_caller_has_switched_tracing_off(store, tmp
     mlflow.tracing.disable()
     try:
         with dspy.context(adapter=toy.ADAPTER):
-            optimizer = toy.optimizer(tmp_path / "run", tracker=tracker, iterations=1, samples=1)
+            optimizer = toy.optimizer(tmp_path / "run", tracker=tracker, iterations=1, collect=Collect(samples=1))
             optimizer.compile(toy.student(), trainset=toy.examples(), valset=toy.examples(range(2)))
     finally:
         mlflow.tracing.enable()

@@ -10,7 +10,7 @@ from pathlib import Path
 import dspy
 import pytest
 
-from sirius_dspy import Curator, ExperienceLibrary, SiriuS
+from sirius_dspy import Collect, CriticAugmenter, Curator, ExperienceLibrary, ProviderTrainer, SiriuS
 from sirius_dspy.errors import (
     DatasetError,
     MetricError,
@@ -88,7 +88,7 @@ def test_each_agent_has_its_own_weights_that_know_its_own_rows_only(tmp_path):
 def test_training_starts_from_the_base_or_from_the_current_weights(tmp_path):
     for start in ("base", "current"):
         log = Log()
-        compiled_by(tmp_path / start, train_from=start, tracker=log)
+        compiled_by(tmp_path / start, trainer=ProviderTrainer(train_from=start), tracker=log)
         bases = [event.base for event in log.of("Trained")]
         assert bases[:2] == ["toy/base"] * 2
         assert (bases[2:] == ["toy/base"] * 2) is (start == "base")
@@ -112,16 +112,18 @@ def test_rows_are_of_this_iteration_or_of_all_so_far(tmp_path, cumulative, num_r
         tmp_path,
         augmenter=None,
         iterations=2,
-        promote=False,
+        gate=None,
         frozen=["writer.predict"],
         trainer=trainer,
-        cumulative=cumulative,
+        curator=Curator(cumulative=cumulative),
     )
     assert [len(request.rows) for request in trainer.requests] == [4, num_rows]
 
 
 def test_no_more_runs_are_repaired_than_allowed(tmp_path):
-    entry = compiled_by(tmp_path, max_repairs=3, iterations=1).detailed_results["iterations"][1]
+    entry = compiled_by(tmp_path, augmenter=CriticAugmenter(max_repairs=3), iterations=1).detailed_results[
+        "iterations"
+    ][1]
     assert entry["repair"]["tried"] == 3
 
 
@@ -151,7 +153,7 @@ def test_cold_start_demonstrations_are_shown_until_an_agent_has_learnt_and_never
     demos = {"doubler": [dspy.Example(number=100, doubled="200").with_inputs("number")]}
     with pytest.raises(NoSuccessError):
         compiled_by(tmp_path / "cold", program, augmenter=None)
-    compiled = compiled_by(tmp_path / "demos", program, augmenter=None, cold_start=demos)
+    compiled = compiled_by(tmp_path / "demos", program, augmenter=None, collect=Collect(samples=2, demos=demos))
     assert [entry["score"] for entry in compiled.detailed_results["iterations"][:2]] == [0.0, 0.5]
     assert compiled.doubler.demos == []
     rows = (tmp_path / "demos" / "training" / "iteration-1" / "doubler.jsonl").read_text()
@@ -202,7 +204,7 @@ def test_weights_that_make_the_program_worse_are_not_promoted(tmp_path):
     assert entry["score"] == 1.0
     assert compiled.doubler.lm.model == "toy/good"
     assert compiled.writer.predict.lm.model == "toy/base"
-    ungated = compiled_by(tmp_path / "no-gate", iterations=1, trainer=trainer, promote=False)
+    ungated = compiled_by(tmp_path / "no-gate", iterations=1, trainer=trainer, gate=None)
     assert ungated.detailed_results["iterations"][1]["score"] == 0.0
     assert ungated.detailed_results["best_iteration"] == 0
 
@@ -213,7 +215,7 @@ def test_rewards_of_single_agents_decide_whose_steps_are_good(tmp_path):
         return dspy.Prediction(score=1.0, rewards={"doubler": float(even), "writer.predict": float(not even)})
 
     numbers = [0, 2, 4, 3]
-    optimizer = SiriuS(game, iterations=1, samples=1, augmenter=None, run_dir=tmp_path)
+    optimizer = SiriuS(game, iterations=1, collect=Collect(samples=1), augmenter=None, run_dir=tmp_path)
     compiled = optimizer.compile(student(), trainset=examples(numbers), valset=examples(numbers))
     agents = compiled.detailed_results["iterations"][1]["agents"]
     assert {agent: entry["rows"] for agent, entry in agents.items()} == {"doubler": 3, "writer.predict": 1}
@@ -221,17 +223,17 @@ def test_rewards_of_single_agents_decide_whose_steps_are_good(tmp_path):
 
 def test_sampling_stops_at_the_first_success_if_asked_to(tmp_path):
     log = Log()
-    compiled_by(tmp_path, until_solved=True, samples=3, iterations=1, tracker=log, augmenter=None)
+    compiled_by(tmp_path, collect=Collect(samples=3, until_solved=True), iterations=1, tracker=log, augmenter=None)
     runs = [event.trajectory for event in log.of("RolledOut") if event.trajectory.origin == "rollout"]
     assert len(runs) == 4 * 1 + 4 * 3
 
 
 def test_the_threshold_is_reached_by_a_reward_equal_to_it(tmp_path):
-    compiled = optimizer(tmp_path, threshold=0.25, iterations=1, samples=1, augmenter=None).__class__(
+    compiled = optimizer(tmp_path, threshold=0.25, iterations=1, collect=Collect(samples=1), augmenter=None).__class__(
         lambda example, prediction, trace=None: 0.25,
         threshold=0.25,
         iterations=1,
-        samples=1,
+        collect=Collect(samples=1),
         augmenter=None,
         run_dir=tmp_path / "equal",
     )
@@ -276,7 +278,7 @@ def test_a_tracker_hears_of_everything_and_one_that_fails_does_no_harm(tmp_path)
 
 
 def test_it_is_a_step_of_better_together(tmp_path):
-    step = SiriuS(exact, iterations=1, samples=1, run_dir=None)
+    step = SiriuS(exact, iterations=1, collect=Collect(samples=1), run_dir=None)
     together = dspy.BetterTogether(metric=exact, s=step)
     step.run_dir = tmp_path / "one"
     best = together.compile(student(), trainset=examples(), valset=examples(), strategy="s")

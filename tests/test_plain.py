@@ -31,7 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, RootModel
 
-from sirius_dspy import ExperienceLibrary, SiriuS
+from sirius_dspy import Collect, ExperienceLibrary, SiriuS
 from sirius_dspy.errors import DatasetError, UnreadableValueError
 from sirius_dspy.plain import digest, example_key, fitted, from_plain, opaque_parts, readable, to_plain
 from sirius_dspy.testing import ToyLM, chat_reply
@@ -305,7 +305,12 @@ def test_a_program_may_return_what_holds_itself(tmp_path):
     program = Tree()
     program.set_lm(ToyLM(skill=lambda prompt: chat_reply(answer="a")))
     data = [dspy.Example(question=f"q{n}").with_inputs("question") for n in range(3)]
-    optimizer = SiriuS(lambda gold, found: found.loop["up"]["answer"] == "a", iterations=1, samples=1, run_dir=tmp_path)
+    optimizer = SiriuS(
+        lambda gold, found: found.loop["up"]["answer"] == "a",
+        iterations=1,
+        collect=Collect(samples=1),
+        run_dir=tmp_path,
+    )
     compiled = optimizer.compile(program, trainset=data, valset=data)
     assert compiled.detailed_results["best_score"] == 1.0
 
@@ -492,7 +497,9 @@ def test_examples_that_print_alike_are_run_each(make, tmp_path):
     data = [
         dspy.Example(question="?", document=make(number)).with_inputs("question", "document") for number in range(3)
     ]
-    optimizer = SiriuS(lambda *_: 1.0, iterations=1, samples=1, augmenter=None, run_dir=tmp_path / "run")
+    optimizer = SiriuS(
+        lambda *_: 1.0, iterations=1, collect=Collect(samples=1), augmenter=None, run_dir=tmp_path / "run"
+    )
     optimizer.compile(program, trainset=data, valset=data)
     library = ExperienceLibrary(tmp_path / "run" / "library.sqlite")
     assert library.count(origin="rollout") == 3

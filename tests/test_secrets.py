@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow_help import WARNINGS
 from typer.testing import CliRunner
 
-from sirius_dspy import ExperienceLibrary, SiriuS, save
+from sirius_dspy import Collect, ExperienceLibrary, SiriuS, save
 from sirius_dspy.cli import app
 from sirius_dspy.errors import LibraryError, RolloutError, SiriuSError
 from sirius_dspy.mlflow import MLflowTracker, register
@@ -155,7 +155,15 @@ def compiled_by(lm, tmp_path, **settings):
     questions = [dspy.Example(question=text, answer="right").with_inputs("question") for text in QUESTIONS]
     trainer = ScriptedTrainer(lambda request: request.lm.copy(model="openai/trained"))
     allowed = {"retries": 0, "max_unfinished": 1}  # of the question that the server always fails on
-    optimizer = SiriuS(right, trainer=trainer, iterations=1, samples=1, run_dir=tmp_path / "run", **allowed, **settings)
+    optimizer = SiriuS(
+        right,
+        trainer=trainer,
+        iterations=1,
+        collect=Collect(samples=1),
+        run_dir=tmp_path / "run",
+        **allowed,
+        **settings,
+    )
     return optimizer.compile(program, trainset=questions, valset=questions[:2])
 
 
@@ -218,7 +226,7 @@ def test_the_key_of_a_judge_that_only_the_metric_knows(leaky, tmp_path, toy_adap
     program = dspy.Predict("question -> answer")
     program.lm = ToyLM(skill=lambda prompt: chat_reply(answer="yes"))
     questions = [dspy.Example(question="1+1?").with_inputs("question")]
-    optimizer = SiriuS(judged, iterations=1, samples=1, augmenter=None, run_dir=tmp_path / "run")
+    optimizer = SiriuS(judged, iterations=1, collect=Collect(samples=1), augmenter=None, run_dir=tmp_path / "run")
     with pytest.raises(SiriuSError) as caught:
         optimizer.compile(program, trainset=questions, valset=questions)
     files = files_of(tmp_path)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from sirius_dspy import Curator, ExperienceLibrary, PlainAdapter, SiriuS
+from sirius_dspy import Collect, Curator, ExperienceLibrary, PlainAdapter, SiriuS
 from sirius_dspy.errors import NoSuccessError
 from sirius_dspy.running.asked import prompt_text
 from sirius_dspy.running.rollout import Rollouts, Task
@@ -260,7 +260,7 @@ def test_replies_that_were_cut_off_are_not_taught_and_counted(tmp_path):
     program = Asker(str, "v")
     program.set_lm(cutting(ToyLM(skill=reply), lambda text: True))
     with dspy.context(adapter=PlainAdapter()), pytest.raises(NoSuccessError, match="3 x cut off at the token limit"):
-        SiriuS(yes, samples=1, augmenter=None, run_dir=tmp_path).compile(
+        SiriuS(yes, collect=Collect(samples=1), augmenter=None, run_dir=tmp_path).compile(
             program, trainset=questions(3), valset=questions(3)
         )
 
@@ -278,7 +278,7 @@ def compiled_with(annotation, answer, run_dir):
     fields = {"question": (str, dspy.InputField()), "answer": (annotation, dspy.OutputField())}
     program = dspy.Predict(dspy.Signature(fields, "Answer."))
     program.set_lm(ToyLM(skill=lambda prompt: answer))
-    optimizer = SiriuS(yes, iterations=1, samples=1, augmenter=None, run_dir=run_dir)
+    optimizer = SiriuS(yes, iterations=1, collect=Collect(samples=1), augmenter=None, run_dir=run_dir)
     with dspy.context(adapter=PlainAdapter()):
         return optimizer.compile(program, trainset=questions(3), valset=questions(3))
 

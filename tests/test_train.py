@@ -19,7 +19,7 @@ import pytest
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import find_data_error_chat
 
-from sirius_dspy import Curator, SiriuS
+from sirius_dspy import Collect, Curator, SiriuS
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ToyLM, TrainerContract, chat_reply
@@ -463,7 +463,12 @@ def test_no_agent_is_trained_where_one_has_too_few_rows(openai_at, tmp_path):
         program = Team()
         program.set_lm(openai_at(url))
         optimizer = SiriuS(
-            lambda example, found: 1.0, iterations=1, samples=1, augmenter=None, num_threads=2, run_dir=tmp_path
+            lambda example, found: 1.0,
+            iterations=1,
+            collect=Collect(samples=1),
+            augmenter=None,
+            num_threads=2,
+            run_dir=tmp_path,
         )
         with pytest.raises(TrainingError, match=r"'once' has 1 training rows"):
             optimizer.compile(program, trainset=examples, valset=examples)

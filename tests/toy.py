@@ -14,7 +14,7 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy import SiriuS
+from sirius_dspy import Collect, SiriuS
 from sirius_dspy.testing import Prompt, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
 
@@ -81,7 +81,9 @@ class KilledAt(Tracker):
 
 
 def optimizer(run_dir: Path, **settings: Any) -> SiriuS:
-    return SiriuS(exact, run_dir=run_dir, **{"iterations": 2, "samples": 2, "num_threads": 4, **settings})
+    return SiriuS(
+        exact, run_dir=run_dir, **{"iterations": 2, "collect": Collect(samples=2), "num_threads": 4, **settings}
+    )
 
 
 def main(run_dir: str, kill_at: str) -> None:
@@ -94,7 +96,9 @@ def main(run_dir: str, kill_at: str) -> None:
     )
     answers = {number: compiled(number=number).answer for number in range(8)}
     calls = lm_calls.doubler.lm.calls
-    sys.stdout.write(json.dumps({"results": compiled.detailed_results, "answers": answers, "calls": calls}) + "\n")
+    sys.stdout.write(
+        json.dumps({"results": compiled.detailed_results.to_dict(), "answers": answers, "calls": calls}) + "\n"
+    )
 
 
 if __name__ == "__main__":

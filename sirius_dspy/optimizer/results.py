@@ -38,7 +38,7 @@ class Result(Mapping[str, Any]):
             ResultError: It is not what `to_dict` gives; the message says where.
         """
         try:
-            return _adapter(cls).validate_json(json.dumps(data))  # type: ignore[no-any-return]
+            return _adapter(cls).validate_json(json.dumps(data))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or cls.__name__
