@@ -168,8 +168,7 @@ class Loop:
         result = self._result(session)
         session.weights.install(session.weights.find_all(result.best_lms or self.plan.lms))
         compiled = session.weights.compiled()
-        if self.ended != "budget":  # or a report would take it for a compile that needs no more work
-            self.plan.run_dir.finish("results", result.to_dict())
+        self.plan.run_dir.finish("results", result.to_dict())
         vars(compiled)["detailed_results"] = result
         return compiled
 

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
-Interval = Annotated[list[Finite], Field(min_length=2, max_length=2)]
 
 
 class Record(BaseModel, extra="allow", strict=True):
@@ -61,21 +60,6 @@ class Spending(Record):
     """`ITERATION/STAGE` to LM id to calls, prompt tokens and completion tokens."""
     seconds: dict[str, float]
     """`ITERATION/STAGE` to wall time."""
-
-
-class Tested(Record):
-    """One program of a test."""
-
-    program: str
-    score: Finite
-    interval: Interval | None = None
-    num_examples: Count
-
-
-class Test(Record):
-    """`stages/test.json`: scores on examples that the compile never saw, where somebody measured them."""
-
-    programs: list[Tested] = []
 
 
 class Row(Record):

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sirius_dspy.library.summary import Summary
 from sirius_dspy.optimizer.accounts import STAGE_OF
-from sirius_dspy.optimizer.budget import Spent
+from sirius_dspy.optimizer.budget import Account, Spent
 from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.results import (
@@ -17,6 +17,7 @@ from sirius_dspy.optimizer.results import (
     Ended,
     IterationResult,
     RepairResult,
+    UnfinishedIteration,
     UsageResult,
 )
 from sirius_dspy.optimizer.session import Session
@@ -34,7 +35,7 @@ def first_result(session: Session, standing: Standing) -> IterationResult:
         num_val=len(session.plan.valset),
         lms=session.plan.lms,
         standing=standing,
-        stages=_stages(session, 0),
+        stages=_stages(session.account, 0),
     )
 
 
@@ -73,7 +74,7 @@ def iteration_result(
         repair=RepairResult(**summary.repair),
         seconds=dict(seconds),
         usage=_sum(usages.values()),
-        stages=_stages(session, iteration),
+        stages=_stages(session.account, iteration),
         chosen_in_forward=session.weights.chosen_in_forward,
     )
 
@@ -91,31 +92,60 @@ def compile_result(session: Session, ended: Ended, reason: str) -> CompileResult
         threshold=float(plan.settings.threshold),
         agents={agent: tuple(names) for agent, names in plan.agents.items()},
         iterations=tuple(replace(entry, score=entry.standing.mean(floor)) for entry in session.history),
+        unfinished=unfinished_iteration(session.account, session.history),
         ended=ended,
         reason=reason,
         program=type(plan.student).__name__,
         num_train=len(plan.unique_trainset),
         num_examples=len(plan.trainset),
-        usage=_usage(spent),
+        usage=usage_result(spent),
         seconds=spent.seconds,
+    )
+
+
+def unfinished_iteration(
+    account: Account, history: Collection[IterationResult], jobs: Mapping[int, Mapping[str, Job]] | None = None
+) -> UnfinishedIteration | None:
+    """What is done beyond the finished iterations; `None` if nothing is.
+
+    Args:
+        account: What was spent.
+        history: The finished iterations.
+        jobs: Iteration to agent name to its finished fine-tuning job.
+    """
+    jobs = jobs or {}
+    begun = {int(key.partition("/")[0]) for key in [*account.ledger, *account.seconds]} | set(jobs)
+    number = max(begun, default=-1)
+    if number <= max((entry.iteration for entry in history), default=-1):
+        return None
+    return UnfinishedIteration(
+        iteration=number,
+        agents={agent: _trained(AgentResult(rows=job.rows), job) for agent, job in jobs.get(number, {}).items()},
+        stages=_stages(account, number),
+        seconds={
+            key.partition("/")[2]: value for key, value in account.seconds.items() if key.startswith(f"{number}/")
+        },
     )
 
 
 def _agent_result(rows: TrainingSet, job: Job | None, usage: UsageResult) -> AgentResult:
     result = AgentResult(rows=len(rows.rows), dropped=dict(rows.dropped), usage=usage)
-    if job is None:
-        return result
+    return result if job is None else _trained(result, job)
+
+
+def _trained(result: AgentResult, job: Job) -> AgentResult:
     losses = tuple(loss if math.isfinite(loss) else None for loss in job.losses)
     return replace(result, losses=losses, lm=job.lm, base=job.base, seconds=job.seconds)
 
 
-def _stages(session: Session, iteration: int) -> dict[str, UsageResult]:
+def _stages(account: Account, iteration: int) -> dict[str, UsageResult]:
     """Stage to what servers counted in it."""
-    keys = [key for key in session.account.ledger if key.startswith(f"{iteration}/")]
-    return {key.partition("/")[2]: _usage(session.account.spent(key)) for key in keys}
+    keys = [key for key in account.ledger if key.startswith(f"{iteration}/")]
+    return {key.partition("/")[2]: usage_result(account.spent(key)) for key in keys}
 
 
-def _usage(spent: Spent) -> UsageResult:
+def usage_result(spent: Spent) -> UsageResult:
+    """The LM calls of what was spent."""
     return UsageResult(spent.calls, spent.prompt_tokens, spent.completion_tokens, spent.usd)
 
 

@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from sirius_dspy.identity.parts import accepted_changes
 from sirius_dspy.library.database import parse_url
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer import records
-from sirius_dspy.optimizer.results import CompileResult, IterationResult, Result
+from sirius_dspy.optimizer.results import CompileResult, HeldOutScores, IterationResult, Result
 from sirius_dspy.redact import hide
 from sirius_dspy.trajectory import digest
 
@@ -235,6 +235,17 @@ class RunDir:
         job = read_record_file(path, advice, records.Job, iteration=iteration, agent=agent)
         return None if job is None else records.Job(**job)
 
+    def jobs(self, agents: Collection[str]) -> dict[int, dict[str, records.Job]]:
+        """Iteration to agent name to its finished fine-tuning job.
+
+        Raises:
+            RunDamagedError: See `finished`.
+        """
+        found = {number: {agent: self.job(number, agent) for agent in agents} for number in self.iterations_with_jobs()}
+        return {
+            number: {agent: job for agent, job in jobs.items() if job is not None} for number, jobs in found.items()
+        }
+
     def iterations_with_jobs(self) -> list[int]:
         """Numbers of the iterations with a finished fine-tuning job, ascending."""
         names = [path.name for path in (self.path / "stages").glob("train-*.json")]
@@ -259,14 +270,22 @@ class RunDir:
         record = read_record_file(self._stage("spending"), advice, records.Spending)
         return None if record is None else records.Spending(**record)
 
-    def test(self) -> dict[str, Any] | None:
-        """What somebody measured on test examples; `None` if nobody did.
+    def test(self) -> HeldOutScores | None:
+        """Scores on test examples; `None` if nobody measured them.
 
         Raises:
             RunDamagedError: See `finished`.
         """
         advice = "Delete it, and run the test again."
-        return read_record_file(self._stage("test"), advice, records.Test)
+        return _read_result(self._stage("test"), advice, HeldOutScores)
+
+    def finish_test(self, scores: HeldOutScores) -> None:
+        """Keep scores on test examples, for the report.
+
+        Raises:
+            RunDirError: The folder cannot be used.
+        """
+        self.finish("test", scores.to_dict())
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What any other finished stage wrote; `None` if it has not finished.
@@ -293,6 +312,16 @@ class RunDir:
             RunDirError: The folder cannot be used.
         """
         self.finish(f"train-{job.iteration}-{job.agent}", job.model_dump())
+
+    def last_change(self) -> datetime:
+        """When the compile last finished a stage, or else when it began.
+
+        Raises:
+            RunDirError: The folder cannot be read.
+        """
+        with self.usable():
+            files = [*(self.path / "stages").glob("*.json")] or [self.path / "run.json"]
+            return datetime.fromtimestamp(max(file.stat().st_mtime for file in files), UTC)
 
     def reopen(self) -> None:
         """Forget the results, and tests of them: a compile that goes on has none until it has finished again."""
