@@ -32,8 +32,8 @@ EVENTS = {
     "on_training_progress": TrainingProgress(1, "a", 1, 2, 0.5),
     "on_trained": Trained(1, "a", "base", "new", 3, [0.5], 1.0, None),
     "on_evaluated": Evaluated(1, 0.5, 10, "program"),
-    "on_iteration_ended": IterationEnded(1, {}, {}),
-    "on_compile_ended": CompileEnded("finished"),
+    "on_iteration_ended": IterationEnded(make_iteration()),
+    "on_compile_ended": CompileEnded("finished", make_result()),
 }
 
 

@@ -87,7 +87,7 @@ class Loop:
         session.history.append(result)
         weights.remember_chosen(result.chosen_in_forward)
         weights.launches.keep({*result.lms.values(), *self._result(session).best_lms.values()})
-        session.tracker.on_iteration_ended(IterationEnded(iteration, result.metrics, result.lms))
+        session.tracker.on_iteration_ended(IterationEnded(result))
         return True
 
     def _learn(self, session: Session, iteration: int) -> IterationResult | None:
@@ -144,10 +144,10 @@ class Loop:
             save_account(session.account, self.plan.run_dir)
             status = "failed" if isinstance(error, Exception) else "interrupted"
             message = f"{type(error).__name__}: {error}"
-            session.tracker.on_compile_ended(CompileEnded(status, results=self._result(session), error=message))
+            session.tracker.on_compile_ended(CompileEnded(status, self._result(session), message))
             raise
         result = self._result(session)
-        session.tracker.on_compile_ended(CompileEnded("finished", result.best_iteration, results=result))
+        session.tracker.on_compile_ended(CompileEnded("finished", result))
 
     @contextmanager
     def _serving(self, session: Session) -> Iterator[None]:
@@ -177,6 +177,7 @@ def _started(session: Session, resumed: bool) -> CompileStarted:
     plan = session.plan
     return CompileStarted(
         run=session.run,
+        program=type(plan.student).__name__,
         run_dir=plan.run_dir.path,
         library_url=session.library.url,
         params=plan.settings.scalars,
