@@ -19,15 +19,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sirius_dspy import CriticAugmenter, Curator, ExperienceLibrary, RepairDemos
+from sirius_dspy import (
+    Budget,
+    Collect,
+    CriticAugmenter,
+    Curator,
+    ExperienceLibrary,
+    Gate,
+    LeakGuard,
+    Patience,
+    ProviderTrainer,
+    RepairDemos,
+    Tracker,
+    ValsetGate,
+)
 from sirius_dspy.errors import RunMismatchError, SettingsError
 from sirius_dspy.identity.describe import describe
 from sirius_dspy.identity.parts import changes
-from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.report import read_results
 from sirius_dspy.testing import ToyLM
-from sirius_dspy.tracking.events import Tracker
-from sirius_dspy.training.trainers import ProviderTrainer
 from tests.toy import ADAPTER, exact, examples, optimizer, skill, student
 
 ROOT = Path(__file__).parent.parent
@@ -649,25 +659,33 @@ def wide(
 
 DEMO = dspy.Example(number=1, doubled="2")
 
+
+class KeepFirst(Gate):
+    def choose(self, trial):
+        return trial.agents[:1]
+
+
 CHANGES: dict[str, Any] = {
     "settings.threshold": st.floats(-5, 5).filter(lambda x: x != 1.0).map(lambda x: {"threshold": x}),
-    "settings.samples": st.integers(3, 99).map(lambda n: {"samples": n}),
-    "settings.temperature": st.floats(0.1, 0.9).map(lambda x: {"temperature": x}),
     "settings.seed": st.integers(1, 999).map(lambda n: {"seed": n}),
-    "settings.max_repairs": st.integers(0, 9).map(lambda n: {"max_repairs": n}),
-    "settings.cumulative": st.just({"cumulative": True}),
-    "settings.until_solved": st.just({"until_solved": True}),
-    "settings.promote": st.just({"promote": False}),
-    "settings.train_from": st.just({"train_from": "current"}),
+    "collect.samples": st.integers(3, 99).map(lambda n: {"collect": Collect(samples=n)}),
+    "collect.temperature": st.floats(0.1, 0.9).map(lambda x: {"collect": Collect(samples=2, temperature=x)}),
+    "collect.until_solved": st.just({"collect": Collect(samples=2, until_solved=True)}),
+    "collect.demos": st.just({"collect": Collect(samples=2, demos={"doubler": [DEMO]})}),
+    "gate": st.sampled_from([None, KeepFirst()]).map(lambda gate: {"gate": gate}),
+    "gate.min_gain": st.floats(0.01, 1).map(lambda x: {"gate": ValsetGate(min_gain=x)}),
     "metric": st.sampled_from([closed(1.0), Holder(), functools.partial(graded, weight=2)]).map(
         lambda m: {"metric": m}
     ),
     "curator.max_rows": st.integers(1, 99).map(lambda n: {"curator": Curator(max_rows=n)}),
+    "curator.cumulative": st.just({"curator": Curator(cumulative=True)}),
+    "augmenter": st.just({"augmenter": None}),
+    "augmenter.max_repairs": st.integers(0, 9).map(lambda n: {"augmenter": CriticAugmenter(max_repairs=n)}),
     "augmenter.temperature": st.floats(0.1, 0.9).map(lambda x: {"augmenter": CriticAugmenter(temperature=x)}),
     "trainer.train_kwargs": st.integers(1, 9).map(lambda n: {"trainer": ProviderTrainer({"n_epochs": n})}),
+    "trainer.train_from": st.just({"trainer": ProviderTrainer(train_from="current")}),
     "frozen": st.just({"frozen": ["doubler"]}),
     "agents": st.just({"agents": {"team": ["doubler", "writer.predict"]}}),
-    "cold_start": st.just({"cold_start": {"doubler": [DEMO]}}),
     "adapter_settings": st.just({"adapter": dspy.ChatAdapter()}),
     "trainset": st.integers(3, 9).map(lambda n: {"trainset": examples(range(n))}),
     "valset": st.integers(3, 9).map(lambda n: {"valset": examples(range(n))}),
@@ -698,7 +716,15 @@ def test_any_changed_setting_is_refused_by_name(path, data, begun):
 
 @pytest.mark.parametrize(
     "options",
-    [{"iterations": 5}, {"num_threads": 2}, {"threshold": 1}, {"trainset": examples([1, 0])}, {"metric": Holder()}],
+    [
+        {"iterations": 5},
+        {"num_threads": 2},
+        {"threshold": 1},
+        {"patience": Patience(retries=0, call_timeout_s=None, max_unfinished=3)},
+        {"budget": Budget(calls=10_000)},
+        {"trainset": examples([1, 0])},
+        {"metric": Holder()},
+    ],
 )
 def test_what_may_differ_may_differ(options, tmp_path):
     metric = options.get("metric", exact)
@@ -759,8 +785,9 @@ def test_names_to_accept_are_checked(tmp_path):
         begins(tmp_path, accept_changes="metric")
 
 
-def test_a_folder_of_an_earlier_version_is_refused(tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps({"format": 1, "metric": "exact"}), encoding="utf-8")
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_folder_of_an_earlier_version_is_refused(number, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"format": number, "metric": "exact"}), encoding="utf-8")
     assert "another version" in str(begins(tmp_path))
 
 

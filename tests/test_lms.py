@@ -8,11 +8,10 @@ import dspy
 import pytest
 from dspy.utils.exceptions import LMTransportError
 
-from sirius_dspy import ExperienceLibrary, SharedWeights, SiriuS
+from sirius_dspy import Collect, ExperienceLibrary, ProviderTrainer, SharedWeights, SiriuS
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.lms import with_own_settings
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
-from sirius_dspy.training.trainers import ProviderTrainer
 from tests.toy import ADAPTER
 
 
@@ -320,8 +319,8 @@ def test_what_was_launched_is_killed_when_the_compile_breaks_off(tmp_path):
 
 
 class Remembers(ProviderTrainer):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, train_from):
+        super().__init__(train_from=train_from)
         self.restored = []
 
     def restore(self, lm, model, workdir):
@@ -335,9 +334,9 @@ def test_jobs_are_restored_on_resume_alone_and_from_the_lm_they_started_with(tra
         return chat_reply(answer=asked.field("question") if asked.temperature == 1.0 else "?")
 
     metric = lambda example, found: found.answer == example.question  # noqa: E731
-    program, first, second = Single(), Remembers(), Remembers()
+    program, first, second = Single(), Remembers(train_from), Remembers(train_from)
     program.set_lm(ToyLM(skill=skill))
-    settings = {"samples": 2, "train_from": train_from, "iterations": 2, "promote": False}
+    settings = {"collect": Collect(samples=2), "iterations": 2, "gate": None}
     compiled_by(tmp_path, program, metric, trainer=first, **settings)
     assert first.restored == []
     compiled_by(tmp_path, program, metric, trainer=second, **{**settings, "iterations": 3})

@@ -10,7 +10,7 @@ from pathlib import Path
 import dspy
 import pytest
 
-from sirius_dspy import Collect, CriticAugmenter, Curator, ExperienceLibrary, ProviderTrainer, SiriuS
+from sirius_dspy import Collect, CriticAugmenter, Curator, ExperienceLibrary, ProviderTrainer, SharedWeights, SiriuS
 from sirius_dspy.errors import (
     DatasetError,
     MetricError,
@@ -121,10 +121,8 @@ def test_rows_are_of_this_iteration_or_of_all_so_far(tmp_path, cumulative, num_r
 
 
 def test_no_more_runs_are_repaired_than_allowed(tmp_path):
-    entry = compiled_by(tmp_path, augmenter=CriticAugmenter(max_repairs=3), iterations=1).detailed_results[
-        "iterations"
-    ][1]
-    assert entry["repair"]["tried"] == 3
+    compiled = compiled_by(tmp_path, augmenter=CriticAugmenter(max_repairs=3), iterations=1)
+    assert compiled.detailed_results.iterations[1].repair.tried == 3
 
 
 def test_a_frozen_agent_keeps_its_lm_and_is_not_edited(tmp_path):
@@ -135,14 +133,14 @@ def test_a_frozen_agent_keeps_its_lm_and_is_not_edited(tmp_path):
     assert {attempt.predictor for repair in library.repairs() for attempt in repair.attempts} == {"writer.predict"}
 
 
-def test_groups_and_mixed_share_one_set_of_weights(tmp_path):
-    for number, settings in enumerate(({"agents": {"team": ["doubler", "writer.predict"]}}, {"mixed": True})):
-        compiled = compiled_by(tmp_path / str(number), iterations=1, **settings)
+def test_groups_and_shared_weights_are_one_set_of_weights(tmp_path):
+    for number, agents in enumerate(({"team": ["doubler", "writer.predict"]}, SharedWeights())):
+        compiled = compiled_by(tmp_path / str(number), iterations=1, agents=agents)
         assert compiled.doubler.lm is compiled.writer.predict.lm
         assert sum(entry["rows"] for entry in compiled.detailed_results["iterations"][1]["agents"].values()) == 16
 
 
-def test_cold_start_demonstrations_are_shown_until_an_agent_has_learnt_and_never_trained_on(tmp_path):
+def test_demonstrations_for_collecting_are_shown_until_an_agent_has_learnt_and_never_trained_on(tmp_path):
     def needs_demos(prompt):
         # Without a demonstration in the prompt, the doubler knows nothing.
         shown = len(prompt.messages) > 1
@@ -425,11 +423,11 @@ def test_a_metric_with_other_parameters_is_refused(tmp_path):
         ({"agents": {"a": ["doubler"], "b": ["doubler"]}}, "in two agents"),
         ({"frozen": ["nobody"]}, "nobody"),
         ({"frozen": ["doubler", "writer.predict"]}, "All agents"),
-        ({"cold_start": {"nobody": []}}, "nobody"),
-        ({"samples": 0}, "samples"),
+        ({"collect": Collect(demos={"nobody": []})}, "nobody"),
+        ({"collect": Collect(samples=0)}, "samples"),
         ({"iterations": 1.5}, "iterations"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"train_from": "best"}, "train_from"),
+        ({"collect": Collect(temperature=0.0)}, "temperature"),
+        ({"trainer": ProviderTrainer(train_from="best")}, "train_from"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message, tmp_path):

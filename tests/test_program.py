@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sirius_dspy import Collect
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.program import copy_program, hidden_predictors, predictor_names
 from sirius_dspy.running.record import record
@@ -411,7 +412,7 @@ def test_the_student_stays_as_it_was_whatever_its_lists_hold(tmp_path):
         predictor.demos = list(demos)
     before = {name: (part, part.lm, copy.copy(part.demos)) for name, part in predictor_names(program).items()}
     trainset = [dspy.Example(question=f"q{number}", answer="ok").with_inputs("question") for number in range(3)]
-    settings = {"iterations": 1, "samples": 1, "augmenter": None, "promote": False}
+    settings = {"iterations": 1, "collect": Collect(samples=1), "augmenter": None, "gate": None}
     compiled = optimizer(tmp_path, **settings).compile(program, trainset=trainset, valset=trainset)
     assert {name: (part, part.lm, part.demos) for name, part in predictor_names(program).items()} == before
     assert program.asked == []

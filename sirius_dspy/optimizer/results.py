@@ -15,7 +15,9 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from sirius_dspy import checks
 from sirius_dspy.errors import ResultError
+from sirius_dspy.optimizer.records import Count, Finite
 from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.stats import Interval, wilson_interval
 
@@ -38,7 +40,7 @@ class Result(Mapping[str, Any]):
             ResultError: It is not what `to_dict` gives; the message says where.
         """
         try:
-            return _adapter(cls).validate_json(json.dumps(data))
+            return _adapter(cls).validate_json(json.dumps(_require_mapping(cls, data)))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or cls.__name__
@@ -70,9 +72,9 @@ class UsageResult(Result):
 
     __pydantic_config__ = _STRICT
 
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    calls: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
     usd: float | None = None
     """US dollars; `None` if a price is unknown."""
 
@@ -83,9 +85,9 @@ class AgentResult(Result):
 
     __pydantic_config__ = _STRICT
 
-    rows: int = 0
+    rows: Count = 0
     """Training rows."""
-    dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, Count] = field(default_factory=dict)
     """Reason to the number of steps that became no row."""
     losses: tuple[float | None, ...] = ()
     """Nats per completion token, in the order of training steps; `None` for a loss that is no number."""
@@ -104,16 +106,16 @@ class RepairResult(Result):
 
     __pydantic_config__ = _STRICT
 
-    tried: int = 0
+    tried: Count = 0
     """Failed runs."""
-    repaired: int = 0
-    verdicts: Mapping[str, int] = field(default_factory=dict)
+    repaired: Count = 0
+    verdicts: Mapping[str, Count] = field(default_factory=dict)
     """Outcome to the number of attempts, of which a run has several."""
-    by_agent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    by_agent: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
     """Agent name to `tried` and `repaired` attempts."""
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    calls: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,10 @@ class IterationResult(Result):
 
     __pydantic_config__ = _STRICT
 
-    iteration: int
-    score: float
+    iteration: Count
+    score: Finite
     """Mean reward on the valset with the weights that were kept."""
-    num_val: int
+    num_val: Count
     lms: Mapping[str, str]
     """Agent name to the id of its LM afterwards."""
     standing: Standing
@@ -161,7 +163,7 @@ class CompileResult(Result):
     """Id of the compile; rows of the library carry it."""
     adapter: str
     seed: int
-    threshold: float
+    threshold: Finite
     agents: Mapping[str, tuple[str, ...]]
     """Agent name to its predictors."""
     run_dir: str = ""
@@ -175,8 +177,8 @@ class CompileResult(Result):
     """Why the compile ended before all iterations."""
     program: str = ""
     """Class of the program."""
-    num_train: int = 0
-    num_examples: int = 0
+    num_train: Count = 0
+    num_examples: Count = 0
     """Examples of the trainset as given; equal ones are run once."""
     usage: UsageResult = UsageResult()
     """All LM calls that servers answered."""
@@ -211,7 +213,7 @@ class CompileResult(Result):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read a record back; see `Result.from_dict`."""
-        found = super().from_dict({name: value for name, value in data.items() if name not in _DERIVED})
+        found = super().from_dict({name: value for name, value in _require_mapping(cls, data).items() if name not in _DERIVED})
         for name in _DERIVED:
             if name in data and data[name] != getattr(found, name):
                 raise ResultError(f"`{name}` of CompileResult is {data[name]!r}, expected {getattr(found, name)!r}.")
@@ -237,6 +239,17 @@ def score_interval(score: float, num_val: int) -> Interval | None:
         return None
     solved = round(score * num_val)
     return wilson_interval(solved, num_val) if abs(score * num_val - solved) < 1e-6 else None
+
+
+def _require_mapping(kind: type[Result], data: Any) -> dict[str, Any]:
+    """A mapping as a dict.
+
+    Raises:
+        ResultError: It is none.
+    """
+    if not isinstance(data, Mapping):
+        raise ResultError(f"{kind.__name__} is {checks.shown(data)}, expected a mapping, as `to_dict` gives one.")
+    return dict(data)
 
 
 @cache

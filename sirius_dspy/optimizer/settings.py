@@ -76,6 +76,14 @@ class SharedWeights:
 
     name: str = "mixed"
 
+    def check(self) -> None:
+        """Refuse a name that is none.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+        checks.check("SharedWeights", vars(self), {"name": checks.TEXT})
+
 
 AgentGroups = Mapping[str, Sequence[str]] | SharedWeights
 """Agent name to the predictors that share its weights, or all of them together."""
@@ -114,6 +122,8 @@ class Settings:
         self.collect.check()
         self.patience.check()
         self.curator.check()
+        if isinstance(self.agents, SharedWeights):
+            self.agents.check()
         if self.budget is not None:
             self.budget.check()
         if self.gate is not None:
