@@ -42,8 +42,8 @@ class Budget:
 
     At a limit the compile ends cleanly: runs in flight are awaited and kept, and the best program so far is returned.
     Its `detailed_results.ended` says so. The same call with a larger budget goes on from there. No run is begun that
-    would, by the average of the runs before it, exceed a limit; so a compile ends a little below its limits rather than
-    above them.
+    would exceed a limit if it took as much as the largest of its stage so far; so a compile ends a little below its
+    limits rather than above them. The first run of a stage is made alone, to show what one takes.
 
     Attributes:
         calls: LM calls that a server answered; answers from a cache are free.
@@ -163,6 +163,7 @@ class Account:
         self._key = "0/evaluate"
         self._began = time.monotonic()
         self._items = 0
+        self._largest: dict[str, float] = {}
         self._at_start = self.spent(self._key)
         self._warned = 0.0
 
@@ -194,7 +195,7 @@ class Account:
         """
         self.check()
         before, began = self._key, time.monotonic()
-        self._key, self._items, self._began = f"{iteration}/{name}", 0, began
+        self._key, self._items, self._largest, self._began = f"{iteration}/{name}", 0, {}, began
         self._at_start = self.spent(self._key)
         try:
             yield
@@ -216,9 +217,11 @@ class Account:
             seconds += time.monotonic() - self._began
         return Spent(total.calls, total.prompt_tokens, total.completion_tokens, usd, seconds)
 
-    def note_item(self) -> None:
-        """One run or repair of the stage ended."""
+    def note_item(self, usage: Usage) -> None:
+        """One run or repair of the stage ended, and its LM calls took this."""
         self._items += 1
+        spent = {"calls": usage.calls, "tokens": usage.prompt_tokens + usage.completion_tokens}
+        self._largest = {name: max(value, self._largest.get(name, 0.0)) for name, value in spent.items()}
         self._warn()
 
     def allowance(self, first_calls: int) -> Callable[[], int]:
@@ -265,11 +268,13 @@ class Account:
         """How many more items fit, by what those before them took on average."""
         if self._reached(limit, spent):
             return 0
-        stage = self.spent(self._key)
-        rooms = [_NO_LIMIT]
-        for name, left in _left(limit, spent).items():
-            used = _amount(stage, name) - _amount(self._at_start, name)
-            each = used / self._items if self._items else (first_calls if name == "calls" else 0)
+        lefts = _left(limit, spent)
+        if not self._items:  # nobody knows yet what one takes, so that one alone has to show it
+            return int(not lefts.get("calls", first_calls) < first_calls) if lefts else _NO_LIMIT
+        stage, rooms = self.spent(self._key), [_NO_LIMIT]
+        for name, left in lefts.items():
+            mean = (_amount(stage, name) - _amount(self._at_start, name)) / self._items
+            each = max(mean, self._largest.get(name, 0.0))
             if name != "seconds" and each > 0:
                 rooms.append(int(left / each))
         return min(rooms)

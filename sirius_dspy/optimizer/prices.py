@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+import dspy
+from dspy.clients.capabilities import resolve
 from dspy.clients.model_metadata import model_info
+from dspy.lm15 import LM15Error
 
 from sirius_dspy.trajectory import Usage
 
@@ -44,9 +47,12 @@ def price_of(model: str, table: Mapping[str, tuple[float, float]] | None = None)
 
 @lru_cache(maxsize=1024)
 def _listed_price(model: str) -> Price | None:
-    provider, _, name = model.partition("/")
-    for candidate in (name, ":".join(name.split(":")[:2])):  # `ft:gpt-4.1-mini:team::id` is listed as `ft:gpt-4.1-mini`
-        info = model_info(provider, candidate) or {}
+    try:
+        route = resolve(dspy.LM(model))
+    except LM15Error:  # a provider that DSPy does not know, such as a scripted one: nobody lists its prices
+        return None
+    for name in (route.model, ":".join(route.model.split(":")[:2])):  # `ft:NAME:team::id` is listed as `ft:NAME`
+        info = model_info(route.provider, name) or {}
         prompt, completion = info.get("input_cost_per_token"), info.get("output_cost_per_token")
         if prompt is not None and completion is not None:
             return Price(float(prompt) * 1e6, float(completion) * 1e6)

@@ -15,7 +15,7 @@ from sirius_dspy.running.attempts import Broken, attempt_all
 from sirius_dspy.running.failures import Unfinished
 from sirius_dspy.running.rollout import report_unfinished
 from sirius_dspy.tracking.events import Repaired, StageStarted
-from sirius_dspy.trajectory import Repair, Trajectory
+from sirius_dspy.trajectory import Repair, Trajectory, Usage
 
 
 def repair(session: Session, iteration: int) -> None:
@@ -47,7 +47,7 @@ def repair(session: Session, iteration: int) -> None:
 
     unfinished: list[tuple[dspy.Example, Unfinished]] = []
     num_done = 0
-    first_calls = augmenter.num_calls(session.num_predictors)[0]
+    first_calls = augmenter.num_calls(session.num_predictors)[1]
     outcomes = attempt_all(
         work,
         failed,
@@ -59,12 +59,13 @@ def repair(session: Session, iteration: int) -> None:
     with closing(outcomes):  # an interrupt keeps this frame alive, but must not leave repairs under way
         for run, outcome in outcomes:
             num_done += 1
-            session.account.note_item()
             if isinstance(outcome, Broken):
                 unfinished.append((session.plan.unique_trainset[run.example_key], _unfinished(run, outcome)))
                 session.library.add_unfinished(unfinished[-1][1])
                 continue
             session.library.add_repair(outcome.repair, outcome.trajectories)
+            reruns = sum((rerun.usage for rerun in outcome.trajectories), Usage())
+            session.account.note_item(outcome.repair.usage + reruns)
             session.tracker.on_repaired(Repaired(iteration, outcome.repair, outcome.trajectories, run))
     report_unfinished(unfinished, settings.patience.max_unfinished)
     if num_done < len(failed):

@@ -45,7 +45,6 @@ def iteration_result(
     kept: LMs,
     jobs: Mapping[str, Job],
     sets: Mapping[str, TrainingSet],
-    seconds: Mapping[str, float],
 ) -> IterationResult:
     """What an iteration did."""
     summary = Summary(
@@ -55,7 +54,7 @@ def iteration_result(
         threshold=session.settings.threshold,
         agents=session.plan.agents,
     )
-    usages = _agent_usages(session, iteration)
+    usages, seconds = _agent_usages(session, iteration), _seconds(session, iteration)
     agents = {
         agent: _agent_result(rows, jobs.get(agent), usages.get(agent, UsageResult())) for agent, rows in sets.items()
     }
@@ -71,7 +70,7 @@ def iteration_result(
         metrics=metrics,
         agents=agents,
         repair=RepairResult(**summary.repair),
-        seconds=dict(seconds),
+        seconds=seconds,
         usage=_sum(usages.values()),
         stages=_stages(session, iteration),
         chosen_in_forward=session.weights.chosen_in_forward,
@@ -113,6 +112,12 @@ def _stages(session: Session, iteration: int) -> dict[str, UsageResult]:
     """Stage to what servers counted in it."""
     keys = [key for key in session.account.ledger if key.startswith(f"{iteration}/")]
     return {key.partition("/")[2]: _usage(session.account.spent(key)) for key in keys}
+
+
+def _seconds(session: Session, iteration: int) -> dict[str, float]:
+    """Stage to wall time."""
+    noted = session.account.seconds.items()
+    return {key.partition("/")[2]: value for key, value in noted if key.startswith(f"{iteration}/")}
 
 
 def _usage(spent: Spent) -> UsageResult:

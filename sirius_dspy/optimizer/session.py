@@ -77,7 +77,7 @@ class Session:
     def keep(self, iteration: int, task: Task, trajectory: Trajectory) -> bool:
         """Store a run that ended, and return whether it succeeded."""
         self.library.add(trajectory, task.example)
-        self.account.note_item()
+        self.account.note_item(trajectory.usage)
         self.weights.note_chosen(trajectory)
         succeeded = trajectory.succeeded(self.plan.settings.threshold)
         self.tracker.on_rolled_out(RolledOut(iteration, trajectory, succeeded))

@@ -165,7 +165,7 @@ class SiriuS(Teleprompter):
             UnfinishedError: Some runs did not end, because the LM or the network failed. Call again to run them.
             TrainingError: A fine-tuning job failed. Call again to resume.
         """
-        return Loop(self.plan(student, trainset=trainset, teacher=teacher, valset=valset)).run()
+        return Loop(self._prepare(student, trainset, teacher, valset)).run()
 
     def plan(
         self,
@@ -187,6 +187,12 @@ class SiriuS(Teleprompter):
             DatasetError: As for `compile`.
             MetricError: As for `compile`.
         """
+        plan = self._prepare(student, trainset, teacher, valset)
+        _ = plan.stages  # estimated now: once the compile has run, its own runs would be among the earlier ones
+        return plan
+
+    def _prepare(self, student: Any, trainset: Any, teacher: Any, valset: Any) -> Plan:
+        """Check everything."""
         settings = self.settings
         settings.check()
         check_metric(settings.metric)
