@@ -275,6 +275,33 @@ def test_a_tracker_hears_of_everything_and_one_that_fails_does_no_harm(tmp_path)
     assert compiled_by(tmp_path / "broken", tracker=Broken(), iterations=1).detailed_results["best_score"] == 1.0
 
 
+def test_parameters_are_the_simple_settings_those_of_parts_included(tmp_path):
+    made = SiriuS(
+        exact,
+        iterations=3,
+        collect=Collect(samples=2, temperature=0.5),
+        curator=Curator(cumulative=True),
+        trainer=ProviderTrainer(train_from="current"),
+        seed=7,
+    )
+    expected = {
+        "threshold": 1.0,
+        "iterations": 3,
+        "samples": 2,
+        "temperature": 0.5,
+        "until_solved": False,
+        "cumulative": True,
+        "train_from": "current",
+        "seed": 7,
+    }
+    made.get_params()["student"] = "as autolog writes into it"
+    assert made.get_params() == expected
+    log = Log()
+    compiled_by(tmp_path, tracker=log, iterations=1, collect=Collect(samples=1), augmenter=None)
+    (started,) = log.of("CompileStarted")
+    assert {name: started.params[name] for name in ("samples", "train_from")} == {"samples": 1, "train_from": "base"}
+
+
 def test_it_is_a_step_of_better_together(tmp_path):
     step = SiriuS(exact, iterations=1, collect=Collect(samples=1), run_dir=None)
     together = dspy.BetterTogether(metric=exact, s=step)
