@@ -136,7 +136,10 @@ class _Desk:
         lms = {f"lm.{agent}": entry.lm.model for agent, entry in manifest.agents.items()}
         params = {"program": manifest.program, "adapter": manifest.adapter.class_path, **lms}
         links = {f"sirius.agent_model.{agent}": part.model_id for agent, part in parts.items()}
-        with self._new(name, "sirius-program", params, {"sirius.level": "program", NOTE: _note(manifest), **links}) as (stored, files):
+        with self._new(name, "sirius-program", params, {"sirius.level": "program", NOTE: _note(manifest), **links}) as (
+            stored,
+            files,
+        ):
             write_program(files, checkpoint, manifest, served=served, model_id=stored.model_id, code_paths=code_paths)
         return stored
 

@@ -149,7 +149,7 @@ class Estimator:
         """Examples that no sample solves: by the success rate of earlier runs, or anything between none and all."""
         number = len(self.plan.unique_trainset)
         augmenter, unsolved = self.plan.settings.augmenter, self._unsolved(iteration)
-        most = number if augmenter is None else len(augmenter.choose(list(range(number))))
+        most = number if augmenter is None or augmenter.max_repairs is None else min(number, augmenter.max_repairs)
         if unsolved is None:
             return Range(0, min(most, number / 2), most)
         likely = min(most, number * unsolved)

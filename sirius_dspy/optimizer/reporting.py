@@ -46,7 +46,6 @@ def iteration_result(
     kept: LMs,
     jobs: Mapping[str, Job],
     sets: Mapping[str, TrainingSet],
-    seconds: Mapping[str, float],
 ) -> IterationResult:
     """What an iteration did."""
     summary = Summary(
@@ -56,7 +55,7 @@ def iteration_result(
         threshold=session.settings.threshold,
         agents=session.plan.agents,
     )
-    usages = _agent_usages(session, iteration)
+    usages, seconds = _agent_usages(session, iteration), _seconds(session.account, iteration)
     agents = {
         agent: _agent_result(rows, jobs.get(agent), usages.get(agent, UsageResult())) for agent, rows in sets.items()
     }
@@ -72,7 +71,7 @@ def iteration_result(
         metrics=metrics,
         agents=agents,
         repair=RepairResult(**summary.repair),
-        seconds=dict(seconds),
+        seconds=seconds,
         usage=_sum(usages.values()),
         stages=_stages(session.account, iteration),
         chosen_in_forward=session.weights.chosen_in_forward,
@@ -122,9 +121,7 @@ def unfinished_iteration(
         iteration=number,
         agents={agent: _trained(AgentResult(rows=job.rows), job) for agent, job in jobs.get(number, {}).items()},
         stages=_stages(account, number),
-        seconds={
-            key.partition("/")[2]: value for key, value in account.seconds.items() if key.startswith(f"{number}/")
-        },
+        seconds=_seconds(account, number),
     )
 
 
@@ -142,6 +139,12 @@ def _stages(account: Account, iteration: int) -> dict[str, UsageResult]:
     """Stage to what servers counted in it."""
     keys = [key for key in account.ledger if key.startswith(f"{iteration}/")]
     return {key.partition("/")[2]: usage_result(account.spent(key)) for key in keys}
+
+
+def _seconds(account: Account, iteration: int) -> dict[str, float]:
+    """Stage to wall time."""
+    noted = account.seconds.items()
+    return {key.partition("/")[2]: value for key, value in noted if key.startswith(f"{iteration}/")}
 
 
 def usage_result(spent: Spent) -> UsageResult:

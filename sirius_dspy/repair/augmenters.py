@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import dspy
 from pydantic.fields import FieldInfo
@@ -99,9 +99,6 @@ class RepairContext:
         )
 
 
-Chosen = TypeVar("Chosen")
-
-
 class Repaired(NamedTuple):
     """A repair, and the runs it made on the way."""
 
@@ -116,17 +113,20 @@ class Augmenter(ABC):
     not recover. Nothing of a repair is stored before it ends.
     """
 
+    max_repairs: int | None = None
+    """Failed runs to repair in one iteration at most; `None` for all."""
+
     @abstractmethod
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """Try to repair one failed run. Called from several threads at once."""
 
-    def choose(self, failed: Sequence[Chosen]) -> Sequence[Chosen]:
-        """Choose the failed runs of an iteration that are worth a repair; here all of them.
+    def choose(self, failed: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        """Choose the failed runs of an iteration that are worth a repair; here the first `max_repairs`.
 
         Args:
             failed: The first failed run of each example that no sample solved, in an order that repeats.
         """
-        return failed
+        return failed[: self.max_repairs]
 
     def check(self, program: dspy.Module) -> None:
         """Refuse, before anything is paid for, settings or a program that do not fit; here none is refused.
@@ -241,10 +241,6 @@ class CriticAugmenter(Augmenter):
         self.demos = demos
         self.guard = guard
         self.max_repairs = max_repairs
-
-    def choose(self, failed: Sequence[Chosen]) -> Sequence[Chosen]:
-        """See `Augmenter.choose`."""
-        return failed[: self.max_repairs]
 
     def num_calls(self, num_steps: int) -> tuple[int, int]:
         """See `Augmenter.num_calls`: for each step a critique, an answer, a rephrased text and a rerun."""
