@@ -222,7 +222,8 @@ def _checkpoint(program: dspy.Module | str | Path) -> Iterator[Path]:
 _ABOUT = {
     "program": "A program that SiriuS compiled, with the weights of its agents. Load it with "
     "`sirius_dspy.load(uri, program=...)`.",
-    "agent": "The LM of one agent of a program that SiriuS compiled. Load it with `sirius_dspy.mlflow.load_agent(uri)`.",
+    "agent": "The LM of one agent of a program that SiriuS compiled. Load it with "
+    "`sirius_dspy.mlflow.load_agent(uri)`.",
 }
 """What a registered model is, by its level."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from sirius_dspy.errors import RunMismatchError
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.accounts import read_account
+from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.reporting import unfinished_iteration, usage_result
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import RunDir
@@ -40,7 +41,7 @@ def read_results(run_dir: Path | str, library: ExperienceLibrary | None = None) 
         return _interrupted(folder, identity, library)
     if result.ended != "budget":
         return result
-    account, jobs = read_account(folder), folder.jobs(identity["agents"])
+    account, jobs = read_account(folder), _jobs(folder, identity["agents"])
     unfinished = unfinished_iteration(account, result.iterations, jobs)
     if unfinished is None or result.unfinished is None:
         return replace(result, unfinished=unfinished)
@@ -62,7 +63,7 @@ def _interrupted(folder: RunDir, identity: dict[str, Any], library: ExperienceLi
         threshold=settings["threshold"],
         agents={agent: tuple(names) for agent, names in identity["agents"].items()},
         iterations=tuple(replace(entry, score=entry.standing.mean(floor)) for entry in history),
-        unfinished=unfinished_iteration(account, history, folder.jobs(identity["agents"])),
+        unfinished=unfinished_iteration(account, history, _jobs(folder, identity["agents"])),
         usage=usage_result(account.spent()),
         seconds=sum(account.seconds.values()),
     )
@@ -73,6 +74,12 @@ def _finished_iterations(folder: RunDir) -> Iterator[IterationResult]:
     while (entry := folder.iteration(number)) is not None:
         yield entry
         number += 1
+
+
+def _jobs(folder: RunDir, agents: Collection[str]) -> dict[int, dict[str, Job]]:
+    """Iteration to agent name to its finished fine-tuning job."""
+    jobs = {number: {agent: folder.job(number, agent) for agent in agents} for number in folder.iterations_with_jobs()}
+    return {number: {agent: job for agent, job in done.items() if job is not None} for number, done in jobs.items()}
 
 
 def _baseline(library: ExperienceLibrary | None, run: str) -> Iterator[IterationResult]:

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from sirius_dspy.library.summary import Summary
 from sirius_dspy.optimizer.accounts import STAGE_OF
-from sirius_dspy.optimizer.budget import Account, Spent
-from sirius_dspy.optimizer.prices import price_of
+from sirius_dspy.optimizer.budget import Account
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.results import (
     AgentResult,
@@ -21,6 +20,7 @@ from sirius_dspy.optimizer.results import (
     UsageResult,
 )
 from sirius_dspy.optimizer.session import Session
+from sirius_dspy.optimizer.spent import Spent, cost_of
 from sirius_dspy.optimizer.weights import LMs
 from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.training.curate import TrainingSet
@@ -174,9 +174,7 @@ def _add(by_agent: dict[str, dict[str, Usage]], agent: str, model: str, usage: U
 
 def _priced(by_model: Mapping[str, Usage], prices: Mapping[str, tuple[float, float]]) -> UsageResult:
     total = sum(by_model.values(), Usage())
-    listed = [(price_of(model, prices), usage) for model, usage in by_model.items() if usage.calls]
-    is_known = all(price is not None for price, _ in listed)
-    usd = sum(price.of(usage) for price, usage in listed if price is not None) if is_known else None
+    usd = cost_of(by_model.items(), prices)
     return UsageResult(total.calls, total.prompt_tokens, total.completion_tokens, usd)
 
 
