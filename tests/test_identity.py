@@ -36,7 +36,7 @@ from sirius_dspy import (
 from sirius_dspy.errors import RunMismatchError, SettingsError
 from sirius_dspy.identity.describe import describe
 from sirius_dspy.identity.parts import changes
-from sirius_dspy.report import read_results
+from sirius_dspy.optimizer.reading import read_results
 from sirius_dspy.testing import ToyLM
 from tests.toy import ADAPTER, exact, examples, optimizer, skill, student
 
@@ -775,7 +775,7 @@ def test_a_report_of_an_unfinished_compile_finds_its_runs_after_an_accepted_chan
     interrupted()
     interrupted(curator=Curator(max_rows=3), accept_changes=("curator",))
     results = read_results(tmp_path, ExperienceLibrary(tmp_path / "library.sqlite"))
-    assert results["iterations"][0]["score"] == 0.5
+    assert results.iterations[0].score == 0.5
 
 
 def test_names_to_accept_are_checked(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sirius_dspy.testing.results import make_iteration, make_result
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -33,6 +34,7 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 def started():
     return CompileStarted(
         run="r",
+        program="Team",
         run_dir=Path("runs/x"),
         library_url="sqlite:///library.db",
         params={},

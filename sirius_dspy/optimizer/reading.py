@@ -10,8 +10,9 @@ from typing import Any
 from sirius_dspy.errors import RunMismatchError
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.accounts import read_account
+from sirius_dspy.optimizer.budget import Account
 from sirius_dspy.optimizer.records import Job
-from sirius_dspy.optimizer.reporting import unfinished_iteration, usage_result
+from sirius_dspy.optimizer.reporting import stage_usages, unfinished_iteration, usage_result
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.running.standing import Standing, floor_of
@@ -52,9 +53,9 @@ def read_results(run_dir: Path | str, library: ExperienceLibrary | None = None) 
 
 def _interrupted(folder: RunDir, identity: dict[str, Any], library: ExperienceLibrary | None) -> CompileResult:
     run = identity.get("run") or digest(identity)[:12]
-    history = [*_baseline(library, run), *_finished_iterations(folder)]
-    floor = floor_of(entry.standing for entry in history)
     account, settings = read_account(folder), identity["settings"]
+    history = [*_baseline(library, run, account), *_finished_iterations(folder)]
+    floor = floor_of(entry.standing for entry in history)
     return CompileResult(
         run=run,
         run_dir=str(folder.path),
@@ -82,11 +83,17 @@ def _jobs(folder: RunDir, agents: Collection[str]) -> dict[int, dict[str, Job]]:
     return {number: {agent: job for agent, job in done.items() if job is not None} for number, done in jobs.items()}
 
 
-def _baseline(library: ExperienceLibrary | None, run: str) -> Iterator[IterationResult]:
+def _baseline(library: ExperienceLibrary | None, run: str, account: Account) -> Iterator[IterationResult]:
     """Iteration 0, the student on the valset, if all of it was run: the first rollout begins after that."""
     if library is None or not library.count(run=run, origin="rollout"):
         return
     runs = list(library.trajectories(run=run, iteration=0, origin="validation", sample=0))
     if runs:
-        standing = Standing.of(runs)
-        yield IterationResult(iteration=0, score=standing.mean(), num_val=len(runs), lms={}, standing=standing)
+        yield IterationResult(
+            iteration=0,
+            score=0.0,  # as all scores, it is computed when all iterations are known
+            num_val=len(runs),
+            lms={},
+            standing=Standing.of(runs),
+            stages=stage_usages(account, 0),
+        )

@@ -35,7 +35,7 @@ def first_result(session: Session, standing: Standing) -> IterationResult:
         num_val=len(session.plan.valset),
         lms=session.plan.lms,
         standing=standing,
-        stages=_stages(session.account, 0),
+        stages=stage_usages(session.account, 0),
     )
 
 
@@ -73,7 +73,7 @@ def iteration_result(
         repair=RepairResult(**summary.repair),
         seconds=seconds,
         usage=_sum(usages.values()),
-        stages=_stages(session.account, iteration),
+        stages=stage_usages(session.account, iteration),
         chosen_in_forward=session.weights.chosen_in_forward,
     )
 
@@ -120,7 +120,7 @@ def unfinished_iteration(
     return UnfinishedIteration(
         iteration=number,
         agents={agent: _trained(AgentResult(rows=job.rows), job) for agent, job in jobs.get(number, {}).items()},
-        stages=_stages(account, number),
+        stages=stage_usages(account, number),
         seconds=_seconds(account, number),
     )
 
@@ -135,7 +135,7 @@ def _trained(result: AgentResult, job: Job) -> AgentResult:
     return replace(result, losses=losses, lm=job.lm, base=job.base, seconds=job.seconds)
 
 
-def _stages(account: Account, iteration: int) -> dict[str, UsageResult]:
+def stage_usages(account: Account, iteration: int) -> dict[str, UsageResult]:
     """Stage to what servers counted in it."""
     keys = [key for key in account.ledger if key.startswith(f"{iteration}/")]
     return {key.partition("/")[2]: usage_result(account.spent(key)) for key in keys}
