@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from sirius_dspy.experiment.cell import Cell
 from sirius_dspy.experiment.results import Comparison, Results, Row, versions
+from sirius_dspy.report.numbers import NONE, format_usd
 from sirius_dspy.stats import wilson_interval
-
-NONE = "-"
 
 _CONSTANT = "always the most frequent answer"
 
@@ -127,9 +126,7 @@ def cost_table(results: Results) -> Table:
                 _count(row.mean(stage, "tokens")),
                 _count(row.mean(stage, "seconds")),
             ]
-        costs = [results.cost(cell) for cell in row.measured]
-        known = [cost for cost in costs if cost is not None]
-        rows.append([row.method, *cells, f"{sum(known) / len(known):.4f}" if known else NONE])
+        rows.append([row.method, *cells, format_usd(results.mean_cost(row)) if row.measured else NONE])
     return header, rows
 
 

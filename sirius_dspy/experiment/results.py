@@ -153,6 +153,12 @@ class Results:
         prompt, completion = (sum(getattr(s, name) for s in stages) for name in ("prompt_tokens", "completion_tokens"))
         return (prompt * price.prompt + completion * price.completion) / 1e6
 
+    def mean_cost(self, row: Row) -> float | None:
+        """US dollars for a method, mean over seeds; `None` if a cost is unknown, or nothing was measured."""
+        costs = [self.cost(cell) for cell in row.measured]
+        prices = [cost for cost in costs if cost is not None]
+        return fmean(prices) if costs and len(prices) == len(costs) else None
+
     def to_dict(self) -> dict[str, Any]:
         """Every number as JSON, with the outcomes of each cell."""
         return {
@@ -176,8 +182,6 @@ class Results:
     def _row(self, row: Row) -> dict[str, Any]:
         """A method as plain values."""
         found = row.accuracy
-        costs = [self.cost(cell) for cell in row.cells]
-        known = [cost for cost in costs if cost is not None]
         return {
             "method": row.method,
             "status": {str(cell.seed): cell.status for cell in row.cells},
@@ -194,7 +198,7 @@ class Results:
             "comparison": row.comparison and _plain(row.comparison),
             "trained": {name: row.mean("trained", name) for name in _COUNTS},
             "tested": {name: row.mean("tested", name) for name in _COUNTS},
-            "cost_usd": sum(known) / len(known) if len(known) == len(costs) else None,
+            "cost_usd": self.mean_cost(row),
         }
 
 
