@@ -175,21 +175,21 @@ class Results:
             "majority": self.majority,
             "methods": [self._row(row) for row in self.rows],
             "cells": [{**cell.to_plain(), "cost_usd": self.cost(cell)} for cell in self.cells],
-            "crossplay": [dict(found) for found in self.crossplay],
+            "crossplay": [dict(played) for played in self.crossplay],
             "paper": [asdict(table) for table in self.recipe.paper],
         }
 
     def _row(self, row: Row) -> dict[str, Any]:
         """A method as plain values."""
-        found = row.accuracy
+        accuracy = row.accuracy
         return {
             "method": row.method,
             "status": {str(cell.seed): cell.status for cell in row.cells},
             "n": row.n,
             "right": row.num_right,
             "unparsed": row.num_unparsed,
-            "accuracy": found and found.value,
-            "interval": found and [found.low, found.high],
+            "accuracy": accuracy and accuracy.value,
+            "interval": accuracy and [accuracy.low, accuracy.high],
             "spread": row.spread and row.spread._asdict(),
             "wilson": {
                 str(cell.seed): list(wilson_interval(cell.num_right, len(cell.outcomes))) for cell in row.measured
@@ -207,13 +207,13 @@ _COUNTS = ("calls", "cached_calls", "prompt_tokens", "completion_tokens", "secon
 
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for package in ("sirius-dspy", "dspy", "transformers", "openvino-genai"):
         try:
-            found[package] = metadata.version(package)
+            by_package[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue  # the local extra is not there, or the package runs from its folder
-    return found
+    return by_package
 
 
 def _compared(by_method: Mapping[str, Sequence[Cell]], baseline: str) -> dict[str, Comparison]:
