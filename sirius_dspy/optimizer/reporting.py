@@ -35,6 +35,8 @@ def first_result(session: Session, standing: Standing) -> IterationResult:
         lms=session.plan.lms,
         standing=standing,
         stages=_stages(session, 0),
+        seconds=_seconds(session, 0),
+        chosen_in_forward=session.weights.chosen_in_forward,
     )
 
 

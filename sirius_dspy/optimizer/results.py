@@ -213,7 +213,8 @@ class CompileResult(Result):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read a record back; see `Result.from_dict`."""
-        found = super().from_dict({name: value for name, value in _require_mapping(cls, data).items() if name not in _DERIVED})
+        record = _require_mapping(cls, data)
+        found = super().from_dict({name: value for name, value in record.items() if name not in _DERIVED})
         for name in _DERIVED:
             if name in data and data[name] != getattr(found, name):
                 raise ResultError(f"`{name}` of CompileResult is {data[name]!r}, expected {getattr(found, name)!r}.")
