@@ -1,6 +1,6 @@
 """Self-improving multi-agent DSPy programs: each agent is fine-tuned on the program's own successful runs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sirius_dspy import errors
 from sirius_dspy.adapter import PlainAdapter
@@ -81,7 +81,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the tracker for MLflow when it is asked for: MLflow takes a second to import."""
     if name == "MLflowTracker":
         from sirius_dspy.mlflow import MLflowTracker

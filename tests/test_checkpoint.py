@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -346,16 +347,23 @@ def test_a_demonstration_that_would_come_back_as_another_value_is_refused(annota
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_results_with_a_loss_that_is_no_number_are_saved(compiled, tmp_path):
-    compiled.detailed_results["note"] = {"losses": [float("nan"), 1.5, float("inf")], "pair": (1, 2)}
+def test_results_come_back_as_they_were_but_for_places(compiled, tmp_path):
     folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
+    loaded = sirius_dspy.load(folder, program=Doubling)
+    assert loaded.detailed_results == dataclasses.replace(compiled.detailed_results, run_dir="", library="")
+
+
+def test_results_of_another_optimizer_are_saved_as_far_as_they_are_plain(tmp_path):
+    program = student()
+    program.detailed_results = {"note": {"losses": [float("nan"), 1.5, float("inf")], "pair": (1, 2)}}
+    folder = sirius_dspy.save(program, tmp_path / "checkpoint")
     assert sirius_dspy.load(folder, program=Doubling).detailed_results["note"] == {
         "losses": [None, 1.5, None],
         "pair": [1, 2],
     }
-    compiled.detailed_results["note"] = object()
+    program.detailed_results["note"] = object()
     with pytest.raises(CheckpointError, match="'note'"):
-        sirius_dspy.save(compiled, folder)
+        sirius_dspy.save(program, folder)
     sirius_dspy.load(folder, program=Doubling)
 
 

@@ -203,7 +203,7 @@ def test_the_tables_have_every_setting():
         ({"frozen": "judge"}, r"\['judge'\]"),
         ({"collect": 4}, r"`Collect\(samples=4\)`"),
         ({"gate": False}, r"`ValsetGate\(\)`, or None"),
-        ({"collect": Collect(samples=2, temperature=0)}, "all 2 samples would be the same"),
+        ({"collect": Collect(samples=2, temperature=0)}, "all 2 samples of an example would be the same"),
         (
             {"collect": Collect(demos={"doubler": [dspy.Example(question="q", doubled="2")]})},
             r"Collect.demos\['doubler'\]\[0\].*input",

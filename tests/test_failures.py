@@ -89,7 +89,7 @@ def failing(error, when=lambda prompt: True):
 
 
 def fit(program, data, metric=exact_match, **settings):
-    settings = {"iterations": 1, "samples": 1, "augmenter": None, "num_threads": 4, **settings}
+    settings = {"iterations": 1, "collect": Collect(samples=1), "augmenter": None, "num_threads": 4, **settings}
     return SiriuS(metric, **settings).compile(program, trainset=data, valset=data)
 
 
@@ -316,7 +316,7 @@ def test_runs_that_do_not_end_are_named_kept_apart_and_made_by_the_next_call(tmp
     assert {run.id for run in stored(tmp_path / "ill")} == {run.id for run in stored(tmp_path / "well")}
 
 
-def compile_with_lost_collecting(run_dir, **settings):
+def compile_with_lost_collecting(run_dir, max_unfinished=0):
     """The valset is fine; of the trainset, q3 never gets an answer."""
     data = questions(6)
     program = team(failing(ServerError("down"), lambda prompt: prompt.field("question") == "q3"))
@@ -326,8 +326,7 @@ def compile_with_lost_collecting(run_dir, **settings):
         collect=Collect(samples=1),
         augmenter=None,
         run_dir=run_dir,
-        patience=Patience(retries=0),
-        **settings,
+        patience=Patience(retries=0, max_unfinished=max_unfinished),
     )
     return optimizer.compile(program, trainset=data, valset=data[:2])
 
@@ -498,7 +497,7 @@ def test_a_program_that_never_ends_has_a_limit_too():
 )
 def test_settings_of_patience_are_checked(name, value):
     with pytest.raises(UnpreparedProgramError, match=name):
-        fit(team(), questions(2), **{name: value})
+        fit(team(), questions(2), patience=Patience(**{name: value}))
 
 
 # Bugs

@@ -10,7 +10,7 @@ import toy
 from mlflow import MlflowClient
 from mlflow_help import SECRET, WARNINGS, artifacts_of, curve
 
-from sirius_dspy import CriticAugmenter, ProviderTrainer
+from sirius_dspy import Collect, CriticAugmenter, Patience, ProviderTrainer
 from sirius_dspy.mlflow import MLflowTracker, register
 from sirius_dspy.testing import ToyLM, chat_reply
 
@@ -18,8 +18,13 @@ pytest_plugins = ("mlflow_help",)
 pytestmark = WARNINGS
 
 COMPILES = {
-    "full": {"iterations": 2, "samples": 2},
-    "lean": {"iterations": 1, "samples": 1, "augmenter": None, "train_from": "current"},
+    "full": {"iterations": 2, "collect": Collect(samples=2)},
+    "lean": {
+        "iterations": 1,
+        "collect": Collect(samples=1),
+        "augmenter": None,
+        "trainer": ProviderTrainer(train_from="current"),
+    },
 }
 
 
@@ -206,8 +211,8 @@ def skill(prompt):
     return chat_reply(answer="yes" if "good" in text else f"no, {SECRET}")
 
 
-CRASHING = {"retries": 0, "max_unfinished": 1}
-"""Settings for a trainset with one example on which the LM crashes."""
+CRASHING = Patience(retries=0, max_unfinished=1)
+"""For a trainset with one example on which the LM crashes."""
 
 
 @pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")
@@ -221,7 +226,11 @@ def test_planted_secrets_are_in_nothing_that_was_written(server, tmp_path, monke
     tracker = MLflowTracker(experiment="secrets", run_name=f"with {SECRET}", tracking_uri=uri)
     with dspy.context(adapter=toy.ADAPTER):
         optimizer = toy.optimizer(
-            tmp_path / "run", tracker=tracker, iterations=1, augmenter=CriticAugmenter(max_repairs=5), **CRASHING
+            tmp_path / "run",
+            tracker=tracker,
+            iterations=1,
+            augmenter=CriticAugmenter(max_repairs=5),
+            patience=CRASHING,
         )
         compiled = optimizer.compile(program, trainset=train, valset=train[:4])
         register(compiled, "secrets", tracking_uri=uri, run_id=tracker.run_id)

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sirius_dspy import Collect, CompileResult, IterationResult
+from sirius_dspy import Collect, CompileResult, IterationResult, ProviderTrainer, load, save
 from sirius_dspy.errors import ResultError
 from sirius_dspy.optimizer.results import AgentResult, RepairResult, UsageResult
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.running.standing import Standing
-from tests.toy import ADAPTER, examples, optimizer, student
+from tests.toy import ADAPTER, Doubling, examples, optimizer, student, without_time
 
 COUNTS = st.integers(0, 10**6)
 FLOATS = st.floats(-1e6, 1e6)
@@ -279,3 +279,30 @@ def test_a_compile_writes_what_it_returns(tmp_path):
     assert RunDir(tmp_path).results() == result
     assert CompileResult.from_dict(result) == result
     assert (result.ended, result.best_score, len(result.iterations)) == ("finished", 0.5, 2)
+
+
+class Diverging(ProviderTrainer):
+    """Trains, and reports a last loss that is no number."""
+
+    def train(self, request):
+        trained = super().train(request)
+        request.on_progress(9, 9, math.nan)
+        return trained
+
+
+def test_a_loss_that_is_no_number_is_none_and_the_compile_can_be_resumed_and_saved(tmp_path):
+    def compiled_by(trainer, iterations):
+        made = optimizer(
+            tmp_path / "run", iterations=iterations, augmenter=None, collect=Collect(samples=1), trainer=trainer
+        )
+        return made.compile(student(), trainset=examples(), valset=examples())
+
+    with dspy.context(adapter=ADAPTER):
+        first = compiled_by(Diverging(), 1)
+        again = compiled_by(Diverging(), 1)
+        loaded = load(save(first, tmp_path / "checkpoint"), program=Doubling)
+    entry = first.detailed_results.iterations[1]
+    assert entry.agents["doubler"].losses[-1] is None
+    assert "loss/doubler" not in entry.metrics
+    assert without_time(again.detailed_results) == without_time(first.detailed_results)
+    assert loaded.detailed_results.iterations == first.detailed_results.iterations

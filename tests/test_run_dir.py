@@ -60,6 +60,7 @@ STAGES = (
     "library.json",
     "stages/iteration-1.json",
     "stages/train-1-writer.predict.json",
+    "stages/spending.json",
 )
 
 
@@ -119,7 +120,7 @@ def test_a_damaged_file_is_a_typed_error_and_nothing_is_paid_twice(run_dir, name
     assert program.doubler.lm.calls == 0
 
 
-@pytest.mark.parametrize("name", ["iteration-1", "iteration-2", "results", "train-1-doubler"])
+@pytest.mark.parametrize("name", ["iteration-1", "iteration-2", "results", "train-1-doubler", "spending"])
 def test_a_stage_file_that_is_deleted_is_made_again(run_dir, name):
     (run_dir / "stages" / f"{name}.json").unlink()
     program = student()

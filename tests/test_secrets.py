@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mlflow_help import WARNINGS
 from typer.testing import CliRunner
 
-from sirius_dspy import Collect, ExperienceLibrary, SiriuS, save
+from sirius_dspy import Collect, ExperienceLibrary, Patience, SiriuS, save
 from sirius_dspy.cli import app
 from sirius_dspy.errors import LibraryError, RolloutError, SiriuSError
 from sirius_dspy.mlflow import MLflowTracker, register
@@ -154,14 +154,14 @@ def compiled_by(lm, tmp_path, **settings):
     program.set_lm(lm)
     questions = [dspy.Example(question=text, answer="right").with_inputs("question") for text in QUESTIONS]
     trainer = ScriptedTrainer(lambda request: request.lm.copy(model="openai/trained"))
-    allowed = {"retries": 0, "max_unfinished": 1}  # of the question that the server always fails on
+    patience = Patience(retries=0, max_unfinished=1)  # of the question that the server always fails on
     optimizer = SiriuS(
         right,
         trainer=trainer,
         iterations=1,
         collect=Collect(samples=1),
         run_dir=tmp_path / "run",
-        **allowed,
+        patience=patience,
         **settings,
     )
     return optimizer.compile(program, trainset=questions, valset=questions[:2])

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dspy
 
-from sirius_dspy import Collect, SiriuS
+from sirius_dspy import Collect, CompileResult, SiriuS
 from sirius_dspy.testing import Prompt, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
 
@@ -59,6 +60,11 @@ def student(**kwargs: Any) -> dspy.Module:
     program = Doubling()
     program.set_lm(ToyLM(skill=skill, **kwargs))
     return program
+
+
+def without_time(result: CompileResult) -> CompileResult:
+    """What must be the same when a finished compile is called again, which takes a moment more."""
+    return replace(result, seconds=0.0)
 
 
 class KilledAt(Tracker):

@@ -63,7 +63,7 @@ class Summary:
         }
         for agent, entry in agents.items():
             found[f"rows/{agent}"] = float(entry["rows"])
-            if entry["losses"]:
+            if entry["losses"] and entry["losses"][-1] is not None:  # the last loss was no number
                 found[f"loss/{agent}"] = entry["losses"][-1]
         return found
 

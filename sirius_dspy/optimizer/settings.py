@@ -140,8 +140,9 @@ class Settings:
 
     @property
     def scalars(self) -> dict[str, Any]:
-        """The settings that trackers show as parameters, those of `collect` among them."""
-        simple = {**self.to_dict(), **vars(self.collect)}
+        """The settings that trackers show as parameters, those of `collect`, curator and trainer among them."""
+        of_parts = {"cumulative": self.curator.cumulative, "train_from": self.trainer.train_from}
+        simple = {**self.to_dict(), **vars(self.collect), **of_parts}
         return {name: value for name, value in simple.items() if isinstance(value, str | bool | int | float)}
 
     @property
