@@ -27,8 +27,10 @@ from hypothesis import strategies as st
 
 import sirius_dspy
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, LibraryVersionError, MissingDependencyError
-from sirius_dspy.library.experience import PAGE, ExperienceLibrary
-from sirius_dspy.library.migrations import METADATA, MIGRATIONS, SCHEMA_VERSION, create_runs, migrate
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.migrations import MIGRATIONS, SCHEMA_VERSION, create_runs, migrate
+from sirius_dspy.library.queries import PAGE
+from sirius_dspy.library.schema import METADATA
 from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.testing.library import EXAMPLE, LibraryContract, make_repair, make_run, make_step
 from sirius_dspy.trajectory import (

@@ -13,7 +13,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import dspy
@@ -23,7 +23,7 @@ from sirius_dspy.examples import keys_digest, unique
 from sirius_dspy.identity.describe import describe, describe_lms
 from sirius_dspy.identity.parts import FORMAT
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.library.summary import Summary
+from sirius_dspy.library.summary import summarize
 from sirius_dspy.lms import Launches, NotesOutside, follow_context, follow_no_context, with_own_settings
 from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.run_dir import RunDir
@@ -639,7 +639,7 @@ class Loop:
         self, iteration: int, standing: Standing, lms: LMs, jobs: dict[str, Any], sets: Mapping[str, TrainingSet]
     ) -> dict[str, Any]:
         """What an iteration did, as plain values."""
-        summary = Summary(self.library, self.run_id, iteration, threshold=self.settings.threshold, agents=self.agents)
+        summary = summarize(self.library, self.run_id, iteration, threshold=self.settings.threshold, agents=self.agents)
         agents = {
             agent: {
                 "rows": len(rows.rows),
@@ -659,12 +659,12 @@ class Loop:
             "num_val": len(self.valset),
             "lms": _models(lms),
             "promoted": {agent: lms[agent].model == job["lm"] for agent, job in jobs.items()},
-            "metrics": {"val/score": score, **summary.metrics(agents), **summary.prices(self.seconds)},
+            "metrics": {"val/score": score, **summary.metrics(agents), **summary.costs(self.seconds)},
             "agents": agents,
             "chosen_in_forward": {name: sorted(models) for name, models in sorted(self.chosen.items()) if models},
-            "repair": summary.repair,
+            "repair": summary.repair.to_plain(),
             "seconds": dict(self.seconds),
-            "usage": summary.usage_dict,
+            "usage": asdict(summary.usage),
         }
 
     def _best(self) -> dict[str, Any]:

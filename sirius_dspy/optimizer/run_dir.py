@@ -26,8 +26,8 @@ from filelock import FileLock, Timeout
 from sirius_dspy.errors import LibraryError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
 from sirius_dspy.files import file_name, write_text
 from sirius_dspy.identity.parts import accepted_changes
-from sirius_dspy.library.database import parse_url
 from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.urls import parse_url
 from sirius_dspy.optimizer import stages
 from sirius_dspy.redact import hide
 from sirius_dspy.trajectory import digest

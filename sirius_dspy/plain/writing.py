@@ -64,9 +64,14 @@ class _TooDeepError(Exception):
     """A value is nested too deeply to be written."""
 
 
+def example_content(example: dspy.Example) -> dict[str, Any]:
+    """Return the inputs and the labels of an example as plain values."""
+    return {"inputs": to_plain(example.inputs()), "labels": to_plain(example.labels())}
+
+
 def example_key(example: dspy.Example) -> str:
     """Identify an example by its inputs and labels, never by its position: optimizers shuffle."""
-    return digest({"inputs": to_plain(example.inputs()), "labels": to_plain(example.labels())})
+    return digest(example_content(example))
 
 
 def _write(value: Any, depth: int) -> Any:
