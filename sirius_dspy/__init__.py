@@ -2,8 +2,10 @@
 
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.checkpoint import load, save
-from sirius_dspy.graph.agents import Agent, AgentGraph, data_flow
+from sirius_dspy.graph.agents import AgentGraph
 from sirius_dspy.graph.chart import to_mermaid, to_svg
+from sirius_dspy.graph.flow import data_flow
+from sirius_dspy.graph.wiring import Agent
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.local import LocalLM, LoraOptions
 from sirius_dspy.optimizer.run_dir import open_library

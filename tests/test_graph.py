@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import sirius_dspy
 from sirius_dspy import Agent, AgentGraph, SiriuS, data_flow, to_mermaid, to_svg
 from sirius_dspy.errors import GraphError, SiriuSError
-from sirius_dspy.graph.agents import Edge
 from sirius_dspy.graph.chart import Flow, FlowChart, Node
+from sirius_dspy.graph.wiring import Edge
 from sirius_dspy.running.record import arecord, record, replay
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
@@ -157,13 +157,13 @@ P = dspy.Predict
         ("q -> a", {}, "No agent writes the outputs"),
         ("q -> a", {"one": P("q, b -> a"), "two": P("a -> b")}, "one -> two -> one|two -> one -> two"),
         ("q -> a", {"one": Agent(P("b, q -> a"), reads={"b": "a"})}, r"one -> one"),
-        ("q -> a", {"one": P("q, hints -> a")}, r"'one' reads \['hints'\], which nobody writes"),
+        ("q -> a", {"one": P("q, hints -> a")}, r"'one' reads \['hints'\], which no agent writes"),
         ("q -> a, b", {"one": P("q -> a")}, r"No agent writes the outputs \['b'\]"),
         ("q -> a", {"one": P("q -> a"), "two": P("q -> a")}, r"'two' writes the field 'a', and so does agent 'one'"),
         ("q -> a", {"one": P("q -> a"), "two": P("a -> q")}, "writes the field 'q', and so does the caller"),
         ("q -> a", {"one": P("q -> a"), "two": P("q -> b")}, "Nothing that agent 'two' writes leads to"),
         ("q -> a", {"one": P("q -> a"), "two": P("q -> b"), "three": P("b -> c")}, "Nothing that agent 'two'"),
-        ("q, c -> a", {"one": P("q -> a")}, r"inputs \['c'\] reach no agent"),
+        ("q, c -> a", {"one": P("q -> a")}, r"reads the inputs \['c'\]"),
         ("q -> a", {"forward": P("q -> a")}, "name 'forward' cannot be an attribute"),
         ("q -> a", {"chart": P("q -> a")}, "name 'chart' cannot be an attribute"),
         ("q -> a", {"stages": P("q -> a")}, "name 'stages' cannot be an attribute"),
