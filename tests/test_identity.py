@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sirius_dspy import CriticAugmenter, Curator, ExperienceLibrary, RepairDemos
 from sirius_dspy.errors import RunMismatchError, SettingsError
 from sirius_dspy.identity.describe import describe
-from sirius_dspy.identity.parts import changes
+from sirius_dspy.identity.parts import find_changes
 from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.report import read_results
 from sirius_dspy.testing import ToyLM
@@ -39,7 +39,7 @@ def chat() -> None:
 
 
 def differing(before: Any, now: Any) -> list[str]:
-    return [str(change) for change in changes(describe(before), describe(now), "it")]
+    return [str(change) for change in find_changes(describe(before), describe(now), "it")]
 
 
 def function(source: str, name: str = "metric", **names: Any) -> Any:
@@ -153,9 +153,9 @@ def test_modules_of_the_user_s_own_count_wherever_they_are_imported(body, tmp_pa
             return describe(function(f"def metric(e, p):\n    {body}\n", own_helpers=module))
 
     before = described(HELPERS)
-    assert changes(before, described("# Why.\n" + HELPERS.replace("x):", "x ):"))) == []
-    assert changes(before, described(HELPERS.replace("x +", "x -")))
-    assert changes(before, described(HELPERS.replace("WEIGHT = 1", "WEIGHT = 2")))
+    assert find_changes(before, described("# Why.\n" + HELPERS.replace("x):", "x ):"))) == []
+    assert find_changes(before, described(HELPERS.replace("x +", "x -")))
+    assert find_changes(before, described(HELPERS.replace("WEIGHT = 1", "WEIGHT = 2")))
 
 
 CLASSES = """
@@ -281,7 +281,7 @@ def test_the_settings_of_an_lm_count(change):
 )
 def test_who_pays_and_how_long_is_waited_does_not_count(change):
     changed = describe(dspy.LM("openai/x", **change))
-    assert changes(describe(dspy.LM("openai/x")), changed) == []
+    assert find_changes(describe(dspy.LM("openai/x")), changed) == []
     assert "planted-secret" not in json.dumps(changed)
 
 
@@ -373,7 +373,7 @@ def kept(example, prediction):
 def test_functions_that_remember_are_the_same_afterwards(metric):
     before = describe(metric)
     metric("example", "prediction")
-    assert changes(before, describe(metric)) == []
+    assert find_changes(before, describe(metric)) == []
     assert before["function"] in ("kept", "remembered.<locals>.inner", "inner", "counting")
 
 
@@ -468,7 +468,7 @@ def test_state_is_told_from_settings_however_the_code_reaches_it(kind):
     before = describe(metric)
     metric("example", "prediction")
     metric("example", "prediction")
-    assert changes(before, describe(metric), "it") == []
+    assert find_changes(before, describe(metric), "it") == []
     assert {line.split(":")[0] for line in differing(kind(1.0), kind(2.0))} >= {"`it.tally.weight`"}
 
 
@@ -510,7 +510,7 @@ def test_nothing_is_too_odd_to_be_described():
     odd = [Stubborn(), loop, deep, object(), iter([]), os.environ, sys, float("nan"), "\ud800", {Stubborn: 1}, b"x"]
     for value in odd:
         assert "0x" not in json.dumps(describe(value))
-        assert changes(describe(value), json.loads(json.dumps(describe(value)))) == []
+        assert find_changes(describe(value), json.loads(json.dumps(describe(value)))) == []
 
 
 # Other processes

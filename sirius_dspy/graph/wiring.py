@@ -56,8 +56,8 @@ def connect(name: str, agent: Agent) -> Wiring:
     inputs, outputs = _fields_of(agent.module)
     if not (inputs or agent.reads) or not (outputs or agent.writes):
         raise GraphError(
-            f"Agent {name!r} ({type(agent.module).__name__}) has no `signature` with inputs and outputs, which would tell "
-            "what it reads and writes. Pass `Agent(module, reads={'input': 'field'}, writes={'output': 'field'})`."
+            f"Agent {name!r} ({type(agent.module).__name__}) has no `signature` with inputs and outputs, which would "
+            "tell what it reads and writes. Pass `Agent(module, reads={'input': 'field'}, writes={'output': 'field'})`."
         )
     if inputs or outputs:
         _check_renames(name, agent, inputs, outputs)

@@ -254,7 +254,7 @@ def _to_attempt(row: Mapping[Any, Any]) -> Attempt:
 
 
 def _to_failure(record: Mapping[str, Any] | None) -> Failure | None:
-    return record and Failure(**record)
+    return None if record is None else Failure(**record)
 
 
 def to_usage(row: Mapping[Any, Any]) -> Usage:

@@ -28,7 +28,7 @@ def find_problems(database: Database, run: str | None) -> list[str]:
         database: The library's.
         run: Check the content hashes of this compile's rows only; `None` for all rows and examples.
     """
-    checks = [_check_file, _check_references, partial(_check_hashes, run=run)]
+    checks: list[Callable[[Database], list[str]]] = [_check_file, _check_references, partial(_check_hashes, run=run)]
     if run is None:
         checks.insert(2, _check_examples)
     problems = [problem for check in checks for problem in _collect(database, check)]

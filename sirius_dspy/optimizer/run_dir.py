@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from sirius_dspy.errors import LibraryError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
 from sirius_dspy.files import file_name, write_text
-from sirius_dspy.identity.parts import accepted_changes
+from sirius_dspy.identity.parts import check_changes
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.urls import parse_url
 from sirius_dspy.optimizer import stages
@@ -174,7 +174,7 @@ class RunDir:
             self._claim({**identity, "run": run, "accepted": []})
             return Begun(run, resumed=False)
         run, noted = before.pop("run", None), before.pop("accepted", None)
-        found = accepted_changes(before, identity, str(self.path), accepted)
+        found = check_changes(before, identity, str(self.path), accepted)
         if not isinstance(run, str) or not isinstance(noted, list):
             raise _damaged(self.path / "run.json", "it does not say which compile it is of", RESTORE)
         if found:
