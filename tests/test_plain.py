@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, RootMod
 
 from sirius_dspy import ExperienceLibrary, SiriuS
 from sirius_dspy.errors import DatasetError, UnreadableValueError
-from sirius_dspy.plain import digest, example_key, fitted, from_plain, opaque_parts, readable, to_plain
+from sirius_dspy.plain import coerce, digest, example_key, from_plain, opaque_parts, readable, to_plain
 from sirius_dspy.testing import ToyLM, chat_reply
 
 
@@ -448,14 +448,14 @@ def test_what_people_read_has_no_tags():
     assert shown["c"] == {"1": "1.50"}
 
 
-def test_plain_values_are_fitted_to_a_field_and_others_left_alone():
-    assert fitted("red", Color) is Color.RED
-    assert fitted("4", int) == 4
-    assert fitted("x", int) == "x"
-    assert fitted(to_plain(Color.RED), Color | None) is Color.RED
+def test_plain_values_are_coerced_to_a_field_and_others_left_alone():
+    assert coerce("red", Color) is Color.RED
+    assert coerce("4", int) == 4
+    assert coerce("x", int) == "x"
+    assert coerce(to_plain(Color.RED), Color | None) is Color.RED
     assert from_plain(3, float) == 3
     assert type(from_plain(3, float)) is int
-    assert fitted({"a": 1}, threading.Lock) == {"a": 1}
+    assert coerce({"a": 1}, threading.Lock) == {"a": 1}
 
 
 def array(number):

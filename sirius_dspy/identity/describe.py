@@ -33,7 +33,7 @@ from sirius_dspy.identity.attributes import attributes_of, is_written_by_user
 from sirius_dspy.identity.expressions import ANY
 from sirius_dspy.identity.habits import Habits, effects_of
 from sirius_dspy.identity.lms import lm_arguments, lm_attributes
-from sirius_dspy.identity.references import add_neighbours, globals_used
+from sirius_dspy.identity.references import add_neighbours, find_globals
 from sirius_dspy.identity.shorten import shorten
 from sirius_dspy.identity.source_code import code_of, is_library, module_code, module_of
 from sirius_dspy.identity.state import (
@@ -264,7 +264,7 @@ class _Describer:
         return self._variables(defaults, path, habits)
 
     def _globals(self, function: types.FunctionType, path: str, habits: Habits) -> Plain:
-        used = globals_used(function)
+        used = find_globals(function)
         return self._variables(used, path, add_neighbours(habits, used, function.__globals__))
 
     def _variables(self, variables: Mapping[str, Any], path: str, habits: Habits) -> dict[str, Plain]:

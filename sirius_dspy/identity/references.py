@@ -14,7 +14,7 @@ from sirius_dspy.identity.habits import Habits, effects_of
 from sirius_dspy.identity.source_code import globals_of, imports_of, is_library, module_of
 
 
-def globals_used(function: types.FunctionType) -> dict[str, Any]:
+def find_globals(function: types.FunctionType) -> dict[str, Any]:
     """Return the values that a function reads of its globals, of modules of the user, and of its own imports.
 
     Left out is what the code names already and what is the same wherever it is installed, such as a library's function.

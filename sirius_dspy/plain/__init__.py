@@ -14,15 +14,15 @@ content as far as that can be seen, and refused where it would have to be read b
 """
 
 from sirius_dspy.plain.digests import canonical, digest, text_digest
-from sirius_dspy.plain.reading import fitted, from_plain, opaque_parts, readable
+from sirius_dspy.plain.reading import coerce, from_plain, opaque_parts, readable
 from sirius_dspy.plain.writing import example_content, example_key, to_plain
 
 __all__ = [
     "canonical",
+    "coerce",
     "digest",
     "example_content",
     "example_key",
-    "fitted",
     "from_plain",
     "opaque_parts",
     "readable",
