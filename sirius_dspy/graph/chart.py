@@ -120,14 +120,7 @@ def to_svg(chart: FlowChart, title: str = "Data flow") -> str:
     slot = max([_width(node) for node in chart.nodes], default=0.0) + _GAP
     width = max([len(row) for row in rows], default=0) * slot + 2 * _MARGIN
     height = max(len(rows) - 1, 0) * _LEVEL + _HEIGHT + 2 * _MARGIN
-    points = {
-        place: (
-            (width - len(row) * slot) / 2 + (number + 0.5) * slot,
-            _MARGIN + _HEIGHT / 2 + level * _LEVEL,
-        )
-        for level, row in enumerate(rows)
-        for number, place in enumerate(row)
-    }
+    points = _points(rows, slot, width)
     levels = {place[0]: place[2] for row in rows for place in row if place[0] == place[1]}
     body = [_arrow([points[place] for place in _path(*pair, levels)]) for pair in labels]
     for pair, share in _label_shares(labels).items():
@@ -135,6 +128,15 @@ def to_svg(chart: FlowChart, title: str = "Data flow") -> str:
         body.append(_arrow_label(points[upper], points[lower], share, labels[pair]))
     body += [_box(node, points[index, index, levels[index]]) for index, node in enumerate(chart.nodes)]
     return "\n".join([*_head(title, width, height), *body, "</svg>"]) + "\n"
+
+
+def _points(rows: Sequence[Sequence[Place]], slot: float, width: float) -> dict[Place, Point]:
+    """Return the centre of each place; each row is in the middle of the image."""
+    return {
+        place: ((width - len(row) * slot) / 2 + (number + 0.5) * slot, _MARGIN + _HEIGHT / 2 + level * _LEVEL)
+        for level, row in enumerate(rows)
+        for number, place in enumerate(row)
+    }
 
 
 def _rows(num_nodes: int, pairs: Collection[tuple[int, int]]) -> list[list[Place]]:
@@ -150,15 +152,20 @@ def _rows(num_nodes: int, pairs: Collection[tuple[int, int]]) -> list[list[Place
             above[lower].append(upper)
         for bend in path[1:-1]:
             rows[bend[2]].append(bend)
-    for level in range(1, len(rows)):
-        column = {place: number for number, place in enumerate(rows[level - 1])}
-        middle = {
-            place: sum(column[upper] for upper in above[place]) / len(above[place])
-            for place in rows[level]
-            if above[place]
-        }
-        rows[level].sort(key=lambda place, middle=middle: middle.get(place, 0.0))  # type: ignore[misc]
+    for upper_row, row in pairwise(rows):
+        _sort_row(row, upper_row, above)
     return rows
+
+
+def _sort_row(row: list[Place], upper_row: list[Place], above: Mapping[Place, Sequence[Place]]) -> None:
+    """Sort the places of a level by the middle of what points to them; without an arrow, they come first."""
+    column = {place: number for number, place in enumerate(upper_row)}
+
+    def middle(place: Place) -> float:
+        uppers = above.get(place, ())
+        return sum(column[upper] for upper in uppers) / len(uppers) if uppers else 0.0
+
+    row.sort(key=middle)
 
 
 def _levels(num_nodes: int, pairs: Collection[tuple[int, int]]) -> list[int]:
