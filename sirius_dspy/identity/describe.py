@@ -35,7 +35,7 @@ from sirius_dspy.identity.habits import Habits, effects_of
 from sirius_dspy.identity.lms import lm_arguments, lm_attributes
 from sirius_dspy.identity.references import add_neighbours, find_globals
 from sirius_dspy.identity.shorten import shorten
-from sirius_dspy.identity.source_code import code_of, is_library, module_code, module_of
+from sirius_dspy.identity.source_code import cells_of, code_of, is_library, module_code, module_of
 from sirius_dspy.identity.state import (
     drop_paths,
     is_credential,
@@ -250,7 +250,7 @@ class _Describer:
         return {"module": module.__name__, "code": digest(module_code(module))[:16]}
 
     def _closure(self, function: types.FunctionType, path: str, habits: Habits) -> Plain:
-        cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        cells = cells_of(function)
         variables = {}
         for name in sorted(cells.keys() - {"__class__"}):
             with suppress(ValueError):  # not set yet, as in a function that calls itself while it is made

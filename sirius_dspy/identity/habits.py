@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
 
 from sirius_dspy.identity.expressions import OWNERS, Names, container_of, find_targets, parameters_of
-from sirius_dspy.identity.source_code import is_library, module_of, node_of
+from sirius_dspy.identity.source_code import cells_of, is_library, module_of, node_of
 
 _CHANGES = frozenset(
     [
@@ -170,7 +170,7 @@ def _effects(function: FunctionType, further: int, cache: dict[tuple[FunctionTyp
 def _function_at(function: FunctionType, name: str) -> FunctionType | None:
     """Return the function of the user that another one calls by this name, if there is one."""
     root, *attributes = name.split(".")
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    cells = cells_of(function)
     try:
         value = cells[root].cell_contents if root in cells else function.__globals__.get(root)
     except ValueError:  # not set yet

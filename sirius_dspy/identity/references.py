@@ -7,11 +7,10 @@ import importlib.util
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import PurePath
 from typing import Any
 
 from sirius_dspy.identity.habits import Habits, effects_of
-from sirius_dspy.identity.source_code import globals_of, imports_of, is_library, module_of
+from sirius_dspy.identity.source_code import globals_of, imports_of, is_installed, is_library, module_of
 
 
 def find_globals(function: types.FunctionType) -> dict[str, Any]:
@@ -75,8 +74,7 @@ def _user_module(name: str, level: int, package: str) -> types.ModuleType | None
     top = name.partition(".")[0]
     try:
         spec = importlib.util.find_spec(top)
-        folders = set(PurePath(str(spec and spec.origin)).parts)
-        if spec is None or is_library(top) or {"site-packages", "dist-packages"} & folders:
+        if spec is None or is_library(top) or is_installed(str(spec.origin)):
             return None
         return importlib.import_module(name)
     except Exception:  # the same failure awaits the function when it runs

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
@@ -32,8 +32,17 @@ def is_library(module: str) -> bool:
         return False
     if top in _OURS or top in sys.stdlib_module_names:
         return True
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return bool({"site-packages", "dist-packages"} & set(Path(file).parts))
+    return is_installed(getattr(sys.modules.get(module), "__file__", None) or "")
+
+
+def is_installed(file: str) -> bool:
+    """Return whether a file belongs to an installed package."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)
+
+
+def cells_of(function: FunctionType) -> dict[str, CellType]:
+    """Return the variables that a function closes over."""
+    return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
 
 def module_code(module: ModuleType) -> str:
