@@ -4,7 +4,7 @@ import time
 
 import dspy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sirius_dspy
@@ -334,6 +334,7 @@ def wirings(draw):
     return reads, draw(st.permutations(range(size)))
 
 
+@settings(deadline=None)
 @given(wirings())
 def test_every_agent_runs_once_and_after_all_that_it_reads(wiring):
     reads, order = wiring

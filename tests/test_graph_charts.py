@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import dspy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sirius_dspy import Agent, AgentGraph, data_flow, to_mermaid, to_svg
@@ -150,6 +150,7 @@ def dags(draw):
     return FlowChart(nodes, tuple(Flow(names[a], names[b], "x") for a, b in pairs if a < b))
 
 
+@settings(deadline=None)
 @given(dags())
 def test_svg_arrows_go_down_and_boxes_do_not_overlap(chart):
     svg = svg_of(chart)
