@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING
 from sirius_dspy import errors
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.checkpoint import load, save
-from sirius_dspy.graph.agents import Agent, AgentGraph, data_flow
+from sirius_dspy.graph.agents import AgentGraph
 from sirius_dspy.graph.chart import to_mermaid, to_svg
+from sirius_dspy.graph.flow import data_flow
+from sirius_dspy.graph.wiring import Agent
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.local import LocalLM, LoraOptions
 from sirius_dspy.optimizer.budget import Budget

@@ -18,6 +18,10 @@ os.environ.setdefault("DSPY_CACHEDIR", tempfile.mkdtemp(prefix="dspy-cache-"))
 import dspy
 import pytest
 
+from tests.postgres import new_postgres_url as new_postgres_url
+from tests.postgres import postgres_server as postgres_server
+from tests.postgres import url as url
+
 pytest.register_assert_rewrite("sirius_dspy.testing")
 
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")

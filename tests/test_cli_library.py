@@ -11,7 +11,8 @@ import toy
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
-from sirius_dspy.library.experience import PAGE, ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.queries import PAGE
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.testing.library import EXAMPLE, make_repair, make_run, make_step
 from sirius_dspy.trajectory import Failure, Trajectory

@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 import sirius_dspy
 from sirius_dspy import Collect, LocalLM, SiriuS, errors, save
 from sirius_dspy.cli import app
-from sirius_dspy.library.migrations import METADATA
+from sirius_dspy.library.schema import METADATA
 from sirius_dspy.testing import ToyLM, chat_reply
 from tests.snippets import ROOT, blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
 

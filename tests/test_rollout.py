@@ -14,7 +14,8 @@ import pytest
 from dspy.lm15 import AuthError, BillingError, ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError, UnrecordableCallError
-from sirius_dspy.graph.agents import Agent, AgentGraph
+from sirius_dspy.graph.agents import AgentGraph
+from sirius_dspy.graph.wiring import Agent
 from sirius_dspy.program import program_fingerprint
 from sirius_dspy.running.parallel import parallel
 from sirius_dspy.running.rollout import Rollouts, Task

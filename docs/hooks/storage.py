@@ -19,7 +19,8 @@ import griffe
 import sqlalchemy as sa
 
 from sirius_dspy import ExperienceLibrary
-from sirius_dspy.library.migrations import METADATA, SCHEMA_VERSION, JsonText, NameText
+from sirius_dspy.library.migrations import SCHEMA_VERSION
+from sirius_dspy.library.schema import METADATA, JsonText, NameText
 
 STORED = {"trajectories": "Trajectory", "steps": "Step", "repairs": "Repair", "attempts": "Attempt"}
 """Table to the value in `sirius_dspy.trajectory` whose fields its columns hold."""

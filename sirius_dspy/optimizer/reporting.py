@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from sirius_dspy.library.summary import Summary
+from sirius_dspy.library.summary import Funnel, summarize
 from sirius_dspy.optimizer.accounts import STAGE_OF
 from sirius_dspy.optimizer.budget import Spent
 from sirius_dspy.optimizer.prices import price_of
@@ -49,7 +49,7 @@ def iteration_result(
     sets: Mapping[str, TrainingSet],
 ) -> IterationResult:
     """What an iteration did."""
-    summary = Summary(
+    summary = summarize(
         session.library,
         session.run,
         iteration,
@@ -61,7 +61,7 @@ def iteration_result(
         agent: _agent_result(rows, jobs.get(agent), usages.get(agent, UsageResult())) for agent, rows in sets.items()
     }
     score = standing.mean(floor_of([standing, *(entry.standing for entry in session.history)]))
-    metrics = {"val/score": score, **summary.metrics(agents), **summary.prices(seconds)}
+    metrics = {"val/score": score, **summary.metrics(agents), **summary.costs(seconds)}
     return IterationResult(
         iteration=iteration,
         score=score,
@@ -71,7 +71,7 @@ def iteration_result(
         promoted={agent: agent in kept for agent in jobs},
         metrics=metrics,
         agents=agents,
-        repair=RepairResult(**summary.repair),
+        repair=_repair_result(summary.repair),
         seconds=seconds,
         usage=_sum(usages.values()),
         stages=_stages(session, iteration),
@@ -108,6 +108,18 @@ def _agent_result(rows: TrainingSet, job: Job | None, usage: UsageResult) -> Age
         return result
     losses = tuple(loss if math.isfinite(loss) else None for loss in job.losses)
     return replace(result, losses=losses, lm=job.lm, base=job.base, seconds=job.seconds)
+
+
+def _repair_result(funnel: Funnel) -> RepairResult:
+    return RepairResult(
+        tried=funnel.tried,
+        repaired=funnel.repaired,
+        verdicts=funnel.verdicts,
+        by_agent=funnel.by_agent,
+        calls=funnel.usage.calls,
+        prompt_tokens=funnel.usage.prompt_tokens,
+        completion_tokens=funnel.usage.completion_tokens,
+    )
 
 
 def _stages(session: Session, iteration: int) -> dict[str, UsageResult]:

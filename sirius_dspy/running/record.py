@@ -31,7 +31,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy.errors import ReplayDivergedError, SettingsError, UnreadableValueError, UnrecordableCallError
 from sirius_dspy.lms import called_from_outside
-from sirius_dspy.plain import fitted
+from sirius_dspy.plain import coerce
 from sirius_dspy.program import is_awaited, is_called, predictor_names, signature_digest
 from sirius_dspy.redact import hide, redact, redact_error, remember_secrets
 from sirius_dspy.running.asked import Listener, Request, alias_of, listening, prompt_text, refused_if_void
@@ -461,7 +461,7 @@ class _ReplayTape(_Tape):
         with self._lock:
             self._edited_call = call.predictor, call.occurrence
         fields = signature.output_fields
-        return {name: fitted(value, fields[name].annotation) for name, value in self.edit.outputs.items()}
+        return {name: coerce(value, fields[name].annotation) for name, value in self.edit.outputs.items()}
 
     def _diverge(self, problem: str) -> NoReturn:
         """Stop the run before it asks an LM; noted as well, because programs may catch what their predictors raise."""

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import dspy
@@ -47,7 +48,7 @@ class Task:
     example: dspy.Example
     sample: int = 0
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, int]:
         """Identifies the rollout within an iteration."""
         return example_key(self.example), self.sample

@@ -33,7 +33,7 @@ from dspy.signatures import make_signature
 from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.files import write_text
-from sirius_dspy.plain import digest, fitted, text_digest, to_plain
+from sirius_dspy.plain import coerce, digest, text_digest, to_plain
 from sirius_dspy.program import predictor_names, program_fingerprint, signature_digest, signature_of
 from sirius_dspy.running.asked import Messages, prompt_text
 from sirius_dspy.running.record import typed
@@ -250,7 +250,7 @@ class PromptProbe:
         asked = _AnswerWith("")
         with contextlib.suppress(Exception):  # the reply does not parse; only what was asked is wanted
             self._call(
-                predictor, {name: fitted(value, fields[name].annotation) for name, value in inputs.items()}, asked
+                predictor, {name: coerce(value, fields[name].annotation) for name, value in inputs.items()}, asked
             )
         return (asked.messages, "") if asked.messages else (None, "has no prompt in this program")
 
