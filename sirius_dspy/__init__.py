@@ -8,7 +8,8 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.local import LocalLM, LoraOptions
 from sirius_dspy.optimizer.run_dir import open_library
 from sirius_dspy.optimizer.sirius import SiriuS
-from sirius_dspy.repair.augmenters import CriticAugmenter, RepairDemos
+from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.repair.demos import RepairDemos
 from sirius_dspy.running.evaluation import Evaluation, evaluate
 from sirius_dspy.training.curate import Curator
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import dspy
-from dspy.adapters.chat_adapter import FieldInfoWithName
-from dspy.adapters.utils import apply_output_field_defaults, format_field_value, parse_value
 from dspy.utils.exceptions import AdapterParseError
 from pydantic.fields import FieldInfo
+
+from sirius_dspy.dspy_internals import FieldInfoWithName, apply_output_field_defaults, format_field_value, parse_value
 
 
 class PlainAdapter(dspy.ChatAdapter):

@@ -15,7 +15,8 @@ from sirius_dspy import Agent, AgentGraph, SiriuS, data_flow, to_mermaid, to_svg
 from sirius_dspy.errors import GraphError, SiriuSError
 from sirius_dspy.graph.agents import Edge
 from sirius_dspy.graph.chart import Flow, FlowChart, Node
-from sirius_dspy.running.record import arecord, record, replay
+from sirius_dspy.running.record import arecord, record
+from sirius_dspy.running.replay import replay
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.trajectory import Edit, Failure, Step, Trajectory

@@ -11,7 +11,8 @@ from dspy.lm15 import AuthError, InvalidRequestError, ServerError
 
 from sirius_dspy import CriticAugmenter, Curator, RepairDemos
 from sirius_dspy.errors import LibraryError, MetricError, RolloutError, UnfinishedError, UnpreparedProgramError
-from sirius_dspy.repair.augmenters import RepairContext, Repaired
+from sirius_dspy.repair.augmenters import Repaired
+from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.prompts import Critique
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import AugmenterContract, ScriptedLM, chat_reply

@@ -19,7 +19,7 @@ import dspy
 
 from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.sirius import DEFAULT_AUGMENTER, SiriuS
-from sirius_dspy.repair.augmenters import CriticAugmenter
+from sirius_dspy.repair.critic import CriticAugmenter
 
 FEEDBACKS: Sequence[int] = (0, 1, 2, 3)
 """Values of `max_feedback` to compare; 0 is no repair by another way, which must give the same."""

@@ -35,6 +35,7 @@ from dspy.adapters.base import Adapter
 from pydantic import BaseModel, TypeAdapter
 
 from sirius_dspy.credentials import is_secret_attribute, is_secret_name
+from sirius_dspy.dspy_internals import LM_INTERNALS
 from sirius_dspy.identity.source_code import (
     ANY,
     Habits,
@@ -596,8 +597,8 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 _OF_EVERY_LM = frozenset(
     [
-        *("provider", "kwargs", "cache", "num_retries", "callbacks", "history", "_engine_spec"),
-        *("_async_engine_spec", "_providers", "_engine_store", "_engine_lock", "_warned_zero_temp_rollout"),
+        *("provider", "kwargs", "cache", "num_retries", "callbacks", "history"),
+        *LM_INTERNALS,
     ]
 )
 """Attributes that are described by themselves, or do not count."""

@@ -40,9 +40,9 @@ from sirius_dspy.library.migrations import (
 )
 from sirius_dspy.plain import text_digest
 from sirius_dspy.redact import hide, remember_address
-from sirius_dspy.running.asked import prompt_text
-from sirius_dspy.running.failures import Unfinished
+from sirius_dspy.running.requests import prompt_text
 from sirius_dspy.running.standing import Standing
+from sirius_dspy.running.unfinished import Unfinished
 from sirius_dspy.trajectory import (
     Attempt,
     Failure,

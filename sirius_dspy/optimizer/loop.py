@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import dspy
 
+from sirius_dspy.dspy_internals import mark_compiled
 from sirius_dspy.errors import AugmenterError, NoSuccessError, UnfinishedError, UnpreparedProgramError
 from sirius_dspy.examples import keys_digest, unique
 from sirius_dspy.identity.describe import describe, describe_lms
@@ -27,13 +28,14 @@ from sirius_dspy.library.summary import Summary
 from sirius_dspy.lms import Launches, NotesOutside, follow_context, follow_no_context, with_own_settings
 from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.run_dir import RunDir
-from sirius_dspy.program import copy_program, predictor_names
-from sirius_dspy.repair.augmenters import RepairContext
+from sirius_dspy.program import copy_program, lms_of, predictor_names
+from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.running.attempts import Broken, attempt_all
 from sirius_dspy.running.bugs import BugWatch
-from sirius_dspy.running.failures import Health, Patience, Unfinished
-from sirius_dspy.running.rollout import Rollouts, Task, report_unfinished
+from sirius_dspy.running.patience import Health, Patience
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.running.standing import Standing, floor_of
+from sirius_dspy.running.unfinished import Unfinished, report_unfinished
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -82,7 +84,7 @@ class Loop:
         self.program = copy_program(self.student)
         self.teachers = [copy_program(teacher) for teacher in self.teachers]
         self.demos = {name: predictor.demos for name, predictor in predictor_names(self.program).items()}
-        self.own = {name: predictor.lm for name, predictor in predictor_names(self.program).items()}
+        self.own = lms_of(self.program)
         self.trained: dict[tuple[str, str], dspy.LM] = {}
         self.launches = Launches()
         self.chosen: dict[str, set[str]] = defaultdict(set)
@@ -246,7 +248,7 @@ class Loop:
         with closing(outcomes):  # an interrupt keeps this frame alive, but must not leave repairs under way
             for trajectory, outcome in outcomes:
                 if isinstance(outcome, Broken):
-                    broken = self._unfinished_repair(trajectory, outcome)
+                    broken = Unfinished.of(trajectory.repair_lineage, outcome.failure)
                     unfinished.append((self.train_examples[trajectory.example_key], broken))
                     self.library.add_unfinished(broken)
                     continue
@@ -269,19 +271,6 @@ class Loop:
                     f"which is no predictor of the program. Let it edit steps of {sorted(self._editable())} only, the "
                     "predictors in `context.editable`."
                 )
-
-    @staticmethod
-    def _unfinished_repair(failed: Trajectory, broken: Broken) -> Unfinished:
-        return Unfinished(
-            example_key=failed.example_key,
-            kind=broken.failure.kind,
-            message=broken.failure.message,
-            run=failed.run,
-            iteration=failed.iteration,
-            sample=failed.sample,
-            seed=failed.seed,
-            origin="repair",
-        )
 
     def _failed(self, iteration: int) -> list[Trajectory]:
         """The first failed run of each example without a success, up to `max_repairs`, in an order that repeats."""
@@ -705,7 +694,7 @@ class Loop:
             compiled.callbacks.append(NotesOutside())
         results = self._results()
         self.run_dir.finish("results", results)
-        compiled._compiled = True
+        mark_compiled(compiled)
         vars(compiled)["detailed_results"] = results
         return compiled
 

@@ -1,4 +1,4 @@
-"""A function over many items in threads: results as they finish, and nothing that was paid for is lost."""
+"""Map a function over many items in threads: results come as they finish, and nothing that was paid for is lost."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 POLL_S = 0.05
-"""How often items under way are looked at, where somebody asks for it."""
+"""How often to ask `overdue` about the items under way."""
 
 
-def parallel(
+def parallel_map(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     num_threads: int | None = None,
     *,
     overdue: Callable[[Item], Result | None] | None = None,
-    most: Callable[[], int] | None = None,
+    limit: Callable[[], int] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> Generator[tuple[Item, Result], None, None]:
     """Map in threads that inherit the caller's context, yielding (item, result) as they finish.
@@ -38,10 +38,10 @@ def parallel(
         function: Called with one item.
         items: Taken one by one.
         num_threads: DSPy's setting by default.
-        overdue: Asked again and again about each item under way. A result that it returns stands for the item's own,
-            which nobody waits for any more; its thread is left behind, and does not keep the process from ending. An
-            error that it raises is the item's.
-        most: Asked how many items may be under way or waiting; by default as many as there is room for.
+        overdue: Called again and again with each item under way. A result that it returns becomes the item's, whose own
+            is not waited for any more; its thread is left behind, and does not keep the process from ending. An error
+            that it raises becomes the item's.
+        limit: Returns how many items may be under way or waiting; by default as many as there is room for.
         on_stop: Called when no new item will start, so that those in flight need not wait for better times.
     """
     threads = num_threads or dspy.settings.num_threads or 8
@@ -51,7 +51,7 @@ def parallel(
     workers = _Workers(threads)
     try:
         while True:
-            room = 0 if error else min(2 * threads, most() if most else 2 * threads) - len(running)
+            room = 0 if error else min(2 * threads, limit() if limit else 2 * threads) - len(running)
             for item in islice(source, max(room, 0)):
                 running[workers.submit(function, item)] = item
             if not running:
@@ -63,7 +63,7 @@ def parallel(
                     running.clear()
                     raise
                 error, done = interrupt, set()
-            for future in done | _given_up(running, overdue, workers):
+            for future in done | _give_up(running, overdue, workers):
                 item = running.pop(future)
                 if (failed := future.exception()) is None:
                     yield item, future.result()
@@ -79,18 +79,18 @@ def parallel(
             on_stop()
         running = {future: item for future, item in running.items() if not future.cancel()}
         while running:
-            for future in wait(running, POLL_S if overdue else None).done | _given_up(running, overdue, workers):
+            for future in wait(running, POLL_S if overdue else None).done | _give_up(running, overdue, workers):
                 del running[future]
         workers.stop()
     if error is not None:
         raise error
 
 
-def _given_up(
+def _give_up(
     running: dict[Future[Result], Item], overdue: Callable[[Item], Result | None] | None, workers: _Workers
 ) -> set[Future[Result]]:
-    """The futures that were given a result from outside because theirs takes too long."""
-    found = set()
+    """Give a result from outside to the futures whose own takes too long, and return these futures."""
+    settled = set()
     for future, item in running.items() if overdue is not None else ():
         if not future.running():
             continue
@@ -101,8 +101,8 @@ def _given_up(
         else:
             given = result is not None and workers.settle(future, result)
         if given:
-            found.add(future)
-    return found
+            settled.add(future)
+    return settled
 
 
 class _Workers:
@@ -125,7 +125,7 @@ class _Workers:
         return future
 
     def settle(self, future: Future[Result], result: Any = None, error: BaseException | None = None) -> bool:
-        """Give a running future its outcome from outside; a new thread takes the place of the one that is stuck."""
+        """Give a running future its outcome from outside, and start a thread in place of the one that is stuck."""
         if not self._finish(future, result, error):
             return False
         self._start()
