@@ -778,12 +778,12 @@ def test_a_library_of_before_gets_the_table_of_what_did_not_end(tmp_path):
 def test_the_health_of_lms_is_counted_over_all_stages():
     health = Health()
     for _ in range(9):
-        health.failed("it", None)
-    health.ended()
+        health.note_failure("it", None)
+    health.note_end()
     for _ in range(9):
-        health.failed("it", None)
+        health.note_failure("it", None)
     with pytest.raises(RolloutError, match="10 runs in a row"):
-        health.failed("it", None)
+        health.note_failure("it", None)
 
 
 def test_a_prompt_that_is_too_long_is_that_examples_own():

@@ -25,7 +25,7 @@ from sirius_dspy.identity.describe import describe, describe_lms
 from sirius_dspy.identity.parts import FORMAT
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.summary import Summary
-from sirius_dspy.lms import Launches, NotesOutside, follow_context, follow_no_context, with_own_settings
+from sirius_dspy.lms import Launches, OutsideLMCallback, follow_context, follow_no_context, keep_settings
 from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import copy_program, lms_of, predictor_names
@@ -517,7 +517,7 @@ class Loop:
             lm = self.launches.launch(agent, lms[agent]) if taught else base
             for name in names:
                 predictor, own = predictors[name], self.own[name]
-                predictor.lm = with_own_settings(lm, base, own or dspy.settings.lm) if taught else own
+                predictor.lm = keep_settings(lm, base, own or dspy.settings.lm) if taught else own
                 predictor.demos = [] if taught else self.demos[name]
                 (follow_context if taught and own is None else follow_no_context)(predictor)
 
@@ -691,7 +691,7 @@ class Loop:
             if not self.chosen[name]:
                 follow_no_context(predictor)
         if any(self.own[name] is None and models for name, models in self.chosen.items()):
-            compiled.callbacks.append(NotesOutside())
+            compiled.callbacks.append(OutsideLMCallback())
         results = self._results()
         self.run_dir.finish("results", results)
         mark_compiled(compiled)

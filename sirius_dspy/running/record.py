@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import dspy
 
-from sirius_dspy.lms import called_from_outside
+from sirius_dspy.lms import note_outside_lm
 from sirius_dspy.program import is_awaited, is_called, predictor_names
 from sirius_dspy.running.blind_spots import last_calls, refuse_raw_threads
 from sirius_dspy.running.recording import Recording, Sampling
@@ -55,7 +55,7 @@ def run_tape(tape: Tape, inputs: Values) -> Recording:
     if is_awaited(tape.program) and not is_called(tape.program):
         return asyncio.run(arun_tape(tape, inputs))
     prediction, error = None, None
-    with _tapped(tape):
+    with _tap(tape):
         try:
             prediction = tape.program(**inputs)
             if inspect.iscoroutine(prediction):  # `async def forward`
@@ -68,7 +68,7 @@ def run_tape(tape: Tape, inputs: Values) -> Recording:
 async def arun_tape(tape: Tape, inputs: Values) -> Recording:
     """Like `run_tape`, awaiting the program."""
     prediction, error = None, None
-    with _tapped(tape):
+    with _tap(tape):
         try:
             prediction = await tape.program.acall(**inputs)
         except Exception as raised:
@@ -77,7 +77,7 @@ async def arun_tape(tape: Tape, inputs: Values) -> Recording:
 
 
 @contextmanager
-def _tapped(tape: Tape) -> Iterator[None]:
+def _tap(tape: Tape) -> Iterator[None]:
     """The context in which the program runs, so that its calls come to the tape."""
     predictors = predictor_names(tape.program)
     before = last_calls(predictors)
@@ -86,7 +86,7 @@ def _tapped(tape: Tape) -> Iterator[None]:
     callbacks = [*dspy.settings.callbacks, *([] if tape.watch is None else [tape.watch])]
     with (
         time_run(),
-        called_from_outside(),
+        note_outside_lm(),
         dspy.context(adapter=adapter, trace=tape.trace, disable_history=True, callbacks=callbacks),
     ):
         yield

@@ -82,7 +82,7 @@ def alias_lm(lm: Any) -> Any:
     if not isinstance(lm, dspy.BaseLM) or not hasattr(lm, "__dict__"):
         return lm
     kind: Any = type(lm)
-    alias = object.__new__(_aliased(kind))
+    alias = object.__new__(_alias_class(kind))
     object.__setattr__(alias, "__dict__", vars(lm))
     return alias
 
@@ -111,7 +111,7 @@ def refuse_empty_body(lm: Any, kwargs: dict[str, Any], listener: Listener) -> It
 
 
 @lru_cache(maxsize=128)
-def _aliased(kind: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
+def _alias_class(kind: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
     def update_history(self: dspy.BaseLM, entry: dict[str, Any]) -> None:
         listener = usage_tracker()
         if isinstance(listener, Listener):
