@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import dspy
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sirius_dspy.errors import UnpreparedProgramError
@@ -119,6 +119,7 @@ def built(plan):
     return Worker() if plan is None else SHELLS[plan[0]]([built(inner) for inner in plan[1]])
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(structures(SHELLS))
 def test_every_module_is_copied_wherever_it_is_kept(plan):
     held = built(plan)
@@ -150,6 +151,7 @@ def test_lms_for_predictors_that_a_program_does_not_have_are_refused():
     assert lms_of(program) == {"held[0].ask": None}
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(structures({*SHELLS} - {"partial"}))  # what a function holds may be a tool's own
 def test_a_predictor_is_found_by_dspy_or_named_as_hidden(plan):
     program = Program(built(plan))
