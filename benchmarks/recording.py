@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass
 
 import dspy
 
-from sirius_dspy.running.record import Recording, record
+from sirius_dspy.running.record import record
+from sirius_dspy.running.recording import Recording
 from sirius_dspy.testing import Prompt, ScriptedLM, chat_reply
 
 TARGET_MS = 0.3

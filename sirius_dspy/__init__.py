@@ -18,10 +18,13 @@ from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import open_library
 from sirius_dspy.optimizer.settings import Collect, SharedWeights
 from sirius_dspy.optimizer.sirius import SiriuS
-from sirius_dspy.repair.augmenters import Augmenter, CriticAugmenter, RepairContext, RepairDemos, Repaired
+from sirius_dspy.repair.augmenters import Augmenter, Repaired
+from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.repair.demos import RepairDemos
 from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.running.evaluation import Evaluation, evaluate
-from sirius_dspy.running.failures import Patience
+from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.curate import Curator, Row, TrainingSet

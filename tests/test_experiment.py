@@ -427,7 +427,7 @@ def test_a_failed_cell_is_on_record_and_the_others_go_on(tmp_path, monkeypatch):
 
 
 def test_a_test_that_an_lm_did_not_let_end_has_no_result_and_goes_on_next_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("sirius_dspy.running.failures.LONGEST_WAIT_S", 0.001)
+    monkeypatch.setattr("sirius_dspy.running.patience.LONGEST_WAIT_S", 0.001)
     ill = [True]
 
     def flaky(prompt):

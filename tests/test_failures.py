@@ -32,8 +32,10 @@ from sirius_dspy.errors import (
 )
 from sirius_dspy.library.migrations import create_repairs, create_runs, migrate
 from sirius_dspy.repair.augmenters import Repaired
-from sirius_dspy.running.failures import Health, Patience, Unfinished, fault_of, fault_of_call
+from sirius_dspy.running.faults import fault_of, fault_of_call
+from sirius_dspy.running.patience import Health, Patience
 from sirius_dspy.running.rollout import Rollouts, Task
+from sirius_dspy.running.unfinished import Unfinished
 from sirius_dspy.testing import FaultServer, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair, example_key
 
@@ -43,7 +45,7 @@ QUICK = Patience(retries=2, first_wait_s=0.001)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The waits of a compile, at a thousandth of their length."""
-    monkeypatch.setattr("sirius_dspy.running.failures.LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr("sirius_dspy.running.patience.LONGEST_WAIT_S", 0.002)
     dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
 
 
@@ -120,22 +122,22 @@ def chained(error):
 @pytest.mark.parametrize(
     ("error", "fault"),
     [
-        (lm_errors.LMServerError("x"), "passing"),
-        (lm_errors.LMRateLimitError("x"), "passing"),
-        (lm_errors.LMTimeoutError("x"), "passing"),
-        (lm_errors.LMTransportError("x"), "passing"),
-        (lm_errors.LMUnexpectedError("x"), "passing"),
-        (lm_errors.LMProviderError("not JSON", status=200), "passing"),
+        (lm_errors.LMServerError("x"), "transient"),
+        (lm_errors.LMRateLimitError("x"), "transient"),
+        (lm_errors.LMTimeoutError("x"), "transient"),
+        (lm_errors.LMTransportError("x"), "transient"),
+        (lm_errors.LMUnexpectedError("x"), "transient"),
+        (lm_errors.LMProviderError("not JSON", status=200), "transient"),
         (lm_errors.LMProviderError("teapot", status=418), "refusal"),
         (lm_errors.LMInvalidRequestError("policy", status=400), "refusal"),
         (lm_errors.LMInvalidRequestError("no such page", status=404), "systemic"),
-        (lm_errors.ContextWindowExceededError(), "own"),
+        (lm_errors.ContextWindowExceededError(), "program"),
         (lm_errors.LMAuthError("x"), "systemic"),
         (lm_errors.LMBillingError("x"), "systemic"),
         (lm_errors.LMNotConfiguredError("x"), "systemic"),
         (lm_errors.LMUnsupportedModelError("x"), "systemic"),
-        (ValueError("x"), "own"),
-        (ConnectionResetError("a tool's"), "own"),
+        (ValueError("x"), "program"),
+        (ConnectionResetError("a tool's"), "program"),
     ],
     ids=repr,
 )
@@ -145,8 +147,8 @@ def test_whose_fault_an_error_is(error, fault):
 
 
 def test_a_raw_error_of_the_network_is_the_lms_in_a_call_of_an_lm():
-    assert fault_of_call(ConnectionResetError("x")) == "passing"
-    assert fault_of_call(ValueError("x")) == "own"
+    assert fault_of_call(ConnectionResetError("x")) == "transient"
+    assert fault_of_call(ValueError("x")) == "program"
 
 
 # Runs that do not end
@@ -785,12 +787,12 @@ def test_a_library_of_before_gets_the_table_of_what_did_not_end(tmp_path):
 def test_the_health_of_lms_is_counted_over_all_stages():
     health = Health()
     for _ in range(9):
-        health.failed("it", None)
-    health.ended()
+        health.note_failure("it", None)
+    health.note_end()
     for _ in range(9):
-        health.failed("it", None)
+        health.note_failure("it", None)
     with pytest.raises(RolloutError, match="10 runs in a row"):
-        health.failed("it", None)
+        health.note_failure("it", None)
 
 
 def test_a_prompt_that_is_too_long_is_that_examples_own():

@@ -14,7 +14,8 @@ import pytest
 from programs import generated, needle_haystack, reasoning
 from sirius_dspy import PlainAdapter
 from sirius_dspy.errors import DatasetError, MissingDependencyError
-from sirius_dspy.repair.augmenters import CriticAugmenter, RepairContext
+from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.repair.prompts import Critique
 from sirius_dspy.running.record import record

@@ -17,7 +17,7 @@ from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, Si
 from sirius_dspy.graph.agents import AgentGraph
 from sirius_dspy.graph.wiring import Agent
 from sirius_dspy.program import program_fingerprint
-from sirius_dspy.running.parallel import parallel
+from sirius_dspy.running.parallel import parallel_map
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Step, Trajectory, example_key
@@ -335,7 +335,7 @@ def test_threads_inherit_the_callers_context():
     variable = contextvars.ContextVar("variable")
     variable.set("mine")
     with dspy.context(lm="an lm", temperature=0.3):
-        found = dict(parallel(lambda item: (variable.get(), dspy.settings.lm), range(4), 2))
+        found = dict(parallel_map(lambda item: (variable.get(), dspy.settings.lm), range(4), 2))
     assert set(found.values()) == {("mine", "an lm")}
 
 
@@ -347,7 +347,7 @@ def test_what_a_thread_sets_stays_in_its_item():
         variable.set(item)
         return before
 
-    assert set(dict(parallel(function, range(20), 2)).values()) == {None}
+    assert set(dict(parallel_map(function, range(20), 2)).values()) == {None}
 
 
 class Callback(dspy.utils.BaseCallback):
@@ -361,7 +361,7 @@ class Autolog(dspy.utils.BaseCallback):
 def test_rollouts_leave_mlflows_autolog_out_and_keep_other_callbacks():
     mine = Callback()
     with dspy.context(callbacks=[mine, Autolog()]):
-        found = dict(parallel(lambda item: list(dspy.settings.callbacks), [1], 1))
+        found = dict(parallel_map(lambda item: list(dspy.settings.callbacks), [1], 1))
         assert len(dspy.settings.callbacks) == 2
     assert found == {1: [mine]}
 
@@ -375,11 +375,11 @@ def test_results_come_with_their_items_as_they_finish():
         return item.upper()
 
     found = []
-    for pair in parallel(function, ["first", "second"], 2):
+    for pair in parallel_map(function, ["first", "second"], 2):
         found.append(pair)
         second_is_out.set()
     assert found == [("second", "SECOND"), ("first", "FIRST")]
-    assert list(parallel(function, [], 2)) == []
+    assert list(parallel_map(function, [], 2)) == []
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -391,7 +391,7 @@ def test_no_more_than_two_items_per_thread_are_taken_ahead(threads):
             taken.append(item)
             yield item
 
-    for number, _ in enumerate(parallel(lambda item: item, items(), threads)):
+    for number, _ in enumerate(parallel_map(lambda item: item, items(), threads)):
         ahead.append(len(taken) - number)  # with the one just yielded
         if number == 50:
             break
@@ -411,13 +411,13 @@ def test_the_number_of_threads_is_dspys_unless_it_is_given():
             running -= 1
 
     with dspy.context(num_threads=3):
-        list(parallel(function, range(12)))
+        list(parallel_map(function, range(12)))
     assert most == 3
 
 
 def test_a_caller_who_leaves_early_starts_nothing_more():
     started = []
-    results = parallel(lambda item: started.append(item), itertools.count(), 2)
+    results = parallel_map(lambda item: started.append(item), itertools.count(), 2)
     next(results)
     results.close()
     at_close = len(started)
@@ -439,7 +439,7 @@ def test_an_error_is_raised_after_what_is_in_flight():
 
     found = []
     with pytest.raises(ValueError, match="item 0"):
-        extend(found, parallel(function, range(100), 2))
+        extend(found, parallel_map(function, range(100), 2))
     assert dict(found) == dict.fromkeys(set(started) - {0}, "paid for")
     assert 1 in started
     assert len(started) <= 4  # a free thread may have been faster than the caller, with what was taken already
@@ -464,7 +464,7 @@ def test_an_interrupt_waits_for_what_is_in_flight_and_yields_it():
 
     found = []
     with pytest.raises(KeyboardInterrupt):
-        extend(found, parallel(function, range(100), 2))
+        extend(found, parallel_map(function, range(100), 2))
     assert sorted(found) == [(0, "paid for"), (1, "paid for")]
     assert sorted(started) == [0, 1]
 
@@ -480,7 +480,7 @@ def test_a_second_interrupt_does_not_wait():
         return release.wait(PATIENCE)
 
     with pytest.raises(KeyboardInterrupt):
-        list(parallel(function, range(100), 2))
+        list(parallel_map(function, range(100), 2))
     assert not release.is_set()
     release.set()
 

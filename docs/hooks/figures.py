@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, Files
 from sirius_dspy import Agent, AgentGraph, CriticAugmenter, data_flow, to_svg
 from sirius_dspy.graph.chart import Flow, FlowChart, Node
 from sirius_dspy.library.schema import METADATA
-from sirius_dspy.repair.augmenters import RepairContext
+from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import Prompt, ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Trajectory

@@ -23,7 +23,8 @@ from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.plain import readable
-from sirius_dspy.running.record import Recording, record
+from sirius_dspy.running.record import record
+from sirius_dspy.running.recording import Recording
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.trajectory import Step, to_plain

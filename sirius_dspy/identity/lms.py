@@ -9,15 +9,11 @@ from urllib.parse import urlsplit
 import dspy
 
 from sirius_dspy.credentials import is_secret_name
+from sirius_dspy.dspy_internals import LM_INTERNALS
 from sirius_dspy.identity.attributes import attributes_of
 from sirius_dspy.identity.source_code import is_library
 
-_OF_EVERY_LM = frozenset(
-    [
-        *("provider", "kwargs", "cache", "num_retries", "callbacks", "history", "_engine_spec"),
-        *("_async_engine_spec", "_providers", "_engine_store", "_engine_lock", "_warned_zero_temp_rollout"),
-    ]
-)
+_OF_EVERY_LM = frozenset(["provider", "kwargs", "cache", "num_retries", "callbacks", "history"]) | LM_INTERNALS
 """Attributes of DSPy's LMs that are described elsewhere, or do not count."""
 
 _NOT_COUNTED = frozenset(

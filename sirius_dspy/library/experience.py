@@ -24,7 +24,7 @@ from sirius_dspy.library.rows import Entry
 from sirius_dspy.library.schema import EXAMPLES, REPAIRS, TRAJECTORIES, UNFINISHED
 from sirius_dspy.library.stats import LibraryStats
 from sirius_dspy.plain import from_plain
-from sirius_dspy.running.failures import Unfinished
+from sirius_dspy.running.unfinished import Unfinished
 from sirius_dspy.trajectory import Repair, Trajectory, Values
 
 if TYPE_CHECKING:

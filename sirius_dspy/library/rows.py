@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from sirius_dspy.library.schema import ATTEMPTS, REQUESTS, STEPS, TRAJECTORIES
 from sirius_dspy.plain import example_content
-from sirius_dspy.running.failures import Unfinished
+from sirius_dspy.running.unfinished import Unfinished
 from sirius_dspy.trajectory import Attempt, Failure, Origin, Repair, Step, Trajectory, Usage, canonical, digest
 
 Row = dict[str, Any]

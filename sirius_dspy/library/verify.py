@@ -16,7 +16,7 @@ from sirius_dspy.library.queries import PAGE, equal_columns
 from sirius_dspy.library.rows import Rows, load_repairs, load_trajectories, repair_id
 from sirius_dspy.library.schema import EXAMPLES, METADATA, REPAIRS, STEPS, TRAJECTORIES
 from sirius_dspy.plain import digest, text_digest
-from sirius_dspy.running.asked import prompt_text
+from sirius_dspy.running.requests import prompt_text
 
 RESTORE = "Restore it from a backup, or start again in another `run_dir`."
 

@@ -8,10 +8,11 @@ from typing_extensions import override
 
 from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import Curves, Point, now_ms
+from sirius_dspy.mlflow.mlflow_internals import active_experiment_id
 from sirius_dspy.mlflow.outbox import Outbox
 from sirius_dspy.mlflow.recorder import STATUS, Recorder
 from sirius_dspy.mlflow.sample import RepairStory, Sample
-from sirius_dspy.mlflow.store import Connection, check_installed, selected_experiment, selected_store
+from sirius_dspy.mlflow.store import Connection, check_installed, selected_store
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -187,7 +188,7 @@ class MLflowTracker(Tracker):
             return None, None
         if active := mlflow.active_run():
             return active.info.run_id, active.info.experiment_id
-        return None, selected_experiment() if self.experiment is None else None
+        return None, active_experiment_id() if self.experiment is None else None
 
     def _reset(self) -> None:
         """Forget a compile before this one, also one that never told of its end."""

@@ -66,17 +66,17 @@ class LeakGuard:
             labels: The example's gold fields.
             answers: Whether this step gives the program's answer, so that rule 1 does not apply.
         """
-        edited, known = _text(outputs), _text([step.inputs, step.outputs or {}])
-        if trace := self._trace(edited, known):
+        edited, recorded = _text(outputs), _text([step.inputs, step.outputs or {}])
+        if trace := self._trace(edited, recorded):
             return f"speaks of a correction: {trace!r}"
         for gold in () if answers or step.predictor in self.answering else _golds(labels):
-            if _mentions(edited, gold) and not _mentions(known, gold):
+            if _mentions(edited, gold) and not _mentions(recorded, gold):
                 return f"newly carries the gold answer {gold!r}"
         return ""
 
-    def _trace(self, text: str, known: str) -> str:
-        found = (match.group(0) for match in re.finditer(self.traces, text, re.IGNORECASE))
-        return next((phrase for phrase in found if phrase.casefold() not in known.casefold()), "")
+    def _trace(self, text: str, recorded: str) -> str:
+        phrases = (match.group(0) for match in re.finditer(self.traces, text, re.IGNORECASE))
+        return next((phrase for phrase in phrases if phrase.casefold() not in recorded.casefold()), "")
 
 
 def _golds(labels: Values) -> list[str]:
