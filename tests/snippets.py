@@ -20,8 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from sirius_dspy.testing import chat_reply
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 class Block(NamedTuple):

@@ -7,7 +7,6 @@ from collections import Counter
 
 import dspy
 import pytest
-from toy import ADAPTER, Doubling, exact, examples, skill, student
 
 from sirius_dspy import CriticAugmenter, ExperienceLibrary, SiriuS, evaluate
 from sirius_dspy.baselines import (
@@ -38,6 +37,7 @@ from sirius_dspy.errors import (
 )
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair, Step, Trajectory, example_key
+from tests.toy import ADAPTER, Doubling, exact, examples, skill, student
 
 TRAIN, VAL = examples(), examples(range(4, 12))
 

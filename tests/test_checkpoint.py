@@ -21,9 +21,8 @@ import sirius_dspy
 from sirius_dspy.checkpoint import load_agent, save_agent, verify
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.testing import ScriptedLM, chat_reply
+from tests import ROOT
 from tests.toy import ADAPTER, Doubling, examples, optimizer, skill, student
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -18,8 +17,7 @@ import pytest
 import sirius_dspy
 from programs import needle_haystack
 from sirius_dspy.testing import ScriptedLM, chat_reply
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def local(test):

@@ -7,7 +7,6 @@ import warnings
 import dspy
 import pyarrow.parquet
 import pytest
-import toy
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
@@ -15,6 +14,7 @@ from sirius_dspy.library.experience import PAGE, ExperienceLibrary
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.testing.library import EXAMPLE, make_repair, make_run, make_step
 from sirius_dspy.trajectory import Failure, Trajectory
+from tests import toy
 
 
 def cli(*arguments):

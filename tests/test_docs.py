@@ -28,7 +28,8 @@ from sirius_dspy import LocalLM, SiriuS, errors, save
 from sirius_dspy.cli import app
 from sirius_dspy.library.migrations import METADATA
 from sirius_dspy.testing import ToyLM, chat_reply
-from tests.snippets import ROOT, blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
+from tests import ROOT
+from tests.snippets import blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
 
 __all__ = ["hosted_api"]  # pytest finds fixtures by their names in the module
 

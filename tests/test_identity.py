@@ -28,9 +28,8 @@ from sirius_dspy.report import read_results
 from sirius_dspy.testing import ToyLM
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.trainers import ProviderTrainer
+from tests import ROOT
 from tests.toy import ADAPTER, exact, examples, optimizer, skill, student
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)

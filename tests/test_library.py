@@ -25,7 +25,6 @@ import sqlalchemy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import sirius_dspy
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, LibraryVersionError, MissingDependencyError
 from sirius_dspy.library.experience import PAGE, ExperienceLibrary
 from sirius_dspy.library.migrations import METADATA, MIGRATIONS, SCHEMA_VERSION, create_runs, migrate
@@ -39,6 +38,7 @@ from sirius_dspy.trajectory import (
     canonical,
     example_key,
 )
+from tests import ROOT
 
 
 def survives_json(text):
@@ -434,14 +434,8 @@ print(added, flush=True)
 
 
 def child(code, *arguments):
-    root = str(Path(sirius_dspy.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
 
 

@@ -30,6 +30,7 @@ from sirius_dspy.local.engine import GenerationOptions
 from sirius_dspy.local.lora import to_tokens
 from sirius_dspy.local.models import find, resolve
 from sirius_dspy.local.serving import engines
+from tests import ROOT
 
 if absent := [name for name in ("torch", "trl", "openvino_genai", "gguf") if importlib.util.find_spec(name) is None]:
     pytest.skip(f"needs {', '.join(absent)}", allow_module_level=True)
@@ -378,7 +379,7 @@ def test_a_killed_parent_takes_the_child_with_it(lm: LocalLM, tmp_path: Path) ->
     parent = subprocess.Popen(
         [sys.executable, str(script)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     with parent:
         assert parent.stdout is not None

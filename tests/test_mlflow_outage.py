@@ -9,15 +9,15 @@ from contextlib import closing
 
 import dspy
 import pytest
-import toy
 from mlflow import MlflowClient
-from mlflow_help import WARNINGS, curve, free_port, models_of, runs_of, wait_until
 
 from sirius_dspy.mlflow import MLflowTracker, outbox, patience
 from sirius_dspy.mlflow.outbox import Outbox
 from sirius_dspy.tracking.events import Tracker, Trackers
+from tests import toy
+from tests.mlflow_help import WARNINGS, curve, free_port, models_of, runs_of, wait_until
 
-pytest_plugins = ("mlflow_help",)
+pytest_plugins = ("tests.mlflow_help",)
 pytestmark = WARNINGS
 
 

@@ -6,14 +6,14 @@ from contextlib import closing
 
 import dspy
 import pytest
-import toy
 from mlflow import MlflowClient
-from mlflow_help import SECRET, WARNINGS, artifacts_of, curve
 
 from sirius_dspy.mlflow import MLflowTracker, register
 from sirius_dspy.testing import ToyLM, chat_reply
+from tests import toy
+from tests.mlflow_help import SECRET, WARNINGS, artifacts_of, curve
 
-pytest_plugins = ("mlflow_help",)
+pytest_plugins = ("tests.mlflow_help",)
 pytestmark = WARNINGS
 
 COMPILES = {

@@ -8,9 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import dspy
 import mlflow
 import pytest
-import toy
 from mlflow import MlflowClient
-from mlflow_help import WARNINGS, runs_of
 
 from sirius_dspy import ExperienceLibrary
 from sirius_dspy.mlflow import MLflowTracker
@@ -18,8 +16,10 @@ from sirius_dspy.mlflow.sample import RepairStory, Sample
 from sirius_dspy.mlflow.traces import Span, Traces, rollout_span
 from sirius_dspy.tracking.events import Repaired, RolledOut
 from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, Usage
+from tests import toy
+from tests.mlflow_help import WARNINGS, runs_of
 
-pytest_plugins = ("mlflow_help",)
+pytest_plugins = ("tests.mlflow_help",)
 pytestmark = WARNINGS
 
 

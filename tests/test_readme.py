@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
 from sirius_dspy.testing import AugmenterContract, ToyLM
-from tests.snippets import ROOT, blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
+from tests import ROOT
+from tests.snippets import blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
 
 __all__ = ["hosted_api"]  # pytest finds fixtures by their names in the module
 

@@ -11,7 +11,6 @@ from urllib.parse import quote
 import dspy
 import pytest
 from mlflow import MlflowClient
-from mlflow_help import WARNINGS
 from typer.testing import CliRunner
 
 from sirius_dspy import ExperienceLibrary, SiriuS, save
@@ -21,8 +20,9 @@ from sirius_dspy.mlflow import MLflowTracker, register
 from sirius_dspy.optimizer.run_dir import open_library
 from sirius_dspy.report import write_run_report
 from sirius_dspy.testing import ScriptedTrainer, ToyLM, chat_reply
+from tests.mlflow_help import WARNINGS
 
-pytest_plugins = ("mlflow_help",)
+pytest_plugins = ("tests.mlflow_help",)
 pytestmark = WARNINGS
 
 PEM = "MIIEvQplantedPrivateKeyLine01AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIII"

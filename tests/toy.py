@@ -85,7 +85,7 @@ def optimizer(run_dir: Path, **settings: Any) -> SiriuS:
 
 
 def main(run_dir: str, kill_at: str) -> None:
-    """Compile in a process of its own: `python toy.py RUN_DIR NUMBER`."""
+    """Compile in a process of its own: `python -m tests.toy RUN_DIR NUMBER`."""
     dspy.configure(adapter=ADAPTER)
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     lm_calls = student()
