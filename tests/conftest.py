@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -13,7 +15,8 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("DSPY_CACHEDIR", tempfile.mkdtemp(prefix="dspy-cache-"))
+os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-cache-")  # one for each worker, before dspy is imported
+atexit.register(shutil.rmtree, os.environ["DSPY_CACHEDIR"], ignore_errors=True)
 
 import dspy
 import pytest
@@ -21,6 +24,17 @@ import pytest
 pytest.register_assert_rewrite("sirius_dspy.testing")
 
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a file to one worker, since its tests share fixtures, and all tests of the embedded model to one as well.
+
+    The model's tests are the largest group, so they come first: else one worker would wait for the other at the end.
+    """
+    for item in items:
+        needs_model = item.get_closest_marker("local") is not None
+        item.add_marker(pytest.mark.xdist_group("local" if needs_model else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("local") is None)
 
 
 @pytest.fixture(autouse=True, scope="session")

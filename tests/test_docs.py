@@ -33,6 +33,8 @@ from tests.snippets import blocks_of, commands_of, files_of, guess, hosted_api, 
 
 __all__ = ["hosted_api"]  # pytest finds fixtures by their names in the module
 
+pytestmark = pytest.mark.docs
+
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): blocks_of(path) for path in sorted((ROOT / "docs").rglob("*.md"))}
 FILES = {name: block for blocks in PAGES.values() for name, block in files_of(blocks).items()}
 CODE = [

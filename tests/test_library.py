@@ -270,6 +270,7 @@ class TestSQLite(DatabaseContract):
             yield library
 
 
+@pytest.mark.server
 class TestPostgres(DatabaseContract):
     @pytest.fixture
     def library(self, new_postgres_url):
@@ -357,7 +358,7 @@ def new_postgres_url(postgres_server):
     engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
 def url(request, tmp_path):
     """The URL of an empty library, of either kind."""
     if request.param == "sqlite":
@@ -666,6 +667,7 @@ def test_the_log_of_another_application_that_was_killed_is_left_to_it(tmp_path):
     assert Path(f"{path}-wal").stat().st_size > 0
 
 
+@pytest.mark.server
 def test_a_postgres_database_may_hold_tables_of_others_but_not_ours(new_postgres_url):
     url = new_postgres_url()
     engine = sqlalchemy.create_engine(url)
@@ -722,7 +724,12 @@ def test_a_full_disk_keeps_what_was_added(tmp_path):
     ("url", "patience", "lock"),
     [
         ("sqlite", "?timeout=0.05", "BEGIN IMMEDIATE"),
-        ("postgresql", "%20-clock_timeout=50", "LOCK TABLE trajectories IN EXCLUSIVE MODE"),
+        pytest.param(
+            "postgresql",
+            "%20-clock_timeout=50",
+            "LOCK TABLE trajectories IN EXCLUSIVE MODE",
+            marks=pytest.mark.server,
+        ),
     ],
     indirect=["url"],
 )

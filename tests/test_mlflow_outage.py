@@ -18,7 +18,7 @@ from tests import toy
 from tests.mlflow_help import WARNINGS, curve, free_port, models_of, runs_of, wait_until
 
 pytest_plugins = ("tests.mlflow_help",)
-pytestmark = WARNINGS
+pytestmark = [WARNINGS, pytest.mark.server]
 
 
 class Line:

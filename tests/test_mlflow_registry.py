@@ -22,7 +22,7 @@ from tests import ROOT, toy
 from tests.mlflow_help import SECRET, WARNINGS, free_port, wait_until
 
 pytest_plugins = ("tests.mlflow_help",)
-pytestmark = WARNINGS
+pytestmark = [WARNINGS, pytest.mark.server]
 
 AGENTS = {"doubler", "writer.predict"}
 ODD = {"number": 5}

@@ -14,7 +14,7 @@ from tests import toy
 from tests.mlflow_help import SECRET, WARNINGS, artifacts_of, curve
 
 pytest_plugins = ("tests.mlflow_help",)
-pytestmark = WARNINGS
+pytestmark = [WARNINGS, pytest.mark.server]
 
 COMPILES = {
     "full": {"iterations": 2, "samples": 2},

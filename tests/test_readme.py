@@ -21,6 +21,8 @@ from tests.snippets import blocks_of, commands_of, files_of, guess, hosted_api, 
 
 __all__ = ["hosted_api"]  # pytest finds fixtures by their names in the module
 
+pytestmark = pytest.mark.docs
+
 BLOCKS = blocks_of(ROOT / "README.md")
 FILES = files_of(BLOCKS)
 SNIPPETS = [block.code for block in BLOCKS if block.language == "python" and not block.file]
