@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import Point
 from sirius_dspy.mlflow.names import cleaned, key_of, quoted
@@ -262,18 +261,6 @@ class Connection:
         except Exception:  # or it cannot even be opened
             return False
         return True
-
-
-def check_installed() -> None:
-    """Refuse early, in the thread that asks.
-
-    Raises:
-        MissingDependencyError: mlflow is not installed.
-    """
-    try:
-        import mlflow  # noqa: F401  # this is the check
-    except ImportError as error:
-        raise MissingDependencyError("Tracking and registry need mlflow. Run `pip install mlflow`.") from error
 
 
 def origin(tags: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from sirius_dspy.mlflow.curves import Curves, Point, now_ms
 from sirius_dspy.mlflow.outbox import Outbox
 from sirius_dspy.mlflow.recorder import STATUS, Recorder
 from sirius_dspy.mlflow.sample import RepairStory, Sample
-from sirius_dspy.mlflow.store import Connection, check_installed, selected_experiment, selected_store
+from sirius_dspy.mlflow.store import Connection, selected_experiment, selected_store
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -91,12 +91,7 @@ class MLflowTracker(Tracker):
 
     @override
     def on_compile_started(self, event: CompileStarted) -> None:
-        """Open the root run.
-
-        Raises:
-            MissingDependencyError: mlflow is not installed.
-        """
-        check_installed()
+        """Open the root run."""
         store = self.tracking_uri or selected_store()
         parent, place = self._place(store)
         self._reset()
