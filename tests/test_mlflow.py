@@ -13,7 +13,8 @@ from sirius_dspy.files import file_name
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.mlflow.names import agent_name
 from sirius_dspy.tracking.events import Evaluated, IterationEnded, Trained, TrainingProgress
-from tests.mlflow_help import AGENTS, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of, wait_until
+from tests.mlflow_help import AGENTS, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of
+from tests.wait import wait_until
 
 pytest_plugins = ("tests.mlflow_help",)
 pytestmark = WARNINGS

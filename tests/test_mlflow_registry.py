@@ -19,7 +19,8 @@ from sirius_dspy.errors import CheckpointError
 from sirius_dspy.mlflow import MLflowTracker, load_agent, register
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests import ROOT, toy
-from tests.mlflow_help import SECRET, WARNINGS, free_port, wait_until
+from tests.mlflow_help import SECRET, WARNINGS, free_port
+from tests.wait import wait_until
 
 pytest_plugins = ("tests.mlflow_help",)
 pytestmark = [WARNINGS, pytest.mark.server]

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import Point
 from sirius_dspy.mlflow.names import cleaned, key_of, quoted
+from sirius_dspy.mlflow.patience import SHORT_WAITS
 from sirius_dspy.redact import hide_keys, remember_address
 
 
@@ -221,7 +221,7 @@ class Store:
 
     def upload(self, run_id: str, path: Path, folder: str | None) -> None:
         """Keep a file as an artifact of a run, in a folder of its artifacts if one is given."""
-        with patience.for_upload(path.stat().st_size):
+        with SHORT_WAITS.for_upload(path.stat().st_size):
             self.client.log_artifact(run_id, str(path), folder)
 
 

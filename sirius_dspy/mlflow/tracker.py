@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 from typing_extensions import override
 
-from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import Curves, Point, now_ms
 from sirius_dspy.mlflow.outbox import Outbox
+from sirius_dspy.mlflow.patience import SHORT_WAITS
 from sirius_dspy.mlflow.recorder import STATUS, Recorder
 from sirius_dspy.mlflow.sample import RepairStory, Sample
 from sirius_dspy.mlflow.store import Connection, selected_experiment, selected_store
@@ -95,7 +95,7 @@ class MLflowTracker(Tracker):
         store = self.tracking_uri or selected_store()
         parent, place = self._place(store)
         self._reset()
-        patience.shorten()
+        SHORT_WAITS.shorten()
         self._is_open = True
         connection = Connection(store, self.experiment, place)
         self._recorder = Recorder(
@@ -172,7 +172,7 @@ class MLflowTracker(Tracker):
         try:
             self._outbox.close()
         finally:
-            patience.restore()
+            SHORT_WAITS.restore()
 
     def _place(self, store: str) -> tuple[str | None, str | None]:
         """The caller's active run in this store, and its experiment, as they are in the caller's thread."""
@@ -188,7 +188,7 @@ class MLflowTracker(Tracker):
         """Forget a compile before this one, also one that never told of its end."""
         if self._is_open:
             self._is_open = False
-            patience.restore()
+            SHORT_WAITS.restore()
         self._curves.take_all()
         self._sample = Sample(self.traces)
         self._seen = {0}
