@@ -9,7 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import mlflow
 import pytest
@@ -18,6 +17,7 @@ import sirius_dspy
 from programs import needle_haystack
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests import ROOT
+from tests.wait import wait_until
 
 
 def local(test):
@@ -213,10 +213,9 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         started = any(line.startswith("Compiling") for line in process.stderr)  # stops reading there
-        time.sleep(0.5)
+        wait_until((tmp_path / "runs/demo-quick-seed-0/run.json").exists, 120)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=120)
     assert (started, process.returncode, output) == (True, 130, ""), errors
     last = errors.splitlines()[-1]
     assert last == "sirius-dspy: Interrupted. Run the same command again to go on from 'runs/demo-quick-seed-0'."
-    assert (tmp_path / "runs/demo-quick-seed-0/run.json").exists()
