@@ -398,30 +398,31 @@ def test_no_more_than_two_items_per_thread_are_taken_ahead(threads):
 
 
 def test_the_number_of_threads_is_dspys_unless_it_is_given():
-    running, most, lock = 0, 0, threading.Lock()
+    threads, three_at_once = set(), threading.Barrier(3)
 
     def function(item):
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.01)
-        with lock:
-            running -= 1
+        threads.add(threading.current_thread())
+        three_at_once.wait(PATIENCE)  # breaks with fewer threads
 
     with dspy.context(num_threads=3):
         list(parallel(function, range(12)))
-    assert most == 3
+    assert len(threads) == 3
 
 
 def test_a_caller_who_leaves_early_starts_nothing_more():
-    started = []
-    results = parallel(lambda item: started.append(item), itertools.count(), 2)
+    started, threads = [], set()
+
+    def function(item):
+        started.append(item)
+        threads.add(threading.current_thread())
+
+    results = parallel(function, itertools.count(), 2)
     next(results)
     results.close()
-    at_close = len(started)
-    time.sleep(0.05)
-    assert len(started) == at_close <= 5
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert len(started) <= 5
 
 
 def test_an_error_is_raised_after_what_is_in_flight():
