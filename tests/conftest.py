@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -68,6 +69,17 @@ def dspy_defaults() -> Iterator[None]:
     yield
     config.clear()
     config.update(before)
+
+
+@pytest.fixture
+def chat_adapter(dspy_defaults: None) -> Iterator[None]:
+    """DSPy's chat adapter, which does not ask again for JSON; DSPy does not log every reply that it cannot parse."""
+    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+    logger = logging.getLogger("dspy")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

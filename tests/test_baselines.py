@@ -38,14 +38,12 @@ from sirius_dspy.errors import (
 )
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair, Step, Trajectory, example_key
-from tests.toy import ADAPTER, Doubling, exact, examples, skill, student
+from tests.toy import Doubling, exact, examples, skill, student
 
 TRAIN, VAL = examples(), examples(range(4, 12))
 
 
-@pytest.fixture(autouse=True)
-def chat():
-    dspy.configure(adapter=ADAPTER)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 def run(method, program=None, train=TRAIN):

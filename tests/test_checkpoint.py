@@ -6,7 +6,6 @@ import datetime
 import decimal
 import enum
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -24,11 +23,7 @@ from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests import ROOT
 from tests.toy import ADAPTER, Doubling, examples, optimizer, skill, student
 
-
-@pytest.fixture(autouse=True)
-def chat() -> None:
-    logging.getLogger("dspy").setLevel(logging.CRITICAL)
-    dspy.configure(adapter=ADAPTER)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 @pytest.fixture

@@ -20,9 +20,7 @@ EXAMPLE = dspy.Example(context="We gave pills. Ten of ten slept.", question="Do 
 )
 
 
-@pytest.fixture(autouse=True)
-def chat_adapter(dspy_defaults):
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 def replies(prompt):

@@ -21,9 +21,7 @@ EXAMPLE = dspy.Example(question="Capital of France?", answer="Paris").with_input
 RIGHT, WRONG, GARBLED = chat_reply(answer="Paris"), chat_reply(answer="Rome"), "well, well"
 
 
-@pytest.fixture(autouse=True)
-def adapter():
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 class Team(dspy.Module):

@@ -25,9 +25,7 @@ PATIENCE = 10
 """Seconds after which a test gives up on another thread; none of them takes a second."""
 
 
-@pytest.fixture(autouse=True)
-def adapter():
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 class Team(dspy.Module):

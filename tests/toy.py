@@ -84,6 +84,10 @@ def optimizer(run_dir: Path, **settings: Any) -> SiriuS:
     return SiriuS(exact, run_dir=run_dir, **{"iterations": 2, "samples": 2, "num_threads": 4, **settings})
 
 
+def compiled_by(run_dir: Path, program: dspy.Module | None = None, **settings: Any) -> dspy.Module:
+    return optimizer(run_dir, **settings).compile(program or student(), trainset=examples(), valset=examples())
+
+
 def main(run_dir: str, kill_at: str) -> None:
     """Compile in a process of its own: `python -m tests.toy RUN_DIR NUMBER`."""
     dspy.configure(adapter=ADAPTER)
