@@ -36,6 +36,7 @@ from sirius_dspy.running.failures import Health, Patience, Unfinished, fault_of,
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import FaultServer, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair, example_key
+from tests.team import exact_match, extend, questions
 
 QUICK = Patience(retries=2, first_wait_s=0.001)
 
@@ -71,14 +72,6 @@ def team(skill=hand_on, program=None, **settings):
     return program
 
 
-def questions(number):
-    return [dspy.Example(question=f"q{n}", answer=f"q{n}").with_inputs("question") for n in range(number)]
-
-
-def exact_match(example, prediction, trace=None):
-    return prediction.answer == example.answer
-
-
 def failing(error, when=lambda prompt: True):
     def skill(prompt):
         if when(prompt):
@@ -91,12 +84,6 @@ def failing(error, when=lambda prompt: True):
 def fit(program, data, metric=exact_match, **settings):
     settings = {"iterations": 1, "samples": 1, "augmenter": None, "num_threads": 4, **settings}
     return SiriuS(metric, **settings).compile(program, trainset=data, valset=data)
-
-
-def extend(found, results):
-    """Collect results one by one, so that those before an error are kept."""
-    for result in results:
-        found.append(result)
 
 
 def stored(run_dir):

@@ -20,22 +20,13 @@ from sirius_dspy.running.parallel import parallel
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Step, Trajectory, example_key
+from tests.team import Team, exact_match, extend, questions
 
 PATIENCE = 10
 """Seconds after which a test gives up on another thread; none of them takes a second."""
 
 
 pytestmark = pytest.mark.usefixtures("chat_adapter")
-
-
-class Team(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.analyst = dspy.Predict("question -> facts")
-        self.solver = dspy.Predict("question, facts -> answer")
-
-    def forward(self, question):
-        return self.solver(question=question, facts=self.analyst(question=question).facts)
 
 
 def play(prompt):
@@ -47,20 +38,6 @@ def team(play=play, **settings):
     program = Team()
     program.set_lm(ScriptedLM(play, num_retries=0, **settings))
     return program
-
-
-def questions(number):
-    return [dspy.Example(question=f"q{n}", answer=f"q{n}").with_inputs("question") for n in range(number)]
-
-
-def exact_match(example, prediction, trace=None):
-    return prediction.answer == example.answer
-
-
-def extend(found, results):
-    """Collect results one by one, so that those before an error are kept."""
-    for result in results:
-        found.append(result)
 
 
 def run_one(metric=exact_match, program=None, **settings):
