@@ -33,6 +33,7 @@ from sirius_dspy.tracking.events import (
 )
 from tests.wait import wait_until
 
+# MLflow's own, which a store or a compile that is tracked in it sets off:
 WARNINGS = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy:DeprecationWarning",  # MLflow 3.17 on SQLAlchemy 2.1
     "ignore:.*type hint is inferred as AnyType:UserWarning",  # of its own hints, on import

@@ -10,13 +10,10 @@ import pytest
 
 from sirius_dspy import SiriuS
 from sirius_dspy.mlflow import MLflowTracker
+from tests.mlflow_help import WARNINGS
 from tests.toy import ADAPTER, exact, examples, student
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's own, on current SQLAlchemy and Alembic
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = WARNINGS
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import sirius_dspy
 from programs import needle_haystack
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests import ROOT
+from tests.mlflow_help import WARNINGS
 from tests.wait import wait_until
 
 
@@ -186,8 +187,7 @@ def test_the_demo_names_the_command_that_asks(quick, workplace):
 
 
 @local
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow 3.17, SQLAlchemy 2.1
-@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # pools that MLflow leaves to the collector
+@WARNINGS
 def test_the_demo_names_the_command_that_opens_mlflow(quick, workplace):
     run_id = re.search(r"Open run (\w+) of experiment 'sirius_dspy'", quick.stderr)[1]
     uri = re.search(r"mlflow ui --backend-store-uri (\S+)", quick.stderr)[1]

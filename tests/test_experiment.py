@@ -38,6 +38,7 @@ from sirius_dspy.stats import wilson_interval
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
 from tests import ROOT, toy
+from tests.mlflow_help import WARNINGS
 from tests.toy import Doubling, exact
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -769,8 +770,7 @@ def test_observers_and_trackers_that_raise_stop_nothing(tmp_path, lm, caplog):
     assert caplog.text.count("left out from now on") == 1
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow 3.17, SQLAlchemy 2.1
-@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # pools that MLflow leaves to the collector
+@WARNINGS
 def test_mlflow_has_one_run_per_experiment_and_one_per_cell(tmp_path, lm, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MLflow puts artifacts
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"

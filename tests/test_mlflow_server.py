@@ -209,7 +209,7 @@ CRASHING = {"retries": 0, "max_unfinished": 1}
 """Settings for a trainset with one example on which the LM crashes."""
 
 
-@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")
+@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")  # our own: "crash" always fails
 def test_planted_secrets_are_in_nothing_that_was_written(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("EXAMPLE_API_KEY", PLAIN)
     texts = ["good 1", "good 2", f"bad {SECRET}", f"bad {PLAIN}", "crash"]

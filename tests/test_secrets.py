@@ -145,7 +145,7 @@ def files_of(folder):
     return {str(path): path.read_bytes().decode("latin-1") for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")
+@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")  # our own: "fail 500" always fails
 def test_no_credential_is_in_what_a_compile_leaves_behind(planted, store, tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.DEBUG, logger="sirius_dspy")
