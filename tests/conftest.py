@@ -27,6 +27,7 @@ pytest.register_assert_rewrite("sirius_dspy.testing")
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give a file to one worker, since its tests share fixtures, and all tests of the embedded model to one as well.
 

@@ -324,7 +324,7 @@ def test_demonstrations_of_every_type_are_equal_and_shown_alike_after_loading(an
     [
         (str, datetime.date(2024, 1, 2)),
         (str, Color.RED),
-        (str, object()),
+        pytest.param(str, object(), id="str-object"),  # whose text is its address
         (list, [datetime.date(2024, 1, 2)]),
         (list[float], [decimal.Decimal("1.1")]),
         (float, float("nan")),

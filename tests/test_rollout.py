@@ -401,7 +401,7 @@ def test_a_caller_who_leaves_early_starts_nothing_more():
 
 
 def test_an_error_is_raised_after_what_is_in_flight():
-    both_started, started = threading.Barrier(2), []
+    both_started, stopped, started = threading.Barrier(2), threading.Event(), []
 
     def function(item):
         started.append(item)
@@ -409,12 +409,12 @@ def test_an_error_is_raised_after_what_is_in_flight():
             both_started.wait(PATIENCE)
         if item == 0:
             raise ValueError("item 0")
-        time.sleep(0.1)
+        assert stopped.wait(PATIENCE)
         return "paid for"
 
     found = []
     with pytest.raises(ValueError, match="item 0"):
-        extend(found, parallel(function, range(100), 2))
+        extend(found, parallel(function, range(100), 2, on_stop=stopped.set))
     assert dict(found) == dict.fromkeys(set(started) - {0}, "paid for")
     assert 1 in started
     assert len(started) <= 4  # a free thread may have been faster than the caller, with what was taken already
@@ -425,21 +425,19 @@ def interrupt_main():
 
 
 def test_an_interrupt_waits_for_what_is_in_flight_and_yields_it():
-    started = []
+    started, stopped = [], threading.Event()
 
     def function(item):
         started.append(item)
         if item == 1:
-            time.sleep(0.05)  # until the caller waits
+            time.sleep(0.05)  # until the caller waits, which nothing tells
             interrupt_main()
-            time.sleep(0.05)
-        else:
-            time.sleep(0.2)
+        assert stopped.wait(PATIENCE)
         return "paid for"
 
     found = []
     with pytest.raises(KeyboardInterrupt):
-        extend(found, parallel(function, range(100), 2))
+        extend(found, parallel(function, range(100), 2, on_stop=stopped.set))
     assert sorted(found) == [(0, "paid for"), (1, "paid for")]
     assert sorted(started) == [0, 1]
 

@@ -125,7 +125,7 @@ def test_a_hosted_provider_gets_its_options_and_no_others(tmp_path):
         ("made/base", "gave 'made/base', expected an LM with a new model id"),
         (lambda: None, "gave None"),
     ],
-    ids=repr,
+    ids=["error", "exit", "the base", "nothing"],
 )
 def test_a_job_that_gives_no_new_weights_is_an_error_that_names_the_agent(tmp_path, outcome, reason):
     with pytest.raises(TrainingError, match=reason) as caught:
