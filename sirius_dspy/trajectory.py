@@ -8,7 +8,7 @@ same `Trajectory.id`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -339,9 +339,3 @@ IsOwn = Callable[[Trajectory, Step], bool]
 def every_step(trajectory: Trajectory, step: Step) -> bool:
     """The `IsOwn` of runs in which every agent answered with its own LM."""
     return True
-
-
-def success_rate(trajectories: Iterable[Trajectory], threshold: float) -> float:
-    """Share of runs that succeeded; 0 for no runs."""
-    successes = [trajectory.succeeded(threshold) for trajectory in trajectories]
-    return sum(successes) / len(successes) if successes else 0.0

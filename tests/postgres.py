@@ -97,7 +97,7 @@ def new_postgres_url(postgres_server):
     engine.dispose()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.server)])
 def url(request, tmp_path):
     """The URL of an empty library, of either kind."""
     if request.param == "sqlite":

@@ -7,7 +7,6 @@ import datetime
 import decimal
 import enum
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -22,15 +21,10 @@ import sirius_dspy
 from sirius_dspy.checkpoint import load_agent, save_agent, verify
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.testing import ScriptedLM, chat_reply
+from tests import ROOT
 from tests.toy import ADAPTER, Doubling, examples, optimizer, skill, student
 
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def chat() -> None:
-    logging.getLogger("dspy").setLevel(logging.CRITICAL)
-    dspy.configure(adapter=ADAPTER)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 @pytest.fixture
@@ -331,7 +325,7 @@ def test_demonstrations_of_every_type_are_equal_and_shown_alike_after_loading(an
     [
         (str, datetime.date(2024, 1, 2)),
         (str, Color.RED),
-        (str, object()),
+        pytest.param(str, object(), id="str-object"),  # whose text is its address
         (list, [datetime.date(2024, 1, 2)]),
         (list[float], [decimal.Decimal("1.1")]),
         (float, float("nan")),

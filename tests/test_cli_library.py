@@ -7,7 +7,6 @@ import warnings
 import dspy
 import pyarrow.parquet
 import pytest
-import toy
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
@@ -16,6 +15,7 @@ from sirius_dspy.library.queries import PAGE
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.testing.library import EXAMPLE, make_repair, make_run, make_step
 from sirius_dspy.trajectory import Failure, Trajectory
+from tests import toy
 
 
 def cli(*arguments):

@@ -28,9 +28,12 @@ from sirius_dspy import Collect, LocalLM, SiriuS, errors, save
 from sirius_dspy.cli import app
 from sirius_dspy.library.schema import METADATA
 from sirius_dspy.testing import ToyLM, chat_reply
-from tests.snippets import ROOT, blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
+from tests import ROOT
+from tests.snippets import blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
 
 __all__ = ["hosted_api"]  # pytest finds fixtures by their names in the module
+
+pytestmark = pytest.mark.docs
 
 PAGES = {path.relative_to(ROOT / "docs").as_posix(): blocks_of(path) for path in sorted((ROOT / "docs").rglob("*.md"))}
 FILES = {name: block for blocks in PAGES.values() for name, block in files_of(blocks).items()}

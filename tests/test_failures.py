@@ -38,6 +38,7 @@ from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.running.unfinished import Unfinished
 from sirius_dspy.testing import FaultServer, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair, example_key
+from tests.team import exact_match, extend, questions
 
 QUICK = Patience(retries=2, first_wait_s=0.001)
 
@@ -73,14 +74,6 @@ def team(skill=hand_on, program=None, **settings):
     return program
 
 
-def questions(number):
-    return [dspy.Example(question=f"q{n}", answer=f"q{n}").with_inputs("question") for n in range(number)]
-
-
-def exact_match(example, prediction, trace=None):
-    return prediction.answer == example.answer
-
-
 def failing(error, when=lambda prompt: True):
     def skill(prompt):
         if when(prompt):
@@ -93,12 +86,6 @@ def failing(error, when=lambda prompt: True):
 def fit(program, data, metric=exact_match, **settings):
     settings = {"iterations": 1, "collect": Collect(samples=1), "augmenter": None, "num_threads": 4, **settings}
     return SiriuS(metric, **settings).compile(program, trainset=data, valset=data)
-
-
-def extend(found, results):
-    """Collect results one by one, so that those before an error are kept."""
-    for result in results:
-        found.append(result)
 
 
 def stored(run_dir):
@@ -404,12 +391,12 @@ def test_a_refusal_in_the_middle_keeps_what_was_done(error, tmp_path):
 
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_an_lm_that_never_answers_ends_the_compile_within_the_limit(num_threads, tmp_path):
-    release = threading.Event()
-    program = team(lambda prompt: release.wait(30))
-    began = time.monotonic()
+    release, answered = threading.Event(), []
+    program = team(lambda prompt: answered.append(release.wait(60)))
     with pytest.raises(RolloutError, match=r"did not answer within 0\.3 s"):
         fit(program, questions(20), run_dir=tmp_path, num_threads=num_threads, patience=Patience(call_timeout_s=0.3))
-    assert time.monotonic() - began < 3
+    assert answered == []  # nobody waited for an answer
+    assert program.reader.lm.calls < 20  # nor was every question tried
     release.set()
 
 
@@ -450,6 +437,7 @@ def _metric_without_number(example, prediction, trace=None):
     return "good"
 
 
+@pytest.mark.timeout(100)  # half of what the server asks for
 @pytest.mark.parametrize(
     ("ends", "metric", "kind"),
     [
@@ -464,7 +452,7 @@ def test_what_ends_everything_does_not_wait_for_a_server_that_asks_for_patience(
     def skill(prompt):
         if prompt.field("question") == "q0":
             is_waiting.set()
-            raise RateLimitError("later", retry_after=20.0)
+            raise RateLimitError("later", retry_after=200.0)
         if prompt.field("question") == "q1":
             is_waiting.wait(10)
             if isinstance(ends, Exception):
@@ -473,10 +461,8 @@ def test_what_ends_everything_does_not_wait_for_a_server_that_asks_for_patience(
                 threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
         return hand_on(prompt)
 
-    began = time.monotonic()
     with pytest.raises(kind):
         fit(team(skill), questions(4), metric, run_dir=tmp_path, num_threads=4)
-    assert time.monotonic() - began < 10
 
 
 def test_a_program_that_never_ends_has_a_limit_too():
@@ -847,7 +833,6 @@ def test_after_an_outage_the_same_call_gives_the_same(tmp_path):
 
 def test_a_server_that_accepts_and_never_answers(tmp_path):
     with FaultServer(hand_on, lambda prompt, before: "hang") as server:
-        began = time.monotonic()
         with pytest.raises(RolloutError, match="did not answer within"):
-            served(server, questions(8), tmp_path, patience=Patience(call_timeout_s=0.5))
-        assert time.monotonic() - began < 5
+            served(server, questions(80), tmp_path, patience=Patience(call_timeout_s=0.5))
+        assert server.calls < 80

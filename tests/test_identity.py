@@ -31,10 +31,9 @@ from sirius_dspy import (
 from sirius_dspy.errors import RunMismatchError, SettingsError
 from sirius_dspy.report import read_results
 from sirius_dspy.testing import ToyLM
+from tests import ROOT
 from tests.identity_help import Holder, closed, graded
 from tests.toy import ADAPTER, exact, examples, optimizer, skill, student
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)

@@ -257,6 +257,7 @@ class TestSQLite(DatabaseContract):
             yield library
 
 
+@pytest.mark.server
 class TestPostgres(DatabaseContract):
     @pytest.fixture
     def library(self, new_postgres_url):

@@ -8,8 +8,10 @@ import nbformat
 import pytest
 
 from notebooks.execute import FOLDER, NOTEBOOKS, execute, problems, refresh, text_of
+from tests import ROOT
 
-ROOT = FOLDER.parent
+pytestmark = pytest.mark.docs
+
 STAND_INS = ["02_experience_library", "03_your_own_program"]
 REAL = ["01_quickstart", "04_compare_runs_in_mlflow"]
 

@@ -32,6 +32,7 @@ from sirius_dspy import Collect, ExperienceLibrary, SiriuS
 from sirius_dspy.errors import DatasetError, UnreadableValueError
 from sirius_dspy.plain import coerce, digest, example_key, from_plain, opaque_parts, readable, to_plain
 from sirius_dspy.testing import ToyLM, chat_reply
+from tests import ROOT
 
 
 class Color(enum.Enum):
@@ -268,15 +269,11 @@ def test_reading_makes_no_class_that_nobody_used():
 def test_another_process_reads_values_whose_classes_a_signature_names():
     plain = json.dumps(to_plain([Base(name="a", tag=Color.RED)]))
     code = (
-        "import json, sys; sys.path.insert(0, 'tests'); from test_plain import Base, Color; "
-        "from sirius_dspy.plain import from_plain\n"
+        "import json; from sirius_dspy.plain import from_plain; from tests.test_plain import Base, Color\n"
         f"value = json.loads({plain!r})\n"
         "print(from_plain(value, list[Base | Color]) == [Base(name='a', tag=Color.RED)])"
     )
-    known = plain.replace(f"{Base.__module__}:", "test_plain:")
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace(repr(plain), repr(known))], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
 
 

@@ -16,9 +16,12 @@ from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
 from sirius_dspy.testing import AugmenterContract, ToyLM
-from tests.snippets import ROOT, blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
+from tests import ROOT
+from tests.snippets import blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
 
 __all__ = ["hosted_api"]  # pytest finds fixtures by their names in the module
+
+pytestmark = pytest.mark.docs
 
 BLOCKS = blocks_of(ROOT / "README.md")
 FILES = files_of(BLOCKS)

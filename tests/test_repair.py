@@ -17,24 +17,13 @@ from sirius_dspy.repair.prompts import Critique
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import AugmenterContract, ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Usage
+from tests.team import Team
 
 EXAMPLE = dspy.Example(question="Capital of France?", answer="Paris").with_inputs("question")
 RIGHT, WRONG, GARBLED = chat_reply(answer="Paris"), chat_reply(answer="Rome"), "well, well"
 
 
-@pytest.fixture(autouse=True)
-def adapter():
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
-
-
-class Team(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.analyst = dspy.Predict("question -> facts")
-        self.solver = dspy.Predict("question, facts -> answer")
-
-    def forward(self, question):
-        return self.solver(question=question, facts=self.analyst(question=question).facts)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 DEFAULTS = {

@@ -21,24 +21,13 @@ from sirius_dspy.running.parallel import parallel_map
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Step, Trajectory, example_key
+from tests.team import Team, exact_match, extend, questions
 
 PATIENCE = 10
 """Seconds after which a test gives up on another thread; none of them takes a second."""
 
 
-@pytest.fixture(autouse=True)
-def adapter():
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
-
-
-class Team(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.analyst = dspy.Predict("question -> facts")
-        self.solver = dspy.Predict("question, facts -> answer")
-
-    def forward(self, question):
-        return self.solver(question=question, facts=self.analyst(question=question).facts)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 def play(prompt):
@@ -50,20 +39,6 @@ def team(play=play, **settings):
     program = Team()
     program.set_lm(ScriptedLM(play, num_retries=0, **settings))
     return program
-
-
-def questions(number):
-    return [dspy.Example(question=f"q{n}", answer=f"q{n}").with_inputs("question") for n in range(number)]
-
-
-def exact_match(example, prediction, trace=None):
-    return prediction.answer == example.answer
-
-
-def extend(found, results):
-    """Collect results one by one, so that those before an error are kept."""
-    for result in results:
-        found.append(result)
 
 
 def run_one(metric=exact_match, program=None, **settings):
@@ -399,34 +374,35 @@ def test_no_more_than_two_items_per_thread_are_taken_ahead(threads):
 
 
 def test_the_number_of_threads_is_dspys_unless_it_is_given():
-    running, most, lock = 0, 0, threading.Lock()
+    threads, three_at_once = set(), threading.Barrier(3)
 
     def function(item):
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.01)
-        with lock:
-            running -= 1
+        threads.add(threading.current_thread())
+        three_at_once.wait(PATIENCE)  # breaks with fewer threads
 
     with dspy.context(num_threads=3):
         list(parallel_map(function, range(12)))
-    assert most == 3
+    assert len(threads) == 3
 
 
 def test_a_caller_who_leaves_early_starts_nothing_more():
-    started = []
-    results = parallel_map(lambda item: started.append(item), itertools.count(), 2)
+    started, threads = [], set()
+
+    def function(item):
+        started.append(item)
+        threads.add(threading.current_thread())
+
+    results = parallel_map(function, itertools.count(), 2)
     next(results)
     results.close()
-    at_close = len(started)
-    time.sleep(0.05)
-    assert len(started) == at_close <= 5
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert len(started) <= 5
 
 
 def test_an_error_is_raised_after_what_is_in_flight():
-    both_started, started = threading.Barrier(2), []
+    both_started, stopped, started = threading.Barrier(2), threading.Event(), []
 
     def function(item):
         started.append(item)
@@ -434,12 +410,12 @@ def test_an_error_is_raised_after_what_is_in_flight():
             both_started.wait(PATIENCE)
         if item == 0:
             raise ValueError("item 0")
-        time.sleep(0.1)
+        assert stopped.wait(PATIENCE)
         return "paid for"
 
     found = []
     with pytest.raises(ValueError, match="item 0"):
-        extend(found, parallel_map(function, range(100), 2))
+        extend(found, parallel_map(function, range(100), 2, on_stop=stopped.set))
     assert dict(found) == dict.fromkeys(set(started) - {0}, "paid for")
     assert 1 in started
     assert len(started) <= 4  # a free thread may have been faster than the caller, with what was taken already
@@ -450,21 +426,19 @@ def interrupt_main():
 
 
 def test_an_interrupt_waits_for_what_is_in_flight_and_yields_it():
-    started = []
+    started, stopped = [], threading.Event()
 
     def function(item):
         started.append(item)
         if item == 1:
-            time.sleep(0.05)  # until the caller waits
+            time.sleep(0.05)  # until the caller waits, which nothing tells
             interrupt_main()
-            time.sleep(0.05)
-        else:
-            time.sleep(0.2)
+        assert stopped.wait(PATIENCE)
         return "paid for"
 
     found = []
     with pytest.raises(KeyboardInterrupt):
-        extend(found, parallel_map(function, range(100), 2))
+        extend(found, parallel_map(function, range(100), 2, on_stop=stopped.set))
     assert sorted(found) == [(0, "paid for"), (1, "paid for")]
     assert sorted(started) == [0, 1]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
 import unicodedata
@@ -26,17 +25,9 @@ from sirius_dspy.report import write_run_report
 from sirius_dspy.report.run import read_results
 from sirius_dspy.testing import ScriptedTrainer, ToyLM
 from sirius_dspy.tracking.events import Tracker
-from tests.toy import ADAPTER, examples, optimizer, student
+from tests.toy import ADAPTER, compiled_by, student
 
-
-@pytest.fixture(autouse=True)
-def chat() -> None:
-    logging.getLogger("dspy").setLevel(logging.CRITICAL)
-    dspy.configure(adapter=ADAPTER)
-
-
-def compiled_by(run_dir: Path, program: dspy.Module | None = None, **settings) -> dspy.Module:
-    return optimizer(run_dir, **settings).compile(program or student(), trainset=examples(), valset=examples())
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 @pytest.fixture(scope="module")

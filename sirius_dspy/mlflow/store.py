@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sirius_dspy.errors import MissingDependencyError
-from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import Point
 from sirius_dspy.mlflow.mlflow_internals import resolve_experiment_id, resolve_tags
 from sirius_dspy.mlflow.names import cleaned, key_of, quoted
+from sirius_dspy.mlflow.patience import SHORT_WAITS
 from sirius_dspy.redact import hide_keys, remember_address
 
 
@@ -223,7 +222,7 @@ class Store:
 
     def upload(self, run_id: str, path: Path, folder: str | None) -> None:
         """Keep a file as an artifact of a run, in a folder of its artifacts if one is given."""
-        with patience.for_upload(path.stat().st_size):
+        with SHORT_WAITS.for_upload(path.stat().st_size):
             self.client.log_artifact(run_id, str(path), folder)
 
 
@@ -263,18 +262,6 @@ class Connection:
         except Exception:  # or it cannot even be opened
             return False
         return True
-
-
-def check_installed() -> None:
-    """Refuse early, in the thread that asks.
-
-    Raises:
-        MissingDependencyError: mlflow is not installed.
-    """
-    try:
-        import mlflow  # noqa: F401  # this is the check
-    except ImportError as error:
-        raise MissingDependencyError("Tracking and registry need mlflow. Run `pip install mlflow`.") from error
 
 
 def origin(tags: Mapping[str, str] | None = None) -> dict[str, str]:
