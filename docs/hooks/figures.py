@@ -109,7 +109,7 @@ def _library() -> FlowChart:
 
 
 def _iteration() -> FlowChart:
-    stages = ("collect", "repair", "curate", "fine-tune", "promote")
+    stages = ("collect", "repair", "curate", "fine-tune", "gate")
     carried = ("runs", "good runs", "rows per agent", "new weights")
     return _chain([Node(stage, "agent") for stage in stages], carried)
 
