@@ -24,7 +24,7 @@ import typer
 from typer.testing import CliRunner
 
 import sirius_dspy
-from sirius_dspy import LocalLM, SiriuS, errors, save
+from sirius_dspy import Collect, LocalLM, SiriuS, errors, save
 from sirius_dspy.cli import app
 from sirius_dspy.library.migrations import METADATA
 from sirius_dspy.testing import ToyLM, chat_reply
@@ -163,12 +163,13 @@ def test_the_pages_tests_pass(folder):
 
 
 @pytest.mark.parametrize("code", CODE)
-def test_code_does_what_the_page_says(code, inside, tmp_path):
+def test_code_does_what_the_page_says(code, inside, tmp_path, capsys):
     names = {"__name__": "docs"}
     exec(compile(code, "docs", "exec", dont_inherit=True), names)
     if "optimizer" in names:
         names["optimizer"].run_dir, names["optimizer"].iterations = tmp_path, 1
         _improve(names["optimizer"])
+        assert "Printer" not in names or "iteration 1: " in capsys.readouterr().out
     elif "program" in names:
         _check_program(names["program"], names["metric"], names["trainset"], tmp_path)
 
@@ -177,7 +178,8 @@ def _check_program(program, metric, trainset, run_dir):
     """Every agent gets rows, and the program is better where agents do not play against each other."""
     skill = SKILLS[type(program).__name__]
     program.set_lm(ToyLM(skill=skill))
-    optimizer = SiriuS(metric, iterations=1, samples=8, augmenter=None, promote=False, run_dir=run_dir)
+    collect = Collect(samples=8)
+    optimizer = SiriuS(metric, iterations=1, collect=collect, augmenter=None, gate=None, run_dir=run_dir)
     compiled = optimizer.compile(program, trainset=trainset, valset=trainset)
     before, after = compiled.detailed_results["iterations"]
     assert all(entry["rows"] for entry in after["agents"].values())
