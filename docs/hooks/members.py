@@ -1,8 +1,8 @@
 """MkDocs hook: reference entries that cannot go stale.
 
 `<!-- members: package -->` becomes an entry for each public name of the package that the page does not list by itself.
-`<!-- modules: package -->` becomes a table of its modules, with the first sentence of each. So every new name appears in
-the reference automatically.
+`<!-- modules: package -->` becomes a table of its modules, with the first sentence of each. So every new name appears
+in the reference automatically.
 """
 
 from __future__ import annotations
