@@ -28,7 +28,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def _entries(path: str, listed: Set[str]) -> Iterator[str]:
     module = importlib.import_module(path)
     for name in getattr(module, "__all__", None) or _defined(module):
-        if f"{path}.{name}" not in listed:
+        if f"{path}.{name}" not in listed and not isinstance(getattr(module, name), ModuleType):
             yield f"::: {_address(module, name)}"
 
 
