@@ -108,7 +108,7 @@ def test_file_names_are_unique():
 
 
 RUN = [name for name in FILES if not name.startswith("test_")]
-MARKS = {"local": [pytest.mark.local]}
+MARKS = {"local": [pytest.mark.local, pytest.mark.timeout(900)]}  # one of them trains, like the quickstart
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(FILES[name].needs, [])) for name in RUN])
