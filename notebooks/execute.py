@@ -74,7 +74,7 @@ def problems(notebook: NotebookNode) -> list[str]:
 
 
 def refresh(path: Path) -> list[str]:
-    """Execute a notebook in its folder and write its outputs into it, unless there are problems; return the problems."""
+    """Execute a notebook in its folder and write its outputs into it; return the problems, which prevent that."""
     fresh = execute(nbformat.read(path, as_version=4), path.parent)
     issues = problems(fresh)
     if not issues:
