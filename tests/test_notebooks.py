@@ -106,8 +106,8 @@ def test_the_quickstart_learns():
     scores = table_with("untrained", run_again("01_quickstart"))
     assert {row["of"] for row in scores.values()} == {"40"}
     assert number(scores["trained"]["right"]) > number(scores["untrained"]["right"])
-    assert number(scores["trained, solver put back"]["right"]) < number(scores["trained"]["right"])
-    assert "trained, analyst put back" in scores
+    assert number(scores["trained, but untrained solver"]["right"]) < number(scores["trained"]["right"])
+    assert "trained, but untrained analyst" in scores
 
 
 @pytest.mark.local
