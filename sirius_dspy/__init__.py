@@ -22,7 +22,7 @@ from sirius_dspy.repair.augmenters import Augmenter, Repaired
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.repair.demos import RepairDemos
-from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.leak import Guard, LeakGuard
 from sirius_dspy.running.evaluation import Evaluation, evaluate
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker, Trackers
@@ -48,6 +48,7 @@ __all__ = [
     "Evaluation",
     "ExperienceLibrary",
     "Gate",
+    "Guard",
     "IterationResult",
     "LeakGuard",
     "LocalLM",

@@ -22,7 +22,7 @@ from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.repair.augmenters import Augmenter, Repaired
 from sirius_dspy.repair.context import RepairContext
-from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.leak import GUARD, Guard, LeakGuard
 from sirius_dspy.repair.prompts import free_name
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.running.record import record
@@ -61,7 +61,7 @@ class Rationalizer(Augmenter):
 
     GUARD = LeakGuard(TRACES)
 
-    def __init__(self, guard: LeakGuard | None = GUARD) -> None:
+    def __init__(self, guard: Guard | None = GUARD) -> None:
         self.guard = guard
 
     def check(self, program: dspy.Module) -> None:
@@ -70,9 +70,13 @@ class Rationalizer(Augmenter):
         Raises:
             SettingsError: The message names the setting.
         """
-        checks.check("Rationalizer", vars(self), {"guard": checks.optional(checks.GUARD)})
-        if callable(check := getattr(self.guard, "check", None)):  # one of the user's own may have none
-            check(list(predictor_names(program)))
+        checks.check(
+            "Rationalizer",
+            vars(self),
+            {"guard": GUARD},
+        )
+        if self.guard is not None:
+            self.guard.check(list(predictor_names(program)))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """See `sirius_dspy.repair.augmenters.Augmenter.repair`; the first step of a trained agent is asked again."""

@@ -23,7 +23,7 @@ from sirius_dspy.repair.augmenters import Augmenter, Repaired
 from sirius_dspy.repair.case import Case, answer_text, fields_text, output_text, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.demos import RepairDemos
-from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.leak import GUARD, Guard, LeakGuard
 from sirius_dspy.repair.prompts import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
@@ -38,7 +38,7 @@ _SETTINGS = {
     "rephrase": checks.FLAG,
     "show_earlier": checks.FLAG,
     "demos": checks.optional(checks.instance(RepairDemos)),
-    "guard": checks.optional(checks.GUARD),
+    "guard": GUARD,
     "max_repairs": checks.optional(checks.whole(0)),
 }
 """Of what kind each setting of a `CriticAugmenter` is."""
@@ -73,7 +73,7 @@ class CriticAugmenter(Augmenter):
         rephrase: bool = True,
         show_earlier: bool = True,
         demos: RepairDemos | None = None,
-        guard: LeakGuard | None = None,
+        guard: Guard | None = None,
         max_repairs: int | None = None,
     ) -> None:
         self.critic = critic
@@ -106,8 +106,8 @@ class CriticAugmenter(Augmenter):
                 "Choose one above 0, or one try."
             )
         self._demos.check(program, show_earlier=self.show_earlier)
-        if callable(check := getattr(self.guard, "check", None)):  # one of the user's own may have none
-            check(list(predictor_names(program)))
+        if self.guard is not None:
+            self.guard.check(list(predictor_names(program)))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """See `Augmenter.repair`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,36 @@ from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import Step, Values
 
 
-class LeakGuard:
+class Guard(ABC):
+    """Decides which edits give too much away. Subclass it and define `leak`."""
+
+    @abstractmethod
+    def leak(self, outputs: Values, step: Step, labels: Values, *, answers: bool) -> str:
+        """What the edit gives away, in words; empty if nothing.
+
+        Args:
+            outputs: The edit.
+            step: The step as it was recorded.
+            labels: The example's gold fields.
+            answers: Whether this step gives the program's answer.
+        """
+
+    def check(self, predictors: Collection[str]) -> None:
+        """Refuse settings of the wrong kind before anything is paid for; here none is refused.
+
+        Args:
+            predictors: Names of the program's predictors.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+
+
+GUARD = checks.optional(checks.instance(Guard, hint=", such as `LeakGuard()`"))
+"""The kind that the guard of an augmenter must be of."""
+
+
+class LeakGuard(Guard):
     """Refuses edits that carry the gold answer ahead, or that talk about a correction that never was.
 
     Two rules. (1) The edit of an agent that does not give the program's answer must not newly carry the gold answer. An
