@@ -268,7 +268,7 @@ def test_a_file_that_is_no_library_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("Dear diary, " * 99, encoding="utf-8")
     done = cli("ls", tmp_path / "notes.txt")
     assert done.exit_code == 2
-    assert "no SQLite database" in done.stderr
+    assert "not a SQLite database" in done.stderr
 
 
 def test_a_library_of_a_newer_version_is_refused(path):

@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import shutil
+import sqlite3
 import unicodedata
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import dspy
@@ -374,8 +376,9 @@ def test_rows_of_other_compiles_are_not_this_one_s_business(tmp_path):
         assert len(runs) == 2
         assert [shared.verify(run=run) for run in runs] == [[], []]
         mine = RunDir(tmp_path / "run").results()["run"]
-        with shared._open().execution_options(writes=True).begin() as connection:
-            connection.exec_driver_sql(f"UPDATE trajectories SET prediction = '7' WHERE run != '{mine}'")
+        with closing(sqlite3.connect(tmp_path / "shared.db")) as database:
+            database.execute("UPDATE trajectories SET prediction = '7' WHERE run != ?", [mine])
+            database.commit()
         compiled_by(tmp_path / "run", library=shared, iterations=1)
         with pytest.raises(LibraryDamagedError, match="more problems"):
             compiled_by(tmp_path / "other", library=shared, iterations=1, seed=1)
