@@ -22,7 +22,7 @@ from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.repair.augmenters import Augmenter, Repaired
 from sirius_dspy.repair.context import RepairContext
-from sirius_dspy.repair.leak import GUARD, Guard, LeakGuard
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import free_name
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.running.record import record
@@ -73,7 +73,7 @@ class Rationalizer(Augmenter):
         checks.check(
             "Rationalizer",
             vars(self),
-            {"guard": GUARD},
+            {"guard": GUARD_KIND},
         )
         if self.guard is not None:
             self.guard.check(list(predictor_names(program)))

@@ -23,7 +23,7 @@ from sirius_dspy.repair.augmenters import Augmenter, Repaired
 from sirius_dspy.repair.case import Case, answer_text, fields_text, output_text, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.demos import RepairDemos
-from sirius_dspy.repair.leak import GUARD, Guard, LeakGuard
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
@@ -38,7 +38,7 @@ _SETTINGS = {
     "rephrase": checks.FLAG,
     "show_earlier": checks.FLAG,
     "demos": checks.optional(checks.instance(RepairDemos)),
-    "guard": GUARD,
+    "guard": GUARD_KIND,
     "max_repairs": checks.optional(checks.whole(0)),
 }
 """Of what kind each setting of a `CriticAugmenter` is."""

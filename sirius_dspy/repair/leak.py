@@ -44,7 +44,7 @@ class Guard(ABC):
         """
 
 
-GUARD = checks.optional(checks.instance(Guard, hint=", such as `LeakGuard()`"))
+GUARD_KIND = checks.optional(checks.instance(Guard, hint=", such as `LeakGuard()`"))
 """The kind that the guard of an augmenter must be of."""
 
 
