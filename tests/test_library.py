@@ -844,6 +844,7 @@ def test_a_library_in_memory_is_refused(url):
 # Size.
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_library(tmp_path):
     def peak(number):
         with ExperienceLibrary(tmp_path / f"{number}.db") as library:
