@@ -79,7 +79,9 @@ def dspy_defaults() -> Iterator[None]:
 @pytest.fixture
 def chat_adapter(dspy_defaults: None) -> Iterator[None]:
     """DSPy's chat adapter, which does not ask again for JSON; DSPy does not log every reply that it cannot parse."""
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+    from tests.toy import ADAPTER  # late, so that pytest rewrites the assertions of `sirius_dspy.testing`
+
+    dspy.configure(adapter=ADAPTER)
     logger = logging.getLogger("dspy")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

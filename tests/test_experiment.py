@@ -41,6 +41,8 @@ from tests import ROOT, toy
 from tests.mlflow_help import WARNINGS
 from tests.toy import Doubling, exact
 
+pytestmark = pytest.mark.slow
+
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 NUMBERS = {"train": range(8), "validation": range(4, 12), "test": range(12)}
 EVEN, LEARNT = 6, 10  # of the 12 test numbers: what the team can do at first, and after training on 0 to 7

@@ -17,7 +17,7 @@ from tests.mlflow_help import AGENTS, SECRET, WARNINGS, artifacts_of, curve, mod
 from tests.wait import wait_until
 
 pytest_plugins = ("tests.mlflow_help",)
-pytestmark = WARNINGS
+pytestmark = [WARNINGS, pytest.mark.server]
 
 BRACKETS = "solver's [0]"
 
