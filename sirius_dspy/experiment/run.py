@@ -35,7 +35,7 @@ from sirius_dspy.experiment.results import Results
 from sirius_dspy.experiment.task import Task, imported
 from sirius_dspy.experiment.write import write_results
 from sirius_dspy.identity.describe import describe
-from sirius_dspy.identity.parts import FORMAT, Change
+from sirius_dspy.identity.parts import FORMAT, Change, find_changes
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import predictor_names
 from sirius_dspy.redact import redact, redact_error
