@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-cache-")  # one for each worker, before dspy is imported
 
 import dspy
+import hypothesis
 import pytest
 
 from tests.postgres import new_postgres_url as new_postgres_url
@@ -27,6 +28,10 @@ from tests.postgres import url as url
 
 atexit.register(shutil.rmtree, os.environ["DSPY_CACHEDIR"], ignore_errors=True)
 pytest.register_assert_rewrite("sirius_dspy.testing")
+
+# A busy machine is no error: neither a slow example nor slow data fails a test.
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
 
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
 
