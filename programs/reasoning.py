@@ -27,7 +27,7 @@ from programs.baseline import majority_baseline
 from programs.generated import Split, key_of
 from sirius_dspy import AgentGraph
 from sirius_dspy.errors import DatasetError
-from sirius_dspy.repair.augmenters import RepairDemos
+from sirius_dspy.repair.demos import RepairDemos
 
 __all__ = [
     "ChainSumTeam",

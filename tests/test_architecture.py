@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
-    ("credentials", "stats"),
+    ("credentials", "dspy_internals", "stats"),
     ("redact",),
     ("errors", "files"),
     ("checks", "plain"),
@@ -51,7 +52,7 @@ HEAVY = {
 }
 """Package to the parts that may import it, and only inside functions."""
 
-CHILD_PROCESSES = {"local/train.py", "local/merge.py"}
+CHILD_PROCESSES = {"local/train.py", "local/trl_internals.py", "local/merge.py"}
 """Files that run in the training process, or are imported by it alone: they may import heavy packages at their top."""
 
 

@@ -7,7 +7,6 @@ import datetime
 import decimal
 import enum
 import json
-import logging
 import shutil
 import subprocess
 import sys
@@ -23,15 +22,10 @@ from sirius_dspy.checkpoint import load_agent, save_agent, verify
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.testing.results import make_result
+from tests import ROOT
 from tests.toy import ADAPTER, Doubling, examples, optimizer, skill, student
 
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def chat() -> None:
-    logging.getLogger("dspy").setLevel(logging.CRITICAL)
-    dspy.configure(adapter=ADAPTER)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 @pytest.fixture
@@ -88,8 +82,8 @@ def test_the_active_adapter_becomes_the_checkpoints_or_is_an_error(compiled, tmp
     folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
     dspy.configure(adapter=sirius_dspy.PlainAdapter())
     with pytest.raises(CheckpointError, match=r"ChatAdapter\(.*use_json_adapter_fallback=False.*PlainAdapter"):
-        sirius_dspy.load(folder, program=Doubling, configure=False)
-    sirius_dspy.load(folder, program=Doubling)
+        sirius_dspy.load(folder, program=Doubling)
+    sirius_dspy.load(folder, program=Doubling, configure=True)
     assert type(dspy.settings.adapter) is dspy.ChatAdapter
     assert dspy.settings.adapter.use_json_adapter_fallback is False
 
@@ -332,7 +326,7 @@ def test_demonstrations_of_every_type_are_equal_and_shown_alike_after_loading(an
     [
         (str, datetime.date(2024, 1, 2)),
         (str, Color.RED),
-        (str, object()),
+        pytest.param(str, object(), id="str-object"),  # whose text is its address
         (list, [datetime.date(2024, 1, 2)]),
         (list[float], [decimal.Decimal("1.1")]),
         (float, float("nan")),

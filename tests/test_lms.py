@@ -10,7 +10,7 @@ from dspy.utils.exceptions import LMTransportError
 
 from sirius_dspy import Collect, ExperienceLibrary, ProviderTrainer, SharedWeights, SiriuS
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
-from sirius_dspy.lms import with_own_settings
+from sirius_dspy.lms import keep_settings
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
 from tests.toy import ADAPTER, without_time
 
@@ -83,10 +83,10 @@ def test_own_settings_are_laid_over_new_weights():
     trained = dspy.LM("openai/new", temperature=0.7, max_tokens=9, api_base="http://trained", api_key="k")
     base = dspy.LM("openai/old", temperature=0.7, max_tokens=9, api_base="http://old", api_key="k")
     own = dspy.LM("openai/old", temperature=0.0, top_p=0.5, cache=False, num_retries=8, api_base="http://old")
-    tuned = with_own_settings(trained, base, own)
+    tuned = keep_settings(trained, base, own)
     expected = {"temperature": 0.0, "top_p": 0.5, "max_tokens": None, "api_base": "http://trained", "api_key": "k"}
     assert (tuned.model, tuned.kwargs, tuned.cache, tuned.num_retries) == ("openai/new", expected, False, 8)
-    assert with_own_settings(trained, base, base) is trained
+    assert keep_settings(trained, base, base) is trained
     assert trained.kwargs["temperature"] == 0.7
 
 

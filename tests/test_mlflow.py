@@ -8,16 +8,17 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow_help import AGENTS, ROOT, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of, wait_until
 
 from sirius_dspy.files import file_name
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.mlflow.names import agent_name
 from sirius_dspy.testing.results import make_result
 from sirius_dspy.tracking.events import Evaluated, IterationEnded, Trained, TrainingProgress
+from tests.mlflow_help import AGENTS, ROOT, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of
+from tests.wait import wait_until
 
-pytest_plugins = ("mlflow_help",)
-pytestmark = WARNINGS
+pytest_plugins = ("tests.mlflow_help",)
+pytestmark = [WARNINGS, pytest.mark.server]
 
 BRACKETS = "solver's [0]"
 COST = {

@@ -6,16 +6,16 @@ from contextlib import closing
 
 import dspy
 import pytest
-import toy
 from mlflow import MlflowClient
-from mlflow_help import SECRET, WARNINGS, artifacts_of, curve
 
 from sirius_dspy import Collect, CriticAugmenter, Patience, ProviderTrainer
 from sirius_dspy.mlflow import MLflowTracker, register
 from sirius_dspy.testing import ToyLM, chat_reply
+from tests import toy
+from tests.mlflow_help import SECRET, WARNINGS, artifacts_of, curve
 
-pytest_plugins = ("mlflow_help",)
-pytestmark = WARNINGS
+pytest_plugins = ("tests.mlflow_help",)
+pytestmark = [WARNINGS, pytest.mark.server]
 
 COMPILES = {
     "full": {"iterations": 2, "collect": Collect(samples=2)},
@@ -215,7 +215,7 @@ CRASHING = Patience(retries=0, max_unfinished=1)
 """For a trainset with one example on which the LM crashes."""
 
 
-@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")
+@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")  # our own: "crash" always fails
 def test_planted_secrets_are_in_nothing_that_was_written(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("EXAMPLE_API_KEY", PLAIN)
     texts = ["good 1", "good 2", f"bad {SECRET}", f"bad {PLAIN}", "crash"]

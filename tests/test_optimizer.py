@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from pathlib import Path
 
@@ -21,13 +20,9 @@ from sirius_dspy.errors import (
 )
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
-from tests.toy import ADAPTER, Doubling, exact, examples, optimizer, skill, student, without_time
+from tests.toy import ADAPTER, Doubling, compiled_by, exact, examples, optimizer, skill, student, without_time
 
-
-@pytest.fixture(autouse=True)
-def chat() -> None:
-    logging.getLogger("dspy").setLevel(logging.CRITICAL)  # it logs every reply that does not parse
-    dspy.configure(adapter=ADAPTER)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 class Log(Tracker):
@@ -41,10 +36,6 @@ class Log(Tracker):
 
     def of(self, kind: str) -> list:
         return [event for event in self.events if type(event).__name__ == kind]
-
-
-def compiled_by(run_dir: Path, program: dspy.Module | None = None, **settings) -> dspy.Module:
-    return optimizer(run_dir, **settings).compile(program or student(), trainset=examples(), valset=examples())
 
 
 # The loop

@@ -6,14 +6,13 @@ import inspect
 import subprocess
 import sys
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
 import sirius_dspy
 import sirius_dspy.testing
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 MODULES = (sirius_dspy, sirius_dspy.testing)
 LAZY = {"MLflowTracker"}
 """Names that are imported when they are asked for."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import dspy
 import pytest
-import toy
 
 from sirius_dspy.errors import LibraryError, RunMismatchError
 from sirius_dspy.library.experience import ExperienceLibrary
@@ -25,6 +24,7 @@ from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.report import Report, render_html, render_markdown, write_report, write_run_report
 from sirius_dspy.testing.library import make_run
 from sirius_dspy.testing.results import make_iteration, make_result
+from tests import toy
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from html.parser import HTMLParser
 
 import dspy
 import pytest
-import toy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -17,6 +16,7 @@ from sirius_dspy.report import Report, read_experience, render_html, render_mark
 from sirius_dspy.testing.library import make_run, make_step
 from sirius_dspy.testing.results import make_iteration, make_result
 from sirius_dspy.trajectory import Attempt, Failure, Repair, example_key
+from tests import toy
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 HOSTILE = (

@@ -218,6 +218,29 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(number, name, wrong):
         CompileResult.from_dict(plain)
 
 
+def every_place(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in items:
+        yield from every_place(item, (*path, name))
+
+
+def test_whatever_stands_where_it_is_a_result_or_a_typed_error():
+    num_refused = 0
+    for path in every_place(RESULT.to_dict()):
+        for wrong in (None, [], {}, 7, -1.5, True, "", "x", [[]], {"a": {}}, math.nan, 10**400, "\ud800"):
+            inner = plain = RESULT.to_dict()
+            for name in path[:-1]:
+                inner = inner[name]
+            inner[path[-1]] = wrong
+            try:
+                assert isinstance(CompileResult.from_dict(plain), CompileResult)
+            except ResultError:
+                num_refused += 1
+    assert num_refused > 0
+
+
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [("seed", 1.5), ("seed", "1"), ("threshold", "1.0"), ("run", 1), ("ended", "soon"), ("num_train", None)],
@@ -243,6 +266,16 @@ def test_numbers_that_cannot_be_are_refused(number, name, wrong):
     plain = RESULT.to_dict()
     level(plain, number)[0][name] = wrong
     with pytest.raises(ResultError, match=rf"{name}` of CompileResult"):
+        CompileResult.from_dict(plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("ended", -1), ("broken", -1), ("broken", 10**400), ("total", math.nan), ("lowest", -math.inf)]
+)
+def test_a_standing_without_a_mean_is_refused(name, wrong):
+    plain = RESULT.to_dict()
+    level(plain, 5)[0][name] = wrong
+    with pytest.raises(ResultError, match=r"standing` of CompileResult"):
         CompileResult.from_dict(plain)
 
 

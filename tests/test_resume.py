@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from sirius_dspy import ExperienceLibrary
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
 
 
 def compile_in_child(run_dir: Path, kill_at: int = 0) -> subprocess.CompletedProcess:

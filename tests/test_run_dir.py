@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
+import sqlite3
 import unicodedata
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import dspy
@@ -27,17 +28,9 @@ from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.report import write_run_report
 from sirius_dspy.testing import ScriptedTrainer, ToyLM
 from sirius_dspy.tracking.events import Tracker
-from tests.toy import ADAPTER, examples, optimizer, student
+from tests.toy import ADAPTER, compiled_by, student
 
-
-@pytest.fixture(autouse=True)
-def chat() -> None:
-    logging.getLogger("dspy").setLevel(logging.CRITICAL)
-    dspy.configure(adapter=ADAPTER)
-
-
-def compiled_by(run_dir: Path, program: dspy.Module | None = None, **settings) -> dspy.Module:
-    return optimizer(run_dir, **settings).compile(program or student(), trainset=examples(), valset=examples())
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 @pytest.fixture(scope="module")
@@ -384,8 +377,9 @@ def test_rows_of_other_compiles_are_not_this_one_s_business(tmp_path):
         assert len(runs) == 2
         assert [shared.verify(run=run) for run in runs] == [[], []]
         mine = RunDir(tmp_path / "run").results()["run"]
-        with shared._open().execution_options(writes=True).begin() as connection:
-            connection.exec_driver_sql(f"UPDATE trajectories SET prediction = '7' WHERE run != '{mine}'")
+        with closing(sqlite3.connect(tmp_path / "shared.db")) as database:
+            database.execute("UPDATE trajectories SET prediction = '7' WHERE run != ?", [mine])
+            database.commit()
         compiled_by(tmp_path / "run", library=shared, iterations=1)
         with pytest.raises(LibraryDamagedError, match="more problems"):
             compiled_by(tmp_path / "other", library=shared, iterations=1, seed=1)

@@ -92,8 +92,12 @@ def optimizer(run_dir: Path, **settings: Any) -> SiriuS:
     )
 
 
+def compiled_by(run_dir: Path, program: dspy.Module | None = None, **settings: Any) -> dspy.Module:
+    return optimizer(run_dir, **settings).compile(program or student(), trainset=examples(), valset=examples())
+
+
 def main(run_dir: str, kill_at: str) -> None:
-    """Compile in a process of its own: `python toy.py RUN_DIR NUMBER`."""
+    """Compile in a process of its own: `python -m tests.toy RUN_DIR NUMBER`."""
     dspy.configure(adapter=ADAPTER)
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     lm_calls = student()

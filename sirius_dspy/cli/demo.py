@@ -23,7 +23,8 @@ from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.plain import readable
-from sirius_dspy.running.record import Recording, record
+from sirius_dspy.running.record import record
+from sirius_dspy.running.recording import Recording
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.trajectory import Step, to_plain
@@ -76,7 +77,7 @@ def ask(
     inputs = {"question": question} | ({} if context is None else {"context": context})
     with ending_cleanly():
         with stdout_kept_clean():
-            recording = record(sirius_dspy.load(checkpoint, program=build_at(program)), inputs)
+            recording = record(sirius_dspy.load(checkpoint, program=build_at(program), configure=True), inputs)
         if as_json:
             typer.echo(json.dumps(_plain_recording(recording)))
         else:

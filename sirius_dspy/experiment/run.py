@@ -35,7 +35,7 @@ from sirius_dspy.experiment.results import Results
 from sirius_dspy.experiment.task import Task, imported
 from sirius_dspy.experiment.write import write_results
 from sirius_dspy.identity.describe import describe
-from sirius_dspy.identity.parts import FORMAT, Change, changes
+from sirius_dspy.identity.parts import FORMAT, Change, find_changes
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import predictor_names
 from sirius_dspy.redact import redact, redact_error
@@ -297,7 +297,7 @@ def _refuse_changes(
     Raises:
         RunMismatchError: Something differs; the message lists it.
     """
-    if differing := changes(before, now):
+    if differing := find_changes(before, now):
         raise RunMismatchError(
             f"{place!r} holds another experiment. What differs: {'; '.join(map(str, differing))}. Give this one a "
             "folder of its own (`--out`), or repeat the other one's settings."

@@ -146,7 +146,7 @@ class Account:
         self.seconds: dict[str, float] = dict(seconds or {})
         self._parent: Any = None
         self._key = "0/evaluate"
-        self._began = time.monotonic()
+        self._began: float | None = None
         self._items = 0
         self._largest: dict[str, float] = {}
         self._at_start = self.spent(self._key)
@@ -179,15 +179,14 @@ class Account:
             BudgetReached: Nothing may begin any more.
         """
         self.check()
-        before, began = self._key, time.monotonic()
+        before, outer, began = self._key, self._began, time.monotonic()
         self._key, self._items, self._largest, self._began = f"{iteration}/{name}", 0, {}, began
         self._at_start = self.spent(self._key)
         try:
             yield
         finally:
-            key, self._key = self._key, before
+            key, self._key, self._began = self._key, before, outer
             self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - began
-            self._began = time.monotonic()
 
     def spent(self, key: str | None = None) -> Spent:
         """What was spent in a stage of an iteration, by its key, or in all."""
@@ -196,7 +195,7 @@ class Account:
         usages = [(model, usage) for by_model in ledgers for model, usage in by_model.items()]
         total = sum((usage for _, usage in usages), Usage())
         seconds = sum(value for name, value in self.seconds.items() if key in (None, name))
-        if key in (None, self._key):
+        if self._began is not None and key in (None, self._key):
             seconds += time.monotonic() - self._began
         return Spent(
             calls=total.calls,

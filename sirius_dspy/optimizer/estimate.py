@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import dspy
 
-from sirius_dspy.library.experience import Entry, ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.rows import Entry
 from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.program import predictor_names, program_fingerprint, signature_of
 from sirius_dspy.trajectory import Origin, Usage

@@ -61,11 +61,7 @@ class Loop:
     def _work(self, session: Session) -> None:
         """All iterations, or as many as the budget allows."""
         try:
-            if not session.history:
-                with self._stage(session, 0, "evaluate"):
-                    standing = evaluate(session, 0, session.weights.start, "program", candidate=0)
-                session.history.append(first_result(session, standing))
-                session.weights.history.append(session.history[0].lms)
+            self._score_student(session)
             for iteration in range(1, self.plan.settings.iterations + 1):
                 if not self._iterate(session, iteration):
                     self.ended, self.reason = "nothing learned", f"iteration {iteration} gave no training row"
@@ -74,6 +70,16 @@ class Loop:
         except BudgetReached as reached:
             self.ended, self.reason = "budget", str(reached)
             logger.warning("The compile ends at its budget: %s. Call it again with a larger one to go on.", reached)
+
+    def _score_student(self, session: Session) -> None:
+        """Iteration 0: the student as it came, unless that is done."""
+        result = self.plan.run_dir.iteration(0)
+        if result is None:
+            with self._stage(session, 0, "evaluate"):
+                standing = evaluate(session, 0, session.weights.start, "program", candidate=0)
+            result = first_result(session, standing)
+            self.plan.run_dir.finish("iteration-0", result.to_dict())
+        self._add(session, result)
 
     def _iterate(self, session: Session, iteration: int) -> bool:
         """One iteration, unless it is done; false if there was nothing to learn from."""
@@ -84,14 +90,17 @@ class Loop:
             if result is None:
                 return False
             self.plan.run_dir.finish(f"iteration-{iteration}", result.to_dict())
-        weights = session.weights
-        weights.current = weights.find_all(result.lms)
-        weights.history.append(result.lms)
-        session.history.append(result)
-        weights.remember_chosen(result.chosen_in_forward)
-        weights.launches.keep({*result.lms.values(), *self._result(session).best_lms.values()})
+        self._add(session, result)
+        session.weights.launches.keep({*result.lms.values(), *self._result(session).best_lms.values()})
         session.tracker.on_iteration_ended(IterationEnded(result))
         return True
+
+    def _add(self, session: Session, result: IterationResult) -> None:
+        """Go on from what an iteration ended with."""
+        session.weights.current = session.weights.find_all(result.lms)
+        session.weights.history.append(result.lms)
+        session.weights.remember_chosen(result.chosen_in_forward)
+        session.history.append(result)
 
     def _learn(self, session: Session, iteration: int) -> IterationResult | None:
         """Collect, repair, curate, fine-tune and choose; `None` if there was nothing to learn from."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from sirius_dspy.library.summary import Summary
+from sirius_dspy.library.summary import Funnel, summarize
 from sirius_dspy.optimizer.accounts import STAGE_OF
 from sirius_dspy.optimizer.budget import Account
 from sirius_dspy.optimizer.records import Job
@@ -36,6 +36,8 @@ def first_result(session: Session, standing: Standing) -> IterationResult:
         lms=session.plan.lms,
         standing=standing,
         stages=stage_usages(session.account, 0),
+        seconds=_seconds(session.account, 0),
+        chosen_in_forward=session.weights.chosen_in_forward,
     )
 
 
@@ -48,7 +50,7 @@ def iteration_result(
     sets: Mapping[str, TrainingSet],
 ) -> IterationResult:
     """What an iteration did."""
-    summary = Summary(
+    summary = summarize(
         session.library,
         session.run,
         iteration,
@@ -60,7 +62,7 @@ def iteration_result(
         agent: _agent_result(rows, jobs.get(agent), usages.get(agent, UsageResult())) for agent, rows in sets.items()
     }
     score = standing.mean(floor_of([standing, *(entry.standing for entry in session.history)]))
-    metrics = {"val/score": score, **summary.metrics(agents), **summary.prices(seconds)}
+    metrics = {"val/score": score, **summary.metrics(agents), **summary.costs(seconds)}
     return IterationResult(
         iteration=iteration,
         score=score,
@@ -70,7 +72,7 @@ def iteration_result(
         promoted={agent: agent in kept for agent in jobs},
         metrics=metrics,
         agents=agents,
-        repair=RepairResult(**summary.repair),
+        repair=_repair_result(summary.repair),
         seconds=seconds,
         usage=_sum(usages.values()),
         stages=stage_usages(session.account, iteration),
@@ -133,6 +135,18 @@ def _agent_result(rows: TrainingSet, job: Job | None, usage: UsageResult) -> Age
 def _trained(result: AgentResult, job: Job) -> AgentResult:
     losses = tuple(loss if math.isfinite(loss) else None for loss in job.losses)
     return replace(result, losses=losses, lm=job.lm, base=job.base, seconds=job.seconds)
+
+
+def _repair_result(funnel: Funnel) -> RepairResult:
+    return RepairResult(
+        tried=funnel.tried,
+        repaired=funnel.repaired,
+        verdicts=funnel.verdicts,
+        by_agent=funnel.by_agent,
+        calls=funnel.usage.calls,
+        prompt_tokens=funnel.usage.prompt_tokens,
+        completion_tokens=funnel.usage.completion_tokens,
+    )
 
 
 def stage_usages(account: Account, iteration: int) -> dict[str, UsageResult]:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from sirius_dspy import checks
 from sirius_dspy.errors import ResultError
-from sirius_dspy.optimizer.records import Count, Finite
+from sirius_dspy.optimizer.records import COUNT_LIMIT, Count, Finite
 from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.stats import Interval, wilson_interval
 
@@ -118,6 +119,15 @@ class RepairResult(Result):
     completion_tokens: Count = 0
 
 
+def _check_standing(standing: Standing) -> Standing:
+    """Refuse numbers with which no mean can be computed."""
+    if not all(0 <= count < COUNT_LIMIT for count in (standing.ended, standing.broken)):
+        raise ValueError("the runs of a standing are too few or too many")
+    if not all(math.isfinite(number) for number in (standing.total, standing.lowest)):
+        raise ValueError("the rewards of a standing are no finite numbers")
+    return standing
+
+
 @dataclass(frozen=True)
 class IterationResult(Result):
     """What one iteration did; iteration 0 is the student as it came."""
@@ -130,7 +140,7 @@ class IterationResult(Result):
     num_val: Count
     lms: Mapping[str, str]
     """Agent name to the id of its LM afterwards."""
-    standing: Standing
+    standing: Annotated[Standing, AfterValidator(_check_standing)]
     """What the score is made of."""
     promoted: Mapping[str, bool] = field(default_factory=dict)
     """Agent name to whether its new weights were kept; agents that were trained only."""
@@ -230,8 +240,8 @@ class CompileResult(Result):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read a record back; see `Result.from_dict`."""
-        given = _require_mapping(cls, data)
-        found = super().from_dict({name: value for name, value in given.items() if name not in _DERIVED})
+        record = _require_mapping(cls, data)
+        found = super().from_dict({name: value for name, value in record.items() if name not in _DERIVED})
         for name in _DERIVED:
             if name in data and data[name] != getattr(found, name):
                 raise ResultError(f"`{name}` of CompileResult is {data[name]!r}, expected {getattr(found, name)!r}.")

@@ -26,9 +26,9 @@ from filelock import FileLock, Timeout
 
 from sirius_dspy.errors import LibraryError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
 from sirius_dspy.files import file_name, write_text
-from sirius_dspy.identity.parts import Change, accepted_changes
-from sirius_dspy.library.database import parse_url
+from sirius_dspy.identity.parts import Change, check_changes
 from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.urls import parse_url
 from sirius_dspy.optimizer import records
 from sirius_dspy.optimizer.record_files import (
     RESTORE,
@@ -47,7 +47,7 @@ _PROBE = b" " * (1 << 16)
 
 
 Compare = Callable[[Mapping[str, Any], Mapping[str, Any], str, Sequence[str]], list[Change]]
-"""Gives what differs between the identity in a folder and that of a call; see `accepted_changes`."""
+"""Gives what differs between the identity in a folder and that of a call; see `check_changes`."""
 
 
 class Begun(NamedTuple):
@@ -172,7 +172,7 @@ class RunDir:
         return read_record_file(self.path / self.file, RESTORE, records.Identity)
 
     def begin(
-        self, identity: Mapping[str, Any], accepted: Sequence[str] = (), compare: Compare = accepted_changes
+        self, identity: Mapping[str, Any], accepted: Sequence[str] = (), compare: Compare = check_changes
     ) -> Begun:
         """Claim the folder for a compile, or go on with the one that it belongs to.
 

@@ -16,8 +16,8 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.budget import Budget
 from sirius_dspy.optimizer.gate import Gate
 from sirius_dspy.repair.augmenters import Augmenter
-from sirius_dspy.running.failures import Patience
-from sirius_dspy.running.rollout import Metric
+from sirius_dspy.running.metric import Metric
+from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator
 from sirius_dspy.training.trainers import Trainer

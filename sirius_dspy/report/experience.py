@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sirius_dspy.library.experience import ExperienceLibrary, LibraryStats
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.stats import LibraryStats
 from sirius_dspy.optimizer.results import CompileResult
 from sirius_dspy.report.stories import Flowed, Story, choose_stories, most_frequent_flows
 from sirius_dspy.running.standing import Standing, floor_of

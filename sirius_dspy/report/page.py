@@ -28,9 +28,6 @@ def render_html(report: Report) -> str:
     Args:
         report: The results; without the compile's part of the library, the page has no library growth, no data flow
             and no runs.
-
-    Raises:
-        MissingDependencyError: Matplotlib, which comes with mlflow, is absent.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup

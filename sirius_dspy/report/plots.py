@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.optimizer.results import CompileResult
 from sirius_dspy.report.contents import Report
 from sirius_dspy.report.experience import ALL_AGENTS, FUNNEL, Experience
@@ -44,11 +43,7 @@ Draw = Callable[["Axes"], None]
 
 
 def svg_plots(report: Report) -> dict[str, str]:
-    """Table name to its plot as an `<svg>` element; a plot without numbers is left out.
-
-    Raises:
-        MissingDependencyError: Matplotlib, which comes with mlflow, is absent.
-    """
+    """Table name to its plot as an `<svg>` element; a plot without numbers is left out."""
     return {name: _to_svg(draw, name, title) for name, title, draw in _plots(report)}
 
 
@@ -58,9 +53,6 @@ def write_png(report: Report, path: Path) -> Path:
     Args:
         report: With at least one iteration.
         path: Of the PNG file.
-
-    Raises:
-        MissingDependencyError: Matplotlib is absent.
     """
     plots = _plots(report)
     figure = _figure(max(len(plots), 1))
@@ -206,11 +198,9 @@ def _legend(axes: Axes) -> None:
 
 def _figure(num_plots: int = 1) -> Figure:
     """A figure with its empty plots in a row, in the colours of the page."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("The plots of a report need Matplotlib. Run `pip install matplotlib`.") from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     # Not pyplot: no global state, no window, any thread.
     figure = Figure(figsize=(_SIZE[0] * num_plots, _SIZE[1]), layout="constrained")
     FigureCanvasAgg(figure)

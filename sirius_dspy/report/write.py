@@ -46,7 +46,6 @@ def write_report(
 
     Raises:
         LibraryError: The library is not there or cannot be read.
-        MissingDependencyError: Matplotlib, which comes with mlflow, is absent; Markdown and JSON are written by then.
     """
     folder = Path(folder)
     with _opened(library) as opened:
@@ -80,7 +79,6 @@ def write_run_report(
         RunMismatchError: No compile has begun in the folder.
         RunDamagedError: A file of it is damaged.
         LibraryError: As for `write_report`.
-        MissingDependencyError: Matplotlib is absent; Markdown is written by then.
     """
     folder = RunDir(Path(run_dir))
     with _opened(_own_library(folder.path) if library is None else library) as opened:
