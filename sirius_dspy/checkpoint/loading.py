@@ -250,6 +250,7 @@ def _adapter(state: AdapterState, configure: bool) -> Adapter | None:
     if not configure:
         raise CheckpointError(
             f"The checkpoint was made under {described(state)}, the active adapter is {described(active)}. Let `load` "
-            f"set it for all programs with `configure=True`, or call `dspy.configure(adapter={described(state)})` first."
+            "set it for all programs with `configure=True`, or call "
+            f"`dspy.configure(adapter={described(state)})` first."
         )
     return built_adapter(state)
