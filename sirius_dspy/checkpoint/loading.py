@@ -249,8 +249,8 @@ def _adapter(state: AdapterState, configure: bool) -> Adapter | None:
         return None
     if not configure:
         raise CheckpointError(
-            f"The checkpoint was made under {described(state)}, the active adapter is {described(active)}. Let `load` set "
-            "it for all programs with `configure=True`, or call "
+            f"The checkpoint was made under {described(state)}, the active adapter is {described(active)}. Let `load` "
+            "set it for all programs with `configure=True`, or call "
             f"`dspy.configure(adapter={described(state)})` first."
         )
     return built_adapter(state)
