@@ -387,9 +387,12 @@ def _totals(results: Mapping[str, Any]) -> dict[str, float]:
     totals: dict[str, float] = {}
     if results.get("best_score") is not None:
         totals["best/score"] = results["best_score"]
+    usages = [entry.get("usage", {}) for entry in results.get("iterations", [])]
+    for name in dict.fromkeys(name for usage in usages for name in usage):
+        amounts = [usage.get(name, 0) for usage in usages if usage.get("calls")]
+        if None not in amounts:  # an LM has no known price
+            totals[f"total/{name}"] = sum(amounts)
     for entry in results.get("iterations", []):
-        for name, count in entry.get("usage", {}).items():
-            totals[f"total/{name}"] = totals.get(f"total/{name}", 0) + count
         if seconds := entry.get("seconds"):
             totals["total/seconds"] = totals.get("total/seconds", 0) + sum(seconds.values())
     return totals
