@@ -22,7 +22,7 @@ from tests.http_server import Handler, serving
 from tests.mlflow_help import WARNINGS
 
 pytest_plugins = ("tests.mlflow_help",)
-pytestmark = WARNINGS
+pytestmark = [WARNINGS, pytest.mark.server]
 
 PEM = "MIIEvQplantedPrivateKeyLine01AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIII"
 PLANTED = {

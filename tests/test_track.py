@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from sirius_dspy.experiment import Cell, CellEnded, CellStarted, ExperimentEnded, ExperimentStarted
+from sirius_dspy.testing.results import make_iteration, make_result
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -23,7 +25,7 @@ HOOKS = [name for name in vars(Tracker) if name.startswith("on_")]
 
 EVENTS = {
     "on_compile_started": CompileStarted(
-        "r", Path("x"), "sqlite://", {}, {}, {}, "ChatAdapter", 1, 1, [{}], [{}], resumed=False
+        "r", "Team", Path("x"), "sqlite://", {}, {}, {}, "ChatAdapter", 1, 1, [{}], [{}], resumed=False
     ),
     "on_stage_started": StageStarted(1, "collect", 10),
     "on_rolled_out": RolledOut(1, Trajectory("e", (), None, 1.0), True),
@@ -32,8 +34,12 @@ EVENTS = {
     "on_training_progress": TrainingProgress(1, "a", 1, 2, 0.5),
     "on_trained": Trained(1, "a", "base", "new", 3, [0.5], 1.0, None),
     "on_evaluated": Evaluated(1, 0.5, 10, "program"),
-    "on_iteration_ended": IterationEnded(1, {}, {}),
-    "on_compile_ended": CompileEnded("finished"),
+    "on_iteration_ended": IterationEnded(make_iteration()),
+    "on_compile_ended": CompileEnded("finished", make_result()),
+    "on_experiment_started": ExperimentStarted("e", "id", Path("x"), "lm", (("SiriuS", 0),), (), {}),
+    "on_cell_started": CellStarted("SiriuS", 0),
+    "on_cell_ended": CellEnded(Cell("SiriuS", 0, "failed")),
+    "on_experiment_ended": ExperimentEnded("failed", error="RuntimeError: disk full"),
 }
 
 

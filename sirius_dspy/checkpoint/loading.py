@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
@@ -16,8 +15,7 @@ from sirius_dspy.checkpoint.naming import Build
 from sirius_dspy.checkpoint.parts import built_adapter, built_lm, check_lm, described, is_known, stored_adapter
 from sirius_dspy.checkpoint.program import ProgramState, put_back, read_program, restore_program
 from sirius_dspy.dspy_internals import mark_compiled
-from sirius_dspy.errors import CheckpointError, ResultError
-from sirius_dspy.optimizer.results import CompileResult
+from sirius_dspy.errors import CheckpointError
 from sirius_dspy.program import program_fingerprint, set_lms
 
 _ATTEMPTS = 3
@@ -71,22 +69,9 @@ def load(
     if adapter is not None:
         dspy.configure(adapter=adapter)
     mark_compiled(loaded)
-    vars(loaded)["detailed_results"] = _results(manifest.results, path)
+    if manifest.results is not None:
+        vars(loaded)["detailed_results"] = manifest.results
     return loaded
-
-
-def _results(plain: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The results of the compile; of a program that was not compiled, what was saved with it.
-
-    Raises:
-        CheckpointError: They are not what `save` writes.
-    """
-    if "iterations" not in plain:
-        return plain
-    try:
-        return CompileResult.from_dict(plain)
-    except ResultError as error:
-        raise CheckpointError(f"The results in the checkpoint {str(path)!r} cannot be used: {error}") from error
 
 
 def load_agent(folder: str | Path, agent: str | None = None) -> dspy.LM:

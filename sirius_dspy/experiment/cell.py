@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter
 
-from sirius_dspy.baselines import Spent
+from sirius_dspy.optimizer.spent import Spent
 
 Status = Literal["finished", "budget", "failed"]
 

@@ -54,7 +54,7 @@ class Bench:
         lm: Of all agents.
         seed: Of sampling and training.
         folder: Methods keep their work below it.
-        tracker: Is told of compiles of SiriuS and STaR.
+        tracker: Receives the events of compiles of SiriuS and STaR.
         trainer: Fine-tunes; by default through the provider of the LM.
         most_iterations: Where the budget has ended the work, the iterations that were finished by then.
     """
@@ -334,7 +334,7 @@ class _BackToBase:
     def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
         """See `Method.compile`."""
         program = self.method.compile(student, trainset=trainset, valset=valset)
-        names: Sequence[str] = program.detailed_results["agents"][self.agent]
+        names: Sequence[str] = program.detailed_results.agents[self.agent]
         predictors, originals = predictor_names(program), predictor_names(student)
         set_lms(program, {name: originals[name].lm for name in names})
         for name in names:

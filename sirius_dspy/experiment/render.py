@@ -1,4 +1,4 @@
-"""Results as Markdown and as rows of text; a number that is not there is a dash, never a zero."""
+"""Results of an experiment as Markdown and as rows of text; a number that is not there is a dash, never a zero."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows; the first column is text, the others are numbers."""
 
 
-def markdown(results: Results) -> str:
-    """Everything that the results say."""
+def render_markdown(results: Results) -> str:
+    """All tables of an experiment as Markdown."""
     recipe = results.recipe
     sections = [
         f"# {recipe.title or results.name}",

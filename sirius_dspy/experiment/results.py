@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from sirius_dspy.experiment.cell import Cell
 from sirius_dspy.experiment.recipe import Recipe
-from sirius_dspy.files import write_text
 from sirius_dspy.stats import Estimate, Spread, bootstrap, holm, mcnemar, paired_bootstrap, spread, wilson_interval
 
 
@@ -151,7 +148,7 @@ class Results:
         """US dollars for all LM calls of a cell, fine-tuning jobs left out; `None` is unknown, which is not free."""
         price = self.recipe.price
         if price is None or not self.is_own_lm:
-            return None
+            return (cell.trained + cell.tested).usd
         stages = (cell.trained, cell.tested)
         prompt, completion = (sum(getattr(s, name) for s in stages) for name in ("prompt_tokens", "completion_tokens"))
         return (prompt * price.prompt + completion * price.completion) / 1e6
@@ -175,23 +172,6 @@ class Results:
             "crossplay": [dict(found) for found in self.crossplay],
             "paper": [asdict(table) for table in self.recipe.paper],
         }
-
-    def to_markdown(self) -> str:
-        """The tables, for reading."""
-        from sirius_dspy.experiment.render import markdown
-
-        return markdown(self)
-
-    def write(self, folder: Path) -> tuple[Path, ...]:
-        """Write `results.json`, `results.md` and, if anything was measured, `results.png`."""
-        from sirius_dspy.experiment.plot import plot
-
-        data, text = folder / "results.json", folder / "results.md"
-        write_text(data, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        write_text(text, self.to_markdown())
-        if not any(row.measured for row in self.rows):
-            return data, text
-        return data, text, plot(self, folder / "results.png")
 
     def _row(self, row: Row) -> dict[str, Any]:
         """A method as plain values."""

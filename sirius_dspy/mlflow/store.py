@@ -68,6 +68,10 @@ class Store:
         self._written[run_id] = {(point.key, point.step) for history in histories for point in history}
         return run_id
 
+    def rename(self, run_id: str, name: str) -> None:
+        """Give a run another name."""
+        self.client.update_run(run_id, name=hide_keys(name))
+
     def end(self, run_id: str, status: str, ended_at: int) -> None:
         """Close a run."""
         self.client.set_terminated(run_id, status=status, end_time=ended_at)
@@ -199,6 +203,15 @@ class Store:
             self.client.log_inputs(run_id, models=[LoggedModelInput(source) for source in sources])
         self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
         return str(model.model_id)
+
+    def link_model(self, run_id: str, model_id: str, step: int) -> None:
+        """Show a LoggedModel among the outputs of another run than the one that made it."""
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self.client.get_run(run_id).outputs
+        linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        if model_id not in linked:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
 
     def find_model(self, run_id: str) -> str | None:
         """The latest LoggedModel that a run made, also if the run does not know it yet."""

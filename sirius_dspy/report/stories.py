@@ -62,13 +62,13 @@ class Flowed:
 
 
 def choose_stories(
-    library: ExperienceLibrary, run: str | None, threshold: float, predictors: Sequence[str]
+    library: ExperienceLibrary, run: str, threshold: float, predictors: Sequence[str]
 ) -> tuple[Story, ...]:
     """The runs to show: repaired ones of all agents by turns, then the most frequent failures.
 
     Args:
         library: Where the runs are.
-        run: Id of the compile; `None` is all runs.
+        run: Id of the compile.
         threshold: Least reward of a success.
         predictors: In the order in which their repairs take turns.
     """
@@ -93,9 +93,7 @@ def _repaired(library: ExperienceLibrary, repairs: Mapping[str, Repair], predict
         yield Story(failed, *_example(library, failed), repairs[parent], library.get(good), 0)
 
 
-def _failures(
-    library: ExperienceLibrary, run: str | None, threshold: float, repairs: Mapping[str, Repair]
-) -> Iterator[Story]:
+def _failures(library: ExperienceLibrary, run: str, threshold: float, repairs: Mapping[str, Repair]) -> Iterator[Story]:
     """The failed rollouts that nobody repaired: one of each outcome, the most frequent outcome first."""
     counts: Counter[str] = Counter()
     chosen: dict[str, tuple[bool, str]] = {}
@@ -125,7 +123,7 @@ def _example(library: ExperienceLibrary, trajectory: Trajectory) -> tuple[Mappin
     return readable(inputs), readable(labels)
 
 
-def most_frequent_flows(library: ExperienceLibrary, run: str | None) -> tuple[Flowed, ...]:
+def most_frequent_flows(library: ExperienceLibrary, run: str) -> tuple[Flowed, ...]:
     """The shapes of data flow that most rollouts had, of the first `MOST_FLOWS` that ended without an error."""
     charts: dict[str, FlowChart] = {}
     counts: Counter[str] = Counter()
