@@ -81,8 +81,8 @@ def test_the_active_adapter_becomes_the_checkpoints_or_is_an_error(compiled, tmp
     folder = sirius_dspy.save(compiled, tmp_path / "checkpoint")
     dspy.configure(adapter=sirius_dspy.PlainAdapter())
     with pytest.raises(CheckpointError, match=r"ChatAdapter\(.*use_json_adapter_fallback=False.*PlainAdapter"):
-        sirius_dspy.load(folder, program=Doubling, configure=False)
-    sirius_dspy.load(folder, program=Doubling)
+        sirius_dspy.load(folder, program=Doubling)
+    sirius_dspy.load(folder, program=Doubling, configure=True)
     assert type(dspy.settings.adapter) is dspy.ChatAdapter
     assert dspy.settings.adapter.use_json_adapter_fallback is False
 

@@ -27,7 +27,7 @@ def load(
     *,
     program: dspy.Module | Build | None = None,
     lms: Mapping[str, dspy.LM] | None = None,
-    configure: bool = True,
+    configure: bool = False,
 ) -> dspy.Module:
     """Bring a checkpoint back, in any process, on any machine.
 
@@ -39,9 +39,9 @@ def load(
         program: The program's class, a function that builds it, or a fresh one; the code is never taken from a file.
         lms: Agent or predictor name to LM, instead of the one that was saved; needed for LMs of your own classes, and
             for LMs with an endpoint, headers or the like, which are never taken from a file.
-        configure: Make the checkpoint's adapter DSPy's default (`dspy.configure(adapter=...)`) if another is active:
-            DSPy has one adapter for all programs, and agents that learnt under another prompt answer badly. With
-            `False` a differing adapter is an error.
+        configure: Whether to make the checkpoint's adapter DSPy's default (`dspy.configure(adapter=...)`) if another
+            one is active. DSPy has one adapter for all programs, and agents answer badly under another adapter than
+            they were trained with, so without this a different adapter is an error.
 
     Raises:
         CheckpointError: A file is missing, changed, or not what `save` writes; the program does not fit; or an LM or
@@ -249,7 +249,8 @@ def _adapter(state: AdapterState, configure: bool) -> Adapter | None:
         return None
     if not configure:
         raise CheckpointError(
-            f"The checkpoint was made under {described(state)}, the active adapter is {described(active)}. Call "
-            f"`dspy.configure(adapter={described(state)})` before `load`."
+            f"The checkpoint was made under {described(state)}, the active adapter is {described(active)}. Let `load` "
+            "set it for all programs with `configure=True`, or call "
+            f"`dspy.configure(adapter={described(state)})` first."
         )
     return built_adapter(state)

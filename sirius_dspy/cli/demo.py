@@ -77,7 +77,7 @@ def ask(
     inputs = {"question": question} | ({} if context is None else {"context": context})
     with ending_cleanly():
         with stdout_kept_clean():
-            recording = record(sirius_dspy.load(checkpoint, program=build_at(program)), inputs)
+            recording = record(sirius_dspy.load(checkpoint, program=build_at(program), configure=True), inputs)
         if as_json:
             typer.echo(json.dumps(_plain_recording(recording)))
         else:
