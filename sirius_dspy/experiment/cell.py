@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -92,4 +93,4 @@ class Cell:
         Raises:
             ValueError: It did not write this.
         """
-        return TypeAdapter(cls).validate_python(plain)
+        return TypeAdapter(cls).validate_json(json.dumps(plain))  # strict records take objects, but for JSON
