@@ -21,9 +21,9 @@ from sirius_dspy.tracking.events import (
 )
 from sirius_dspy.trajectory import Repair, Trajectory
 
-HOOKS = [name for name in vars(Tracker) if name.startswith("on_")]
-
 EVENTS = {
+    "on_experiment_started": ExperimentStarted("e", "id", Path("x"), "lm", (("SiriuS", 0),), (), {}),
+    "on_cell_started": CellStarted("SiriuS", 0),
     "on_compile_started": CompileStarted(
         "r", "Team", Path("x"), "sqlite://", {}, {}, {}, "ChatAdapter", 1, 1, [{}], [{}], resumed=False
     ),
@@ -36,11 +36,16 @@ EVENTS = {
     "on_evaluated": Evaluated(1, 0.5, 10, "program"),
     "on_iteration_ended": IterationEnded(make_iteration()),
     "on_compile_ended": CompileEnded("finished", make_result()),
-    "on_experiment_started": ExperimentStarted("e", "id", Path("x"), "lm", (("SiriuS", 0),), (), {}),
-    "on_cell_started": CellStarted("SiriuS", 0),
     "on_cell_ended": CellEnded(Cell("SiriuS", 0, "failed")),
     "on_experiment_ended": ExperimentEnded("failed", error="RuntimeError: disk full"),
 }
+"""One event of each kind, in the order of an experiment with one compile."""
+
+HOOKS = list(EVENTS)
+
+
+def test_there_is_an_event_for_each_hook():
+    assert sorted(HOOKS) == sorted(name for name in vars(Tracker) if name.startswith("on_"))
 
 
 def notebook(cls=Tracker):
@@ -96,7 +101,7 @@ def test_a_tracker_that_raises_is_logged_once_and_left_alone(hook, caplog):
     trackers = Trackers([broken(hook, RuntimeError("disk full")), quiet])
     with caplog.at_level(logging.ERROR, logger="sirius_dspy.tracking.events"):
         tell_all(trackers)
-        if hook != "on_compile_started":
+        if hook not in ("on_compile_started", "on_experiment_started"):
             getattr(trackers, hook)(EVENTS[hook])
         [record] = caplog.records
     assert heard[: len(EVENTS)] == list(EVENTS.items())

@@ -138,10 +138,10 @@ def _checked(path: Path) -> tuple[Manifest, ProgramState | None]:
 def _version(path: Path) -> tuple[int, int] | None:
     """Changes when a save replaces the manifest."""
     try:
-        found = (path / MANIFEST).lstat()
+        state = (path / MANIFEST).lstat()
     except (OSError, ValueError):
         return None
-    return found.st_ino, found.st_mtime_ns
+    return state.st_ino, state.st_mtime_ns
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -219,19 +219,19 @@ def _check_lm(name: str, entry: AgentEntry, state: LMState) -> None:
 
 def _built_lms(path: Path, manifest: Manifest, lms: Mapping[str, dspy.LM]) -> dict[str, dspy.LM]:
     """Predictor to its LM; predictors of an agent share one unless they ask it differently."""
-    found: dict[str, dspy.LM] = {}
+    built: dict[str, dspy.LM] = {}
     for agent, entry in manifest.agents.items():
         shared: dict[str, dspy.LM] = {}
         for name in entry.predictors:
             if name in lms or agent in lms:
-                found[name] = lms[name] if name in lms else lms[agent]
+                built[name] = lms[name] if name in lms else lms[agent]
                 continue
             state = entry.settings.get(name, entry.lm)
             key = state.model_dump_json()
             if key not in shared:
                 shared[key] = _built(path, entry, state)
-            found[name] = shared[key]
-    return found
+            built[name] = shared[key]
+    return built
 
 
 def _built(path: Path, entry: AgentEntry, state: LMState) -> dspy.LM:

@@ -54,13 +54,13 @@ def build_at(path: str) -> Build:
     if not colon:
         raise CheckpointError(f"{path!r} names no program. Write 'module:name', such as 'reviews:Reviews'.")
     try:
-        found: Any = importlib.import_module(module)
+        target: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
+            target = getattr(target, part)
     except (ImportError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{path!r} cannot be imported: {error}. Name the program's class, or a function that builds it, as "
             "'module:name'."
         ) from error
-    build: Build = found
+    build: Build = target
     return build

@@ -170,8 +170,8 @@ def _sources(agent: str, job: int | None, results: CompileResult | None) -> Path
     """The list of runs that the agent learnt from; a program that was loaded has it beside its weights already."""
     if job is None or results is None or not results.run_dir:
         return None
-    found = RunDir(Path(results.run_dir)).training_file(job, agent).with_suffix(".sources.jsonl")
-    return found if found.exists() else None
+    path = RunDir(Path(results.run_dir)).training_file(job, agent).with_suffix(".sources.jsonl")
+    return path if path.exists() else None
 
 
 def _link_tree(source: Path, target: Path) -> None:

@@ -93,4 +93,4 @@ class Cell:
         Raises:
             ValueError: It did not write this.
         """
-        return TypeAdapter(cls).validate_json(json.dumps(plain))  # strict records take objects, but for JSON
+        return TypeAdapter(cls).validate_json(json.dumps(plain))

@@ -153,6 +153,12 @@ class Results:
         prompt, completion = (sum(getattr(s, name) for s in stages) for name in ("prompt_tokens", "completion_tokens"))
         return (prompt * price.prompt + completion * price.completion) / 1e6
 
+    def mean_cost(self, row: Row) -> float | None:
+        """US dollars for a method, mean over seeds; `None` if a cost is unknown, or nothing was measured."""
+        costs = [self.cost(cell) for cell in row.measured]
+        prices = [cost for cost in costs if cost is not None]
+        return fmean(prices) if costs and len(prices) == len(costs) else None
+
     def to_dict(self) -> dict[str, Any]:
         """Every number as JSON, with the outcomes of each cell."""
         return {
@@ -169,23 +175,21 @@ class Results:
             "majority": self.majority,
             "methods": [self._row(row) for row in self.rows],
             "cells": [{**cell.to_plain(), "cost_usd": self.cost(cell)} for cell in self.cells],
-            "crossplay": [dict(found) for found in self.crossplay],
+            "crossplay": [dict(played) for played in self.crossplay],
             "paper": [asdict(table) for table in self.recipe.paper],
         }
 
     def _row(self, row: Row) -> dict[str, Any]:
         """A method as plain values."""
-        found = row.accuracy
-        costs = [self.cost(cell) for cell in row.cells]
-        known = [cost for cost in costs if cost is not None]
+        accuracy = row.accuracy
         return {
             "method": row.method,
             "status": {str(cell.seed): cell.status for cell in row.cells},
             "n": row.n,
             "right": row.num_right,
             "unparsed": row.num_unparsed,
-            "accuracy": found and found.value,
-            "interval": found and [found.low, found.high],
+            "accuracy": accuracy and accuracy.value,
+            "interval": accuracy and [accuracy.low, accuracy.high],
             "spread": row.spread and row.spread._asdict(),
             "wilson": {
                 str(cell.seed): list(wilson_interval(cell.num_right, len(cell.outcomes))) for cell in row.measured
@@ -194,7 +198,7 @@ class Results:
             "comparison": row.comparison and _plain(row.comparison),
             "trained": {name: row.mean("trained", name) for name in _COUNTS},
             "tested": {name: row.mean("tested", name) for name in _COUNTS},
-            "cost_usd": sum(known) / len(known) if len(known) == len(costs) else None,
+            "cost_usd": self.mean_cost(row),
         }
 
 
@@ -203,13 +207,13 @@ _COUNTS = ("calls", "cached_calls", "prompt_tokens", "completion_tokens", "secon
 
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for package in ("sirius-dspy", "dspy", "transformers", "openvino-genai"):
         try:
-            found[package] = metadata.version(package)
+            by_package[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue  # the local extra is not there, or the package runs from its folder
-    return found
+    return by_package
 
 
 def _compared(by_method: Mapping[str, Sequence[Cell]], baseline: str) -> dict[str, Comparison]:

@@ -118,8 +118,8 @@ class _Writer:
         event = self._event
         tags = {"sirius.experiment": event.id, "sirius.folder": str(event.folder)}
         self.parent = self._open(tags, event.name, None, when)
-        known = {f"version.{name}": version for name, version in versions().items()}
-        self.store.params(self.parent, {**event.settings, **known})
+        packages = {f"version.{name}": version for name, version in versions().items()}
+        self.store.params(self.parent, {**event.settings, **packages})
 
     def cell_started(self, method: str, seed: int, when: int) -> None:
         """Open a cell's run."""
@@ -155,8 +155,8 @@ class _Writer:
     def _cell_run(self, method: str, seed: int, when: int) -> str | None:
         """The cell's run; `None` if an earlier life has finished it."""
         tags = {"sirius.method": method, "sirius.seed": str(seed)}
-        found = self.store.find({**tags, "mlflow.parentRunId": self.parent})
-        if found is not None and found.info.status == "FINISHED":
+        earlier = self.store.find({**tags, "mlflow.parentRunId": self.parent})
+        if earlier is not None and earlier.info.status == "FINISHED":
             return None
         run = self._open(tags, f"{method}, seed {seed}", self.parent, when)
         self.store.params(run, {"method": method, "seed": seed})
@@ -164,10 +164,10 @@ class _Writer:
 
     def _open(self, tags: Mapping[str, str], name: str, parent: str | None, when: int) -> str:
         """The run with these tags, made or opened again; a cell that failed before gets new numbers."""
-        found = self.store.find({**tags, **({"mlflow.parentRunId": parent} if parent else {})})
-        if found is None:
+        earlier = self.store.find({**tags, **({"mlflow.parentRunId": parent} if parent else {})})
+        if earlier is None:
             return self.store.start(name, tags, parent, when)
-        return self.store.reopen(found, replaces=True)
+        return self.store.reopen(earlier, replaces=True)
 
 
 def _shares(results: Results) -> dict[str, float]:

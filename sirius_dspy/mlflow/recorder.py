@@ -211,8 +211,8 @@ class Recorder:
         """Keep library and report as artifacts of the root run."""
         with tempfile.TemporaryDirectory(prefix="sirius-mlflow-") as name:
             folder = Path(name)
-            found = sqlite_file(self._compile.library_url)
-            library = copy_library(found, folder / "library.db") if found else None
+            file = sqlite_file(self._compile.library_url)
+            library = copy_library(file, folder / "library.db") if file else None
             if library and self._log_library:
                 self.store.upload(self.root, library, "library")
             for path in make_report(event.results, folder / "report", library, _day(when)):
@@ -241,8 +241,8 @@ class Recorder:
 
     def _earlier_root(self, when: int) -> Any | None:
         """The root run of an earlier life, or of a request that failed after it had been obeyed."""
-        if self._compile.resumed and (found := self.store.find(self._tags("compile"))):
-            return found
+        if self._compile.resumed and (earlier := self.store.find(self._tags("compile"))):
+            return earlier
         return self.store.find(self._tags("compile"), started_at=when) if self._look_first else None
 
     def _iteration(self, number: int, when: int) -> str | None:

@@ -62,25 +62,25 @@ def copy_text(path: Path, folder: Path, name: str) -> Path:
 
 def make_report(results: CompileResult, folder: Path, library: Path | None, day: date) -> tuple[Path, ...]:
     """Write the report of a compile; a library that cannot be read is left out of it."""
-    shown = CompileResult.from_dict(hide_keys(results.to_dict()))
+    clean = CompileResult.from_dict(hide_keys(results.to_dict()))
     try:
-        return write_report(shown, folder, library=library, day=day)
+        return write_report(clean, folder, library=library, day=day)
     except LibraryError as error:
         logger.info("The report is written without the library: %s", error)
-        return write_report(shown, folder, day=day)
+        return write_report(clean, folder, day=day)
 
 
 def _redact_cells(database: sqlite3.Connection) -> bool:
     """Replace what looks like a key in all texts; true if there was anything."""
-    found = False
+    changed = False
     tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     for table in tables:
         columns = [name for _, name, kind, *_ in database.execute(f'PRAGMA table_info("{table}")') if kind == "TEXT"]
         for column in columns:
             changes = list(_changed_cells(database, table, column))
             database.executemany(f'UPDATE "{table}" SET "{column}" = ? WHERE rowid = ?', changes)
-            found = found or bool(changes)
-    return found
+            changed = changed or bool(changes)
+    return changed
 
 
 def _changed_cells(database: sqlite3.Connection, table: str, column: str) -> Iterator[tuple[str, int]]:

@@ -88,9 +88,9 @@ def _best(report: Report) -> Facts:
         return []
     name = "the student as it came" if best.iteration == 0 else f"iteration {best.iteration}"
     score = format_score(best.score, in_percent=in_percent)
-    found = [("Best", name), ("Validation score", score)]
+    listed = [("Best", name), ("Validation score", score)]
     if best.interval is not None:
-        found.append(("95 % interval", format_interval(best.interval, in_percent=in_percent)))
+        listed.append(("95 % interval", format_interval(best.interval, in_percent=in_percent)))
     if report.tested is not None:
-        found.append(("Test score", format_score(report.tested.score, in_percent=in_percent)))
-    return found
+        listed.append(("Test score", format_score(report.tested.score, in_percent=in_percent)))
+    return listed

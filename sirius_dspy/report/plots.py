@@ -110,6 +110,7 @@ def _draw_growth(axes: Axes, experience: Experience) -> None:
     axes.barh(places, succeeded, color=SECOND, label="succeeded")
     axes.barh(places, failed, left=succeeded, color=FIFTH, label="failed")
     _rows(axes, labels)
+    _whole_numbers(axes)
     _name(axes, "runs", "")
     _legend(axes)
 
@@ -126,6 +127,7 @@ def _draw_funnel(axes: Axes, experience: Experience) -> None:
         axes.bar_label(bars, padding=3, color=INK, fontsize="small")
     _rows(axes, stages)
     axes.margins(x=0.12)  # room for the counts
+    _whole_numbers(axes)
     _name(axes, "failed runs", "")
     _legend(axes)
 

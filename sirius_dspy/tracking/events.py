@@ -230,7 +230,9 @@ class Tracker:
 
 
 class Trackers(Tracker):
-    """Several trackers as one; one that raises is logged and left out of the rest of that compile, the others go on.
+    """Several trackers as one; one that raises is logged and left out of the rest, the others go on.
+
+    The rest is that of the compile, or of the experiment that the compile is a part of.
 
     Args:
         trackers: Called in this order.
@@ -240,8 +242,9 @@ class Trackers(Tracker):
     def __init__(self, trackers: Sequence[Tracker], *, strict: bool = False) -> None:
         self.trackers = list(trackers)
         self.strict = strict
+        self._is_in_experiment = False
         self._failed: set[int] = set()
-        """Identities of trackers that are left out of this compile; the list itself stays the caller's."""
+        """Identities of trackers that are left out of this compile or experiment; the list stays the caller's."""
 
     def _notify(self, hook: str, event: Any) -> None:
         for tracker in tuple(self.trackers):
@@ -254,7 +257,7 @@ class Trackers(Tracker):
                     raise
                 self._failed.add(id(tracker))
                 logger.error(
-                    "Tracker %s failed in %s and is left out of the rest of this compile.",
+                    "Tracker %s failed in %s and is left out of the rest.",
                     type(tracker).__name__,
                     hook,
                     exc_info=redact_error(error),
@@ -262,7 +265,8 @@ class Trackers(Tracker):
 
     @override
     def on_compile_started(self, event: CompileStarted) -> None:
-        self._failed = set()
+        if not self._is_in_experiment:
+            self._failed = set()
         self._notify("on_compile_started", event)
 
     @override
@@ -303,7 +307,7 @@ class Trackers(Tracker):
 
     @override
     def on_experiment_started(self, event: ExperimentStarted) -> None:
-        self._failed = set()
+        self._failed, self._is_in_experiment = set(), True
         self._notify("on_experiment_started", event)
 
     @override
@@ -317,3 +321,4 @@ class Trackers(Tracker):
     @override
     def on_experiment_ended(self, event: ExperimentEnded) -> None:
         self._notify("on_experiment_ended", event)
+        self._is_in_experiment = False
