@@ -16,7 +16,7 @@ import mlflow
 import pytest
 
 import sirius_dspy
-from programs import needle_haystack
+from sirius_dspy.demo import needle_haystack
 from sirius_dspy.testing import ScriptedLM, chat_reply
 
 ROOT = Path(__file__).parent.parent

@@ -11,8 +11,9 @@ from pathlib import Path
 import dspy
 import pytest
 
-from programs import generated, needle_haystack, reasoning
+from programs import needle_haystack, reasoning
 from sirius_dspy import PlainAdapter
+from sirius_dspy.demo import generated
 from sirius_dspy.errors import DatasetError, MissingDependencyError
 from sirius_dspy.repair.augmenters import CriticAugmenter, RepairContext
 from sirius_dspy.repair.leak import LeakGuard

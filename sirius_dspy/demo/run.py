@@ -14,8 +14,8 @@ from typing import Any
 
 import dspy
 
-from programs import needle_haystack
 from sirius_dspy import Collect, CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
+from sirius_dspy.demo import needle_haystack
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.running.evaluation import Evaluation, evaluate, with_lms
 from sirius_dspy.tracking.events import Tracker
