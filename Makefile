@@ -3,30 +3,37 @@
 #   PYTHON=python3.12       the interpreter that .venv is built with
 #   PIP_FLAGS='...'         passed to pip, e.g. the index of torch's CPU wheels (see `make help`)
 #   SEED=1 RUN_DIR=runs/x ARGS='--quick --json'    passed to `make demo`
+#   WORKERS=4 ARGS='tests/test_record.py -x'       processes and arguments of the tests
 
 PYTHON ?= python3
 PIP_FLAGS ?=
+WORKERS ?= 2
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check docs notebooks benchmarks
+.PHONY: help demo test test-fast check docs notebooks benchmarks
 
 help:
 	@echo 'make demo        a two-agent program teaches itself on this machine (SEED=, RUN_DIR=, ARGS=)'
-	@echo 'make test        everything that must hold: make check, then the tests'
-	@echo 'make check       ruff and mypy'
+	@echo 'make test        lint, types, tests (ARGS=tests/test_record.py, WORKERS=$(WORKERS) processes)'
+	@echo 'make test-fast   the tests that need neither the embedded model, a server nor the pages: two minutes'
+	@echo 'make check       lint and types: ruff and mypy'
 	@echo 'make docs        the documentation, in site/'
 	@echo 'make notebooks   runs the notebooks and keeps what they show (ARGS=01_quickstart)'
 	@echo 'make benchmarks  what recording and tracking cost, a failing server, the local engine against its own parts'
 	@echo
-	@echo 'The first of them builds .venv with PYTHON ($(PYTHON)). On Linux, the torch of the public index brings CUDA;'
-	@echo "smaller: make demo PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
+	@echo 'The first of them builds .venv with PYTHON ($(PYTHON)). On Linux, PyPI has torch with CUDA, several gigabytes;'
+	@echo "for the smaller CPU build: make demo PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
 
 demo: .venv/stamp
 	$(BIN)/sirius-dspy demo $(if $(SEED),--seed $(SEED)) $(if $(RUN_DIR),--run-dir '$(RUN_DIR)') $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+test-fast: .venv/stamp
+	$(PYTEST) -m 'not local and not server and not docs' $(ARGS)
 
 check: .venv/stamp
 	$(BIN)/ruff check .

@@ -59,40 +59,40 @@ def execute(notebook: NotebookNode, folder: Path, *, timeout: int = 3000) -> Not
 
 
 def problems(notebook: NotebookNode) -> list[str]:
-    """What a reader should not find in an executed notebook, in words; empty if all is well."""
-    found = []
+    """List what a reader should not see in an executed notebook, in words; empty if all is well."""
+    issues = []
     for number, cell in enumerate(notebook.cells, start=1):
         if cell.cell_type == "code" and cell.source and cell.execution_count is None:
-            found.append(f"cell {number} was not run")
+            issues.append(f"cell {number} was not run")
         if complaints := [text_of(output) for output in cell.get("outputs", []) if _is_complaint(output)]:
-            found.append(f"cell {number} complained {len(complaints)} times, first: {complaints[0][:300]!r}")
-        shown = "\n".join([cell.source, *map(text_of, cell.get("outputs", []))])
-        found += [
-            f"cell {number} has {what}: {hit[0]!r}" for what, rule in _UNWANTED.items() if (hit := rule.search(shown))
+            issues.append(f"cell {number} complained {len(complaints)} times, first: {complaints[0][:300]!r}")
+        text = "\n".join([cell.source, *map(text_of, cell.get("outputs", []))])
+        issues += [
+            f"cell {number} has {what}: {hit[0]!r}" for what, rule in _UNWANTED.items() if (hit := rule.search(text))
         ]
-    return found
+    return issues
 
 
 def refresh(path: Path) -> list[str]:
-    """Execute a notebook in its folder and write its outputs into it, unless there are problems; gives these."""
+    """Execute a notebook in its folder and write its outputs into it; return the problems, which prevent that."""
     fresh = execute(nbformat.read(path, as_version=4), path.parent)
-    found = problems(fresh)
-    if not found:
+    issues = problems(fresh)
+    if not issues:
         nbformat.write(fresh, path)
-    return found
+    return issues
 
 
 def main(names: list[str]) -> int:
-    """Refresh the named notebooks, or all; gives the exit code."""
+    """Refresh the named notebooks, or all; return the exit code."""
     chosen = [path for path in NOTEBOOKS if not names or path.stem in names or path.name in names]
     if not chosen:
         print(f"No notebook is named {names}; there are {[path.stem for path in NOTEBOOKS]}.", file=sys.stderr)
         return 2
     failed = False
     for path in chosen:
-        found = refresh(path)
-        print(f"{path.name}: {'; '.join(found) or 'written'}", file=sys.stderr)
-        failed = failed or bool(found)
+        issues = refresh(path)
+        print(f"{path.name}: {'; '.join(issues) or 'written'}", file=sys.stderr)
+        failed = failed or bool(issues)
     return int(failed)
 
 
@@ -105,23 +105,23 @@ def _is_complaint(output: NotebookNode) -> bool:
 
 
 def text_of(output: NotebookNode) -> str:
-    """What an output shows, without pictures in base 64."""
+    """Return the text of an output, without pictures in base 64."""
     data = sorted(output.get("data", {}).items())
-    shown = [value for kind, value in data if not kind.startswith("image/") or kind == "image/svg+xml"]
-    return "\n".join([output.get("text", ""), *output.get("traceback", []), *map(str, shown)])
+    values = [value for kind, value in data if not kind.startswith("image/") or kind == "image/svg+xml"]
+    return "\n".join([output.get("text", ""), *output.get("traceback", []), *map(str, values)])
 
 
 def _environment(scratch: str) -> dict[str, str]:
-    """Of the kernel: this checkout comes first, no hub is reached, and what it leaves behind goes into `scratch`."""
+    """The kernel's environment: it imports from this checkout, reaches no hub, and leaves its files in `scratch`."""
     paths = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own = {
+    settings = {
         "PYTHONPATH": os.pathsep.join(paths),
         "HF_HUB_OFFLINE": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "TMPDIR": scratch,
         "IPYTHONDIR": scratch,
     }
-    return {**os.environ, **own}
+    return {**os.environ, **settings}
 
 
 if __name__ == "__main__":

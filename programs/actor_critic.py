@@ -33,7 +33,7 @@ from programs import pubmedqa as pubmedqa_program
 from programs import reasoning
 from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.running.rollout import Metric
+from sirius_dspy.running.metric import Metric
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
 from sirius_dspy.trajectory import IsOwn, Trajectory, every_step

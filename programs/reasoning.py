@@ -27,7 +27,7 @@ from sirius_dspy.demo import generated
 from sirius_dspy.demo.generated import Split, key_of
 from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError
-from sirius_dspy.repair.augmenters import RepairDemos
+from sirius_dspy.repair.demos import RepairDemos
 
 __all__ = [
     "ChainSumTeam",

@@ -1,12 +1,14 @@
 """Self-improving multi-agent DSPy programs: each agent is fine-tuned on the program's own successful runs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sirius_dspy import errors
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.checkpoint import load, save
-from sirius_dspy.graph.agents import Agent, AgentGraph, data_flow
+from sirius_dspy.graph.agents import AgentGraph
 from sirius_dspy.graph.chart import to_mermaid, to_svg
+from sirius_dspy.graph.flow import data_flow
+from sirius_dspy.graph.wiring import Agent
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.local import LocalLM, LoraOptions
 from sirius_dspy.optimizer.budget import Budget
@@ -16,10 +18,13 @@ from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import open_library
 from sirius_dspy.optimizer.settings import Collect, SharedWeights
 from sirius_dspy.optimizer.sirius import SiriuS
-from sirius_dspy.repair.augmenters import Augmenter, CriticAugmenter, RepairContext, RepairDemos, Repaired
-from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.augmenters import Augmenter, Repaired
+from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.repair.demos import RepairDemos
+from sirius_dspy.repair.leak import Guard, LeakGuard
 from sirius_dspy.running.evaluation import Evaluation, evaluate
-from sirius_dspy.running.failures import Patience
+from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
@@ -43,6 +48,7 @@ __all__ = [
     "Evaluation",
     "ExperienceLibrary",
     "Gate",
+    "Guard",
     "IterationResult",
     "LeakGuard",
     "LocalLM",
@@ -81,7 +87,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the tracker for MLflow when it is asked for: MLflow takes a second to import."""
     if name == "MLflowTracker":
         from sirius_dspy.mlflow import MLflowTracker

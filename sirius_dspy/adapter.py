@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import dspy
-from dspy.adapters.chat_adapter import FieldInfoWithName
-from dspy.adapters.utils import apply_output_field_defaults, format_field_value, parse_value
 from dspy.utils.exceptions import AdapterParseError
 from pydantic.fields import FieldInfo
+
+from sirius_dspy.dspy_internals import FieldInfoWithName, apply_output_field_defaults, format_field_value, parse_value
 
 
 class PlainAdapter(dspy.ChatAdapter):
@@ -104,15 +104,15 @@ def _split(names: list[str], completion: str) -> dict[str, str]:
     if len(names) == 1:
         return {names[0]: completion.strip()}
     alternatives = "|".join(re.escape(name) for name in names)
-    found = list(
+    matches = list(
         re.finditer(rf"^\s*(\**)({alternatives})(?:\s*:\1|\1\s*:)\s*", completion, re.IGNORECASE | re.MULTILINE)
     )
-    if not found:
+    if not matches:
         return {names[-1]: completion.strip()}
     by_folded = {name.casefold(): name for name in names}
-    ends = [match.start() for match in found[1:]] + [len(completion)]
+    ends = [match.start() for match in matches[1:]] + [len(completion)]
     texts: dict[str, str] = {}
-    for match, end in zip(found, ends, strict=True):
+    for match, end in zip(matches, ends, strict=True):
         texts.setdefault(by_folded[match.group(2).casefold()], completion[match.end() : end].strip())
     return texts
 

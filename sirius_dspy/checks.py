@@ -157,8 +157,6 @@ METRIC = Kind(
 
 LM = instance(dspy.BaseLM, hint=", such as `dspy.LM('openai/gpt-4.1')`")
 
-GUARD = able("leak", expected="a guard, such as `LeakGuard()`")
-
 DEMOS = Kind(
     lambda value: isinstance(value, list | tuple) and all(isinstance(demo, dspy.Example) for demo in value),
     "a list of `dspy.Example`",

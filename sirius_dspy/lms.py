@@ -24,33 +24,33 @@ _OUTSIDE = "sirius_dspy_outside_lm"
 """DSPy setting: the default LM at the time when the program was called, before `forward` could choose another."""
 
 
-def with_own_settings(trained: dspy.LM, base: dspy.LM, own: dspy.LM) -> dspy.LM:
-    """New weights under the settings of one predictor.
+def keep_settings(trained: dspy.LM, base: dspy.LM, previous: dspy.LM) -> dspy.LM:
+    """Return new weights under the settings that one predictor's LM had before.
 
     Args:
         trained: The weights, as training gave them.
-        base: The LM that training was asked with; what `own` has like this one stays as it is in `trained`.
-        own: The predictor's LM before, of the same weights as `base`.
+        base: The LM that was trained; a setting that `previous` shares with it stays as it is in `trained`.
+        previous: The predictor's LM before, of the same weights as `base`.
     """
-    if own is base:
+    if previous is base:
         return trained
     tuned = trained.copy()
-    for name in {*own.kwargs, *base.kwargs} - _CONNECTION:
-        if name not in own.kwargs:
+    for name in {*previous.kwargs, *base.kwargs} - _CONNECTION:
+        if name not in previous.kwargs:
             tuned.kwargs.pop(name, None)
-        elif name not in base.kwargs or own.kwargs[name] != base.kwargs[name]:
-            tuned.kwargs[name] = own.kwargs[name]
+        elif name not in base.kwargs or previous.kwargs[name] != base.kwargs[name]:
+            tuned.kwargs[name] = previous.kwargs[name]
     for name in ("cache", "num_retries", "use_developer_role"):
-        if getattr(own, name, None) != getattr(base, name, None):
-            setattr(tuned, name, getattr(own, name))
+        if getattr(previous, name, None) != getattr(base, name, None):
+            setattr(tuned, name, getattr(previous, name))
     return tuned
 
 
 # LMs that `forward` chooses
 
 
-def called_from_outside() -> AbstractContextManager[None]:
-    """A context in which a program is called: what is DSPy's LM now was not chosen by its `forward`."""
+def note_outside_lm() -> AbstractContextManager[None]:
+    """Open a context around the call of a program: DSPy's LM at this moment was not chosen by its `forward`."""
     return dspy.context(**{_OUTSIDE: dspy.settings.lm})
 
 
@@ -91,20 +91,20 @@ class _Following:
         return getattr(type(self.predictor), self.name)(self.predictor, **inputs)
 
 
-class NotesOutside(BaseCallback):
-    """Notes DSPy's LM when a program is called, for predictors that follow the context; a callback of the program."""
+class OutsideLMCallback(BaseCallback):
+    """A program's callback that notes DSPy's LM at each call, for predictors that follow the context."""
 
     def __init__(self) -> None:
         self._open: dict[str, AbstractContextManager[None]] = {}
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Called by DSPy in the context of the call."""
-        context = called_from_outside()
+        """DSPy calls this in the context of the call."""
+        context = note_outside_lm()
         context.__enter__()
         self._open[call_id] = context
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """Called by DSPy in the same context."""
+        """DSPy calls this in the same context."""
         if (context := self._open.pop(call_id, None)) is not None:
             context.__exit__(None, None, None)
 
@@ -145,7 +145,7 @@ class Launches:
         return self.running.get(lm.model, lm)
 
     def keep(self, models: Collection[str]) -> None:
-        """Kill all but these."""
+        """Kill all launched LMs but these."""
         for model in [model for model in self.running if model not in models]:
             lm = self.running.pop(model)
             try:
@@ -159,5 +159,5 @@ def needs_launch(lm: dspy.LM) -> bool:
     provider = getattr(lm, "provider", None)
     if provider is None or getattr(provider, "loads_when_asked", False):
         return False
-    own: Callable[..., Any] | None = getattr(provider, "launch", None)
-    return own is not None and own is not Provider.launch
+    launch: Callable[..., Any] | None = getattr(provider, "launch", None)
+    return launch is not None and launch is not Provider.launch

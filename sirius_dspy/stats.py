@@ -91,8 +91,8 @@ def spread(scores: Sequence[float]) -> Spread:
         ValueError: There are none.
 
     Examples:
-        >>> found = spread([26 / 107, 28 / 107, 28 / 107])
-        >>> round(found.mean, 4), round(found.sd, 4)
+        >>> result = spread([26 / 107, 28 / 107, 28 / 107])
+        >>> round(result.mean, 4), round(result.sd, 4)
         (0.2555, 0.0108)
     """
     if not scores:
@@ -189,7 +189,7 @@ def bootstrap(
         groups: `(items,)`; items of equal group are drawn together, e.g. questions about one text. By default each item
             is a group of its own.
         resamples: More make the ends of the interval steadier; 10,000 leave about half a percent of its width.
-        confidence: Of the interval.
+        confidence: Share of such intervals that hold the true value; 0.95 by convention.
         seed: Equal arguments give equal intervals.
 
     Raises:
@@ -199,8 +199,8 @@ def bootstrap(
         Efron and Tibshirani (1993), An Introduction to the Bootstrap, chapter 13 (percentile interval).
 
     Examples:
-        >>> found = bootstrap([[0, 1, 1, 0, 1, 1, 1, 0]])
-        >>> found.value, found.low, found.high
+        >>> estimate = bootstrap([[0, 1, 1, 0, 1, 1, 1, 0]])
+        >>> estimate.value, estimate.low, estimate.high
         (0.625, 0.25, 0.875)
     """
     import numpy as np
@@ -235,8 +235,8 @@ def paired_bootstrap(
         after: System B on the same items in the same order, and as many seeds; row s of both is one pair of runs.
         groups: See `bootstrap`.
         resamples: See `bootstrap`.
-        confidence: Of the interval.
-        seed: Of the bootstrap.
+        confidence: Share of such intervals that hold the true value; 0.95 by convention.
+        seed: See `bootstrap`.
 
     Raises:
         ValueError: The shapes differ, or there are no scores.
@@ -247,39 +247,6 @@ def paired_bootstrap(
     """
     differences = [[b - a for a, b in _paired(old, new)] for old, new in _paired(before, after)]
     return bootstrap(differences, groups=groups, resamples=resamples, confidence=confidence, seed=seed)
-
-
-class Recall(NamedTuple):
-    """How many of a class were found."""
-
-    right: int
-    total: int
-    interval: Interval
-
-    @property
-    def value(self) -> float:
-        """Share, from 0 to 1."""
-        return self.right / self.total
-
-
-def class_recalls(golds: Sequence[str], right: Sequence[bool]) -> dict[str, Recall]:
-    """Accuracy on each class apart: a constant answer has recall 1 on one class and 0 on all others.
-
-    Args:
-        golds: Gold class of each item.
-        right: Whether the item was answered right.
-
-    Returns:
-        Class to recall with Wilson's 95 % interval, the most frequent class first.
-
-    Raises:
-        ValueError: The lengths differ.
-    """
-    found: dict[str, list[bool]] = {}
-    for gold, is_right in _paired(golds, right):
-        found.setdefault(gold, []).append(bool(is_right))
-    ordered = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
-    return {gold: Recall(sum(hits), len(hits), wilson_interval(sum(hits), len(hits))) for gold, hits in ordered}
 
 
 def _by_group(

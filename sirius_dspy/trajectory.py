@@ -8,7 +8,7 @@ same `Trajectory.id`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -128,6 +128,24 @@ class Edit:
     """A value for every output field of the step's signature."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a run comes from."""
+
+    example_key: str
+    program: str = ""
+    """Fingerprint of the program's structure: predictor names and signatures."""
+    run: str = ""
+    """The compile that makes it."""
+    iteration: int = 0
+    sample: int = 0
+    """Which try at the example this is, from 0."""
+    seed: int = 0
+    origin: Origin = "rollout"
+    parent: str | None = None
+    """Id of the trajectory that a repair starts from."""
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One run of the program on one example, scored, with its lineage."""
@@ -182,6 +200,13 @@ class Trajectory:
                     self.edited,
                 ],
             }
+        )
+
+    @property
+    def repair_lineage(self) -> Lineage:
+        """The lineage of a run that repairs this one."""
+        return Lineage(
+            self.example_key, self.program, self.run, self.iteration, self.sample, self.seed, "repair", self.id
         )
 
     @property
@@ -314,9 +339,3 @@ IsOwn = Callable[[Trajectory, Step], bool]
 def every_step(trajectory: Trajectory, step: Step) -> bool:
     """The `IsOwn` of runs in which every agent answered with its own LM."""
     return True
-
-
-def success_rate(trajectories: Iterable[Trajectory], threshold: float) -> float:
-    """Share of runs that succeeded; 0 for no runs."""
-    successes = [trajectory.succeeded(threshold) for trajectory in trajectories]
-    return sum(successes) / len(successes) if successes else 0.0

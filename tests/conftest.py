@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -13,14 +16,31 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("DSPY_CACHEDIR", tempfile.mkdtemp(prefix="dspy-cache-"))
+os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-cache-")  # one for each worker, before dspy is imported
 
 import dspy
 import pytest
 
+from tests.postgres import new_postgres_url as new_postgres_url
+from tests.postgres import postgres_server as postgres_server
+from tests.postgres import url as url
+
+atexit.register(shutil.rmtree, os.environ["DSPY_CACHEDIR"], ignore_errors=True)
 pytest.register_assert_rewrite("sirius_dspy.testing")
 
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a file to one worker, since its tests share fixtures, and all tests of the embedded model to one as well.
+
+    The model's tests are the largest group, so they come first: else one worker would wait for the other at the end.
+    """
+    for item in items:
+        needs_model = item.get_closest_marker("local") is not None
+        item.add_marker(pytest.mark.xdist_group("local" if needs_model else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("local") is None)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -54,6 +74,17 @@ def dspy_defaults() -> Iterator[None]:
     yield
     config.clear()
     config.update(before)
+
+
+@pytest.fixture
+def chat_adapter(dspy_defaults: None) -> Iterator[None]:
+    """DSPy's chat adapter, which does not ask again for JSON; DSPy does not log every reply that it cannot parse."""
+    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+    logger = logging.getLogger("dspy")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)

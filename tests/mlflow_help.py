@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from contextlib import closing, suppress
 
@@ -32,7 +31,9 @@ from sirius_dspy.tracking.events import (
     Trained,
     TrainingProgress,
 )
+from tests.wait import wait_until
 
+# MLflow's own, which a store or a compile that is tracked in it sets off:
 WARNINGS = pytest.mark.filterwarnings(
     "ignore:The ``noload`` loader strategy:DeprecationWarning",  # MLflow 3.17 on SQLAlchemy 2.1
     "ignore:.*type hint is inferred as AnyType:UserWarning",  # of its own hints, on import
@@ -244,13 +245,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def wait_until(condition, timeout_s):
-    ends = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < ends, f"nothing came of {condition} in {timeout_s} s"
-        time.sleep(0.05)
 
 
 def runs_of(client):

@@ -12,16 +12,14 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from sirius_dspy.testing import chat_reply
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+from tests.http_server import Handler, serving
 
 
 class Block(NamedTuple):
@@ -110,11 +108,11 @@ GOOD = r"wonderful|beautiful|perfect|excellent|great|lovely"
 # A stand-in for OpenAI and for vLLM
 
 
-class HostedApi(BaseHTTPRequestHandler):
+class HostedApi(Handler):
     """Chat completions, files, fine-tuning jobs, adapters loaded at run time; fine-tuned models answer right."""
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.read()
         if self.path.endswith("/files"):
             assert b'"messages"' in body
             return self.answer({"id": "file-1", "object": "file", "bytes": len(body), "purpose": "fine-tune"})
@@ -145,25 +143,9 @@ class HostedApi(BaseHTTPRequestHandler):
     def job(self, name):
         return {"id": name, "object": "fine_tuning.job", "status": "succeeded", "fine_tuned_model": f"ft:{name}"}
 
-    def answer(self, payload):
-        text = json.dumps(payload).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *arguments):
-        """Silence."""
-
 
 @pytest.fixture
 def hosted_api():
-    with ThreadingHTTPServer(("127.0.0.1", 0), HostedApi) as server:
-        server.jobs, server.asked, server.adapters = {}, set(), []
-        server.url = f"http://127.0.0.1:{server.server_port}/v1"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(HostedApi, jobs={}, asked=set(), adapters=[]) as server:
+        server.url = f"{server.uri}/v1"
         yield server
-        server.shutdown()
-        thread.join()

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 PACKAGE = ROOT / "sirius_dspy"
 
 LAYERS = (
-    ("credentials", "imports", "stats"),
+    ("credentials", "dspy_internals", "imports", "stats"),
     ("redact",),
     ("errors", "files"),
     ("checks", "plain"),
@@ -52,7 +53,7 @@ HEAVY = {
 }
 """Package to the parts that may import it, and only inside functions."""
 
-CHILD_PROCESSES = {"local/train.py", "local/merge.py"}
+CHILD_PROCESSES = {"local/train.py", "local/trl_internals.py", "local/merge.py"}
 """Files that run in the training process, or are imported by it alone: they may import heavy packages at their top."""
 
 

@@ -10,19 +10,18 @@ import pytest
 
 from sirius_dspy import Collect, SiriuS
 from sirius_dspy.mlflow import MLflowTracker
+from tests.mlflow_help import WARNINGS
 from tests.toy import ADAPTER, exact, examples, student
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # MLflow's own, on current SQLAlchemy and Alembic
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = WARNINGS
 
 
 @pytest.fixture
 def store(tmp_path):
-    for name in ("dspy", "alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("dspy", "alembic", "mlflow")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     mlflow.create_experiment("auto", artifact_location=(tmp_path / "artifacts").as_uri())
@@ -30,6 +29,8 @@ def store(tmp_path):
     yield
     mlflow.dspy.autolog(disable=True)
     mlflow.set_tracking_uri(before)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def tree() -> list[tuple[str, str | None]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
@@ -13,13 +15,26 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from programs.negotiation.curator import GameCurator
-from sirius_dspy import Collect, CriticAugmenter, Curator, ExperienceLibrary, LocalLM, LoraOptions, RepairDemos, SiriuS
+from sirius_dspy import (
+    Budget,
+    Collect,
+    CriticAugmenter,
+    Curator,
+    ExperienceLibrary,
+    LeakGuard,
+    LocalLM,
+    LoraOptions,
+    Patience,
+    ProviderTrainer,
+    RepairDemos,
+    SharedWeights,
+    SiriuS,
+    Tracker,
+    ValsetGate,
+)
 from sirius_dspy.baselines import GEPA, BootstrapFinetune, MajorityVote, MIPROv2, PromptedTeam, Rationalizer
 from sirius_dspy.errors import DatasetError, SettingsError, SiriuSError, UnpreparedProgramError
-from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.testing import ToyLM
-from sirius_dspy.tracking.events import Tracker
-from sirius_dspy.training.trainers import ProviderTrainer
 from tests.toy import ADAPTER, Doubling, exact, examples, optimizer, skill, student
 
 
@@ -43,36 +58,92 @@ NO_NUMBER = [None, "1", "a", [], (), {}, math.nan, math.inf, -math.inf, True, ob
 NO_WHOLE = [*NO_NUMBER[1:], 0.5, -1]
 NO_FLAG = [None, 0, 1, "yes", [], object()]
 NO_NAMES = ["judge", "", None, 1, [1], [None], {"judge": 1}, {"judge"}.add, object()]
+NO_LM = ["gpt", 1, ToyLM, object()]
+NO_DEMOS = [{"doubler": None}, {"doubler": [1]}, {"doubler": {"number": 1}}, [dspy.Example()], "doubler", 1]
+NO_SECONDS = [0, -1.0, "600", True, math.nan]
 
 WRONG: dict[str, list[Any]] = {
     "metric": [None, "f1", 1, exact(dspy.Example(answer=1), dspy.Example(answer=1)), Doubling, [exact]],
     "threshold": NO_NUMBER,
     "iterations": [None, 0, *NO_WHOLE],
-    "samples": [None, 0, *NO_WHOLE],
-    "until_solved": NO_FLAG,
-    "temperature": [-0.1, *NO_NUMBER],
-    "augmenter": [CriticAugmenter, "critic", 1, ToyLM("x"), exact],
-    "max_repairs": NO_WHOLE,
-    "curator": [Curator, GameCurator, 7, "all", lambda: Curator()],
-    "trainer": [ProviderTrainer, "lora", {"n_epochs": 1}, ToyLM("x")],
+    "collect": [None, Collect, 4, {"samples": 4}, Patience()],
+    "augmenter": [CriticAugmenter, "critic", 1, ToyLM("x"), exact, SimpleNamespace(repair=exact)],
+    "curator": [None, Curator, GameCurator, 7, "all", lambda: Curator()],
+    "trainer": [None, ProviderTrainer, "lora", {"n_epochs": 1}, ToyLM("x"), SimpleNamespace(train=exact)],
+    "gate": [ValsetGate, True, False, 0.1, "valset", exact, SimpleNamespace(choose=exact)],
     "agents": [{"team": []}, {"team": "doubler"}, {"team": None}, ["doubler"], "doubler", {1: ["doubler"]}, 3],
     "frozen": NO_NAMES,
-    "mixed": NO_FLAG,
-    "cumulative": NO_FLAG,
-    "train_from": ["best", None, 1, True, ["base"]],
-    "cold_start": [{"doubler": None}, {"doubler": [1]}, {"doubler": {"number": 1}}, [dspy.Example()], "doubler", 1],
-    "promote": NO_FLAG,
+    "budget": [Budget, 100, "100 calls", {"calls": 100}, Patience()],
+    "patience": [None, Patience, 4, {"retries": 4}, Budget()],
     "tracker": [Tracker, "mlflow", [Tracker()], 1],
     "library": ["runs.sqlite", Path("runs.sqlite"), ExperienceLibrary, 1],
     "run_dir": [1, True, [], b"runs", "", Path],
     "num_threads": [0, *NO_WHOLE],
-    "retries": [-1, *NO_WHOLE],
-    "call_timeout_s": [0, -1.0, "600", True, float("nan")],
-    "run_timeout_s": [0, -1.0, "600", True, float("nan")],
-    "max_unfinished": [-1, *NO_WHOLE],
     "seed": [None, *NO_WHOLE],
     "accept_changes": [*NO_NAMES, ["nothing"], ["metrics.code"]],
 }
+
+WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
+    Collect: (
+        "collect",
+        {
+            "samples": [None, 0, *NO_WHOLE],
+            "temperature": [-0.1, *NO_NUMBER],
+            "until_solved": NO_FLAG,
+            "demos": NO_DEMOS,
+        },
+    ),
+    Patience: (
+        "patience",
+        {
+            "retries": [None, *NO_WHOLE],
+            "call_timeout_s": NO_SECONDS,
+            "run_timeout_s": NO_SECONDS,
+            "max_unfinished": [None, *NO_WHOLE],
+            "first_wait_s": [-0.1, *NO_NUMBER],
+        },
+    ),
+    Budget: (
+        "budget",
+        {
+            "calls": [0, *NO_WHOLE],
+            "tokens": [0, *NO_WHOLE],
+            "usd": [0, -1, *NO_NUMBER[1:]],
+            "seconds": NO_SECONDS,
+            "stages": [None, 1, Budget(), {"repair": 500}, {"repair": None}, {1: Budget()}, {"train": Budget(calls=1)}],
+            "prices": [None, 1, {"x": 0.1}, {"x": (0.1,)}, {"x": (0.1, -0.1)}, {"x": ("1", "2")}, {1: (0.1, 0.1)}],
+        },
+    ),
+    ValsetGate: ("gate", {"min_gain": [-0.1, *NO_NUMBER]}),
+    Curator: (
+        "curator",
+        {"max_per_example": [None, 0, *NO_WHOLE], "max_rows": [0, *NO_WHOLE], "cumulative": NO_FLAG},
+    ),
+    CriticAugmenter: (
+        "augmenter",
+        {
+            "critic": NO_LM,
+            "rephraser": NO_LM,
+            "max_feedback": [None, *NO_WHOLE],
+            "max_regenerations": [None, 0, *NO_WHOLE],
+            "temperature": [-0.1, *NO_NUMBER],
+            "rephrase": NO_FLAG,
+            "show_earlier": NO_FLAG,
+            "demos": [{"critique": []}, [dspy.Example()], RepairDemos, 1],
+            "guard": [LeakGuard, "no", 1, exact],
+            "max_repairs": NO_WHOLE,
+        },
+    ),
+    ProviderTrainer: (
+        "trainer",
+        {
+            "train_kwargs": [3, "n_epochs", [("n_epochs", 1)], {1: 2}],
+            "train_from": ["best", None, 1, True, ["base"]],
+        },
+    ),
+    SharedWeights: ("agents", {"name": [None, "", 1, [], ("mixed",), object()]}),
+}
+"""Class of a part to the setting of `SiriuS` that takes it, and the part's own settings."""
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -82,9 +153,30 @@ def test_a_setting_of_the_wrong_kind_is_refused_by_name(name, data, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     value = data.draw(st.sampled_from(WRONG[name]))
     error = refused(tmp_path / "run", **{name: value}) if name != "run_dir" else refused_folder(value)
+    check_says(error, name, "SiriuS" if name != "accept_changes" else "")
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        pytest.param(part, name, id=f"{part.__name__}.{name}")
+        for part in WRONG_IN_PARTS
+        for name in WRONG_IN_PARTS[part][1]
+    ],
+)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_setting_of_a_part_of_the_wrong_kind_is_refused_by_name(part, name, data, tmp_path):
+    setting, wrong = WRONG_IN_PARTS[part]
+    value = data.draw(st.sampled_from(wrong[name]))
+    check_says(refused(tmp_path / "run", **{setting: part(**{name: value})}), name, part.__name__)
+
+
+def check_says(error: SiriuSError, name: str, owner: str) -> None:
     assert isinstance(error, SettingsError)
     assert isinstance(error, ValueError)
     assert f"`{name}`" in str(error)
+    assert owner in str(error)
     assert "0x" not in str(error)
 
 
@@ -95,8 +187,11 @@ def refused_folder(value: Any) -> SiriuSError:
     return caught.value
 
 
-def test_the_table_has_every_setting():
+def test_the_tables_have_every_setting():
     assert set(WRONG) == set(vars(optimizer(Path("x"))))
+    for part, (setting, wrong) in WRONG_IN_PARTS.items():
+        assert set(wrong) == set(inspect.signature(part).parameters), part
+        assert setting in WRONG
 
 
 @pytest.mark.parametrize(
@@ -106,13 +201,22 @@ def test_the_table_has_every_setting():
         ({"library": "runs.sqlite"}, r"ExperienceLibrary\('runs.sqlite'\)"),
         ({"tracker": [Tracker()]}, r"Trackers\(\["),
         ({"frozen": "judge"}, r"\['judge'\]"),
-        ({"mixed": True, "agents": {"team": ["doubler"]}}, "`mixed=True`.*`agents`"),
-        ({"samples": 2, "temperature": 0}, "all 2 samples would be the same"),
+        ({"collect": 4}, r"`Collect\(samples=4\)`"),
+        ({"gate": False}, r"`ValsetGate\(\)`, or None"),
+        ({"collect": Collect(samples=2, temperature=0)}, "all 2 samples of an example would be the same"),
         (
-            {"cold_start": {"doubler": [dspy.Example(question="q", doubled="2")]}},
-            r"cold_start\['doubler'\]\[0\].*input",
+            {"collect": Collect(demos={"doubler": [dspy.Example(question="q", doubled="2")]})},
+            r"Collect.demos\['doubler'\]\[0\].*input",
         ),
-        ({"cold_start": {"doubler": [dspy.Example(number=1)]}}, r"cold_start\['doubler'\]\[0\] has none of the output"),
+        (
+            {"collect": Collect(demos={"doubler": [dspy.Example(number=1)]})},
+            r"Collect.demos\['doubler'\]\[0\] has none of the output",
+        ),
+        ({"budget": Budget(stages={"train": Budget(calls=1)})}, r"names \['train'\].*\['collect', 'repair'\]"),
+        ({"budget": Budget(stages={"repair": Budget(calls=0)})}, "`calls` of Budget is 0"),
+        ({"budget": Budget(stages={"repair": Budget(stages={"repair": Budget()})})}, "it takes limits only"),
+        ({"budget": Budget(usd=1.0)}, r"nobody knows the price of \['toy/base'\]"),
+        ({"budget": Budget(stages={"repair": Budget(usd=1.0)})}, r"nobody knows the price of \['toy/base'\]"),
         ({"curator": Curator(max_per_example=0)}, "`max_per_example` of Curator is 0"),
         ({"curator": Curator(max_rows="all")}, "`max_rows` of Curator is 'all'"),
         ({"curator": GameCurator(max_games=None)}, "`max_games` of GameCurator is None"),
@@ -164,8 +268,8 @@ def test_a_metric_that_gives_its_number_later_is_refused(metric, tmp_path):
     assert "`metric`" in str(refused(tmp_path / "run", metric=metric))
 
 
-def test_nothing_left_to_train_is_refused_under_mixed_as_well(tmp_path):
-    error = refused(tmp_path / "run", mixed=True, frozen=["doubler", "writer.predict"])
+def test_nothing_left_to_train_is_refused_under_shared_weights_as_well(tmp_path):
+    error = refused(tmp_path / "run", agents=SharedWeights(), frozen=["doubler", "writer.predict"])
     assert "frozen" in str(error)
 
 

@@ -9,8 +9,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -18,8 +16,9 @@ import pytest
 import sirius_dspy
 from sirius_dspy.demo import needle_haystack
 from sirius_dspy.testing import ScriptedLM, chat_reply
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+from tests.mlflow_help import WARNINGS
+from tests.wait import wait_until
 
 
 def local(test):
@@ -214,8 +213,7 @@ def test_the_demo_names_the_command_that_asks(quick, workplace):
 
 
 @local
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow 3.17, SQLAlchemy 2.1
-@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # pools that MLflow leaves to the collector
+@WARNINGS
 def test_the_demo_names_the_command_that_opens_mlflow(quick, workplace):
     run_id = re.search(r"Open run (\w+) of experiment 'sirius_dspy'", quick.stderr)[1]
     uri = re.search(r"mlflow ui --backend-store-uri (\S+)", quick.stderr)[1]
@@ -241,10 +239,9 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
         command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         started = any(line.startswith("Compiling") for line in process.stderr)  # stops reading there
-        time.sleep(0.5)
+        wait_until((tmp_path / "runs/demo-quick-seed-0/run.json").exists, 120)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=120)
     assert (started, process.returncode, output) == (True, 130, ""), errors
     last = errors.splitlines()[-1]
     assert last == "sirius-dspy: Interrupted. Run the same command again to go on from 'runs/demo-quick-seed-0'."
-    assert (tmp_path / "runs/demo-quick-seed-0/run.json").exists()

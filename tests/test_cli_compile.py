@@ -1,17 +1,16 @@
 """`sirius-dspy compile`: from files and names to a checkpoint, and what it says when one of them is wrong."""
 
 import json
+import sys
 import warnings
-from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
 
-TOY = Path(__file__).with_name("toy.py")
-PROGRAM = f"{TOY}:student"
-METRIC = ["--metric", f"{TOY}:exact"]
+PROGRAM = "tests.toy:student"
+METRIC = ["--metric", "tests.toy:exact"]
 QUICK = ["--iterations", "1", "--samples", "2", "--num-threads", "4", "--no-mlflow"]
 
 
@@ -29,6 +28,7 @@ def write(path, numbers):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds the folders of programs
     write(tmp_path / "train.jsonl", range(8))
     write(tmp_path / "val.jsonl", range(4, 12))
     return tmp_path
@@ -43,8 +43,8 @@ def test_it_saves_a_program_that_can_be_asked(here):
     assert "as given" in done.stdout
     assert "after iteration 1 (best)" in done.stdout
     assert "iteration 1 collect: 16 of 16" in done.stderr
-    assert "sirius-dspy report runs/compile-toy-student-seed-0" in done.stdout
-    checkpoint = "runs/compile-toy-student-seed-0/checkpoint"
+    assert "sirius-dspy report runs/compile-tests_toy-student-seed-0" in done.stdout
+    checkpoint = "runs/compile-tests_toy-student-seed-0/checkpoint"
     asked = cli("ask", checkpoint, "--program", PROGRAM, "--input", "number=7")
     assert asked.stdout.splitlines()[-1] == "answer: ans:14", asked.stderr
 
@@ -97,7 +97,7 @@ def test_groups_and_frozen_agents(here):
 def test_each_agent_can_have_an_lm_of_its_own(here):
     code = "\n".join(
         (
-            "import toy",
+            "from tests import toy",
             "from sirius_dspy.testing import ToyLM",
             "def small(**settings):",
             "    return ToyLM('toy/small', skill=toy.skill, **settings)",
@@ -121,7 +121,7 @@ def test_a_budget_ends_the_compile_early_and_says_so(here):
     ("arguments", "message"),
     [
         (["--metric", "nowhere:metric"], "`--metric` is 'nowhere:metric', which cannot be imported"),
-        (["--metric", f"{TOY}:nothing"], "cannot be imported"),
+        (["--metric", "tests.toy:nothing"], "cannot be imported"),
         (["--metric", "nowhere.py:metric"], "there is no file 'nowhere.py'"),
         (["--train", "nowhere.jsonl"], "The examples cannot be read"),
         (["--inputs", "question"], "train.jsonl, row 1 has no ['question']; its fields are ['answer', 'number']"),
@@ -141,7 +141,7 @@ def test_what_is_wrong_is_one_message(arguments, message, here):
     assert not (here / "runs").exists()
 
 
-@pytest.mark.parametrize("program", ["nothing", "json:dumps", "math:pi", f"{TOY}:examples", "nowhere:build"])
+@pytest.mark.parametrize("program", ["nothing", "json:dumps", "math:pi", "tests.toy:examples", "nowhere:build"])
 def test_what_is_no_program_is_refused(program, here):
     done = cli("compile", program, *METRIC, *DATA, *QUICK)
     assert (done.exit_code, done.stdout) == (1, "")
@@ -171,3 +171,13 @@ def test_a_file_whose_name_belongs_to_another_module_is_refused(here):
     done = cli("compile", "json.py:build", *METRIC, *DATA, *QUICK)
     assert done.exit_code == 1
     assert "belongs to another module" in done.stderr
+
+
+def test_a_file_is_as_good_as_a_module(here):
+    (here / "own_doubling.py").write_text("from tests.toy import exact as right, student as build", encoding="utf-8")
+    data = [*DATA, *QUICK, "--checkpoint", "saved"]
+    done = cli("compile", "own_doubling.py:build", "--metric", "own_doubling.py:right", *data)
+    assert done.exit_code == 0, done.stderr
+    assert (here / "runs" / "compile-own_doubling-build-seed-0").is_dir()
+    asked = cli("ask", "saved", "--program", "own_doubling.py:build", "--input", "number=3")
+    assert asked.stdout.splitlines()[-1] == "answer: ans:6", asked.stderr

@@ -7,14 +7,15 @@ import warnings
 import dspy
 import pyarrow.parquet
 import pytest
-import toy
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
-from sirius_dspy.library.experience import PAGE, ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.queries import PAGE
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.testing.library import EXAMPLE, make_repair, make_run, make_step
 from sirius_dspy.trajectory import Failure, Trajectory
+from tests import toy
 
 
 def cli(*arguments):
@@ -267,7 +268,7 @@ def test_a_file_that_is_no_library_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("Dear diary, " * 99, encoding="utf-8")
     done = cli("ls", tmp_path / "notes.txt")
     assert done.exit_code == 2
-    assert "no SQLite database" in done.stderr
+    assert "not a SQLite database" in done.stderr
 
 
 def test_a_library_of_a_newer_version_is_refused(path):

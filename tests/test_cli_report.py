@@ -6,11 +6,11 @@ import warnings
 
 import dspy
 import pytest
-import toy
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
 from sirius_dspy.optimizer.run_dir import RunDir
+from tests import toy
 
 
 def cli(*arguments):

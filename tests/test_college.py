@@ -19,9 +19,7 @@ SPLITS = ("train", "validation", "test")
 SUBJECTS = ("physics", "chemistry")
 
 
-@pytest.fixture(autouse=True)
-def chat_adapter(dspy_defaults):
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 @pytest.fixture(autouse=True)

@@ -282,7 +282,7 @@ def test_a_group_gets_the_rows_of_all_its_predictors():
     assert {row.predictor for row in sets["both"].rows} == {"twins[0]", "twins[1]"}
 
 
-@pytest.mark.filterwarnings("ignore:.* that is no attribute of the program:UserWarning")
+@pytest.mark.filterwarnings("ignore:.* that is no attribute of the program:UserWarning")  # our own: what is tested
 def test_predictors_of_no_agent_and_those_outside_the_program_teach_nobody():
     class Improvising(Team):
         def forward(self, question):

@@ -5,13 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-pytest.importorskip("hatchling", reason="the wheel is built with it")
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
+pytest.importorskip("hatchling", reason="the wheel is built with it")
 
 
 def run(*command, **settings):

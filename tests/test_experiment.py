@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sqlite3
 import subprocess
 import sys
@@ -16,8 +15,6 @@ from types import SimpleNamespace
 import dspy
 import mlflow
 import pytest
-import toy
-from toy import Doubling, exact
 from typer.testing import CliRunner
 
 from sirius_dspy.baselines import PromptedTeam
@@ -40,8 +37,11 @@ from sirius_dspy.experiment import (
 from sirius_dspy.stats import wilson_interval
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
+from tests import ROOT, toy
+from tests.mlflow_help import WARNINGS
+from tests.toy import Doubling, exact
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
+RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 NUMBERS = {"train": range(8), "validation": range(4, 12), "test": range(12)}
 EVEN, LEARNT = 6, 10  # of the 12 test numbers: what the team can do at first, and after training on 0 to 7
 
@@ -51,10 +51,10 @@ methods = ["single agent", "prompted team", "SiriuS", "SiriuS: no repair"]
 seeds = [0, 1]
 num_threads = 4
 [lm]
-model = "test_experiment:make_lm"
+model = "tests.test_experiment:make_lm"
 [task]
-path = "test_experiment:TASK"
-parse = "test_experiment:parse"
+path = "tests.test_experiment:TASK"
+parse = "tests.test_experiment:parse"
 [single]
 build = { single = true }
 [sirius]
@@ -259,12 +259,8 @@ def main(folder):
 
 
 def test_a_killed_process_is_gone_on_from(tmp_path, lm, uninterrupted):
-    here = Path(__file__).parent
-    code = "import sys, test_experiment; test_experiment.main(sys.argv[1])"
-    path = os.pathsep.join([str(here), str(here.parent)])
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, timeout=120, check=False
-    )
+    code = "import sys; from tests.test_experiment import main; main(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, timeout=120, check=False)
     assert done.returncode == -9
     finished = len(list((tmp_path / "stages").iterdir()))
     assert 0 < finished < 8
@@ -427,7 +423,7 @@ def test_a_failed_cell_is_on_record_and_the_others_go_on(tmp_path, monkeypatch):
 
 
 def test_a_test_that_an_lm_did_not_let_end_has_no_result_and_goes_on_next_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("sirius_dspy.running.failures.LONGEST_WAIT_S", 0.001)
+    monkeypatch.setattr("sirius_dspy.running.patience.LONGEST_WAIT_S", 0.001)
     ill = [True]
 
     def flaky(prompt):
@@ -481,11 +477,11 @@ def test_a_bug_in_a_method_fails_its_cell_alone(tmp_path, lm, caplog):
         ({"sirius": {"train_from": "start"}}, {}, r"'sirius.train_from' is 'start'.*'base' or 'current'"),
         ({"lm": {"model": "openai/x", "api_key": "secret"}}, {}, "environment"),
         ({"task": {"path": "no_such_module"}}, {}, r"'no_such_module'.*cannot be imported"),
-        ({"task": {"path": "test_experiment:NOBODY"}}, {}, "NOBODY"),
+        ({"task": {"path": "tests.test_experiment:NOBODY"}}, {}, "NOBODY"),
         ({"task": {"path": "math"}}, {}, r"lacks \['build', 'examples', 'metric'\]"),
-        ({"task": {"path": "test_experiment:TASK", "parse": "math:nothing"}}, {}, "task.parse"),
-        ({"task": {"path": "test_experiment:TASK", "build": {"colour": 1}}}, {}, r"`build`.*colour"),
-        ({"task": {"path": "test_experiment:TASK", "examples": {"colour": 1}}}, {}, r"`examples`.*colour"),
+        ({"task": {"path": "tests.test_experiment:TASK", "parse": "math:nothing"}}, {}, "task.parse"),
+        ({"task": {"path": "tests.test_experiment:TASK", "build": {"colour": 1}}}, {}, r"`build`.*colour"),
+        ({"task": {"path": "tests.test_experiment:TASK", "examples": {"colour": 1}}}, {}, r"`examples`.*colour"),
         ({}, {"methods": ["SiriuS", "magic"]}, r"no method 'magic'.*'prompted team'"),
         ({}, {"methods": ["SiriuS: no trepair"]}, r"no method 'SiriuS: no trepair'.*'SiriuS: no repair'"),
         ({}, {"methods": []}, "at least one"),
@@ -594,7 +590,7 @@ def test_a_single_agent_can_be_a_signature(tmp_path, lm):
 
 
 def test_measures_are_asked_of_the_scored_runs(tmp_path, lm):
-    task = {"path": "test_experiment:TASK", "report": "test_experiment:count_even", "measures": ["even"]}
+    task = {"path": "tests.test_experiment:TASK", "report": "tests.test_experiment:count_even", "measures": ["even"]}
     results = experiment(task=task).run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0])
     assert results.cells[0].measures == {"even": 0.5}
     assert "| 50.0% |" in results.to_markdown()
@@ -651,7 +647,12 @@ def rules(table):
     return table["rule"]
 
 
-CONTEST = {"title": "Contest", "path": "test_experiment:Contest", "read": "test_experiment:rules", "bots": ["idle"]}
+CONTEST = {
+    "title": "Contest",
+    "path": "tests.test_experiment:Contest",
+    "read": "tests.test_experiment:rules",
+    "bots": ["idle"],
+}
 
 
 def test_programs_of_all_methods_meet_after_training(tmp_path, lm):
@@ -769,8 +770,7 @@ def test_observers_and_trackers_that_raise_stop_nothing(tmp_path, lm, caplog):
     assert caplog.text.count("left out from now on") == 1
 
 
-@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")  # MLflow 3.17, SQLAlchemy 2.1
-@pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning")  # pools that MLflow leaves to the collector
+@WARNINGS
 def test_mlflow_has_one_run_per_experiment_and_one_per_cell(tmp_path, lm, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where MLflow puts artifacts
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -824,7 +824,7 @@ def test_the_command_prints_a_table_and_goes_on(command, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert "83.3%" in done.stdout
     assert "[4 of 4] SiriuS, seed 2" in done.stderr
-    folder = tmp_path / "runs" / "experiment-doubling-test_experiment_make_lm"
+    folder = tmp_path / "runs" / "experiment-doubling-tests.test_experiment_make_lm"
     assert (folder / "results.md").exists()
     again = command("doubling", "--methods", "prompted team,sirius", "--seeds", "0,2")
     assert "4 of them done" in again.stderr
@@ -857,8 +857,8 @@ def make_failing_lm(**settings):
         (["nothing"], "no recipe 'nothing'", 1),
         (["doubling", "--methods", "magic"], "no method 'magic'", 1),
         (["doubling", "--limit", "0"], "limit is 0", 1),
-        (["doubling", "--lm", "test_experiment:nobody"], "cannot be imported", 1),
-        (["doubling", "--lm", "test_experiment:parse"], "does not take", 1),
+        (["doubling", "--lm", "tests.test_experiment:nobody"], "cannot be imported", 1),
+        (["doubling", "--lm", "tests.test_experiment:parse"], "does not take", 1),
         (["doubling", "--seeds", "one"], "expected whole numbers", 2),
         (["doubling", "--data", "file"], "takes no data file", 2),
     ],

@@ -32,10 +32,13 @@ from sirius_dspy.errors import (
 )
 from sirius_dspy.library.migrations import create_repairs, create_runs, migrate
 from sirius_dspy.repair.augmenters import Repaired
-from sirius_dspy.running.failures import Health, Patience, Unfinished, fault_of, fault_of_call
+from sirius_dspy.running.faults import fault_of, fault_of_call
+from sirius_dspy.running.patience import Health, Patience
 from sirius_dspy.running.rollout import Rollouts, Task
+from sirius_dspy.running.unfinished import Unfinished
 from sirius_dspy.testing import FaultServer, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair, example_key
+from tests.team import exact_match, extend, questions
 
 QUICK = Patience(retries=2, first_wait_s=0.001)
 
@@ -43,7 +46,7 @@ QUICK = Patience(retries=2, first_wait_s=0.001)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """The waits of a compile, at a thousandth of their length."""
-    monkeypatch.setattr("sirius_dspy.running.failures.LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr("sirius_dspy.running.patience.LONGEST_WAIT_S", 0.002)
     dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
 
 
@@ -71,14 +74,6 @@ def team(skill=hand_on, program=None, **settings):
     return program
 
 
-def questions(number):
-    return [dspy.Example(question=f"q{n}", answer=f"q{n}").with_inputs("question") for n in range(number)]
-
-
-def exact_match(example, prediction, trace=None):
-    return prediction.answer == example.answer
-
-
 def failing(error, when=lambda prompt: True):
     def skill(prompt):
         if when(prompt):
@@ -89,14 +84,8 @@ def failing(error, when=lambda prompt: True):
 
 
 def fit(program, data, metric=exact_match, **settings):
-    settings = {"iterations": 1, "samples": 1, "augmenter": None, "num_threads": 4, **settings}
+    settings = {"iterations": 1, "collect": Collect(samples=1), "augmenter": None, "num_threads": 4, **settings}
     return SiriuS(metric, **settings).compile(program, trainset=data, valset=data)
-
-
-def extend(found, results):
-    """Collect results one by one, so that those before an error are kept."""
-    for result in results:
-        found.append(result)
 
 
 def stored(run_dir):
@@ -120,22 +109,22 @@ def chained(error):
 @pytest.mark.parametrize(
     ("error", "fault"),
     [
-        (lm_errors.LMServerError("x"), "passing"),
-        (lm_errors.LMRateLimitError("x"), "passing"),
-        (lm_errors.LMTimeoutError("x"), "passing"),
-        (lm_errors.LMTransportError("x"), "passing"),
-        (lm_errors.LMUnexpectedError("x"), "passing"),
-        (lm_errors.LMProviderError("not JSON", status=200), "passing"),
+        (lm_errors.LMServerError("x"), "transient"),
+        (lm_errors.LMRateLimitError("x"), "transient"),
+        (lm_errors.LMTimeoutError("x"), "transient"),
+        (lm_errors.LMTransportError("x"), "transient"),
+        (lm_errors.LMUnexpectedError("x"), "transient"),
+        (lm_errors.LMProviderError("not JSON", status=200), "transient"),
         (lm_errors.LMProviderError("teapot", status=418), "refusal"),
         (lm_errors.LMInvalidRequestError("policy", status=400), "refusal"),
         (lm_errors.LMInvalidRequestError("no such page", status=404), "systemic"),
-        (lm_errors.ContextWindowExceededError(), "own"),
+        (lm_errors.ContextWindowExceededError(), "program"),
         (lm_errors.LMAuthError("x"), "systemic"),
         (lm_errors.LMBillingError("x"), "systemic"),
         (lm_errors.LMNotConfiguredError("x"), "systemic"),
         (lm_errors.LMUnsupportedModelError("x"), "systemic"),
-        (ValueError("x"), "own"),
-        (ConnectionResetError("a tool's"), "own"),
+        (ValueError("x"), "program"),
+        (ConnectionResetError("a tool's"), "program"),
     ],
     ids=repr,
 )
@@ -145,8 +134,8 @@ def test_whose_fault_an_error_is(error, fault):
 
 
 def test_a_raw_error_of_the_network_is_the_lms_in_a_call_of_an_lm():
-    assert fault_of_call(ConnectionResetError("x")) == "passing"
-    assert fault_of_call(ValueError("x")) == "own"
+    assert fault_of_call(ConnectionResetError("x")) == "transient"
+    assert fault_of_call(ValueError("x")) == "program"
 
 
 # Runs that do not end
@@ -316,7 +305,7 @@ def test_runs_that_do_not_end_are_named_kept_apart_and_made_by_the_next_call(tmp
     assert {run.id for run in stored(tmp_path / "ill")} == {run.id for run in stored(tmp_path / "well")}
 
 
-def compile_with_lost_collecting(run_dir, **settings):
+def compile_with_lost_collecting(run_dir, max_unfinished=0):
     """The valset is fine; of the trainset, q3 never gets an answer."""
     data = questions(6)
     program = team(failing(ServerError("down"), lambda prompt: prompt.field("question") == "q3"))
@@ -326,8 +315,7 @@ def compile_with_lost_collecting(run_dir, **settings):
         collect=Collect(samples=1),
         augmenter=None,
         run_dir=run_dir,
-        patience=Patience(retries=0),
-        **settings,
+        patience=Patience(retries=0, max_unfinished=max_unfinished),
     )
     return optimizer.compile(program, trainset=data, valset=data[:2])
 
@@ -403,12 +391,12 @@ def test_a_refusal_in_the_middle_keeps_what_was_done(error, tmp_path):
 
 @pytest.mark.parametrize("num_threads", [1, 4])
 def test_an_lm_that_never_answers_ends_the_compile_within_the_limit(num_threads, tmp_path):
-    release = threading.Event()
-    program = team(lambda prompt: release.wait(30))
-    began = time.monotonic()
+    release, answered = threading.Event(), []
+    program = team(lambda prompt: answered.append(release.wait(60)))
     with pytest.raises(RolloutError, match=r"did not answer within 0\.3 s"):
         fit(program, questions(20), run_dir=tmp_path, num_threads=num_threads, patience=Patience(call_timeout_s=0.3))
-    assert time.monotonic() - began < 3
+    assert answered == []  # nobody waited for an answer
+    assert program.reader.lm.calls < 20  # nor was every question tried
     release.set()
 
 
@@ -449,6 +437,7 @@ def _metric_without_number(example, prediction, trace=None):
     return "good"
 
 
+@pytest.mark.timeout(100)  # half of what the server asks for
 @pytest.mark.parametrize(
     ("ends", "metric", "kind"),
     [
@@ -463,7 +452,7 @@ def test_what_ends_everything_does_not_wait_for_a_server_that_asks_for_patience(
     def skill(prompt):
         if prompt.field("question") == "q0":
             is_waiting.set()
-            raise RateLimitError("later", retry_after=20.0)
+            raise RateLimitError("later", retry_after=200.0)
         if prompt.field("question") == "q1":
             is_waiting.wait(10)
             if isinstance(ends, Exception):
@@ -472,10 +461,8 @@ def test_what_ends_everything_does_not_wait_for_a_server_that_asks_for_patience(
                 threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
         return hand_on(prompt)
 
-    began = time.monotonic()
     with pytest.raises(kind):
         fit(team(skill), questions(4), metric, run_dir=tmp_path, num_threads=4)
-    assert time.monotonic() - began < 10
 
 
 def test_a_program_that_never_ends_has_a_limit_too():
@@ -498,7 +485,7 @@ def test_a_program_that_never_ends_has_a_limit_too():
 )
 def test_settings_of_patience_are_checked(name, value):
     with pytest.raises(UnpreparedProgramError, match=name):
-        fit(team(), questions(2), **{name: value})
+        fit(team(), questions(2), patience=Patience(**{name: value}))
 
 
 # Bugs
@@ -786,12 +773,12 @@ def test_a_library_of_before_gets_the_table_of_what_did_not_end(tmp_path):
 def test_the_health_of_lms_is_counted_over_all_stages():
     health = Health()
     for _ in range(9):
-        health.failed("it", None)
-    health.ended()
+        health.note_failure("it", None)
+    health.note_end()
     for _ in range(9):
-        health.failed("it", None)
+        health.note_failure("it", None)
     with pytest.raises(RolloutError, match="10 runs in a row"):
-        health.failed("it", None)
+        health.note_failure("it", None)
 
 
 def test_a_prompt_that_is_too_long_is_that_examples_own():
@@ -846,7 +833,6 @@ def test_after_an_outage_the_same_call_gives_the_same(tmp_path):
 
 def test_a_server_that_accepts_and_never_answers(tmp_path):
     with FaultServer(hand_on, lambda prompt, before: "hang") as server:
-        began = time.monotonic()
         with pytest.raises(RolloutError, match="did not answer within"):
-            served(server, questions(8), tmp_path, patience=Patience(call_timeout_s=0.5))
-        assert time.monotonic() - began < 5
+            served(server, questions(80), tmp_path, patience=Patience(call_timeout_s=0.5))
+        assert server.calls < 80

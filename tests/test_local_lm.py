@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,11 +24,14 @@ from dspy.utils.exceptions import ContextWindowExceededError, LMInvalidRequestEr
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.errors import ModelNotFoundError, RolloutError, TrainingError
 from sirius_dspy.local import LocalLM, LoraOptions, OpenVINOEngine, TransformersEngine
+from sirius_dspy.local.batching import Call
 from sirius_dspy.local.chat import load_chat
 from sirius_dspy.local.engine import GenerationOptions
 from sirius_dspy.local.lora import to_tokens
 from sirius_dspy.local.models import find, resolve
 from sirius_dspy.local.serving import engines
+from tests import ROOT
+from tests.wait import wait_until
 
 if absent := [name for name in ("torch", "trl", "openvino_genai", "gguf") if importlib.util.find_spec(name) is None]:
     pytest.skip(f"needs {', '.join(absent)}", allow_module_level=True)
@@ -205,12 +207,19 @@ def test_copies_share_weights_and_state_is_plain(lm: LocalLM, tmp_path: Path) ->
 
 
 def test_closing_an_engine_ends_a_long_answer_with_an_error(lm: LocalLM) -> None:
+    is_answering = threading.Event()
+
+    class Watched(OpenVINOEngine):
+        def _advance(self, admitted: list[Call]) -> None:
+            super()._advance(admitted)
+            is_answering.set()
+
     weights = resolve(lm.model)
-    engine = OpenVINOEngine(weights.gguf, load_chat(weights))
+    engine = Watched(weights.gguf, load_chat(weights))
     prompt = load_chat(weights).prompt([{"role": "user", "content": "Write a long story about a dog."}])
     with ThreadPoolExecutor(2) as threads:
         answers = [threads.submit(engine.generate, prompt, GenerationOptions(max_tokens=4000)) for _ in range(2)]
-        time.sleep(0.5)
+        assert is_answering.wait(60)
         engine.close()
         for answer in answers:
             with pytest.raises(RolloutError, match="closed"):
@@ -228,8 +237,6 @@ def test_launch_and_kill_may_come_twice(lm: LocalLM) -> None:
 
 
 def test_training_prompts_are_inference_prompts_token_by_token(lm: LocalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sirius_dspy.local.batching import Call
-
     seen: list[list[int]] = []
 
     def remember(engine: OpenVINOEngine, admitted: list[Call]) -> None:
@@ -267,10 +274,12 @@ def test_finetuning_teaches_and_leaves_a_complete_folder(lm: LocalLM, trained: L
 
 
 def test_the_same_job_again_is_found_and_another_does_not_overwrite(lm: LocalLM, trained: LocalLM) -> None:
-    started = time.monotonic()
-    again = lm.finetune(ROWS, "chat", {**QUICK, "output_dir": trained.folder}).result()
+    steps: list[tuple[int, int, float]] = []
+    written = trained.gguf.stat().st_mtime_ns
+    kwargs = {**QUICK, "output_dir": trained.folder, "on_progress": lambda *step: steps.append(step)}
+    again = lm.finetune(ROWS, "chat", kwargs).result()
     assert again.model == trained.model
-    assert time.monotonic() - started < 5
+    assert (steps, trained.gguf.stat().st_mtime_ns) == ([], written)  # nothing is trained again
     other = lm.finetune(ROWS[:8], "chat", {**QUICK, "output_dir": trained.folder}).result()
     assert isinstance(other, TrainingError)
     assert "Give another `output_dir`" in str(other)
@@ -378,17 +387,14 @@ def test_a_killed_parent_takes_the_child_with_it(lm: LocalLM, tmp_path: Path) ->
     parent = subprocess.Popen(
         [sys.executable, str(script)],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     with parent:
         assert parent.stdout is not None
         parent.stdout.readline()
         (child,) = children(parent.pid)
         parent.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{child}/status").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not Path(f"/proc/{child}/status").exists()
+    wait_until(lambda: not Path(f"/proc/{child}/status").exists())
     assert not (tmp_path / "out").exists()
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
-from mlflow_help import AGENTS, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of, wait_until
 
 from sirius_dspy.files import file_name
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.mlflow.names import agent_name
 from sirius_dspy.tracking.events import Evaluated, IterationEnded, Trained, TrainingProgress
+from tests.mlflow_help import AGENTS, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of
+from tests.wait import wait_until
 
-pytest_plugins = ("mlflow_help",)
+pytest_plugins = ("tests.mlflow_help",)
 pytestmark = WARNINGS
 
 BRACKETS = "solver's [0]"

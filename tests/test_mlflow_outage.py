@@ -9,27 +9,29 @@ from contextlib import closing
 
 import dspy
 import pytest
-import toy
 from mlflow import MlflowClient
-from mlflow_help import WARNINGS, curve, free_port, models_of, runs_of, wait_until
 
-from sirius_dspy.mlflow import MLflowTracker, outbox, patience
+from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.mlflow.outbox import Outbox
+from sirius_dspy.mlflow.patience import UPLOAD_BYTES_PER_S, ShortWaits
 from sirius_dspy.tracking.events import Tracker, Trackers
+from tests import toy
+from tests.mlflow_help import WARNINGS, curve, free_port, models_of, runs_of
+from tests.wait import wait_until
 
-pytest_plugins = ("mlflow_help",)
-pytestmark = WARNINGS
+pytest_plugins = ("tests.mlflow_help",)
+pytestmark = [WARNINGS, pytest.mark.server]
 
 
 class Line:
     """A store that a test switches off and on, and a box that writes to it."""
 
-    def __init__(self):
+    def __init__(self, **limits):
         self.is_up = True
         self.refused = set()
         self.got = []
         self.tried = 0
-        self.box = Outbox(lambda: self.is_up)
+        self.box = Outbox(lambda: self.is_up, **limits)
 
     def send(self, kind, *, is_essential=False):
         self.box.send(kind, lambda: self.write(kind), is_essential=is_essential)
@@ -126,8 +128,8 @@ def test_what_everything_else_needs_is_never_left_out(line):
     assert line.got == ["start", "score"]
 
 
-def test_what_is_kept_has_a_bound(line, monkeypatch):
-    monkeypatch.setattr(outbox, "_CAPACITY", 10)
+def test_what_is_kept_has_a_bound():
+    line = Line(capacity=10)
     line.is_up = False
     for _ in range(15):
         line.send("n")
@@ -139,16 +141,16 @@ def test_what_is_kept_has_a_bound(line, monkeypatch):
     assert line.box.not_written == {"n": 5}
 
 
-def test_a_write_that_always_hangs_does_not_block_the_others_for_ever(line, monkeypatch):
-    monkeypatch.setattr(outbox, "_SLOW_S", 0.05)
+def test_a_write_that_always_hangs_does_not_block_the_others_for_ever():
+    line = Line(slow_s=0.05, timeouts=2)
 
     def hang():
-        time.sleep(0.1)
+        time.sleep(0.1)  # a server that is slow
         raise TimeoutError("no answer")
 
     line.box.send("hanging", hang)
     line.send("n")
-    for _ in range(outbox._TIMEOUTS + 1):
+    for _ in range(3):
         line.box.wait(10)
         line.box.try_again()
     line.box.close()
@@ -215,11 +217,11 @@ def mute():
 def test_a_server_that_never_answers_is_asked_a_few_times_and_not_for_every_event(mute, compile_, monkeypatch):
     uri, taken = mute
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    monkeypatch.setattr(outbox, "_SLOW_S", 0.5)
     tracker = MLflowTracker(tracking_uri=uri)
     compile_.run(Trackers([tracker], strict=True))
     assert tracker.not_logged["fine-tune"] == 4
-    assert len(taken) <= 4  # at the start, after each of two iterations, and at the end
+    # At the start, after each of two iterations, and at the end; each time for a write, and whether the server is up.
+    assert len(taken) <= 8
 
 
 def test_a_store_that_breaks_in_the_middle_is_reported_and_its_runs_are_closed(store, compile_, tmp_path, caplog):
@@ -239,36 +241,30 @@ def test_a_store_that_breaks_in_the_middle_is_reported_and_its_runs_are_closed(s
     assert store.get_run(tracker.run_id).info.status == "FINISHED"
 
 
-@pytest.fixture
-def nobody_waits(monkeypatch):
-    """As in a process of its own: other tests leave compiles that never tell of their end."""
-    monkeypatch.setattr(patience._Users, "count", 0)
-    monkeypatch.setattr(patience._Users, "ours", ())
+def test_settings_of_the_user_for_requests_are_kept_and_ours_are_taken_back():
+    environ = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "77"}
+    waits = ShortWaits(environ)
+    waits.shorten()
+    waits.shorten()
+    assert environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    with waits.for_upload(10**9):
+        assert environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    waits.restore()
+    assert environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
+    waits.restore()
+    assert environ == {"MLFLOW_HTTP_REQUEST_TIMEOUT": "77"}
 
 
-def test_settings_of_the_user_for_requests_are_kept_and_ours_are_taken_back(nobody_waits, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
-    patience.shorten()
-    patience.shorten()
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-    with patience.for_upload(10**9):
-        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-    patience.restore()
-    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "0"
-    patience.restore()
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
-
-
-def test_a_large_upload_gets_more_time(nobody_waits, monkeypatch):
-    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
-    patience.shorten()
-    with patience.for_upload(100 * patience.UPLOAD_BYTES_PER_S):
-        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == str(patience.WAIT_S + 100)
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == str(patience.WAIT_S)
-    patience.restore()
-    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+def test_a_large_upload_gets_more_time():
+    environ = {}
+    waits = ShortWaits(environ)
+    waits.shorten()
+    usual = int(environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+    with waits.for_upload(100 * UPLOAD_BYTES_PER_S):
+        assert int(environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) == usual + 100
+    assert int(environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]) == usual
+    waits.restore()
+    assert environ == {}
 
 
 class At(Tracker):

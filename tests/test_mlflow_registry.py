@@ -11,18 +11,19 @@ from pathlib import Path
 import dspy
 import mlflow
 import pytest
-import toy
 from mlflow import MlflowClient
-from mlflow_help import SECRET, WARNINGS, free_port, wait_until
 
 import sirius_dspy
 from sirius_dspy import PlainAdapter
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.mlflow import MLflowTracker, load_agent, register
 from sirius_dspy.testing import ScriptedLM, chat_reply
+from tests import ROOT, toy
+from tests.mlflow_help import SECRET, WARNINGS, free_port
+from tests.wait import wait_until
 
-pytest_plugins = ("mlflow_help",)
-pytestmark = WARNINGS
+pytest_plugins = ("tests.mlflow_help",)
+pytestmark = [WARNINGS, pytest.mark.server]
 
 AGENTS = {"doubler", "writer.predict"}
 ODD = {"number": 5}
@@ -55,9 +56,8 @@ def elsewhere(monkeypatch, tmp_path):
 
 
 def child_environment(server):
-    paths = os.pathsep.join(str(path) for path in (Path(__file__).parent, Path(__file__).parent.parent))
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where uvicorn is
-    return {**os.environ, "PYTHONPATH": paths, "PATH": programs, "MLFLOW_TRACKING_URI": server.uri}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": programs, "MLFLOW_TRACKING_URI": server.uri}
 
 
 def test_the_champion_is_loaded_with_the_trained_agents(registered, compiled, elsewhere):

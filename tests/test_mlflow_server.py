@@ -6,20 +6,25 @@ from contextlib import closing
 
 import dspy
 import pytest
-import toy
 from mlflow import MlflowClient
-from mlflow_help import SECRET, WARNINGS, artifacts_of, curve
 
-from sirius_dspy import CriticAugmenter, ProviderTrainer
+from sirius_dspy import Collect, CriticAugmenter, Patience, ProviderTrainer
 from sirius_dspy.mlflow import MLflowTracker, register
 from sirius_dspy.testing import ToyLM, chat_reply
+from tests import toy
+from tests.mlflow_help import SECRET, WARNINGS, artifacts_of, curve
 
-pytest_plugins = ("mlflow_help",)
-pytestmark = WARNINGS
+pytest_plugins = ("tests.mlflow_help",)
+pytestmark = [WARNINGS, pytest.mark.server]
 
 COMPILES = {
-    "full": {"iterations": 2, "samples": 2},
-    "lean": {"iterations": 1, "samples": 1, "augmenter": None, "train_from": "current"},
+    "full": {"iterations": 2, "collect": Collect(samples=2)},
+    "lean": {
+        "iterations": 1,
+        "collect": Collect(samples=1),
+        "augmenter": None,
+        "trainer": ProviderTrainer(train_from="current"),
+    },
 }
 
 
@@ -206,11 +211,11 @@ def skill(prompt):
     return chat_reply(answer="yes" if "good" in text else f"no, {SECRET}")
 
 
-CRASHING = {"retries": 0, "max_unfinished": 1}
-"""Settings for a trainset with one example on which the LM crashes."""
+CRASHING = Patience(retries=0, max_unfinished=1)
+"""For a trainset with one example on which the LM crashes."""
 
 
-@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")
+@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")  # our own: "crash" always fails
 def test_planted_secrets_are_in_nothing_that_was_written(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("EXAMPLE_API_KEY", PLAIN)
     texts = ["good 1", "good 2", f"bad {SECRET}", f"bad {PLAIN}", "crash"]
@@ -221,7 +226,11 @@ def test_planted_secrets_are_in_nothing_that_was_written(server, tmp_path, monke
     tracker = MLflowTracker(experiment="secrets", run_name=f"with {SECRET}", tracking_uri=uri)
     with dspy.context(adapter=toy.ADAPTER):
         optimizer = toy.optimizer(
-            tmp_path / "run", tracker=tracker, iterations=1, augmenter=CriticAugmenter(max_repairs=5), **CRASHING
+            tmp_path / "run",
+            tracker=tracker,
+            iterations=1,
+            augmenter=CriticAugmenter(max_repairs=5),
+            patience=CRASHING,
         )
         compiled = optimizer.compile(program, trainset=train, valset=train[:4])
         register(compiled, "secrets", tracking_uri=uri, run_id=tracker.run_id)

@@ -1,16 +1,12 @@
 """Rollouts and repairs as MLflow traces: which are chosen, what they show, and that they are linked to their run."""
 
 import json
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import dspy
 import mlflow
 import pytest
-import toy
 from mlflow import MlflowClient
-from mlflow_help import WARNINGS, runs_of
 
 from sirius_dspy import Collect, ExperienceLibrary
 from sirius_dspy.mlflow import MLflowTracker
@@ -18,8 +14,11 @@ from sirius_dspy.mlflow.sample import RepairStory, Sample
 from sirius_dspy.mlflow.traces import Span, Traces, rollout_span
 from sirius_dspy.tracking.events import Repaired, RolledOut
 from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, Usage
+from tests import toy
+from tests.http_server import Handler, serving
+from tests.mlflow_help import WARNINGS, runs_of
 
-pytest_plugins = ("mlflow_help",)
+pytest_plugins = ("tests.mlflow_help",)
 pytestmark = WARNINGS
 
 
@@ -183,47 +182,33 @@ def test_traces_are_written_while_the_caller_has_switched_tracing_off(store, tmp
     assert len(MlflowClient(tracking_uri=store.tracking_uri).search_traces(locations=[experiment])) == 2
 
 
-class TraceServer(BaseHTTPRequestHandler):
+class TraceServer(Handler):
     """As much of an MLflow server as takes traces; `versions` are its answers to who it is, `None` a refusal."""
 
     def do_GET(self):
         version = self.server.versions.pop(0) if len(self.server.versions) > 1 else self.server.versions[0]
-        self.answer(503 if version is None else 200, version or "busy")
+        self.answer(version or "busy", 503 if version is None else 200)
 
     def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = self.read()
         self.server.got.append(self.path)
         if not self.path.endswith("/mlflow/traces"):
-            return self.answer(200, "{}")
+            return self.answer({})
         trace = json.loads(body)["trace"]
         trace["trace_info"].setdefault("tags", {})["mlflow.artifactLocation"] = "mlflow-artifacts:/0/traces/t/artifacts"
-        return self.answer(200, json.dumps({"trace": trace}))
+        return self.answer({"trace": trace})
 
     def do_PUT(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        self.read()
         self.server.got.append(self.path)
-        self.answer(200, "{}")
-
-    def answer(self, status, text):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *arguments):
-        """Silence."""
+        self.answer({})
 
 
 @pytest.fixture
 def trace_server(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with ThreadingHTTPServer(("127.0.0.1", 0), TraceServer) as server:
-        server.got, server.uri = [], f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(TraceServer, got=[]) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 ANY_SPAN = Span("run", "CHAIN", {}, {}, 0.0, {"sirius.reward": 1.0})

@@ -14,7 +14,7 @@ from programs.negotiation.log import replay
 from programs.negotiation.player import Play
 from programs.negotiation.program import HELD_OUT_BOTS, PRACTICE_BOTS
 from programs.negotiation.values import Invalid
-from sirius_dspy import PlainAdapter, SiriuS, evaluate
+from sirius_dspy import Collect, PlainAdapter, SiriuS, evaluate
 from sirius_dspy.errors import DatasetError, PromptTooLongError
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
@@ -244,8 +244,9 @@ def compile_with(trainer, tmp_path, trainset, **settings):
             metric,
             trainer=trainer,
             augmenter=None,
+            gate=None,
             run_dir=tmp_path,
-            **{"iterations": 1, "samples": 6, "frozen": FROZEN, "promote": False, "num_threads": 4, **settings},
+            **{"iterations": 1, "collect": Collect(samples=6), "frozen": FROZEN, "num_threads": 4, **settings},
         ).compile(program_with(luck), trainset=trainset, valset=[match("agent", "accepter")])
 
 

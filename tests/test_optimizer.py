@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from pathlib import Path
 
 import dspy
 import pytest
 
-from sirius_dspy import Collect, CriticAugmenter, Curator, ExperienceLibrary, ProviderTrainer, SiriuS
+from sirius_dspy import Collect, CriticAugmenter, Curator, ExperienceLibrary, ProviderTrainer, SharedWeights, SiriuS
 from sirius_dspy.errors import (
     DatasetError,
     MetricError,
@@ -21,13 +20,9 @@ from sirius_dspy.errors import (
 )
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
-from tests.toy import ADAPTER, Doubling, exact, examples, optimizer, skill, student
+from tests.toy import ADAPTER, Doubling, compiled_by, exact, examples, optimizer, skill, student, without_time
 
-
-@pytest.fixture(autouse=True)
-def chat() -> None:
-    logging.getLogger("dspy").setLevel(logging.CRITICAL)  # it logs every reply that does not parse
-    dspy.configure(adapter=ADAPTER)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 class Log(Tracker):
@@ -41,10 +36,6 @@ class Log(Tracker):
 
     def of(self, kind: str) -> list:
         return [event for event in self.events if type(event).__name__ == kind]
-
-
-def compiled_by(run_dir: Path, program: dspy.Module | None = None, **settings) -> dspy.Module:
-    return optimizer(run_dir, **settings).compile(program or student(), trainset=examples(), valset=examples())
 
 
 # The loop
@@ -121,10 +112,8 @@ def test_rows_are_of_this_iteration_or_of_all_so_far(tmp_path, cumulative, num_r
 
 
 def test_no_more_runs_are_repaired_than_allowed(tmp_path):
-    entry = compiled_by(tmp_path, augmenter=CriticAugmenter(max_repairs=3), iterations=1).detailed_results[
-        "iterations"
-    ][1]
-    assert entry["repair"]["tried"] == 3
+    compiled = compiled_by(tmp_path, augmenter=CriticAugmenter(max_repairs=3), iterations=1)
+    assert compiled.detailed_results.iterations[1].repair.tried == 3
 
 
 def test_a_frozen_agent_keeps_its_lm_and_is_not_edited(tmp_path):
@@ -135,14 +124,14 @@ def test_a_frozen_agent_keeps_its_lm_and_is_not_edited(tmp_path):
     assert {attempt.predictor for repair in library.repairs() for attempt in repair.attempts} == {"writer.predict"}
 
 
-def test_groups_and_mixed_share_one_set_of_weights(tmp_path):
-    for number, settings in enumerate(({"agents": {"team": ["doubler", "writer.predict"]}}, {"mixed": True})):
-        compiled = compiled_by(tmp_path / str(number), iterations=1, **settings)
+def test_groups_and_shared_weights_are_one_set_of_weights(tmp_path):
+    for number, agents in enumerate(({"team": ["doubler", "writer.predict"]}, SharedWeights())):
+        compiled = compiled_by(tmp_path / str(number), iterations=1, agents=agents)
         assert compiled.doubler.lm is compiled.writer.predict.lm
         assert sum(entry["rows"] for entry in compiled.detailed_results["iterations"][1]["agents"].values()) == 16
 
 
-def test_cold_start_demonstrations_are_shown_until_an_agent_has_learnt_and_never_trained_on(tmp_path):
+def test_demonstrations_for_collecting_are_shown_until_an_agent_has_learnt_and_never_trained_on(tmp_path):
     def needs_demos(prompt):
         # Without a demonstration in the prompt, the doubler knows nothing.
         shown = len(prompt.messages) > 1
@@ -277,6 +266,33 @@ def test_a_tracker_hears_of_everything_and_one_that_fails_does_no_harm(tmp_path)
     assert compiled_by(tmp_path / "broken", tracker=Broken(), iterations=1).detailed_results["best_score"] == 1.0
 
 
+def test_parameters_are_the_simple_settings_those_of_parts_included(tmp_path):
+    made = SiriuS(
+        exact,
+        iterations=3,
+        collect=Collect(samples=2, temperature=0.5),
+        curator=Curator(cumulative=True),
+        trainer=ProviderTrainer(train_from="current"),
+        seed=7,
+    )
+    expected = {
+        "threshold": 1.0,
+        "iterations": 3,
+        "samples": 2,
+        "temperature": 0.5,
+        "until_solved": False,
+        "cumulative": True,
+        "train_from": "current",
+        "seed": 7,
+    }
+    made.get_params()["student"] = "as autolog writes into it"
+    assert made.get_params() == expected
+    log = Log()
+    compiled_by(tmp_path, tracker=log, iterations=1, collect=Collect(samples=1), augmenter=None)
+    (started,) = log.of("CompileStarted")
+    assert {name: started.params[name] for name in ("samples", "train_from")} == {"samples": 1, "train_from": "base"}
+
+
 def test_it_is_a_step_of_better_together(tmp_path):
     step = SiriuS(exact, iterations=1, collect=Collect(samples=1), run_dir=None)
     together = dspy.BetterTogether(metric=exact, s=step)
@@ -297,7 +313,7 @@ def test_the_same_call_goes_on_from_where_it_was_and_pays_nothing_twice(tmp_path
     log = Log()
     again = compiled_by(tmp_path, program, tracker=log)
     assert program.doubler.lm.calls == calls
-    assert again.detailed_results == first.detailed_results
+    assert without_time(again.detailed_results) == without_time(first.detailed_results)
     assert log.of("CompileStarted")[0].resumed
     longer = compiled_by(tmp_path, program, iterations=3)
     assert len(longer.detailed_results["iterations"]) == 4
@@ -425,11 +441,11 @@ def test_a_metric_with_other_parameters_is_refused(tmp_path):
         ({"agents": {"a": ["doubler"], "b": ["doubler"]}}, "in two agents"),
         ({"frozen": ["nobody"]}, "nobody"),
         ({"frozen": ["doubler", "writer.predict"]}, "All agents"),
-        ({"cold_start": {"nobody": []}}, "nobody"),
-        ({"samples": 0}, "samples"),
+        ({"collect": Collect(demos={"nobody": []})}, "nobody"),
+        ({"collect": Collect(samples=0)}, "samples"),
         ({"iterations": 1.5}, "iterations"),
-        ({"temperature": 0.0}, "temperature"),
-        ({"train_from": "best"}, "train_from"),
+        ({"collect": Collect(temperature=0.0)}, "temperature"),
+        ({"trainer": ProviderTrainer(train_from="best")}, "train_from"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message, tmp_path):
@@ -464,7 +480,7 @@ def test_refine_over_several_agents_is_refused_and_one_group_is_not(tmp_path):
 def test_no_success_at_all_says_what_to_try_and_keeps_the_runs(tmp_path):
     program = Doubling()
     program.set_lm(ToyLM(skill=lambda prompt: "nothing that parses"))
-    with pytest.raises(NoSuccessError, match=r"16 x AdapterParseError.*cold_start.*teacher"):
+    with pytest.raises(NoSuccessError, match=r"16 x AdapterParseError.*Collect\(demos.*teacher"):
         compiled_by(tmp_path, program)
     library = ExperienceLibrary(tmp_path / "library.sqlite")
     assert library.count(origin="rollout") == 16

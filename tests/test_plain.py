@@ -9,7 +9,6 @@ import datetime
 import decimal
 import enum
 import fractions
-import functools
 import ipaddress
 import json
 import math
@@ -22,19 +21,18 @@ import uuid
 import zoneinfo
 from typing import Any
 
-import attrs
 import dspy
 import numpy
-import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, PrivateAttr, RootModel
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from sirius_dspy import Collect, ExperienceLibrary, SiriuS
 from sirius_dspy.errors import DatasetError, UnreadableValueError
-from sirius_dspy.plain import digest, example_key, fitted, from_plain, opaque_parts, readable, to_plain
+from sirius_dspy.plain import coerce, digest, example_key, from_plain, opaque_parts, readable, to_plain
 from sirius_dspy.testing import ToyLM, chat_reply
+from tests import ROOT
 
 
 class Color(enum.Enum):
@@ -161,75 +159,6 @@ def test_values_are_told_apart_by_content_and_never_by_how_they_print(one, other
 @pytest.mark.parametrize(
     "value",
     [
-        numpy.arange(6, dtype="int16").reshape(2, 3),
-        numpy.array([1.5, float("nan"), float("-inf")], dtype="float32"),
-        numpy.array([], dtype="int8").reshape(0, 3),
-        numpy.array(5),
-        numpy.array(["a", "bcd"]),
-        numpy.array(["2024-01-02"], dtype="datetime64[D]"),
-        numpy.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")]),
-        numpy.array([1 + 2j]),
-        numpy.array([True, False]),
-        numpy.array([2**64 - 1], dtype="uint64"),
-    ],
-    ids=lambda value: f"{value.dtype}{value.shape}",
-)
-def test_arrays_read_back_with_type_and_shape(value):
-    read = from_plain(json.loads(json.dumps(to_plain(value), allow_nan=False)))
-    assert (read.dtype, read.shape) == (value.dtype, value.shape)
-    assert read.tobytes() == value.tobytes()
-
-
-@pytest.mark.parametrize(
-    "value", [numpy.float32(0.1), numpy.int64(3), numpy.bool_(True), numpy.datetime64("2024-01-02")]
-)
-def test_numpy_scalars_read_back(value):
-    read = from_plain(to_plain(value))
-    assert type(read) is type(value)
-    assert read == value
-
-
-FRAMES = {
-    "named index": pandas.DataFrame({"a": [1, 2], "b": ["x", None]}, index=pandas.Index(["p", "q"], name="i")),
-    "named columns": pandas.DataFrame({"a": [1, 2]}).rename_axis(columns="c"),
-    "times": pandas.DataFrame({"t": pandas.to_datetime(["2024-01-02", None]), "f": [0.5, float("nan")]}),
-    "zones": pandas.DataFrame({"t": pandas.to_datetime(["2024-01-02", "2024-01-03"], utc=True)}),
-    "dates": pandas.DataFrame({"a": [1, 2]}, index=pandas.date_range("2024", periods=2)),
-    "spans": pandas.DataFrame({"a": pandas.to_timedelta([1, 2], "D")}),
-    "categories": pandas.DataFrame({"c": pandas.Categorical(["a", "b"], ["b", "a", "z"], ordered=True)}),
-    "absent": pandas.DataFrame({"a": pandas.array([1, None], dtype="Int64")}),
-    "levels": pandas.DataFrame(
-        {"a": [1, 2]}, index=pandas.MultiIndex.from_tuples([(1, "a"), (2, "b")], names=["i", "j"])
-    ),
-    "levels of columns": pandas.DataFrame({("a", 1): [True]}),
-    "same names": pandas.DataFrame([[1, 2]], columns=["a", "a"]),
-    "range": pandas.DataFrame({"a": [1, 2]}, index=pandas.RangeIndex(5, 7)),
-    "series": pandas.Series([1.0, 2.0], name="s"),
-    "empty": pandas.DataFrame(),
-}
-
-
-@pytest.mark.parametrize("value", FRAMES.values(), ids=FRAMES)
-def test_frames_read_back_with_their_types_and_the_names_of_their_axes(value):
-    plain = to_plain(value)
-    read = from_plain(json.loads(json.dumps(plain)))
-    is_frame = isinstance(value, pandas.DataFrame)
-    check = pandas.testing.assert_frame_equal if is_frame else pandas.testing.assert_series_equal
-    check(read, value, check_exact=True)
-    if len(value) > 1:
-        assert digest(to_plain(value.iloc[::-1])) != digest(plain)
-
-
-def test_frames_that_would_not_read_back_are_known_by_it():
-    value = pandas.DataFrame({"p": pandas.period_range("2024", periods=2, freq="M")})
-    assert [kind for _, kind in opaque_parts(to_plain({"a": value}))] == ["pandas:DataFrame"]
-    for absent in (pandas.NaT, pandas.NA):
-        assert from_plain(to_plain([absent]))[0] is absent
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
         dspy.Image("https://example.com/cat.png"),
         dspy.History(messages=[{"question": "a", "answer": "b"}]),
         dspy.Code["python"](code="x = 1"),
@@ -315,100 +244,6 @@ def test_a_program_may_return_what_holds_itself(tmp_path):
     assert compiled.detailed_results["best_score"] == 1.0
 
 
-class Name(str):
-    pass
-
-
-class Stack(list):
-    pass
-
-
-@dataclasses.dataclass
-class Sized(list):
-    size: int = 0
-
-
-@dataclasses.dataclass
-class Rectangle:
-    width: int
-    factor: dataclasses.InitVar[int] = 1
-
-    def __post_init__(self, factor):
-        self.scaled = self.width * factor
-
-    @functools.cached_property
-    def area(self):
-        return self.width**2
-
-
-@attrs.define
-class Attributed:
-    x: int
-
-
-class Sheet(BaseModel):
-    width: int
-
-    @functools.cached_property
-    def area(self):
-        return self.width**2
-
-
-class Numbers(RootModel[list[int]]):
-    pass
-
-
-class Source(BaseModel):
-    url: HttpUrl
-
-
-def _tagged_name():
-    name = Name("n")
-    name.tag = {1}
-    return name
-
-
-def _filled(stack):
-    stack.extend([1, (2,)])
-    return stack
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        _tagged_name(),
-        _filled(Stack()),
-        _filled(Sized(3)),
-        Rectangle(2, 3),
-        Attributed(1),
-        Sheet(width=3),
-        Numbers([1, 2]),
-        Source(url="https://example.com/a?b=1"),
-        datetime.time(2, 30, fold=1, tzinfo=zoneinfo.ZoneInfo("Europe/Berlin")),
-        ipaddress.ip_interface("10.0.0.1/8"),
-        10**6000,
-        -(10**6000),
-        pandas.Timestamp("2024-01-02 03:04:05.000000006"),
-        pandas.Timestamp("2024-01-02", tz="Europe/Berlin"),
-        pandas.Timedelta(days=1, nanoseconds=3),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_values_with_more_than_their_type_shows_read_back_whole(value):
-    read = from_plain(json.loads(json.dumps(to_plain([value]))))[0]
-    assert type(read) is type(value)
-    assert read == value
-    for name in ("tag", "size", "scaled", "tzinfo", "fold", "unit"):
-        assert getattr(read, name, None) == getattr(value, name, None)
-
-
-@pytest.mark.parametrize("value", [Sheet(width=3), Rectangle(3)], ids=["pydantic", "dataclass"])
-def test_what_a_class_computes_once_is_no_part_of_a_value(value):
-    before = to_plain(value)
-    assert value.area == 9
-    assert to_plain(value) == before
-
-
 @pytest.mark.parametrize("kind", [dict, lambda pairs: collections.defaultdict(str, pairs)])
 def test_entries_keep_their_order_whatever_the_keys_are(kind):
     value = kind({2: "b", 1: "a"})
@@ -434,15 +269,11 @@ def test_reading_makes_no_class_that_nobody_used():
 def test_another_process_reads_values_whose_classes_a_signature_names():
     plain = json.dumps(to_plain([Base(name="a", tag=Color.RED)]))
     code = (
-        "import json, sys; sys.path.insert(0, 'tests'); from test_plain import Base, Color; "
-        "from sirius_dspy.plain import from_plain\n"
+        "import json; from sirius_dspy.plain import from_plain; from tests.test_plain import Base, Color\n"
         f"value = json.loads({plain!r})\n"
         "print(from_plain(value, list[Base | Color]) == [Base(name='a', tag=Color.RED)])"
     )
-    known = plain.replace(f"{Base.__module__}:", "test_plain:")
-    done = subprocess.run(
-        [sys.executable, "-c", code.replace(repr(plain), repr(known))], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
 
 
@@ -453,14 +284,14 @@ def test_what_people_read_has_no_tags():
     assert shown["c"] == {"1": "1.50"}
 
 
-def test_plain_values_are_fitted_to_a_field_and_others_left_alone():
-    assert fitted("red", Color) is Color.RED
-    assert fitted("4", int) == 4
-    assert fitted("x", int) == "x"
-    assert fitted(to_plain(Color.RED), Color | None) is Color.RED
+def test_plain_values_are_coerced_to_a_field_and_others_left_alone():
+    assert coerce("red", Color) is Color.RED
+    assert coerce("4", int) == 4
+    assert coerce("x", int) == "x"
+    assert coerce(to_plain(Color.RED), Color | None) is Color.RED
     assert from_plain(3, float) == 3
     assert type(from_plain(3, float)) is int
-    assert fitted({"a": 1}, threading.Lock) == {"a": 1}
+    assert coerce({"a": 1}, threading.Lock) == {"a": 1}
 
 
 def array(number):

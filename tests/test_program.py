@@ -12,11 +12,12 @@ from types import SimpleNamespace
 import dspy
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sirius_dspy import Collect
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.program import copy_program, hidden_predictors, predictor_names
+from sirius_dspy.program import copy_program, hidden_predictors, lms_of, predictor_names, set_lms
 from sirius_dspy.running.record import record
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from tests.toy import ADAPTER, exact, optimizer
@@ -119,6 +120,7 @@ def built(plan):
     return Worker() if plan is None else SHELLS[plan[0]]([built(inner) for inner in plan[1]])
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(structures(SHELLS))
 def test_every_module_is_copied_wherever_it_is_kept(plan):
     held = built(plan)
@@ -135,6 +137,22 @@ def test_every_module_is_copied_wherever_it_is_kept(plan):
     assert all(new.ask.stage == old.ask.stage for old, new in zip(before, after, strict=True))
 
 
+def test_a_copy_gets_other_lms_by_predictor_name_and_the_program_keeps_its_own():
+    program, mine, other = Program([Worker(), Worker()]), ScriptedLM({}), ScriptedLM({}, "scripted/other")
+    set_lms(program, {"held[0].ask": mine})
+    copied = copy_program(program, {"held[1].ask": other})
+    assert lms_of(program) == {"held[0].ask": mine, "held[1].ask": None}
+    assert lms_of(copied) == {"held[0].ask": mine, "held[1].ask": other}
+
+
+def test_lms_for_predictors_that_a_program_does_not_have_are_refused():
+    program = Program([Worker()])
+    with pytest.raises(UnpreparedProgramError, match=r"LMs for \['nobody'\]; the predictors are \['held\[0\].ask'\]"):
+        copy_program(program, {"nobody": ScriptedLM({}), "held[0].ask": ScriptedLM({})})
+    assert lms_of(program) == {"held[0].ask": None}
+
+
+@settings(deadline=None)  # a busy machine is no failure
 @given(structures({*SHELLS} - {"partial"}))  # what a function holds may be a tool's own
 def test_a_predictor_is_found_by_dspy_or_named_as_hidden(plan):
     program = Program(built(plan))
@@ -411,7 +429,7 @@ def test_the_student_stays_as_it_was_whatever_its_lists_hold(tmp_path):
         predictor.demos = list(demos)
     before = {name: (part, part.lm, copy.copy(part.demos)) for name, part in predictor_names(program).items()}
     trainset = [dspy.Example(question=f"q{number}", answer="ok").with_inputs("question") for number in range(3)]
-    settings = {"iterations": 1, "samples": 1, "augmenter": None, "promote": False}
+    settings = {"iterations": 1, "collect": Collect(samples=1), "augmenter": None, "gate": None}
     compiled = optimizer(tmp_path, **settings).compile(program, trainset=trainset, valset=trainset)
     assert {name: (part, part.lm, part.demos) for name, part in predictor_names(program).items()} == before
     assert program.asked == []

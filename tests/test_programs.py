@@ -14,6 +14,7 @@ from programs import needle_haystack, pubmedqa
 from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError, MissingDependencyError
 from sirius_dspy.testing import ScriptedLM, chat_reply
+from tests import ROOT
 
 SPLITS = ("train", "validation", "test")
 CHAT = dspy.ChatAdapter(use_json_adapter_fallback=False)
@@ -49,8 +50,7 @@ def test_needle_haystack_runs_end_to_end():
 def test_needle_haystack_examples_are_the_same_in_every_process():
     script = "from programs.needle_haystack import examples; print([e.toDict() for e in examples('train', 20, 3)])"
     env = {**os.environ, "PYTHONHASHSEED": "1"}
-    root = Path(needle_haystack.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str([e.toDict() for e in needle_haystack.examples("train", 20, 3)])
 
 

@@ -26,6 +26,7 @@ from sirius_dspy.tracking.events import (
 )
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.trajectory import Attempt, Repair, Step, Trajectory, Usage
+from tests import ROOT
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
@@ -202,9 +203,8 @@ def test_a_display_that_fails_gives_the_terminal_back_and_the_others_go_on():
 
 PROGRAM = """
 import sys
-sys.path.insert(0, {tests!r})
 from rich.console import Console
-from test_progress import RichProgress, StageStarted, drive, started
+from tests.test_progress import RichProgress, StageStarted, drive, started
 if {interrupted}:
     progress = RichProgress(Console(stderr=True, force_terminal=True))
     progress.on_compile_started(started())
@@ -217,9 +217,8 @@ sys.stdout.write("{{}}")
 
 
 def run(*, interrupted):
-    source = PROGRAM.format(tests=str(Path(__file__).parent), interrupted=interrupted)
-    root = Path(__file__).parent.parent
-    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=root, check=False)
+    source = PROGRAM.format(interrupted=interrupted)
+    return subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=ROOT, check=False)
 
 
 def test_stdout_stays_clean():

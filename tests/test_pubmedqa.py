@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 
 import dspy
 import pytest
@@ -11,7 +12,6 @@ from programs import pubmedqa
 from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError, GraphError
 from sirius_dspy.running.record import record
-from sirius_dspy.stats import class_recalls
 from sirius_dspy.testing import ScriptedLM, chat_reply
 
 SECRET = "the conclusion that nobody may see"
@@ -20,9 +20,7 @@ EXAMPLE = dspy.Example(context="We gave pills. Ten of ten slept.", question="Do 
 )
 
 
-@pytest.fixture(autouse=True)
-def chat_adapter(dspy_defaults):
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 def replies(prompt):
@@ -93,12 +91,8 @@ def test_always_yes_has_the_share_of_yes_and_no_other_recall(tmp_path):
     test = pubmedqa.examples("test", path=tmp_path / "ori_pqal.json")
     scores = [pubmedqa.metric(e, dspy.Prediction(answer="Yes.")) for e in test]
     assert sum(scores) / len(scores) == majority_baseline(test) == 0.55
-    recalls = class_recalls([e.answer for e in test], [score == 1.0 for score in scores])
-    assert {label: (recall.right, recall.total) for label, recall in recalls.items()} == {
-        "yes": (11, 11),
-        "no": (0, 7),
-        "maybe": (0, 2),
-    }
+    assert [e.answer for e, score in zip(test, scores, strict=True) if score == 1.0] == ["yes"] * 11
+    assert Counter(e.answer for e in test) == {"yes": 11, "no": 7, "maybe": 2}
     assert SECRET not in str([e.toDict() for e in test])
 
 

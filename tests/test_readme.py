@@ -1,8 +1,7 @@
 """README.md runs as written, offline.
 
-Blocks that begin with `# name.py` are files: all are written into one folder and run there in order, each in a process
-of its own. One marked `<!-- hosted -->` talks to a stand-in for OpenAI's API on this machine. Other Python blocks leave
-an `optimizer`, which must compile the README's program on an LM that learns by heart.
+Blocks that begin with `# name.py` are files: all are written into one folder and run there in order, each in a separate
+process. One marked `<!-- hosted -->` talks to a stand-in for OpenAI's API on this machine.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ import pytest
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
-from sirius_dspy.testing import AugmenterContract, ToyLM
-from tests.snippets import ROOT, blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
+from tests import ROOT
+from tests.snippets import blocks_of, commands_of, files_of, hosted_api, run, run_hosted
 
 __all__ = ["hosted_api"]  # pytest finds fixtures by their names in the module
 
+pytestmark = pytest.mark.docs
+
 BLOCKS = blocks_of(ROOT / "README.md")
 FILES = files_of(BLOCKS)
-SNIPPETS = [block.code for block in BLOCKS if block.language == "python" and not block.file]
 COMMANDS = commands_of(BLOCKS)
 
 
@@ -49,7 +49,8 @@ def shown_output(start):
     return next(block.code for block in BLOCKS if block.language == "text" and block.code.startswith(start))
 
 
-def test_every_file_has_a_test():
+def test_every_python_block_has_a_test():
+    assert [block.file for block in BLOCKS if block.language == "python"] == list(FILES)
     assert list(FILES) == ["reviews.py", "quickstart.py", "later.py", "hosted.py"]
     assert [name for name, block in FILES.items() if block.needs == "hosted"] == ["hosted.py"]
 
@@ -61,38 +62,6 @@ def test_the_hosted_program_is_fine_tuned_over_the_api(folder, hosted_api):
     assert sorted(hosted_api.jobs) == ["job-1", "job-2"]
     assert {body["model"] for body in hosted_api.jobs.values()} == {"gpt-4.1-nano-2025-04-14"}
     assert {"gpt-4.1-nano-2025-04-14", "gpt-4.1-2025-04-14", "ft:job-1", "ft:job-2"} <= hosted_api.asked
-
-
-@pytest.mark.parametrize("code", SNIPPETS, ids=lambda code: re.search(r"^class (\w+)", code, re.M)[1])
-def test_a_replaced_part_works_in_a_compile(code, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(folder))
-    names = {"__name__": "readme"}
-    exec(compile(code, "README.md", "exec"), names)
-    import reviews
-
-    program = reviews.Reviews()
-    program.set_lm(ToyLM(skill=guess))
-    optimizer = names["optimizer"]
-    optimizer.run_dir, optimizer.iterations = tmp_path, 1
-    examples = list(reviews.examples(12, seed=1))
-    compiled = optimizer.compile(program, trainset=examples, valset=examples)
-    start, *trained = [entry["score"] for entry in compiled.detailed_results["iterations"]]
-    assert start < trained[0]
-    if "Printer" in names:
-        assert f"iteration 0: {start:.0%} of 12" in capsys.readouterr().out
-    if "SecondChance" in names:
-        assert compiled.detailed_results["iterations"][1]["repair"]["repaired"] > 0
-
-
-class TestSecondChance(AugmenterContract):
-    """The README's augmenter keeps what the contract asks of everybody's."""
-
-    @pytest.fixture
-    def augmenter(self, folder, monkeypatch):
-        monkeypatch.syspath_prepend(str(folder))
-        names = {"__name__": "readme"}
-        exec(next(code for code in SNIPPETS if "class SecondChance" in code), names)
-        return names["SecondChance"]()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -119,5 +88,7 @@ def check_ours(command, *arguments):
 def test_the_file_tree_is_the_repository_s():
     tree = shown_output("sirius_dspy/\n")
     listed = re.findall(r"^  (\w+(?:\.py|/)) ", tree, re.M)
+    folders = {path.parent.name + "/" for path in (ROOT / "sirius_dspy").glob("*/__init__.py")}
+    assert folders <= set(listed)
     assert [name for name in listed if not (ROOT / "sirius_dspy" / name).exists()] == []
     assert [name for name in re.findall(r"^(\w+)/", tree, re.M) if not (ROOT / name).is_dir()] == []

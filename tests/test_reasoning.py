@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import dspy
 import pytest
@@ -15,12 +14,14 @@ from programs import needle_haystack, reasoning
 from sirius_dspy import PlainAdapter
 from sirius_dspy.demo import generated
 from sirius_dspy.errors import DatasetError, MissingDependencyError
-from sirius_dspy.repair.augmenters import CriticAugmenter, RepairContext
+from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.repair.prompts import Critique
 from sirius_dspy.running.record import record
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM
+from tests import ROOT
 
 TASKS = (reasoning.family_relationships, reasoning.chain_sum, reasoning.leg_counting, reasoning.simple_equations)
 SPLITS = ("train", "validation", "test")
@@ -106,9 +107,8 @@ def test_items_are_the_same_in_every_process():
         "tasks = (r.family_relationships, r.chain_sum, r.leg_counting, r.simple_equations)\n"
         "print([e.toDict() for task in tasks for e in task.examples('train', 5, 3)])"
     )
-    root = Path(reasoning.__file__).parents[1]
     env = {**os.environ, "PYTHONHASHSEED": "1"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str([e.toDict() for task in TASKS for e in task.examples("train", 5, 3)])
 
 

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sirius_dspy.errors import ReplayDivergedError, UnrecordableCallError
-from sirius_dspy.running.record import Recording, Sampling, arecord, areplay, record, replay
+from sirius_dspy.running.record import arecord, record
+from sirius_dspy.running.recording import Recording, Sampling
+from sirius_dspy.running.replay import areplay, replay
 from sirius_dspy.testing import Prompt, ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Edit, Trajectory, to_plain
 

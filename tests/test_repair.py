@@ -11,29 +11,19 @@ from dspy.lm15 import AuthError, InvalidRequestError, ServerError
 
 from sirius_dspy import CriticAugmenter, Curator, RepairDemos
 from sirius_dspy.errors import LibraryError, MetricError, RolloutError, UnfinishedError, UnpreparedProgramError
-from sirius_dspy.repair.augmenters import RepairContext, Repaired
+from sirius_dspy.repair.augmenters import Repaired
+from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.prompts import Critique
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import AugmenterContract, ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Usage
+from tests.team import Team
 
 EXAMPLE = dspy.Example(question="Capital of France?", answer="Paris").with_inputs("question")
 RIGHT, WRONG, GARBLED = chat_reply(answer="Paris"), chat_reply(answer="Rome"), "well, well"
 
 
-@pytest.fixture(autouse=True)
-def adapter():
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
-
-
-class Team(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.analyst = dspy.Predict("question -> facts")
-        self.solver = dspy.Predict("question, facts -> answer")
-
-    def forward(self, question):
-        return self.solver(question=question, facts=self.analyst(question=question).facts)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 DEFAULTS = {
@@ -329,6 +319,25 @@ def test_the_same_repair_asks_with_the_same_seeds():
         repair(world, augmenter)
         seeds.append([prompt.seed for prompt in world.lm.requests])
     assert seeds[0] == seeds[1]
+
+
+# Runs that an augmenter makes
+
+
+def test_a_rerun_is_a_repair_whose_steps_are_all_new():
+    program, world = Team(), World()
+    rollouts, failed = fail(program, world.lm)
+    rollouts = replace(rollouts, lm_kwargs={"temperature": 0.8})
+    context = RepairContext(program, rollouts, 1.0, frozenset({"analyst", "solver"}))
+    before = world.lm.calls
+    again, other = (context.rerun(failed, EXAMPLE, key) for key in ("again", "once more"))
+    assert (again.origin, again.parent, again.edited) == ("repair", failed.id, 0)
+    assert (again.example_key, again.run, again.iteration, again.sample) == (failed.example_key, "r", 3, 2)
+    assert again.taught_steps == again.steps
+    assert [step.source for step in [*again.steps, *other.steps]] == ["live"] * 4
+    asked = world.lm.requests[before:]
+    assert [prompt.temperature for prompt in asked] == [0.8] * 4
+    assert len({prompt.seed for prompt in asked}) == 4
 
 
 # What is rephrased

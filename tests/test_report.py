@@ -5,13 +5,13 @@ import shutil
 
 import dspy
 import pytest
-import toy
 
 from sirius_dspy.errors import LibraryError, RunMismatchError
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.report import render_html, render_markdown, score_interval, write_report, write_run_report
 from sirius_dspy.testing.library import make_run
+from tests import toy
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from html.parser import HTMLParser
 
 import dspy
 import pytest
-import toy
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
@@ -15,6 +14,7 @@ from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.report import render_markdown, write_report, write_run_report
 from sirius_dspy.testing.library import make_run, make_step
 from sirius_dspy.trajectory import Attempt, Failure, Repair, example_key
+from tests import toy
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 HOSTILE = (

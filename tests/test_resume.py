@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from sirius_dspy import ExperienceLibrary
-
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
 
 
 def compile_in_child(run_dir: Path, kill_at: int = 0) -> subprocess.CompletedProcess:

@@ -14,30 +14,20 @@ import pytest
 from dspy.lm15 import AuthError, BillingError, ContextLengthError, InvalidRequestError, UnsupportedModelError
 
 from sirius_dspy.errors import MetricError, PromptTooLongError, RolloutError, SiriuSError, UnrecordableCallError
-from sirius_dspy.graph.agents import Agent, AgentGraph
+from sirius_dspy.graph.agents import AgentGraph
+from sirius_dspy.graph.wiring import Agent
 from sirius_dspy.program import program_fingerprint
-from sirius_dspy.running.parallel import parallel
+from sirius_dspy.running.parallel import parallel_map
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Step, Trajectory, example_key
+from tests.team import Team, exact_match, extend, questions
 
 PATIENCE = 10
 """Seconds after which a test gives up on another thread; none of them takes a second."""
 
 
-@pytest.fixture(autouse=True)
-def adapter():
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
-
-
-class Team(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.analyst = dspy.Predict("question -> facts")
-        self.solver = dspy.Predict("question, facts -> answer")
-
-    def forward(self, question):
-        return self.solver(question=question, facts=self.analyst(question=question).facts)
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 def play(prompt):
@@ -49,20 +39,6 @@ def team(play=play, **settings):
     program = Team()
     program.set_lm(ScriptedLM(play, num_retries=0, **settings))
     return program
-
-
-def questions(number):
-    return [dspy.Example(question=f"q{n}", answer=f"q{n}").with_inputs("question") for n in range(number)]
-
-
-def exact_match(example, prediction, trace=None):
-    return prediction.answer == example.answer
-
-
-def extend(found, results):
-    """Collect results one by one, so that those before an error are kept."""
-    for result in results:
-        found.append(result)
 
 
 def run_one(metric=exact_match, program=None, **settings):
@@ -334,7 +310,7 @@ def test_threads_inherit_the_callers_context():
     variable = contextvars.ContextVar("variable")
     variable.set("mine")
     with dspy.context(lm="an lm", temperature=0.3):
-        found = dict(parallel(lambda item: (variable.get(), dspy.settings.lm), range(4), 2))
+        found = dict(parallel_map(lambda item: (variable.get(), dspy.settings.lm), range(4), 2))
     assert set(found.values()) == {("mine", "an lm")}
 
 
@@ -346,7 +322,7 @@ def test_what_a_thread_sets_stays_in_its_item():
         variable.set(item)
         return before
 
-    assert set(dict(parallel(function, range(20), 2)).values()) == {None}
+    assert set(dict(parallel_map(function, range(20), 2)).values()) == {None}
 
 
 class Callback(dspy.utils.BaseCallback):
@@ -360,7 +336,7 @@ class Autolog(dspy.utils.BaseCallback):
 def test_rollouts_leave_mlflows_autolog_out_and_keep_other_callbacks():
     mine = Callback()
     with dspy.context(callbacks=[mine, Autolog()]):
-        found = dict(parallel(lambda item: list(dspy.settings.callbacks), [1], 1))
+        found = dict(parallel_map(lambda item: list(dspy.settings.callbacks), [1], 1))
         assert len(dspy.settings.callbacks) == 2
     assert found == {1: [mine]}
 
@@ -374,11 +350,11 @@ def test_results_come_with_their_items_as_they_finish():
         return item.upper()
 
     found = []
-    for pair in parallel(function, ["first", "second"], 2):
+    for pair in parallel_map(function, ["first", "second"], 2):
         found.append(pair)
         second_is_out.set()
     assert found == [("second", "SECOND"), ("first", "FIRST")]
-    assert list(parallel(function, [], 2)) == []
+    assert list(parallel_map(function, [], 2)) == []
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -390,7 +366,7 @@ def test_no_more_than_two_items_per_thread_are_taken_ahead(threads):
             taken.append(item)
             yield item
 
-    for number, _ in enumerate(parallel(lambda item: item, items(), threads)):
+    for number, _ in enumerate(parallel_map(lambda item: item, items(), threads)):
         ahead.append(len(taken) - number)  # with the one just yielded
         if number == 50:
             break
@@ -398,34 +374,35 @@ def test_no_more_than_two_items_per_thread_are_taken_ahead(threads):
 
 
 def test_the_number_of_threads_is_dspys_unless_it_is_given():
-    running, most, lock = 0, 0, threading.Lock()
+    threads, three_at_once = set(), threading.Barrier(3)
 
     def function(item):
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        time.sleep(0.01)
-        with lock:
-            running -= 1
+        threads.add(threading.current_thread())
+        three_at_once.wait(PATIENCE)  # breaks with fewer threads
 
     with dspy.context(num_threads=3):
-        list(parallel(function, range(12)))
-    assert most == 3
+        list(parallel_map(function, range(12)))
+    assert len(threads) == 3
 
 
 def test_a_caller_who_leaves_early_starts_nothing_more():
-    started = []
-    results = parallel(lambda item: started.append(item), itertools.count(), 2)
+    started, threads = [], set()
+
+    def function(item):
+        started.append(item)
+        threads.add(threading.current_thread())
+
+    results = parallel_map(function, itertools.count(), 2)
     next(results)
     results.close()
-    at_close = len(started)
-    time.sleep(0.05)
-    assert len(started) == at_close <= 5
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert len(started) <= 5
 
 
 def test_an_error_is_raised_after_what_is_in_flight():
-    both_started, started = threading.Barrier(2), []
+    both_started, stopped, started = threading.Barrier(2), threading.Event(), []
 
     def function(item):
         started.append(item)
@@ -433,12 +410,12 @@ def test_an_error_is_raised_after_what_is_in_flight():
             both_started.wait(PATIENCE)
         if item == 0:
             raise ValueError("item 0")
-        time.sleep(0.1)
+        assert stopped.wait(PATIENCE)
         return "paid for"
 
     found = []
     with pytest.raises(ValueError, match="item 0"):
-        extend(found, parallel(function, range(100), 2))
+        extend(found, parallel_map(function, range(100), 2, on_stop=stopped.set))
     assert dict(found) == dict.fromkeys(set(started) - {0}, "paid for")
     assert 1 in started
     assert len(started) <= 4  # a free thread may have been faster than the caller, with what was taken already
@@ -449,21 +426,19 @@ def interrupt_main():
 
 
 def test_an_interrupt_waits_for_what_is_in_flight_and_yields_it():
-    started = []
+    started, stopped = [], threading.Event()
 
     def function(item):
         started.append(item)
         if item == 1:
-            time.sleep(0.05)  # until the caller waits
+            time.sleep(0.05)  # until the caller waits, which nothing tells
             interrupt_main()
-            time.sleep(0.05)
-        else:
-            time.sleep(0.2)
+        assert stopped.wait(PATIENCE)
         return "paid for"
 
     found = []
     with pytest.raises(KeyboardInterrupt):
-        extend(found, parallel(function, range(100), 2))
+        extend(found, parallel_map(function, range(100), 2, on_stop=stopped.set))
     assert sorted(found) == [(0, "paid for"), (1, "paid for")]
     assert sorted(started) == [0, 1]
 
@@ -479,7 +454,7 @@ def test_a_second_interrupt_does_not_wait():
         return release.wait(PATIENCE)
 
     with pytest.raises(KeyboardInterrupt):
-        list(parallel(function, range(100), 2))
+        list(parallel_map(function, range(100), 2))
     assert not release.is_set()
     release.set()
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
+import sqlite3
 import unicodedata
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import dspy
@@ -26,17 +27,9 @@ from sirius_dspy.report import write_run_report
 from sirius_dspy.report.run import read_results
 from sirius_dspy.testing import ScriptedTrainer, ToyLM
 from sirius_dspy.tracking.events import Tracker
-from tests.toy import ADAPTER, examples, optimizer, student
+from tests.toy import ADAPTER, compiled_by, student
 
-
-@pytest.fixture(autouse=True)
-def chat() -> None:
-    logging.getLogger("dspy").setLevel(logging.CRITICAL)
-    dspy.configure(adapter=ADAPTER)
-
-
-def compiled_by(run_dir: Path, program: dspy.Module | None = None, **settings) -> dspy.Module:
-    return optimizer(run_dir, **settings).compile(program or student(), trainset=examples(), valset=examples())
+pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +53,7 @@ STAGES = (
     "library.json",
     "stages/iteration-1.json",
     "stages/train-1-writer.predict.json",
+    "stages/spending.json",
 )
 
 
@@ -119,7 +113,7 @@ def test_a_damaged_file_is_a_typed_error_and_nothing_is_paid_twice(run_dir, name
     assert program.doubler.lm.calls == 0
 
 
-@pytest.mark.parametrize("name", ["iteration-1", "iteration-2", "results", "train-1-doubler"])
+@pytest.mark.parametrize("name", ["iteration-1", "iteration-2", "results", "train-1-doubler", "spending"])
 def test_a_stage_file_that_is_deleted_is_made_again(run_dir, name):
     (run_dir / "stages" / f"{name}.json").unlink()
     program = student()
@@ -382,8 +376,9 @@ def test_rows_of_other_compiles_are_not_this_one_s_business(tmp_path):
         assert len(runs) == 2
         assert [shared.verify(run=run) for run in runs] == [[], []]
         mine = RunDir(tmp_path / "run").results()["run"]
-        with shared._open().execution_options(writes=True).begin() as connection:
-            connection.exec_driver_sql(f"UPDATE trajectories SET prediction = '7' WHERE run != '{mine}'")
+        with closing(sqlite3.connect(tmp_path / "shared.db")) as database:
+            database.execute("UPDATE trajectories SET prediction = '7' WHERE run != ?", [mine])
+            database.commit()
         compiled_by(tmp_path / "run", library=shared, iterations=1)
         with pytest.raises(LibraryDamagedError, match="more problems"):
             compiled_by(tmp_path / "other", library=shared, iterations=1, seed=1)

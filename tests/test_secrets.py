@@ -3,26 +3,25 @@
 import base64
 import json
 import logging
-import threading
 import traceback
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote
 
 import dspy
 import pytest
 from mlflow import MlflowClient
-from mlflow_help import WARNINGS
 from typer.testing import CliRunner
 
-from sirius_dspy import Collect, ExperienceLibrary, SiriuS, save
+from sirius_dspy import Collect, ExperienceLibrary, Patience, SiriuS, save
 from sirius_dspy.cli import app
 from sirius_dspy.errors import LibraryError, RolloutError, SiriuSError
 from sirius_dspy.mlflow import MLflowTracker, register
 from sirius_dspy.optimizer.run_dir import open_library
 from sirius_dspy.report import write_run_report
 from sirius_dspy.testing import ScriptedTrainer, ToyLM, chat_reply
+from tests.http_server import Handler, serving
+from tests.mlflow_help import WARNINGS
 
-pytest_plugins = ("mlflow_help",)
+pytest_plugins = ("tests.mlflow_help",)
 pytestmark = WARNINGS
 
 PEM = "MIIEvQplantedPrivateKeyLine01AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIII"
@@ -51,44 +50,28 @@ QUOTED = "\n".join(
 )
 
 
-class Leaky(BaseHTTPRequestHandler):
+class Leaky(Handler):
     """Chat completions of a server that quotes every credential in its errors, and in some of its answers."""
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.loads(self.read())
         prompt = body["messages"][-1]["content"]
         status = self.server.all_fail or next((int(word) for word in ("400", "500") if f"fail {word}" in prompt), 200)
         if status != 200:
             quoted = f"Refused: {QUOTED} {self.headers['Authorization']}"
-            return self.answer(status, {"error": {"message": quoted, "type": "x", "code": QUOTED}})
+            return self.answer({"error": {"message": quoted, "type": "x", "code": QUOTED}}, status)
         text = chat_reply(answer=f"right, says {QUOTED}" if "echo" in prompt else "right")
         text = f"No fields, but {QUOTED}" if "garbled" in prompt else text
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        return self.answer(200, {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-                                 "choices": [choice], "usage": usage})  # fmt: skip
-
-    def answer(self, status, payload):
-        text = json.dumps(payload).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *arguments):
-        """Silence."""
+        return self.answer({"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+                            "choices": [choice], "usage": usage})  # fmt: skip
 
 
 @pytest.fixture
 def leaky():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Leaky) as server:
-        server.all_fail = 0
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with serving(Leaky, all_fail=0) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 class Ask(dspy.Module):
@@ -134,12 +117,7 @@ QUESTIONS = ("plain 1", "plain 2", "echo 1", "echo 2", "garbled", "fail 400", "f
 
 
 @pytest.fixture
-def toy_adapter():
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
-
-
-@pytest.fixture
-def planted(leaky, monkeypatch, toy_adapter):
+def planted(leaky, monkeypatch, chat_adapter):
     """An LM, a library and an environment with all of them."""
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # LiteLLM looks for prices in the network else
     monkeypatch.setenv("EXAMPLE_API_KEY", PLANTED["variable"])
@@ -154,14 +132,14 @@ def compiled_by(lm, tmp_path, **settings):
     program.set_lm(lm)
     questions = [dspy.Example(question=text, answer="right").with_inputs("question") for text in QUESTIONS]
     trainer = ScriptedTrainer(lambda request: request.lm.copy(model="openai/trained"))
-    allowed = {"retries": 0, "max_unfinished": 1}  # of the question that the server always fails on
+    patience = Patience(retries=0, max_unfinished=1)  # of the question that the server always fails on
     optimizer = SiriuS(
         right,
         trainer=trainer,
         iterations=1,
         collect=Collect(samples=1),
         run_dir=tmp_path / "run",
-        **allowed,
+        patience=patience,
         **settings,
     )
     return optimizer.compile(program, trainset=questions, valset=questions[:2])
@@ -175,7 +153,7 @@ def files_of(folder):
     return {str(path): path.read_bytes().decode("latin-1") for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")
+@pytest.mark.filterwarnings("ignore:The runs of 1 examples did not end")  # our own: "fail 500" always fails
 def test_no_credential_is_in_what_a_compile_leaves_behind(planted, store, tmp_path, monkeypatch, caplog, capfd):
     monkeypatch.chdir(tmp_path)
     caplog.set_level(logging.DEBUG, logger="sirius_dspy")
@@ -214,7 +192,7 @@ def test_no_credential_is_in_an_error_that_stops_a_compile(planted, leaky, tmp_p
     assert found_in({**files_of(tmp_path), "error": shown}) == []
 
 
-def test_the_key_of_a_judge_that_only_the_metric_knows(leaky, tmp_path, toy_adapter):
+def test_the_key_of_a_judge_that_only_the_metric_knows(leaky, tmp_path, chat_adapter):
     key, url = "plantedJudge-44", f"http://127.0.0.1:{leaky.server_port}/v1"
     leaky.all_fail = 400
 
@@ -242,7 +220,7 @@ def test_a_library_that_cannot_be_reached_does_not_show_its_password():
     assert password not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_trace_keeps_fields_that_are_named_like_credentials(store, tmp_path, toy_adapter):
+def test_a_trace_keeps_fields_that_are_named_like_credentials(store, tmp_path, chat_adapter):
     tracker = MLflowTracker(experiment="tests", tracking_uri=store.tracking_uri)
     program = dspy.Predict("sentence, token, password -> tag")
     program.lm = ToyLM(skill=lambda prompt: chat_reply(tag="NOUN"))

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from sirius_dspy import Collect, Curator, ExperienceLibrary, PlainAdapter, SiriuS
 from sirius_dspy.errors import NoSuccessError
-from sirius_dspy.running.asked import prompt_text
+from sirius_dspy.running.requests import prompt_text
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ToyLM, chat_reply
 from sirius_dspy.training.curate import TrainingSet

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from sirius_dspy.stats import (
     bootstrap,
-    class_recalls,
     holm,
     mcnemar,
     paired_bootstrap,
@@ -174,18 +173,6 @@ def test_paired_bootstrap_pairs_seeds_and_groups():
     assert paired_bootstrap([[0, 0, 1, 1]], [[1, 1, 1, 1]], groups=[1, 1, 2, 2]) == (0.5, 0.0, 1.0)
 
 
-def test_class_recalls_show_a_constant_answer():
-    golds = ["yes"] * 6 + ["no"] * 3 + ["maybe"]
-    found = class_recalls(golds, [gold == "yes" for gold in golds])
-    assert list(found) == ["yes", "no", "maybe"]
-    assert [(recall.right, recall.total, recall.value) for recall in found.values()] == [
-        (6, 6, 1),
-        (0, 3, 0),
-        (0, 1, 0),
-    ]
-    assert found["no"].interval == wilson_interval(0, 3)
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -199,7 +186,6 @@ def test_class_recalls_show_a_constant_answer():
         (lambda: bootstrap([[1, 0]], confidence=95), "confidence"),
         (lambda: paired_bootstrap([[1]], [[1], [0]]), "1 against 2"),
         (lambda: paired_bootstrap([[1]], [[1, 0]]), "1 against 2"),
-        (lambda: class_recalls(["yes"], []), "1 against 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message):

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import dspy
 import pytest
@@ -15,7 +14,6 @@ from dspy.clients.utils_finetune import TrainingStatus
 from dspy.lm15 import Message, RateLimitError, Request
 from dspy.utils.exceptions import LMUnexpectedError, LMUnsupportedFeatureError
 
-import sirius_dspy
 from sirius_dspy.errors import ModelNotFoundError, TrainingError, UnpreparedProgramError
 from sirius_dspy.testing import (
     Prompt,
@@ -30,6 +28,7 @@ from sirius_dspy.testing import (
 )
 from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.training.trainers import ProviderTrainer, TrainingRequest
+from tests import ROOT
 
 CHAT = dspy.ChatAdapter(use_json_adapter_fallback=False)
 
@@ -308,10 +307,9 @@ class TestToyLM:
 
 
 def in_another_process(script, **env):
-    root = Path(sirius_dspy.__file__).parents[1]
     script = "from sirius_dspy.testing import ToyLM\n" + script
     env = {**os.environ, **env}
-    return subprocess.run([sys.executable, "-c", script], cwd=root, env=env, capture_output=True, text=True, check=True)
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
 
 
 def test_fakes_need_no_pytest():

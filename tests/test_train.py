@@ -10,7 +10,6 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import dspy
@@ -24,6 +23,7 @@ from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ToyLM, TrainerContract, chat_reply
 from sirius_dspy.training.trainers import ProviderTrainer, TrainingRequest
+from tests.http_server import Handler, serving
 
 # dspy/clients/openai.py uploads `open(data_path, "rb")` and never closes it.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed file .*finetune:ResourceWarning")
@@ -125,7 +125,7 @@ def test_a_hosted_provider_gets_its_options_and_no_others(tmp_path):
         ("made/base", "gave 'made/base', expected an LM with a new model id"),
         (lambda: None, "gave None"),
     ],
-    ids=repr,
+    ids=["error", "exit", "the base", "nothing"],
 )
 def test_a_job_that_gives_no_new_weights_is_an_error_that_names_the_agent(tmp_path, outcome, reason):
     with pytest.raises(TrainingError, match=reason) as caught:
@@ -323,32 +323,17 @@ class FakeOpenAI:
     def serving(self):
         fake = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class OpenAIHandler(Handler):
             def reply(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 fake.keys.add(self.headers.get("Authorization"))
-                status, found = fake.answer(self.command, self.path, body, self.headers.get("Content-Type") or "")
-                text = json.dumps(found).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
+                content_type = self.headers.get("Content-Type") or ""
+                status, payload = fake.answer(self.command, self.path, self.read(), content_type)
+                self.answer(payload, status)
 
-            do_GET = do_POST = do_DELETE = reply  # noqa: N815
+            do_GET = do_POST = do_DELETE = reply
 
-            def log_message(self, *arguments):
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/v1"
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
+        with serving(OpenAIHandler) as server:
+            yield f"{server.uri}/v1"
 
 
 @pytest.fixture

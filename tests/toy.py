@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dspy
 
-from sirius_dspy import Collect, SiriuS
+from sirius_dspy import Collect, CompileResult, SiriuS
 from sirius_dspy.testing import Prompt, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
 
@@ -61,6 +62,11 @@ def student(**kwargs: Any) -> dspy.Module:
     return program
 
 
+def without_time(result: CompileResult) -> CompileResult:
+    """What must be the same when a finished compile is called again, which takes a moment more."""
+    return replace(result, seconds=0.0)
+
+
 class KilledAt(Tracker):
     """Kills its process without any warning at the n-th event."""
 
@@ -86,8 +92,12 @@ def optimizer(run_dir: Path, **settings: Any) -> SiriuS:
     )
 
 
+def compiled_by(run_dir: Path, program: dspy.Module | None = None, **settings: Any) -> dspy.Module:
+    return optimizer(run_dir, **settings).compile(program or student(), trainset=examples(), valset=examples())
+
+
 def main(run_dir: str, kill_at: str) -> None:
-    """Compile in a process of its own: `python toy.py RUN_DIR NUMBER`."""
+    """Compile in a process of its own: `python -m tests.toy RUN_DIR NUMBER`."""
     dspy.configure(adapter=ADAPTER)
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     lm_calls = student()

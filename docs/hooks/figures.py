@@ -1,7 +1,7 @@
-"""MkDocs hook: the pictures of the pages, drawn by `sirius_dspy` from a graph, a run and a repair that really happen.
+"""MkDocs hook: `sirius_dspy` draws the pictures of the pages from a graph, a run and a repair that really happen.
 
-The team is the one of the paper's figure 1: a physicist, a mathematician, a summarizer. Its LM is scripted: it gets the
-formula for the time wrong, and right when a critic says what is wrong with it.
+The team is that of the paper's figure 1: a physicist, a mathematician, a summarizer. Its LM is scripted: it gets the
+formula for the time wrong, and corrects it when a critic says what is wrong.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from mkdocs.structure.files import File, Files
 
 from sirius_dspy import Agent, AgentGraph, CriticAugmenter, data_flow, to_svg
 from sirius_dspy.graph.chart import Flow, FlowChart, Node
-from sirius_dspy.library.migrations import METADATA
-from sirius_dspy.repair.augmenters import RepairContext
+from sirius_dspy.library.schema import METADATA
+from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import Prompt, ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Trajectory
@@ -27,7 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pictures to the site."""
     failed, repaired = _runs()
     charts = {
-        "agent": (_team().chart, "Three agents, and what they read of each other"),
+        "agent": (_team().chart, "Three agents, and what they read from each other"),
         "step": (_step(failed), "One call of one predictor"),
         "trajectory": (data_flow(failed), "A run that failed"),
         "library": (_library(), "Runs of one example in the experience library"),
@@ -54,7 +54,7 @@ def _metric(example: dspy.Example, prediction: dspy.Prediction, trace: Any = Non
 
 
 def _reply(prompt: Prompt) -> str:
-    """What the scripted LM writes: a wrong formula, and after feedback the right one."""
+    """Answer as the scripted LM: with a wrong formula, and after feedback with the right one."""
     if prompt.asks_for("feedback"):
         return chat_reply(feedback="The time enters the law squared.")
     if prompt.asks_for("rewritten"):
@@ -67,7 +67,7 @@ def _reply(prompt: Prompt) -> str:
 
 
 def _runs() -> tuple[Trajectory, Trajectory]:
-    """A failed run, and the repaired one that comes from it."""
+    """Make a failed run and its repair."""
     program = _team()
     program.set_lm(ScriptedLM(_reply))
     rollouts = Rollouts(_metric)
@@ -80,7 +80,7 @@ def _runs() -> tuple[Trajectory, Trajectory]:
 
 
 def _step(trajectory: Trajectory) -> FlowChart:
-    """The mathematician's step, with its values."""
+    """Draw the mathematician's step with its values."""
     step = trajectory.steps[1]
     inputs = [Node(f"{name}: {value}", "input") for name, value in step.inputs.items()]
     outputs = [Node(f"{name}: {value}", "output") for name, value in (step.outputs or {}).items()]
@@ -109,8 +109,8 @@ def _library() -> FlowChart:
 
 
 def _iteration() -> FlowChart:
-    stages = ("collect", "repair", "curate", "fine-tune", "promote")
-    carried = ("runs", "good runs", "rows per agent", "new weights")
+    stages = ("collect", "repair", "curate", "fine-tune", "gate")
+    carried = ("runs", "successful runs", "rows per agent", "new weights")
     return _chain([Node(stage, "agent") for stage in stages], carried)
 
 
@@ -119,10 +119,10 @@ def _chain(nodes: list[Node], labels: tuple[str, ...]) -> FlowChart:
 
 
 def _tables() -> FlowChart:
-    """Foreign keys; those of a table to itself are left out, since a chart has no cycles."""
+    """Draw the foreign keys, except those of a table to itself, because a chart has no cycles."""
     names = list(METADATA.tables)
     linked = {(key.column.table.name, table.name, key.parent.name) for table in METADATA.tables.values()
               for key in table.foreign_keys if key.column.table is not table}  # fmt: skip
-    shown = [name for name in names if any(name in pair[:2] for pair in linked)]
-    flows = [Flow(shown.index(target), shown.index(source), column) for target, source, column in sorted(linked)]
-    return FlowChart(tuple(Node(name, "agent") for name in shown), tuple(flows))
+    tables = [name for name in names if any(name in pair[:2] for pair in linked)]
+    flows = [Flow(tables.index(target), tables.index(source), column) for target, source, column in sorted(linked)]
+    return FlowChart(tuple(Node(name, "agent") for name in tables), tuple(flows))

@@ -1,4 +1,4 @@
-"""MkDocs hook: `<!-- readme: Title -->` becomes that section of README.md, so that nothing is written twice."""
+"""MkDocs hook: `<!-- readme: Title -->` becomes the section of README.md with that title."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _section(title: str) -> str:
-    """What stands below a second-level heading.
+    """Return the text below a second-level heading.
 
     Raises:
         ValueError: README.md has no such heading.
     """
     text = README.read_text(encoding="utf-8")
-    found = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    if found is None:
+    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if match is None:
         raise ValueError(f"README.md has no section {title!r}. Correct the marker.")
-    return found[1].strip()
+    return match[1].strip()

@@ -72,7 +72,7 @@ _WORDS = {
 
 
 def demonstrations(game: Name) -> dict[str, list[dspy.Example]]:
-    """Demonstrations of each role, trained and frozen, for `SiriuS(cold_start=...)` and few-shot baselines.
+    """Demonstrations of each role, trained and frozen, for `Collect(demos=...)` and few-shot baselines.
 
     Args:
         game: `exchange`, `ultimatum` or `sell`.

@@ -21,7 +21,7 @@ import dspy
 from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.settings import SharedWeights
 from sirius_dspy.optimizer.sirius import AUGMENTER, SiriuS
-from sirius_dspy.repair.augmenters import CriticAugmenter
+from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.training.trainers import Trainer, TrainFrom
 
 FEEDBACKS: Sequence[int] = (0, 1, 2, 3)

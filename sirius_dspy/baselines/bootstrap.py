@@ -16,14 +16,13 @@ from typing import Any, cast
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
-from sirius_dspy import checks
+from sirius_dspy import checks, dspy_internals
 from sirius_dspy.baselines.method import Demos, prepared, quiet
 from sirius_dspy.errors import NoSuccessError, SiriuSError, UnfinishedError, UnpreparedProgramError
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.running.attempts import raise_if_systemic
-from sirius_dspy.running.failures import fault_of
-from sirius_dspy.running.rollout import Metric, call_metric, to_score
+from sirius_dspy.running.faults import fault_of, raise_if_systemic
+from sirius_dspy.running.metric import Metric, call_metric, to_score
 from sirius_dspy.training.curate import check_adapter
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
 
@@ -45,7 +44,7 @@ class BootstrapFinetune:
     """`dspy.BootstrapFinetune`, trained through a `Trainer`.
 
     Attributes:
-        metric: See `sirius_dspy.running.rollout.Metric`.
+        metric: See `sirius_dspy.running.metric.Metric`.
         run_dir: The weights go here; a finished job is not done again.
         threshold: A run is good if its reward is at least this.
         shared: One set of weights for all predictors (DSPy's `multitask`); by default one for each.
@@ -119,14 +118,14 @@ class _FailsAsOne(dspy.Module):
         except SiriuSError as fatal:
             self.fatal = fatal
         else:
-            if fault_of(error) == "passing":
+            if fault_of(error) == "transient":
                 self.fatal = self.fatal or UnfinishedError(
                     f"An LM failed while BootstrapFinetune collected runs: {type(error).__name__}: {error} DSPy would "
                     "count that as a wrong answer. Run the same `compile` again."
                 )
 
 
-class _Optimizer(dspy.BootstrapFinetune):
+class _Optimizer(dspy_internals.BootstrapFinetune):
     """DSPy's optimizer with our rule for success and our trainer."""
 
     def __init__(self, settings: BootstrapFinetune, whole: _FailsAsOne) -> None:
@@ -140,19 +139,19 @@ class _Optimizer(dspy.BootstrapFinetune):
         self.settings = settings
         self.whole = whole
 
-    def _prepare_finetune_data(self, trace_data: list[Any], lm: Any, pred_ind: int | None = None) -> Any:
+    def choose_runs(self, runs: list[Any], place: int | None) -> list[Any]:
         """Leave out runs that failed, whose score DSPy takes for true."""
         if self.whole.fatal is not None:
             raise self.whole.fatal
-        good = [item for item in trace_data if item["score"] is True]
+        good = [item for item in runs if item["score"] is True]
         if not good:
             raise NoSuccessError(
-                f"None of {len(trace_data)} runs reached the threshold {self.settings.threshold}, so BootstrapFinetune "
+                f"None of {len(runs)} runs reached the threshold {self.settings.threshold}, so BootstrapFinetune "
                 "has nothing to train on. Give it demonstrations (`demos=`), a better LM, or easier examples."
             )
-        if pred_ind is not None:
-            _check_places(good, pred_ind, self.whole.program)
-        return super()._prepare_finetune_data(trace_data=good, lm=lm, pred_ind=pred_ind)
+        if place is not None:
+            _check_places(good, place, self.whole.program)
+        return good
 
     def finetune_lms(self, finetune_dict: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dspy.LM]:  # type: ignore[override]  # static there, called on the instance
         """Train one after the other through our trainer."""

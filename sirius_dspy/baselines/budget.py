@@ -17,6 +17,7 @@ from typing import Any, Self
 import dspy
 from dspy.utils.callback import BaseCallback
 
+from sirius_dspy.dspy_internals import usage_tracker
 from sirius_dspy.errors import SiriuSError
 
 
@@ -123,7 +124,7 @@ class Meter(BaseCallback):
 
     def __enter__(self) -> Self:
         self._began = time.perf_counter()
-        self._answers.parent = dspy.settings.usage_tracker
+        self._answers.parent = usage_tracker()
         callbacks = [self, *dspy.settings.callbacks]  # first, so that an outer meter hears of no refused call
         self._context = dspy.context(callbacks=callbacks, usage_tracker=self._answers)
         self._context.__enter__()

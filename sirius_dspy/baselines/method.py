@@ -12,7 +12,7 @@ import dspy
 
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.optimizer import prepare
-from sirius_dspy.program import copy_program, predictor_names
+from sirius_dspy.program import copy_program, lms_of, predictor_names, set_lms
 
 Demos = Mapping[str, Sequence[dspy.Example]]
 """Predictor name to demonstrations."""
@@ -85,9 +85,8 @@ def prepared(student: dspy.Module, demos: Demos | None = None) -> dspy.Module:
     prepare.check_student(student)
     prepare.check_demos(demos or {}, student)
     lms = prepare.starting_lms(student, {name: (name,) for name in predictor_names(student)})
-    program = copy_program(student)
+    program = copy_program(student, lms)
     for name, predictor in predictor_names(program).items():
-        predictor.lm = lms[name]
         predictor.demos = list((demos or {}).get(name, predictor.demos))
     return program
 
@@ -108,9 +107,7 @@ def the_lm(program: dspy.Module) -> dspy.LM:
 
 def put_lms_back(program: dspy.Module, source: dspy.Module) -> dspy.Module:
     """Give a program the LM objects of another one, by predictor name: DSPy's optimizers return copies of LMs."""
-    lms = {name: predictor.lm for name, predictor in predictor_names(source).items()}
-    for name, predictor in predictor_names(program).items():
-        predictor.lm = lms[name]
+    set_lms(program, lms_of(source))
     return program
 
 

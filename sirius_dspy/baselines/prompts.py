@@ -17,7 +17,7 @@ from sirius_dspy import checks
 from sirius_dspy.baselines.method import prepared, put_lms_back, quiet, the_lm
 from sirius_dspy.errors import DatasetError, MissingDependencyError, TrainingError
 from sirius_dspy.plain import readable
-from sirius_dspy.running.rollout import Metric, call_metric, to_score
+from sirius_dspy.running.metric import Metric, call_metric, to_score
 from sirius_dspy.trajectory import to_plain
 
 _INSTRUCTION_TOKENS = 512
@@ -38,7 +38,7 @@ class GEPA:
     """`dspy.GEPA`: reflects on failed runs and rewrites one predictor's instructions at a time.
 
     Attributes:
-        metric: See `sirius_dspy.running.rollout.Metric`.
+        metric: See `sirius_dspy.running.metric.Metric`.
         max_metric_calls: Runs of the program, about: GEPA finishes the round it is in.
         reflection_lm: Writes the instructions; by default the program's own LM, as for the other methods.
         num_threads: Runs at a time; DSPy's setting by default.
@@ -92,7 +92,7 @@ class MIPROv2:
     """`dspy.MIPROv2`: proposes instructions and demonstrations for all predictors, and searches for the best mix.
 
     Attributes:
-        metric: See `sirius_dspy.running.rollout.Metric`.
+        metric: See `sirius_dspy.running.metric.Metric`.
         max_metric_calls: Runs of the program at most. A half goes into demonstrations, from as many training examples
             as it pays for (each candidate set may run them all); the other into trials, each on the whole valset.
         num_candidates: Instructions and sets of demonstrations to choose from.

@@ -20,12 +20,13 @@ from sirius_dspy.optimizer.settings import Collect
 from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.repair.augmenters import Augmenter, RepairContext, Repaired
-from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.augmenters import Augmenter, Repaired
+from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import free_name
-from sirius_dspy.running.attempts import check_ended
-from sirius_dspy.running.record import Recording, Sampling, record
-from sirius_dspy.running.rollout import Metric, Task
+from sirius_dspy.running.metric import Metric
+from sirius_dspy.running.record import record
+from sirius_dspy.running.recording import Recording, Sampling
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory, Usage, Values, Verdict, from_plain, to_plain
 
 HINT = "hint"
@@ -60,7 +61,7 @@ class Rationalizer(Augmenter):
 
     GUARD = LeakGuard(TRACES)
 
-    def __init__(self, guard: LeakGuard | None = GUARD) -> None:
+    def __init__(self, guard: Guard | None = GUARD) -> None:
         self.guard = guard
 
     def check(self, program: dspy.Module) -> None:
@@ -69,9 +70,13 @@ class Rationalizer(Augmenter):
         Raises:
             SettingsError: The message names the setting.
         """
-        checks.check("Rationalizer", vars(self), {"guard": checks.optional(checks.GUARD)})
-        if callable(check := getattr(self.guard, "check", None)):  # one of the user's own may have none
-            check(list(predictor_names(program)))
+        checks.check(
+            "Rationalizer",
+            vars(self),
+            {"guard": GUARD_KIND},
+        )
+        if self.guard is not None:
+            self.guard.check(list(predictor_names(program)))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
         """See `sirius_dspy.repair.augmenters.Augmenter.repair`; the first step of a trained agent is asked again."""
@@ -88,7 +93,7 @@ class Rationalizer(Augmenter):
     ) -> tuple[Attempt, Trajectory | None]:
         step = failed.steps[position]
         try:
-            asked = _rationalize(step, example, context, failed.sample)
+            asked = _rationalize(failed, step, example, context)
         except UnreadableValueError as error:
             return Attempt(position, step.predictor, "unparsed", detail=str(error)), None
         outputs = _fields(asked, signature_of(predictor_names(context.program)[step.predictor]))
@@ -100,16 +105,15 @@ class Rationalizer(Augmenter):
             return replace(attempt, detail="the rationale was cut off"), None
         if leak := self.guard and self.guard.leak(outputs, step, to_plain(example.labels()), answers=True):
             return replace(attempt, verdict="leaked", detail=leak), None
-        key = f"{context.rollouts.sampling(Task(example, failed.sample)).key}/rationalized"
         try:
-            trajectory = context.replayed(failed, example, Edit(position, outputs), key)
+            trajectory = context.replay(failed, example, Edit(position, outputs), "rationalized")
         except ReplayDivergedError as error:
             return replace(attempt, verdict="diverged", detail=str(error)), None
         verdict: Verdict = "repaired" if trajectory.succeeded(context.threshold) else "failed"
         return replace(attempt, verdict=verdict, reward=trajectory.reward, trajectory=trajectory.id), trajectory
 
 
-def _rationalize(step: Step, example: dspy.Example, context: RepairContext, sample: int) -> Recording:
+def _rationalize(failed: Trajectory, step: Step, example: dspy.Example, context: RepairContext) -> Recording:
     """One LM call: the agent's own question with the gold answer beside it, in demonstrations as well."""
     own = predictor_names(context.program)[step.predictor]
     signature = signature_of(own)
@@ -121,9 +125,9 @@ def _rationalize(step: Step, example: dspy.Example, context: RepairContext, samp
     shown = context.rollouts.demos.get(step.predictor, own.demos)
     predictor.demos = [_hinted(demo, name, list(labels)) for demo in shown]
     inputs = {key: from_plain(value, signature.input_fields[key].annotation) for key, value in _known(step, signature)}
-    key = f"{context.rollouts.sampling(Task(example, sample)).key}/rationalize"
-    recording = record(predictor, {**inputs, name: _hint(labels)}, Sampling(key))
-    check_ended(recording)
+    sampling = Sampling(context.key(failed, example, "rationalize"))
+    recording = record(predictor, {**inputs, name: _hint(labels)}, sampling)
+    recording.check_ended()
     return recording
 
 

@@ -14,9 +14,9 @@ import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.baselines.method import Method, PromptedTeam, prepared
-from sirius_dspy.program import copy_program, predictor_names
-from sirius_dspy.running.attempts import raise_if_systemic
-from sirius_dspy.running.failures import fault_of
+from sirius_dspy.dspy_internals import mark_compiled
+from sirius_dspy.program import copy_program, lms_of, set_lms
+from sirius_dspy.running.faults import fault_of, raise_if_systemic
 
 _SETTINGS = {
     "votes": checks.whole(1),
@@ -52,14 +52,14 @@ class MajorityVote:
         checks.check("MajorityVote", vars(self), _SETTINGS)
         program = self.method.compile(student, trainset=trainset, valset=valset)
         program = copy_program(program)
-        program._compiled = False  # DSPy hides the predictors of a compiled program inside another one
+        mark_compiled(program, False)  # DSPy hides the predictors of a compiled program inside another one
         return _Voting([self._voter(program, number) for number in range(self.votes)], self.answer)
 
     def _voter(self, program: dspy.Module, number: int) -> dspy.Module:
         """A copy whose LMs draw for themselves: DSPy's cache tells them apart by the rollout id."""
         voter = prepared(program)
-        for predictor in predictor_names(voter).values():
-            predictor.lm = predictor.lm and predictor.lm.copy(temperature=self.temperature, rollout_id=number)
+        lms = {name: lm.copy(temperature=self.temperature, rollout_id=number) for name, lm in lms_of(voter).items()}
+        set_lms(voter, lms)
         return voter
 
 
@@ -81,7 +81,7 @@ class _Voting(dspy.Module):
                 predictions.append(voter(**inputs))
             except Exception as raised:
                 raise_if_systemic(raised)
-                if fault_of(raised) == "passing":  # a vote that was not cast is no vote against anything
+                if fault_of(raised) == "transient":  # a vote that was not cast is no vote against anything
                     raise
                 error = raised
         if error is not None and not predictions:

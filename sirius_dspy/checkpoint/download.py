@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sirius_dspy.errors import CheckpointError, MissingDependencyError
+from sirius_dspy.errors import CheckpointError
 from sirius_dspy.local.home import home, new_folder
 from sirius_dspy.redact import redact
 
@@ -30,13 +30,10 @@ def fetch_checkpoint(uri: str) -> Path:
 
     Raises:
         CheckpointError: There is no such model, it was not registered by sirius_dspy, or it cannot be downloaded.
-        MissingDependencyError: mlflow is not installed.
     """
-    try:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-    except ImportError as error:
-        raise MissingDependencyError("The model registry needs mlflow. Run `pip install mlflow`.") from error
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
     client = mlflow.MlflowClient()
     try:
         source, model_id = _found(client, uri)

@@ -12,8 +12,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER
-
+from sirius_dspy.dspy_internals import CUSTOM_TYPE_START_IDENTIFIER
 from sirius_dspy.errors import CheckpointError
 
 MAX_DEPTH = 64

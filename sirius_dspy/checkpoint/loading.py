@@ -15,9 +15,10 @@ from sirius_dspy.checkpoint.manifest import MANIFEST, AdapterState, AgentEntry, 
 from sirius_dspy.checkpoint.naming import Build
 from sirius_dspy.checkpoint.parts import built_adapter, built_lm, check_lm, described, is_known, stored_adapter
 from sirius_dspy.checkpoint.program import ProgramState, put_back, read_program, restore_program
+from sirius_dspy.dspy_internals import mark_compiled
 from sirius_dspy.errors import CheckpointError, ResultError
 from sirius_dspy.optimizer.results import CompileResult
-from sirius_dspy.program import predictor_names, program_fingerprint
+from sirius_dspy.program import program_fingerprint, set_lms
 
 _ATTEMPTS = 3
 """A checkpoint that is replaced while it is read is read again."""
@@ -66,11 +67,10 @@ def load(
                 f"The signatures of {type(loaded).__name__} are not those of the program in {str(path)!r}, which the "
                 "agents were trained for. Pass the program that was saved."
             )
-        for name, lm in _built_lms(path, manifest, lms or {}).items():
-            predictor_names(loaded)[name].lm = lm
+        set_lms(loaded, _built_lms(path, manifest, lms or {}))
     if adapter is not None:
         dspy.configure(adapter=adapter)
-    loaded._compiled = True
+    mark_compiled(loaded)
     vars(loaded)["detailed_results"] = _results(manifest.results, path)
     return loaded
 

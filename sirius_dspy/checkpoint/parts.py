@@ -16,12 +16,12 @@ from typing import Any
 import dspy
 from dspy.adapters.baml_adapter import BAMLAdapter
 from dspy.adapters.base import Adapter
-from dspy.clients.base_lm import LM_CLASS_STATE_KEY
 from pydantic import ValidationError
 
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.checkpoint.manifest import AdapterState, LMState
 from sirius_dspy.checkpoint.naming import path_of
+from sirius_dspy.dspy_internals import LM_CLASS_STATE_KEY
 from sirius_dspy.errors import CheckpointError
 
 _FLAGS = ("use_native_function_calling", "parallel_tool_calls")

@@ -15,7 +15,8 @@ from sirius_dspy.checkpoint.naming import build_at
 from sirius_dspy.cli.console import JsonFlag, complain, ending_cleanly, stdout_kept_clean
 from sirius_dspy.cli.inputs import check_inputs, declared_inputs, read_inputs
 from sirius_dspy.plain import readable
-from sirius_dspy.running.record import Recording, record
+from sirius_dspy.running.record import record
+from sirius_dspy.running.recording import Recording
 from sirius_dspy.trajectory import Step, to_plain
 
 

@@ -29,8 +29,8 @@ from sirius_dspy.optimizer.gate import ValsetGate
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.settings import Collect
 from sirius_dspy.optimizer.sirius import SiriuS
-from sirius_dspy.repair.augmenters import CriticAugmenter
-from sirius_dspy.running.failures import Patience
+from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.curate import Curator
@@ -176,7 +176,8 @@ def _run(job: Job, notes: Console, *, as_json: bool) -> None:
 def _default_folder(program: str, seed: int) -> Path:
     """Named by file or module and program, so that the same command finds it again."""
     place, _, name = program.rpartition(":")
-    return Path("runs") / "-".join(["compile", Path(place).stem.replace(".", "_"), name, "seed", str(seed)])
+    where = Path(place).stem if place.endswith(".py") else place.replace(".", "_")
+    return Path("runs") / f"compile-{where}-{name}-seed-{seed}"
 
 
 def _demos(path: str | None) -> Any:

@@ -18,7 +18,8 @@ from sirius_dspy.cli import library_tables
 from sirius_dspy.cli.console import JsonFlag, ending_cleanly, wide_console
 from sirius_dspy.errors import LibraryError
 from sirius_dspy.files import write_text
-from sirius_dspy.library.experience import ExperienceLibrary, Filters
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.queries import Filters
 from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.trajectory import Repair, Trajectory
 

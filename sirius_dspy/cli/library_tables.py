@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sirius_dspy.cli.console import new_table
-from sirius_dspy.library.experience import Entry, LibraryStats
+from sirius_dspy.library.rows import Entry
+from sirius_dspy.library.stats import LibraryStats
 from sirius_dspy.plain import readable
 from sirius_dspy.stats import wilson_interval
 from sirius_dspy.trajectory import Attempt, Repair, Step, Trajectory, Usage

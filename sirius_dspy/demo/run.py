@@ -17,7 +17,8 @@ import dspy
 from sirius_dspy import Collect, CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
 from sirius_dspy.demo import needle_haystack
 from sirius_dspy.optimizer.run_dir import RunDir
-from sirius_dspy.running.evaluation import Evaluation, evaluate, with_lms
+from sirius_dspy.program import copy_program
+from sirius_dspy.running.evaluation import Evaluation, evaluate
 from sirius_dspy.tracking.events import Tracker
 
 
@@ -173,14 +174,12 @@ class _Demo:
     def _after(self, compiled: dspy.Module, entry: Mapping[str, Any]) -> float:
         """Accuracy with the weights that an iteration ended with."""
         lms = {agent: self.base.copy(model=model) for agent, model in entry["lms"].items()}
-        with with_lms(compiled, lms) as program:
-            return self._test(f"iteration {entry['iteration']}", program)
+        return self._test(f"iteration {entry['iteration']}", copy_program(compiled, lms))
 
     def _swapped(self, compiled: dspy.Module, agent: str) -> float:
         """Accuracy with one agent put back to the weights it started with."""
         names = compiled.detailed_results["agents"][agent]
-        with with_lms(compiled, dict.fromkeys(names, self.base)) as program:
-            return self._test(f"{agent} back to base", program)
+        return self._test(f"{agent} back to base", copy_program(compiled, dict.fromkeys(names, self.base)))
 
     def _test(self, name: str, program: dspy.Module, demos: Mapping[str, list[dspy.Example]] | None = None) -> float:
         with self._timed(f"test: {name}"):

@@ -34,8 +34,8 @@ from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.gate import ValsetGate
 from sirius_dspy.optimizer.settings import Collect
 from sirius_dspy.optimizer.sirius import SiriuS
-from sirius_dspy.program import copy_program, predictor_names
-from sirius_dspy.repair.augmenters import CriticAugmenter
+from sirius_dspy.program import copy_program, predictor_names, set_lms
+from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator
@@ -336,7 +336,7 @@ class _BackToBase:
         program = self.method.compile(student, trainset=trainset, valset=valset)
         names: Sequence[str] = program.detailed_results["agents"][self.agent]
         predictors, originals = predictor_names(program), predictor_names(student)
+        set_lms(program, {name: originals[name].lm for name in names})
         for name in names:
-            predictors[name].lm = originals[name].lm
             predictors[name].demos = list(originals[name].demos)
         return program

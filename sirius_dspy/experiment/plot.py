@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.experiment.results import Results, Row
 
 if TYPE_CHECKING:
@@ -18,15 +17,10 @@ def plot(results: Results, path: Path) -> Path:
     Args:
         results: At least one method was measured.
         path: Of the PNG file.
-
-    Raises:
-        MissingDependencyError: Matplotlib is absent.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("The plot needs Matplotlib. Run `pip install matplotlib`.") from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     rows = [row for row in results.rows if row.measured]
     figure = Figure(figsize=(9, 1.6 + 0.45 * len(rows)), layout="constrained")  # not pyplot: no global state, no window
     FigureCanvasAgg(figure)

@@ -183,11 +183,7 @@ class Results:
         return markdown(self)
 
     def write(self, folder: Path) -> tuple[Path, ...]:
-        """Write `results.json`, `results.md` and, if anything was measured, `results.png`.
-
-        Raises:
-            MissingDependencyError: Matplotlib, which comes with mlflow, is absent; the two texts are written by then.
-        """
+        """Write `results.json`, `results.md` and, if anything was measured, `results.png`."""
         from sirius_dspy.experiment.plot import plot
 
         data, text = folder / "results.json", folder / "results.md"

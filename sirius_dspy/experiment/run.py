@@ -37,7 +37,7 @@ from sirius_dspy.experiment.results import Results
 from sirius_dspy.experiment.task import Split, Task, answer_of, group_of, imported
 from sirius_dspy.files import file_name, write_text
 from sirius_dspy.identity.describe import describe
-from sirius_dspy.identity.parts import FORMAT, changes
+from sirius_dspy.identity.parts import FORMAT, find_changes
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.run_dir import RESTORE, RunDir, read_record_file
 from sirius_dspy.program import predictor_names, program_fingerprint
@@ -205,7 +205,7 @@ class _Run:
         identity = self._identity()
         path = self.folder.path / "experiment.json"
         before = read_record_file(path, RESTORE)
-        if before is not None and (found := changes(before, identity)):
+        if before is not None and (found := find_changes(before, identity)):
             raise RunMismatchError(
                 f"{str(self.folder.path)!r} holds another experiment. What differs: {'; '.join(map(str, found))}. Give "
                 "this one a folder of its own (`--out`), or repeat the other one's settings."

@@ -17,7 +17,7 @@ from sirius_dspy.experiment.recipe import Recipe
 from sirius_dspy.imports import FAILURES, import_at
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names
-from sirius_dspy.repair.augmenters import RepairDemos
+from sirius_dspy.repair.demos import RepairDemos
 from sirius_dspy.trajectory import Trajectory, example_key
 
 Demos = Mapping[str, Sequence[dspy.Example]]

@@ -15,10 +15,10 @@ from typing import Any
 from sirius_dspy.experiment.cell import Cell
 from sirius_dspy.experiment.observer import Observer, Started
 from sirius_dspy.experiment.results import Results, versions
-from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import now_ms
 from sirius_dspy.mlflow.outbox import Outbox
-from sirius_dspy.mlflow.store import Connection, Store, check_installed, selected_store
+from sirius_dspy.mlflow.patience import SHORT_WAITS
+from sirius_dspy.mlflow.store import Connection, Store, selected_store
 
 _STATUS = {"finished": "FINISHED", "budget": "FINISHED", "failed": "FAILED"}
 _OPENING_S = 5.0
@@ -53,13 +53,8 @@ class MLflowRuns(Observer):
         return self._outbox.not_written if self._outbox else {}
 
     def on_started(self, event: Started) -> None:
-        """Open the parent run, or go on with it, and write what earlier lives have finished.
-
-        Raises:
-            MissingDependencyError: mlflow is not installed.
-        """
-        check_installed()
-        patience.shorten()
+        """Open the parent run, or go on with it, and write what earlier lives have finished."""
+        SHORT_WAITS.shorten()
         connection = Connection(self.tracking_uri or selected_store(), self.experiment)
         self._writer = _Writer(event, connection)
         self._outbox = Outbox(connection.is_up, secret=connection.password)
@@ -108,7 +103,7 @@ class MLflowRuns(Observer):
             try:
                 self._outbox.close()
             finally:
-                patience.restore()
+                SHORT_WAITS.restore()
 
 
 class _Writer:

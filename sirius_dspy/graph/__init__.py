@@ -1,1 +1,1 @@
-"""Programs as graphs of agents, and who reads whom."""
+"""Builds programs as graphs of agents, and draws who reads whom."""

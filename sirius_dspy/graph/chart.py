@@ -1,4 +1,4 @@
-"""What flows from whom to whom, as a frozen value, and as a picture: Mermaid for Markdown, SVG for everything else."""
+"""Charts of what flows from whom to whom, drawn as Mermaid for Markdown and as SVG for everything else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Node:
     kind: Kind
     """An `input`, `agent` or `output` of a graph; or a step of a run, by where its answer came from."""
     note: str = ""
-    """More about it: the role of an agent, the outputs of a step."""
+    """The role of an agent, or the outputs of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def to_mermaid(chart: FlowChart) -> str:
         opening, closing = ("([", "])") if node.kind in ("input", "output") else ("[", "]")
         text = _mermaid(node.label) + (f"<br/>{_mermaid(node.note)}" if node.kind == "agent" and node.note else "")
         lines.append(f'    n{index}{opening}"{text}"{closing}')
-    for (source, target), label in _merged(chart).items():
+    for (source, target), label in _merge_flows(chart).items():
         lines.append(f'    n{source} -->|"{_mermaid(label)}"| n{target}')
     for kind, (fill, stroke) in _COLOURS.items():
         if members := [f"n{index}" for index, node in enumerate(chart.nodes) if node.kind == kind]:
@@ -70,8 +70,8 @@ def _mermaid(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9 _.,:()+*/-]", lambda match: f"#{ord(match.group())};", text)
 
 
-def _merged(chart: FlowChart) -> dict[tuple[int, int], str]:
-    """One arrow per pair of nodes, with all that flows along it."""
+def _merge_flows(chart: FlowChart) -> dict[tuple[int, int], str]:
+    """Return one arrow per pair of nodes, with the labels of all flows along it."""
     labels: dict[tuple[int, int], list[str]] = defaultdict(list)
     for flow in chart.flows:
         if flow.label not in labels[flow.source, flow.target]:
@@ -106,7 +106,7 @@ Place = tuple[int, int, int]
 
 
 def to_svg(chart: FlowChart, title: str = "Data flow") -> str:
-    """Draw a chart as an SVG image that needs nothing but itself; notes are tooltips.
+    """Draw a chart as a self-contained SVG image; notes are tooltips.
 
     Levels go from top to bottom, every arrow down by at least one. An arrow over several levels bends at each of them,
     so that it passes between the boxes.
@@ -115,19 +115,12 @@ def to_svg(chart: FlowChart, title: str = "Data flow") -> str:
         Sugiyama, Tagawa, Toda (1981), Methods for visual understanding of hierarchical system structures, IEEE
         Transactions on Systems, Man, and Cybernetics 11: levels, bends, barycentres.
     """
-    labels = _merged(chart)
+    labels = _merge_flows(chart)
     rows = _rows(len(chart.nodes), labels)
     slot = max([_width(node) for node in chart.nodes], default=0.0) + _GAP
     width = max([len(row) for row in rows], default=0) * slot + 2 * _MARGIN
     height = max(len(rows) - 1, 0) * _LEVEL + _HEIGHT + 2 * _MARGIN
-    points = {
-        place: (
-            (width - len(row) * slot) / 2 + (number + 0.5) * slot,
-            _MARGIN + _HEIGHT / 2 + level * _LEVEL,
-        )
-        for level, row in enumerate(rows)
-        for number, place in enumerate(row)
-    }
+    points = _points(rows, slot, width)
     levels = {place[0]: place[2] for row in rows for place in row if place[0] == place[1]}
     body = [_arrow([points[place] for place in _path(*pair, levels)]) for pair in labels]
     for pair, share in _label_shares(labels).items():
@@ -137,8 +130,17 @@ def to_svg(chart: FlowChart, title: str = "Data flow") -> str:
     return "\n".join([*_head(title, width, height), *body, "</svg>"]) + "\n"
 
 
+def _points(rows: Sequence[Sequence[Place]], slot: float, width: float) -> dict[Place, Point]:
+    """Return the centre of each place; each row is in the middle of the image."""
+    return {
+        place: ((width - len(row) * slot) / 2 + (number + 0.5) * slot, _MARGIN + _HEIGHT / 2 + level * _LEVEL)
+        for level, row in enumerate(rows)
+        for number, place in enumerate(row)
+    }
+
+
 def _rows(num_nodes: int, pairs: Collection[tuple[int, int]]) -> list[list[Place]]:
-    """The places of each level, from left to right: each under the middle of what points to it."""
+    """Return the places of each level from left to right, each under the middle of what points to it."""
     levels = _levels(num_nodes, pairs)
     rows: list[list[Place]] = [[] for _ in range(max(levels, default=-1) + 1)]
     for index in range(num_nodes):
@@ -150,19 +152,24 @@ def _rows(num_nodes: int, pairs: Collection[tuple[int, int]]) -> list[list[Place
             above[lower].append(upper)
         for bend in path[1:-1]:
             rows[bend[2]].append(bend)
-    for level in range(1, len(rows)):
-        column = {place: number for number, place in enumerate(rows[level - 1])}
-        middle = {
-            place: sum(column[upper] for upper in above[place]) / len(above[place])
-            for place in rows[level]
-            if above[place]
-        }
-        rows[level].sort(key=lambda place, middle=middle: middle.get(place, 0.0))  # type: ignore[misc]
+    for upper_row, row in pairwise(rows):
+        _sort_row(row, upper_row, above)
     return rows
 
 
+def _sort_row(row: list[Place], upper_row: list[Place], above: Mapping[Place, Sequence[Place]]) -> None:
+    """Sort the places of a level by the middle of what points to them; without an arrow, they come first."""
+    column = {place: number for number, place in enumerate(upper_row)}
+
+    def middle(place: Place) -> float:
+        uppers = above.get(place, ())
+        return sum(column[upper] for upper in uppers) / len(uppers) if uppers else 0.0
+
+    row.sort(key=middle)
+
+
 def _levels(num_nodes: int, pairs: Collection[tuple[int, int]]) -> list[int]:
-    """Of each node, the longest way down to it."""
+    """Return the level of each node: the length of the longest path down to it."""
     sources: dict[int, set[int]] = {index: set() for index in range(num_nodes)}
     for source, target in pairs:
         sources[target].add(source)
@@ -211,20 +218,20 @@ def _arrow(stops: list[Point]) -> str:
 
 
 def _label_shares(pairs: Collection[tuple[int, int]]) -> dict[tuple[int, int], float]:
-    """How far down its last stretch each arrow has its label: where fewer arrows meet, and not all at one height."""
+    """Return how far down its last stretch each arrow has its label: where fewer arrows meet, at different heights."""
     leaving = Counter(source for source, _ in pairs)
     arriving = Counter(target for _, target in pairs)
-    seen: Counter[int] = Counter()
+    placed: Counter[int] = Counter()
     shares = {}
     for source, target in pairs:
-        seen[target] += 1
+        placed[target] += 1
         start = 0.5 if leaving[source] > arriving[target] else 0.2
-        shares[source, target] = start + 0.3 * seen[target] / (arriving[target] + 1)
+        shares[source, target] = start + 0.3 * placed[target] / (arriving[target] + 1)
     return shares
 
 
 def _arrow_label(upper: Point, lower: Point, share: float, label: str) -> str:
-    """What flows, on the arrow's last stretch."""
+    """Return the label on the last stretch of an arrow."""
     (x0, y0), (x1, y1) = upper, lower
     eased = share * share * (3 - 2 * share)  # how far sideways the curve is at this share of its way
     x, y = x0 + (x1 - x0) * eased, y0 + _HEIGHT / 2 + (y1 - y0 - _HEIGHT) * share
@@ -247,5 +254,5 @@ def _tooltip(node: Node) -> str:
 
 
 def _xml(text: str) -> str:
-    """Escaped, without the characters that XML 1.0 does not know."""
+    """Escape a text, and replace the characters that XML 1.0 does not allow."""
     return html.escape(re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))

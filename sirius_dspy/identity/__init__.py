@@ -1,1 +1,1 @@
-"""What makes two compiles the same."""
+"""Decides whether two compiles are the same."""

@@ -1,4 +1,4 @@
-"""Whether two compiles are the same: where their descriptions differ, and what the user accepts of it.
+"""Compares two compiles: where their descriptions differ, and which differences the user accepts.
 
 An identity is a dict of parts (`program`, `lms`, `metric`, `settings`, ...), each as `describe` gives it. A difference
 has a dotted path that begins with its part, which is also how a user accepts it.
@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sirius_dspy.errors import RunMismatchError
-from sirius_dspy.identity.describe import MARKS
+from sirius_dspy.identity.shorten import MARKS
+from sirius_dspy.identity.values import Plain
 from sirius_dspy.trajectory import canonical
 
-Plain = Any
-"""What JSON can hold."""
-
 FORMAT = 3
-"""Of the identity in `run.json`; a compile with another one cannot be compared, so it is not continued."""
+"""Version of the identity in `run.json`; compiles of different versions cannot be compared."""
 
 PARTS = frozenset(
     [
@@ -29,7 +26,7 @@ PARTS = frozenset(
 """The parts of the identity of a compile."""
 
 _LISTED = 10
-"""Differences that a message lists."""
+"""Maximum number of differences that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -45,23 +42,23 @@ class Change:
     def __str__(self) -> str:
         if self.is_code:
             return f"the code of `{self.path}`"
-        return f"`{self.path}`: {_brief(self.before)} -> {_brief(self.now)}"
+        return f"`{self.path}`: {_shorten(self.before)} -> {_shorten(self.now)}"
 
     def is_in(self, paths: Iterable[str]) -> bool:
-        """Whether one of these paths names it or something that it belongs to."""
+        """Return whether one of these paths names the change or something that it belongs to."""
         return any(self.path == path or self.path.startswith((f"{path}.", f"{path}[")) for path in paths)
 
 
 def part_of(path: str) -> str:
-    """The part that a path begins with."""
+    """Return the part that a path begins with."""
     return path.partition(".")[0].partition("[")[0]
 
 
 _ABSENT = object()
 
 
-def changes(before: Plain, now: Plain, path: str = "") -> list[Change]:
-    """Where two descriptions differ."""
+def find_changes(before: Plain, now: Plain, path: str = "") -> list[Change]:
+    """Return where two descriptions differ."""
     if _is_equal(before, now):
         return []
     if isinstance(before, dict) and isinstance(now, dict):
@@ -74,22 +71,22 @@ def changes(before: Plain, now: Plain, path: str = "") -> list[Change]:
         ]
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         pairs = enumerate(zip(before, now, strict=True))
-        return [change for number, (old, new) in pairs for change in changes(old, new, f"{path}[{number}]")]
+        return [change for number, (old, new) in pairs for change in find_changes(old, new, f"{path}[{number}]")]
     return [Change(path, before, now)]
 
 
 def _changes_at(key: str, before: Plain, now: Plain, path: str) -> list[Change]:
-    """The changes of one part; levels that only this module knows are no part of a path."""
+    """Return the changes of one part; levels without a meaning for the user are left out of the path."""
     if path and key == "code" and isinstance(before, str) and isinstance(now, str):
         return [] if before == now else [Change(path, before, now, is_code=True)]
     if path and key in ("class", "uses", "partial"):
-        return changes(before, now, path)
+        return find_changes(before, now, path)
     separator = "." if path and key[:1] != "[" else ""
-    return changes(before, now, f"{path}{separator}{key}")
+    return find_changes(before, now, f"{path}{separator}{key}")
 
 
 def _is_equal(before: Plain, now: Plain) -> bool:
-    """Equality of plain values in which `True` is no number."""
+    """Return whether plain values are equal; `True` does not equal 1."""
     if isinstance(before, bool) or isinstance(now, bool):
         return before is now
     if isinstance(before, dict | list) or isinstance(now, dict | list):
@@ -98,14 +95,14 @@ def _is_equal(before: Plain, now: Plain) -> bool:
 
 
 def _label(described: Mapping[str, Plain]) -> str:
-    """What kind of thing it is, if that alone says what changed."""
+    """Return what kind of thing is described, if it is an object."""
     cls = described.get("class")
     if isinstance(cls, dict):
         return str(cls.get("name") or cls.get("same as"))
     return str(cls or described.get("function") or next((mark for mark in MARKS if mark in described), ""))
 
 
-def _brief(plain: Plain) -> str:
+def _shorten(plain: Plain) -> str:
     if plain is _ABSENT:
         return "nothing"
     if isinstance(plain, dict) and _label(plain):
@@ -114,7 +111,7 @@ def _brief(plain: Plain) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def accepted_changes(
+def check_changes(
     before: Mapping[str, Plain], now: Mapping[str, Plain], place: str, accepted: Sequence[str]
 ) -> list[Change]:
     """Compare a compile with the one that a folder belongs to.
@@ -126,25 +123,25 @@ def accepted_changes(
         accepted: Paths that may differ.
 
     Returns:
-        What differs, and is accepted.
+        The differences, all of them accepted.
 
     Raises:
-        RunMismatchError: Something else differs; the message lists it.
+        RunMismatchError: Something else differs, which the message lists; or another version wrote the folder.
     """
     if before.get("format") != now.get("format"):
         raise RunMismatchError(
-            f"{place!r} was begun by another version of sirius_dspy, which noted other things about a compile, so this "
-            "one cannot be compared with it. Choose another `run_dir`."
+            f"{place!r} was started by another version of sirius_dspy, which noted other things about a compile, so "
+            "the two cannot be compared. Choose another `run_dir`."
         )
-    found = changes(before, now)
-    refused = [change for change in found if not change.is_in(accepted)]
+    changes = find_changes(before, now)
+    refused = [change for change in changes if not change.is_in(accepted)]
     if refused:
         names = tuple(dict.fromkeys(change.path for change in refused))
         listed = "".join(f"\n  - {change}" for change in refused[:_LISTED])
         more = f"\n  - and {len(refused) - _LISTED} more" if len(refused) > _LISTED else ""
         raise RunMismatchError(
-            f"{place!r} belongs to another compile. What differs:{listed}{more}\nCall `compile` with the same "
-            "settings, data and program to go on from there, or choose another `run_dir`. If what was done so far is "
-            f"right with the change, too, say so: `SiriuS(accept_changes={names[:_LISTED]!r})`."
+            f"{place!r} belongs to another compile. These parts differ:{listed}{more}\nCall `compile` with the same "
+            "settings, data and program to resume it, or choose another `run_dir`. If the results so far are still "
+            f"right with the change, pass `SiriuS(accept_changes={names[:_LISTED]!r})`."
         )
-    return found
+    return changes

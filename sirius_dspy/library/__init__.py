@@ -1,1 +1,1 @@
-"""The experience library: every run of a program, good or bad, on disk."""
+"""The experience library keeps every run of a program, good or bad, on disk."""

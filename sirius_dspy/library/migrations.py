@@ -1,181 +1,25 @@
-"""The schema of the experience library: numbered migrations, and the tables they lead to.
+"""The numbered migrations that bring a library of any version to the present schema.
 
-Migrations are SQL text and never change once released, so that a file of any age takes the same way to the present;
-the `Table` objects describe only the present, for queries. A test compares the two.
-
-Anyone can read the file without us. Columns of type `JsonText` hold one JSON value each. Columns of type `NameText`
-hold names, ids and fingerprints as they are, apart from JSON escapes for what is not printable ASCII. Both are
-ASCII for one reason: LMs write NUL characters and lone surrogates, which PostgreSQL refuses and Arrow cannot hold.
+Migrations are SQL text and never change once they are released, so that a file of any age takes the same path to the
+present. The tables of `schema` describe only the present, for queries; a test compares the two.
 """
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from datetime import UTC, datetime
-from typing import Any
 
-from sqlalchemy import BigInteger, Column, Connection, Double, ForeignKey, MetaData, Table, Text, inspect, text
-from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import Connection, inspect, text
 
 from sirius_dspy.errors import LibraryDamagedError, LibraryVersionError
+from sirius_dspy.library.schema import META, METADATA
 
 APPLICATION = "sirius_dspy"
-"""Value of `created_by` in the table `meta`: how a library is told from another application's database."""
+"""Value of `created_by` in the table `meta`, which tells a library from the database of another application."""
 
 Migration = Callable[[Connection], None]
 """Brings the schema from one version to the next, inside the caller's transaction."""
-
-
-class JsonText(TypeDecorator[Any]):
-    """A JSON value as ASCII text; `None` is SQL NULL."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
-        """From Python to the database."""
-        return None if value is None else json.dumps(value)
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
-        """From the database to Python."""
-        return None if value is None else json.loads(value)
-
-
-class NameText(TypeDecorator[str]):
-    """A name: the inside of a JSON string, which for ordinary names is the name itself."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        """From Python to the database."""
-        return None if value is None else escaped_name(value)
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
-        """From the database to Python."""
-        return None if value is None else json.loads(f'"{value}"')
-
-
-def escaped_name(name: str) -> str:
-    """What a `NameText` column stores for `name`."""
-    if not isinstance(name, str):
-        raise TypeError(f"{name!r} is not a name: expected a string.")
-    return json.dumps(name)[1:-1]
-
-
-METADATA = MetaData()
-
-META = Table("meta", METADATA, Column("key", Text, primary_key=True), Column("value", Text))
-
-EXAMPLES = Table(
-    "examples",
-    METADATA,
-    Column("key", NameText, primary_key=True),
-    Column("inputs", JsonText),
-    Column("labels", JsonText),
-)
-
-TRAJECTORIES = Table(
-    "trajectories",
-    METADATA,
-    Column("number", BigInteger, primary_key=True),  # order of insertion; identity is `id`, the content hash
-    Column("id", NameText, unique=True),
-    Column("run", NameText),
-    Column("iteration", BigInteger),
-    Column("sample", BigInteger),
-    Column("seed", BigInteger),
-    Column("origin", NameText),
-    Column("parent", NameText, ForeignKey("trajectories.id")),
-    Column("edited", BigInteger),
-    Column("example_key", NameText),
-    Column("program", NameText),
-    Column("reward", Double),  # for queries
-    Column("reward_json", JsonText),  # as scored: a REAL column turns 1 into 1.0 and -0.0 into 0.0, and so the id
-    Column("rewards", JsonText),
-    Column("prediction", JsonText),
-    Column("failure", JsonText),
-    Column("seconds", Double),
-    Column("created_at", NameText),
-    Column("calls", BigInteger),  # this and the two below: sums over the steps
-    Column("prompt_tokens", BigInteger),
-    Column("completion_tokens", BigInteger),
-)
-
-STEPS = Table(
-    "steps",
-    METADATA,
-    Column("trajectory", NameText, ForeignKey("trajectories.id"), primary_key=True),
-    Column("position", BigInteger, primary_key=True),
-    Column("predictor", NameText),
-    Column("occurrence", BigInteger),
-    Column("inputs", JsonText),
-    Column("outputs", JsonText),
-    Column("others", JsonText),  # further completions, a list like `[outputs, …]`
-    Column("lm", NameText),
-    Column("failure", JsonText),
-    Column("source", NameText),
-    Column("calls", BigInteger),
-    Column("prompt_tokens", BigInteger),
-    Column("completion_tokens", BigInteger),
-    Column("seconds", Double),
-    Column("started", BigInteger),
-    Column("ended", BigInteger),
-    Column("num_demos", BigInteger),
-    Column("request", NameText, ForeignKey("requests.id")),  # what was sent; NULL where it cannot be a training row
-    Column("signature", NameText),  # fingerprint of the call's signature
-    Column("finish", NameText),  # why the LM stopped; `length`: it was cut off
-)
-
-# Many runs of an example begin with the same request, so each is stored once, under its content hash.
-REQUESTS = Table("requests", METADATA, Column("id", NameText, primary_key=True), Column("prompt", JsonText))
-
-REPAIRS = Table(
-    "repairs",
-    METADATA,
-    Column("number", BigInteger, primary_key=True),
-    Column("id", NameText, unique=True),
-    Column("parent", NameText, ForeignKey("trajectories.id")),
-    Column("run", NameText),
-    Column("iteration", BigInteger),
-    Column("seconds", Double),
-)
-
-ATTEMPTS = Table(
-    "attempts",
-    METADATA,
-    Column("repair", NameText, ForeignKey("repairs.id"), primary_key=True),
-    Column("number", BigInteger, primary_key=True),  # order of the attempts in their repair
-    Column("position", BigInteger),  # of the edited step in the failed trajectory
-    Column("predictor", NameText),
-    Column("verdict", NameText),
-    Column("feedback", JsonText),
-    Column("regenerated", JsonText),
-    Column("rephrased", JsonText),
-    Column("reward", Double),
-    Column("trajectory", NameText, ForeignKey("trajectories.id")),
-    Column("detail", JsonText),
-    Column("calls", BigInteger),
-    Column("prompt_tokens", BigInteger),
-    Column("completion_tokens", BigInteger),
-)
-
-UNFINISHED = Table(
-    "unfinished",
-    METADATA,
-    Column("number", BigInteger, primary_key=True),
-    Column("run", NameText),
-    Column("iteration", BigInteger),
-    Column("sample", BigInteger),
-    Column("seed", BigInteger),
-    Column("origin", NameText),
-    Column("example_key", NameText),
-    Column("kind", NameText),
-    Column("message", JsonText),
-    Column("created_at", NameText),
-)
 
 # Foreign keys are checked at the end of a transaction, so that the rows of one transaction may come in any order.
 CREATE_RUNS = (
@@ -306,24 +150,24 @@ _NUMBER = {"sqlite": "INTEGER PRIMARY KEY", "postgresql": "BIGINT GENERATED ALWA
 
 
 def create_runs(connection: Connection) -> None:
-    """Version 1: what happened."""
+    """Make version 1: the runs and their steps."""
     _execute(connection, CREATE_RUNS)
-    born = {"created_by": APPLICATION, "created_at": datetime.now(UTC).isoformat(), "library_id": uuid.uuid4().hex}
-    connection.execute(META.insert(), [{"key": key, "value": value} for key, value in born.items()])
+    meta = {"created_by": APPLICATION, "created_at": datetime.now(UTC).isoformat(), "library_id": uuid.uuid4().hex}
+    connection.execute(META.insert(), [{"key": key, "value": value} for key, value in meta.items()])
 
 
 def create_repairs(connection: Connection) -> None:
-    """Version 2: what was tried about it."""
+    """Make version 2: the repairs of failed runs and their attempts."""
     _execute(connection, CREATE_REPAIRS)
 
 
 def create_unfinished(connection: Connection) -> None:
-    """Version 3: what did not end."""
+    """Make version 3: the runs that did not end."""
     _execute(connection, CREATE_UNFINISHED)
 
 
 def add_requests(connection: Connection) -> None:
-    """Version 4: what was sent in each step, and how the reply ended."""
+    """Make version 4: the request that each step sent, and why its reply ended."""
     _execute(connection, ADD_REQUESTS)
 
 
@@ -334,38 +178,42 @@ def _execute(connection: Connection, statements: Sequence[str]) -> None:
 
 
 MIGRATIONS: tuple[Migration, ...] = (create_runs, create_repairs, create_unfinished, add_requests)
-"""The one at index n makes version n + 1."""
+"""The migration at index n makes version n + 1."""
 
 SCHEMA_VERSION = len(MIGRATIONS)
 
 
 def schema_version(connection: Connection) -> int:
-    """Version of the schema that a database has; 0 for one without any table of ours.
+    """Return the version of the schema that a database has; 0 if it has no table of this package.
 
     Raises:
         LibraryDamagedError: The database belongs to another application, or has lost its version.
         LibraryVersionError: A newer version of sirius_dspy wrote it.
     """
-    inspector = inspect(connection)
-    names = set(inspector.get_table_names())
+    names = set(inspect(connection).get_table_names())
     # A SQLite file has one owner; a PostgreSQL database may hold the tables of others beside ours.
-    foreign = names if connection.dialect.name == "sqlite" else names & set(METADATA.tables)
-    if not foreign:
+    tables = names if connection.dialect.name == "sqlite" else names & set(METADATA.tables)
+    if not tables:
         return 0
-    known = _read_meta(connection) if "meta" in names else {}
-    if known.get("created_by") != APPLICATION or not known.get("schema_version", "").isdecimal():
-        raise LibraryDamagedError(
-            f"The database has the tables {sorted(foreign)!r}, but they are not those of an experience library: it "
-            "belongs to another application, or lost its table `meta`. Nothing was changed. Choose another path or "
-            "URL, or restore the library from a backup."
-        )
-    version = int(known["schema_version"])
+    version = _read_version(connection, tables)
     if version > SCHEMA_VERSION:
         raise LibraryVersionError(
-            f"The library has schema version {version}, and this version of sirius_dspy knows versions up to "
+            f"The library has schema version {version}, and this version of sirius_dspy reads versions up to "
             f"{SCHEMA_VERSION}. Nothing was changed. Run `pip install --upgrade sirius-dspy`."
         )
     return version
+
+
+def _read_version(connection: Connection, tables: Set[str]) -> int:
+    meta = _read_meta(connection) if "meta" in tables else {}
+    version = meta.get("schema_version", "")
+    if meta.get("created_by") != APPLICATION or not version.isdecimal():
+        raise LibraryDamagedError(
+            f"The database has the tables {sorted(tables)!r}, but they are not those of an experience library: it "
+            "belongs to another application, or lost its table `meta`. Nothing was changed. Choose another path or "
+            "URL, or restore the library from a backup."
+        )
+    return int(version)
 
 
 def _read_meta(connection: Connection) -> dict[str, str]:
@@ -376,11 +224,12 @@ def _read_meta(connection: Connection) -> dict[str, str]:
 
 
 def migrate(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:
-    """Bring a database, empty or of an older version, to the last of `migrations`.
+    """Bring an empty database, or one of an older version, to the last of `migrations`.
 
     Args:
-        connection: In a transaction that nobody else can write beside, which the caller commits: all steps or none.
-        migrations: All of them from version 1 on.
+        connection: In a transaction that excludes other writers. The caller commits it, so all steps take effect or
+            none.
+        migrations: All migrations, from version 1 on.
     """
     version = schema_version(connection)
     for migration in migrations[version:]:

@@ -1,113 +1,127 @@
-"""What an iteration did and took, counted from the experience library, so that a resumed compile counts the same."""
+"""The counts and costs of one iteration, read from the library, so that a resumed compile counts the same."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.trajectory import Repair, Usage
 
 
+@dataclass(frozen=True)
+class Funnel:
+    """How far the repairs of one iteration came."""
+
+    tried: int
+    """Number of failed runs with a repair, successful or not."""
+    repaired: int
+    verdicts: Mapping[str, int]
+    """Verdict to its number of attempts."""
+    by_agent: Mapping[str, Mapping[str, int]]
+    """Agent to its numbers of attempts, `tried` and `repaired`."""
+    usage: Usage
+    """Calls and tokens of the attempts, without the replays."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the funnel as JSON."""
+        plain = asdict(self)
+        return plain | plain.pop("usage")
+
+
+@dataclass(frozen=True)
 class Summary:
-    """Counts of one iteration.
+    """The counts and costs of one iteration."""
 
-    Args:
-        library: Where the iteration's runs and repairs are.
-        run: Id of the compile.
-        iteration: From 1.
-        threshold: A run succeeded if it ended with a reward of at least this.
-        agents: Agent name to its predictors.
-    """
-
-    def __init__(
-        self,
-        library: ExperienceLibrary,
-        run: str,
-        iteration: int,
-        *,
-        threshold: float,
-        agents: Mapping[str, Sequence[str]],
-    ) -> None:
-        self.usage = Usage()
-        self.runs = self.successes = self.failures = 0
-        examples: set[str] = set()
-        solved: set[str] = set()
-        for found in library.trajectories(run=run, iteration=iteration):
-            self.usage += found.usage
-            if found.origin == "rollout":
-                self.runs += 1
-                examples.add(found.example_key)
-                self.failures += found.failure is not None
-                if found.succeeded(threshold):
-                    self.successes += 1
-                    solved.add(found.example_key)
-        self.solved_rate = len(solved) / len(examples) if examples else 0.0
-        self.size = library.count()
-        self.repair = _repairs(library.repairs(run=run, iteration=iteration), agents)
-        self.usage += Usage(*(self.repair[name] for name in ("calls", "prompt_tokens", "completion_tokens")))
+    runs: int
+    """Rollouts that ended; validation and repairs do not count."""
+    successes: int
+    failures: int
+    """Rollouts that broke."""
+    solved_rate: float
+    """Share of the examples that at least one rollout solved."""
+    size: int
+    """Trajectories in the whole library."""
+    repair: Funnel
+    usage: Usage
+    """Calls and tokens of all rollouts, repairs and validations."""
 
     def metrics(self, agents: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-        """Headline numbers, by the names that tracking uses."""
-        found = {
+        """Return the headline numbers, by the names that tracking uses.
+
+        Args:
+            agents: Agent to its entry in the results, with `rows` and `losses`.
+        """
+        metrics = {
             "collect/runs": float(self.runs),
             "collect/success_rate": _share(self.successes, self.runs),
             "collect/solved_rate": self.solved_rate,
             "collect/failure_rate": _share(self.failures, self.runs),
-            "repair/tried": float(self.repair["tried"]),
-            "repair/repaired": float(self.repair["repaired"]),
-            "repair/rate": _share(self.repair["repaired"], self.repair["tried"]),
-            "repair/leaked": float(self.repair["verdicts"].get("leaked", 0)),
+            "repair/tried": float(self.repair.tried),
+            "repair/repaired": float(self.repair.repaired),
+            "repair/rate": _share(self.repair.repaired, self.repair.tried),
+            "repair/leaked": float(self.repair.verdicts.get("leaked", 0)),
             "library/size": float(self.size),
         }
-        for agent, entry in agents.items():
-            found[f"rows/{agent}"] = float(entry["rows"])
-            if entry["losses"]:
-                found[f"loss/{agent}"] = entry["losses"][-1]
-        return found
+        metrics |= {f"rows/{agent}": float(entry["rows"]) for agent, entry in agents.items()}
+        last = {agent: entry["losses"][-1] for agent, entry in agents.items() if entry["losses"]}
+        return metrics | {f"loss/{agent}": loss for agent, loss in last.items() if loss is not None}
 
-    def prices(self, seconds: Mapping[str, float]) -> dict[str, float]:
-        """What the iteration took."""
-        return {f"usage/{name}": float(value) for name, value in self.usage_dict.items()} | {
-            f"seconds/{stage}": value for stage, value in seconds.items()
-        }
+    def costs(self, seconds: Mapping[str, float]) -> dict[str, float]:
+        """Return what the iteration consumed, by the names that tracking uses.
 
-    @property
-    def usage_dict(self) -> dict[str, int]:
-        """Calls and tokens of all rollouts, repairs and validations."""
-        return {
-            "calls": self.usage.calls,
-            "prompt_tokens": self.usage.prompt_tokens,
-            "completion_tokens": self.usage.completion_tokens,
-        }
+        Args:
+            seconds: Stage to its duration.
+        """
+        usage = {f"usage/{name}": float(value) for name, value in asdict(self.usage).items()}
+        return usage | {f"seconds/{stage}": value for stage, value in seconds.items()}
 
 
-def _repairs(repairs: Iterable[Repair], agents: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The repair funnel."""
-    verdicts: Counter[str] = Counter()
-    by_agent: dict[str, Counter[str]] = {}
-    tried = repaired = 0
-    usage = Usage()
+def summarize(
+    library: ExperienceLibrary, run: str, iteration: int, *, threshold: float, agents: Mapping[str, Sequence[str]]
+) -> Summary:
+    """Count what an iteration did, and what it cost.
+
+    Args:
+        library: Holds the iteration's runs and repairs.
+        run: Id of the compile.
+        iteration: Number of the iteration, from 1.
+        threshold: A run succeeded if it ended with a reward of at least this.
+        agents: Agent name to its predictors.
+    """
+    entries = list(library.entries(run=run, iteration=iteration))
+    rollouts = [entry for entry in entries if entry.origin == "rollout"]
+    successes = [entry for entry in rollouts if entry.succeeded(threshold)]
+    solved, examples = ({entry.example_key for entry in group} for group in (successes, rollouts))
+    funnel = _count_repairs(library.repairs(run=run, iteration=iteration), agents)
+    return Summary(
+        runs=len(rollouts),
+        successes=len(successes),
+        failures=sum(entry.failure is not None for entry in rollouts),
+        solved_rate=_share(len(solved), len(examples)),
+        size=library.count(),
+        repair=funnel,
+        usage=sum((entry.usage for entry in entries), funnel.usage),
+    )
+
+
+def _count_repairs(repairs: Iterable[Repair], agents: Mapping[str, Sequence[str]]) -> Funnel:
+    given = list(repairs)
+    attempts = [attempt for repair in given for attempt in repair.attempts]
     agent_of = {name: agent for agent, names in agents.items() for name in names}
-    for repair in repairs:
-        tried += 1
-        repaired += repair.repaired
-        usage += repair.usage
-        for attempt in repair.attempts:
-            verdicts[attempt.verdict] += 1
-            counts = by_agent.setdefault(agent_of[attempt.predictor], Counter(tried=0, repaired=0))
-            counts["tried"] += 1
-            counts["repaired"] += attempt.verdict == "repaired"
-    return {
-        "tried": tried,
-        "repaired": repaired,
-        "verdicts": dict(verdicts),
-        "by_agent": {agent: dict(counts) for agent, counts in by_agent.items()},
-        "calls": usage.calls,
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-    }
+    by_agent: dict[str, Counter[str]] = {}
+    for attempt in attempts:
+        counts = by_agent.setdefault(agent_of[attempt.predictor], Counter(tried=0, repaired=0))
+        counts.update(tried=1, repaired=int(attempt.verdict == "repaired"))
+    return Funnel(
+        tried=len(given),
+        repaired=sum(repair.repaired for repair in given),
+        verdicts=dict(Counter(attempt.verdict for attempt in attempts)),
+        by_agent={agent: dict(counts) for agent, counts in by_agent.items()},
+        usage=sum((repair.usage for repair in given), Usage()),
+    )
 
 
 def _share(part: int, whole: int) -> float:

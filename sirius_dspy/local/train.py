@@ -21,11 +21,12 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from sirius_dspy.local.home import alone, new_folder
 from sirius_dspy.local.lora import STOP_WINDOW, LoraOptions, TokenRow, TrainingJob
 from sirius_dspy.local.merge import merge
+from sirius_dspy.local.trl_internals import SamplingTrainer
 
 IGNORED = -100
 """Label of a token that carries no loss; PyTorch's convention."""
@@ -88,7 +89,7 @@ class LengthBatches(torch.utils.data.Sampler[int]):
         return iter([row for batch in [*batches, incomplete] for row in batch])
 
 
-class CompletionTrainer(SFTTrainer):
+class CompletionTrainer(SamplingTrainer):
     """TRL's trainer with the loss, precision and batches of this package."""
 
     autocast: torch.dtype | None = None
@@ -111,8 +112,8 @@ class CompletionTrainer(SFTTrainer):
             ).last_hidden_state
             return completion_loss(hidden, labels, causal_lm.lm_head, num_tokens)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthBatches:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+    def build_sampler(self, rows: Any) -> LengthBatches:
+        """See `LengthBatches`."""
         lengths = [len(ids) for ids in rows["input_ids"]]
         return LengthBatches(lengths, self.args.per_device_train_batch_size, self.args.seed)
 

@@ -14,17 +14,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sirius_dspy.mlflow import patience
+from sirius_dspy.mlflow.patience import LAST_WAIT_S, SHORT_WAITS
 from sirius_dspy.redact import redact
 
 logger = logging.getLogger("sirius_dspy.mlflow")  # one name to silence, whatever the file
 
-_CAPACITY = 10_000
-"""Writes kept at most; a compile of 20 iterations with 10 agents makes some 1,000."""
-_SLOW_S = patience.LAST_WAIT_S / 2
-"""A failure that took this long means a server that does not answer, not one that refuses."""
-_TIMEOUTS = 3
-"""How often a write may fail in this way before it is dropped: the server may answer all others."""
 _REFUSALS = 2
 """How often a write may fail at once while the server answers; the first time it may just have come back."""
 _CLOSING_S = 120.0
@@ -46,11 +40,25 @@ class Outbox:
     Args:
         is_up: Asks the server for something small; true if it answers. Called on the outbox's thread.
         secret: A text that no message may hold, such as a password in an address.
+        capacity: Most writes that are kept; a compile of 20 iterations with 10 agents makes some 1,000.
+        slow_s: Seconds after which a failure means a server that does not answer, not one that refuses.
+        timeouts: How often a write may fail in this way before it is dropped: the server may answer all others.
     """
 
-    def __init__(self, is_up: Callable[[], bool], *, secret: str | None = None) -> None:
+    def __init__(
+        self,
+        is_up: Callable[[], bool],
+        *,
+        secret: str | None = None,
+        capacity: int = 10_000,
+        slow_s: float = LAST_WAIT_S / 2,
+        timeouts: int = 3,
+    ) -> None:
         self._is_up = is_up
         self._secret = secret
+        self._capacity = capacity
+        self._slow_s = slow_s
+        self._timeouts = timeouts
         self._waiting: deque[_Parcel] = deque()
         self._lost: Counter[str] = Counter()
         self._is_down = self._is_closing = self._has_warned = False
@@ -72,7 +80,7 @@ class Outbox:
             is_essential: Everything after it needs it: if it is refused, it is not dropped, and nothing else is tried.
         """
         with self._changed:
-            if len(self._waiting) >= _CAPACITY:
+            if len(self._waiting) >= self._capacity:
                 self._lost[kind] += 1
                 return
             self._waiting.append(_Parcel(kind, write, is_essential))
@@ -97,11 +105,11 @@ class Outbox:
         with self._changed:
             was_down = self._is_down
         if was_down:
-            patience.hurry()
+            SHORT_WAITS.hurry()
         self.try_again()
         self.wait(_CLOSING_S)
         if self._is_down and not was_down:  # what failed may have begun long before this
-            patience.hurry()
+            SHORT_WAITS.hurry()
             self.try_again()
             self.wait(_CLOSING_S)
         with self._changed:
@@ -138,11 +146,11 @@ class Outbox:
     def _failed(self, parcel: _Parcel, error: Exception, seconds: float) -> None:
         """Drop a write that a working server refuses; after anything else, stop trying."""
         self._warn(error)
-        is_slow = seconds >= _SLOW_S
+        is_slow = seconds >= self._slow_s
         answers = not is_slow and self._is_up()
         parcel.timeouts += is_slow
         parcel.refusals += answers
-        is_hopeless = parcel.timeouts >= _TIMEOUTS or parcel.refusals >= _REFUSALS
+        is_hopeless = parcel.timeouts >= self._timeouts or parcel.refusals >= _REFUSALS
         with self._changed:
             if is_hopeless and not parcel.is_essential:
                 self._lost[parcel.kind] += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
 WAIT_S = 10
@@ -28,49 +28,54 @@ _WANTED = {
 }
 
 
-class _Users:
-    """Who waits shortly at the moment; one environment serves all threads."""
+class ShortWaits:
+    """Sets the environment for the first user of short waits, and takes that back after the last one.
 
-    lock = threading.Lock()  # protects both fields
-    count = 0
-    ours: tuple[str, ...] = ()
+    Args:
+        environ: The environment that is changed, by default that of the process.
+    """
+
+    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        self._environ = environ
+        self._lock = threading.Lock()  # protects the number of users and the names that were set for them
+        self._users = 0
+        self._names: tuple[str, ...] = ()
+
+    def shorten(self) -> None:
+        """Begin to wait shortly; every call needs its `restore`."""
+        with self._lock:
+            if self._users == 0:
+                self._names = tuple(name for name in _WANTED if name not in self._environ)
+                self._environ.update({name: _WANTED[name] for name in self._names})
+            self._users += 1
+
+    def restore(self) -> None:
+        """Take back what `shorten` set, with its last user."""
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                for name in self._names:
+                    self._environ.pop(name, None)
+                self._names = ()
+
+    def hurry(self) -> None:
+        """Wait even less from now on."""
+        self._set_timeout(LAST_WAIT_S)
+
+    @contextmanager
+    def for_upload(self, num_bytes: int) -> Iterator[None]:
+        """Wait longer while a file of this size is sent: the server answers when all of it is stored."""
+        self._set_timeout(WAIT_S + num_bytes // UPLOAD_BYTES_PER_S)
+        try:
+            yield
+        finally:
+            self._set_timeout(WAIT_S)
+
+    def _set_timeout(self, seconds: int) -> None:
+        with self._lock:
+            if _TIMEOUT in self._names:
+                self._environ[_TIMEOUT] = str(seconds)
 
 
-def shorten() -> None:
-    """Begin to wait shortly; every call needs its `restore`."""
-    with _Users.lock:
-        if _Users.count == 0:
-            _Users.ours = tuple(name for name in _WANTED if name not in os.environ)
-            os.environ.update({name: _WANTED[name] for name in _Users.ours})
-        _Users.count += 1
-
-
-def restore() -> None:
-    """Take back what `shorten` set, with its last user."""
-    with _Users.lock:
-        _Users.count -= 1
-        if _Users.count == 0:
-            for name in _Users.ours:
-                os.environ.pop(name, None)
-            _Users.ours = ()
-
-
-def hurry() -> None:
-    """Wait even less from now on."""
-    _set_timeout(LAST_WAIT_S)
-
-
-@contextmanager
-def for_upload(num_bytes: int) -> Iterator[None]:
-    """Wait longer while a file of this size is sent: the server answers when all of it is stored."""
-    _set_timeout(WAIT_S + num_bytes // UPLOAD_BYTES_PER_S)
-    try:
-        yield
-    finally:
-        _set_timeout(WAIT_S)
-
-
-def _set_timeout(seconds: int) -> None:
-    with _Users.lock:
-        if _TIMEOUT in _Users.ours:
-            os.environ[_TIMEOUT] = str(seconds)
+SHORT_WAITS = ShortWaits()
+"""The one of this process: all trackers share its environment."""

@@ -24,7 +24,7 @@ from sirius_dspy.errors import CheckpointError
 from sirius_dspy.files import file_name
 from sirius_dspy.mlflow.files import write_agent, write_program
 from sirius_dspy.mlflow.names import agent_name, cleaned, slug
-from sirius_dspy.mlflow.store import check_installed, experiment_id, open_client
+from sirius_dspy.mlflow.store import experiment_id, open_client
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,7 @@ def register(
 
     Raises:
         CheckpointError: The program cannot be saved, or `build` cannot be imported elsewhere.
-        MissingDependencyError: mlflow is not installed.
     """
-    check_installed()
     served = _served(program, build)
     with _checkpoint(program) as folder, tempfile.TemporaryDirectory(prefix="sirius-register-") as temporary:
         manifest = verify(folder)

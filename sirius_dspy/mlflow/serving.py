@@ -11,7 +11,7 @@ from sirius_dspy.checkpoint import adapter_of, load
 from sirius_dspy.checkpoint.naming import build_at
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.plain import readable
-from sirius_dspy.running.parallel import parallel
+from sirius_dspy.running.parallel import parallel_map
 from sirius_dspy.trajectory import to_plain
 
 
@@ -48,7 +48,7 @@ class ServedProgram:
         """
         rows = enumerate(_rows(model_input))
         with dspy.context(adapter=self.adapter, disable_history=True):
-            answered = {number: answer for (number, _), answer in parallel(self._answer, rows)}
+            answered = {number: answer for (number, _), answer in parallel_map(self._answer, rows)}
         return [answered[number] for number in sorted(answered)]
 
     def _answer(self, row: tuple[int, Mapping[str, Any]]) -> dict[str, Any]:

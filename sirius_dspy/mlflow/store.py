@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sirius_dspy.errors import MissingDependencyError
-from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import Point
+from sirius_dspy.mlflow.mlflow_internals import resolve_experiment_id, resolve_tags
 from sirius_dspy.mlflow.names import cleaned, key_of, quoted
+from sirius_dspy.mlflow.patience import SHORT_WAITS
 from sirius_dspy.redact import hide_keys, remember_address
 
 
@@ -222,7 +222,7 @@ class Store:
 
     def upload(self, run_id: str, path: Path, folder: str | None) -> None:
         """Keep a file as an artifact of a run, in a folder of its artifacts if one is given."""
-        with patience.for_upload(path.stat().st_size):
+        with SHORT_WAITS.for_upload(path.stat().st_size):
             self.client.log_artifact(run_id, str(path), folder)
 
 
@@ -264,23 +264,9 @@ class Connection:
         return True
 
 
-def check_installed() -> None:
-    """Refuse early, in the thread that asks.
-
-    Raises:
-        MissingDependencyError: mlflow is not installed.
-    """
-    try:
-        import mlflow  # noqa: F401  # this is the check
-    except ImportError as error:
-        raise MissingDependencyError("Tracking and registry need mlflow. Run `pip install mlflow`.") from error
-
-
 def origin(tags: Mapping[str, str] | None = None) -> dict[str, str]:
     """The given tags, and who started it from which script, commit and repository, as `mlflow.start_run` has it."""
-    from mlflow.tracking.context.registry import resolve_tags
-
-    found: dict[str, str] = resolve_tags(tags)
+    found = resolve_tags(tags)
     for value in found.values():
         remember_address(str(value))  # that of a repository may hold a token
     return hide_keys(found)
@@ -291,13 +277,6 @@ def selected_store() -> str:
     import mlflow
 
     return str(mlflow.get_tracking_uri())
-
-
-def selected_experiment() -> str | None:
-    """The id of the experiment that the caller has selected in it, as far as MLflow knows without asking the store."""
-    from mlflow.tracking import fluent
-
-    return fluent._active_experiment_id
 
 
 def open_client(tracking_uri: str | None) -> Any:
@@ -316,10 +295,9 @@ def experiment_id(client: Any, name: str | None) -> str:
     MLflow's default experiment is taken there.
     """
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking.fluent import _get_experiment_id  # no public name says what `set_experiment` selected
 
     if name is None and client.tracking_uri == selected_store():
-        return str(_get_experiment_id())
+        return resolve_experiment_id()
     name = name or "Default"
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)

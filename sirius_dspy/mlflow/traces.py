@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sirius_dspy.mlflow.mlflow_internals import has_silent_server, open_artifacts, open_tracing_client
 from sirius_dspy.mlflow.sample import RepairStory
 from sirius_dspy.plain import readable
 from sirius_dspy.redact import hide_keys, redact
@@ -185,41 +186,25 @@ class Traces:
             MLflow's id of the trace.
         """
         from mlflow.entities import TraceData
-        from mlflow.tracing.client import TracingClient  # MlflowClient's own methods need spans of the live tracer
 
         number = int(digest([run_id, key]), 16)
         spans = list(_spans(root, number, ended_at * 1_000_000))
         info = _info(root, number, self.experiment_id, run_id, ended_at, tags)
-        client = TracingClient(self.tracking_uri)
+        client = open_tracing_client(self.tracking_uri)
         known = client.start_trace(info)
         try:
             client.log_spans(self.experiment_id, spans)
         except NotImplementedError as error:  # a store that keeps spans as files, or a server of which MLflow thinks so
-            if _has_silent_server(client.store):
+            if has_silent_server(client.store):
                 raise ConnectionError("The server did not say its version, so it was sent no spans.") from error
             self._upload(known, TraceData(spans))
         return str(info.trace_id)
 
     def _upload(self, info: Any, trace_data: Any) -> None:
-        """Keep spans as a file beside the trace. MLflow's own method asks the process's store for the place."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
+        """Keep spans as a file beside the trace."""
         place = info.tags["mlflow.artifactLocation"]
         text = json.dumps(trace_data.to_dict(), ensure_ascii=False)
-        get_artifact_repository(place, tracking_uri=self.tracking_uri).upload_trace_data(text)
-
-
-def _has_silent_server(store: Any) -> bool:
-    """Whether the store is a server that did not say its version, which is asked again next time.
-
-    MLflow waits three seconds for the answer, and takes none for that of an old server as long as the process lives.
-    """
-    from mlflow.store.tracking.rest_store import RestStore
-
-    if not isinstance(store, RestStore) or store._get_server_version(store.get_host_creds()) is not None:
-        return False
-    RestStore._get_server_version.cache_clear()
-    return True
+        open_artifacts(place, self.tracking_uri).upload_trace_data(text)
 
 
 def _info(root: Span, number: int, experiment_id: str, run_id: str, ended_at: int, tags: Mapping[str, str]) -> Any:

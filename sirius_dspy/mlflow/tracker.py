@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 
 from typing_extensions import override
 
-from sirius_dspy.mlflow import patience
 from sirius_dspy.mlflow.curves import Curves, Point, now_ms
+from sirius_dspy.mlflow.mlflow_internals import active_experiment_id
 from sirius_dspy.mlflow.outbox import Outbox
+from sirius_dspy.mlflow.patience import SHORT_WAITS
 from sirius_dspy.mlflow.recorder import STATUS, Recorder
 from sirius_dspy.mlflow.sample import RepairStory, Sample
-from sirius_dspy.mlflow.store import Connection, check_installed, selected_experiment, selected_store
+from sirius_dspy.mlflow.store import Connection, selected_store
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -91,16 +92,11 @@ class MLflowTracker(Tracker):
 
     @override
     def on_compile_started(self, event: CompileStarted) -> None:
-        """Open the root run.
-
-        Raises:
-            MissingDependencyError: mlflow is not installed.
-        """
-        check_installed()
+        """Open the root run."""
         store = self.tracking_uri or selected_store()
         parent, place = self._place(store)
         self._reset()
-        patience.shorten()
+        SHORT_WAITS.shorten()
         self._is_open = True
         connection = Connection(store, self.experiment, place)
         self._recorder = Recorder(
@@ -177,7 +173,7 @@ class MLflowTracker(Tracker):
         try:
             self._outbox.close()
         finally:
-            patience.restore()
+            SHORT_WAITS.restore()
 
     def _place(self, store: str) -> tuple[str | None, str | None]:
         """The caller's active run in this store, and its experiment, as they are in the caller's thread."""
@@ -187,13 +183,13 @@ class MLflowTracker(Tracker):
             return None, None
         if active := mlflow.active_run():
             return active.info.run_id, active.info.experiment_id
-        return None, selected_experiment() if self.experiment is None else None
+        return None, active_experiment_id() if self.experiment is None else None
 
     def _reset(self) -> None:
         """Forget a compile before this one, also one that never told of its end."""
         if self._is_open:
             self._is_open = False
-            patience.restore()
+            SHORT_WAITS.restore()
         self._curves.take_all()
         self._sample = Sample(self.traces)
         self._seen = {0}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.budget import Account, Ledger
@@ -42,31 +40,6 @@ def save_account(account: Account, run_dir: RunDir) -> None:
         for key, by_model in account.ledger.items()
     }
     run_dir.finish("spending", {"calls": calls, "seconds": account.seconds})
-
-
-class Clock:
-    """Measures the stages of one iteration.
-
-    Args:
-        account: Counts what each of them spends.
-        run_dir: The account is saved there after each of them.
-        iteration: From 1.
-    """
-
-    def __init__(self, account: Account, run_dir: RunDir, iteration: int) -> None:
-        self.seconds: dict[str, float] = {}
-        self._account = account
-        self._run_dir = run_dir
-        self._iteration = iteration
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Around one stage."""
-        began = time.perf_counter()
-        with self._account.stage(self._iteration, name):
-            yield
-        self.seconds[name] = time.perf_counter() - began
-        save_account(self._account, self._run_dir)
 
 
 def _kept_calls(library: ExperienceLibrary, run: str) -> Ledger:

@@ -161,7 +161,7 @@ class Account:
         self.seconds: dict[str, float] = dict(seconds or {})
         self._parent: Any = None
         self._key = "0/evaluate"
-        self._began = time.monotonic()
+        self._began: float | None = None
         self._items = 0
         self._largest: dict[str, float] = {}
         self._at_start = self.spent(self._key)
@@ -194,15 +194,14 @@ class Account:
             BudgetReached: Nothing may begin any more.
         """
         self.check()
-        before, began = self._key, time.monotonic()
+        before, outer, began = self._key, self._began, time.monotonic()
         self._key, self._items, self._largest, self._began = f"{iteration}/{name}", 0, {}, began
         self._at_start = self.spent(self._key)
         try:
             yield
         finally:
-            key, self._key = self._key, before
+            key, self._key, self._began = self._key, before, outer
             self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - began
-            self._began = time.monotonic()
 
     def spent(self, key: str | None = None) -> Spent:
         """What was spent in a stage of an iteration, by its key, or in all."""
@@ -213,7 +212,7 @@ class Account:
         prices = [(price_of(model, self.budget.prices), usage) for model, usage in usages]
         usd = None if any(price is None for price, _ in prices) else sum(p.of(u) for p, u in prices if p is not None)
         seconds = sum(value for name, value in self.seconds.items() if key in (None, name))
-        if key in (None, self._key):
+        if self._began is not None and key in (None, self._key):
             seconds += time.monotonic() - self._began
         return Spent(total.calls, total.prompt_tokens, total.completion_tokens, usd, seconds)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import dspy
 
-from sirius_dspy.library.experience import Entry, ExperienceLibrary
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.rows import Entry
 from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.program import predictor_names, program_fingerprint, signature_of
 from sirius_dspy.trajectory import Origin, Usage
@@ -149,7 +150,7 @@ class Estimator:
         """Examples that no sample solves: by the success rate of earlier runs, or anything between none and all."""
         number = len(self.plan.unique_trainset)
         augmenter, unsolved = self.plan.settings.augmenter, self._unsolved(iteration)
-        most = number if augmenter is None else len(augmenter.choose(list(range(number))))
+        most = number if augmenter is None or augmenter.max_repairs is None else min(number, augmenter.max_repairs)
         if unsolved is None:
             return Range(0, min(most, number / 2), most)
         likely = min(most, number * unsolved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from itertools import count
 
-from sirius_dspy.errors import SettingsError
+from sirius_dspy import checks
 from sirius_dspy.optimizer.budget import BudgetReached
 from sirius_dspy.optimizer.gate import Trial
 from sirius_dspy.optimizer.session import Session
@@ -62,7 +62,13 @@ def evaluate(session: Session, iteration: int, lms: LMs, label: str, *, candidat
 
 
 def choose_weights(session: Session, iteration: int, new: LMs) -> tuple[LMs, Standing]:
-    """Let the gate choose among new weights, and say how good the program is with those that are kept."""
+    """Let the gate choose among new weights, and say how good the program is with those that are kept.
+
+    Raises:
+        SettingsError: The gate names something other than agents with new weights.
+        UnfinishedError: As for `evaluate`.
+        BudgetReached: As for `evaluate`.
+    """
     current = session.weights.current
     numbers = count()
 
@@ -74,13 +80,10 @@ def choose_weights(session: Session, iteration: int, new: LMs) -> tuple[LMs, Sta
     earlier = _earlier(session)
     trial = Trial(tuple(new), earlier[-1], earlier, score)
     gate = session.settings.gate
-    kept = tuple(new) if gate is None else tuple(gate.choose(trial))
-    if unknown := sorted(set(kept) - set(new)):
-        raise SettingsError(
-            f"The gate {type(gate).__name__} chose {unknown}, which have no new weights. Let it choose among "
-            f"`trial.agents`, here {list(new)}."
-        )
-    return {agent: new[agent] for agent in kept}, trial.evaluate(kept)
+    kept = trial.agents if gate is None else gate.choose(trial)
+    checks.check(type(gate).__name__, {"choose": kept}, {"choose": checks.NAMES})
+    standing = trial.evaluate(kept)
+    return {agent: new[agent] for agent in kept}, standing
 
 
 def _earlier(session: Session) -> tuple[Standing, ...]:

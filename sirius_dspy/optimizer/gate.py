@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from sirius_dspy import checks
+from sirius_dspy.errors import SettingsError
 from sirius_dspy.running.standing import Standing, floor_of
 
 
@@ -28,8 +29,17 @@ class Trial:
     _scores: dict[frozenset[str], Standing] = field(default_factory=dict)
 
     def evaluate(self, agents: Collection[str]) -> Standing:
-        """Score the program with the new weights of these agents, and those from before of all others."""
+        """Score the program with the new weights of these agents, and those from before of all others.
+
+        Raises:
+            SettingsError: One of them has no new weights.
+        """
         chosen = frozenset(agents)
+        if unknown := sorted(chosen - set(self.agents)):
+            raise SettingsError(
+                f"The gate names {unknown}, which have no new weights. Let it choose among `trial.agents`, here "
+                f"{list(self.agents)}."
+            )
         if not chosen:
             return self.before
         if chosen not in self._scores:

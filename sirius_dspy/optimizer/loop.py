@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import dspy
 
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.optimizer.accounts import Clock, open_account, save_account
+from sirius_dspy.optimizer.accounts import open_account, save_account
 from sirius_dspy.optimizer.budget import BudgetReached
 from sirius_dspy.optimizer.collect import collect
 from sirius_dspy.optimizer.evaluate import choose_weights, evaluate
@@ -47,10 +47,13 @@ class Loop:
 
     def run(self) -> dspy.Module:
         """Iterate, and return the best program with a `CompileResult` as its `detailed_results`."""
-        with self.plan.run_dir.locked(), redacting_errors(), dspy.context(disable_history=True):
-            session, resumed = self._begin()
-            with session.account.listening(), self._tracked(session, resumed), self._serving(session):
-                self._work(session)
+        with self.plan.run_dir.locked(), dspy.context(disable_history=True):
+            with redacting_errors():
+                session, resumed = self._begin()
+            # Errors lose their credentials before the tracker hears of them.
+            with self._tracked(session, resumed), redacting_errors(), self._serving(session):
+                with session.account.listening():
+                    self._work(session)
                 return self._finish(session)
 
     # The whole
@@ -58,19 +61,25 @@ class Loop:
     def _work(self, session: Session) -> None:
         """All iterations, or as many as the budget allows."""
         try:
-            if not session.history:
-                with session.account.stage(0, "evaluate"):
-                    standing = evaluate(session, 0, session.weights.start, "program", candidate=0)
-                session.history.append(first_result(session, standing))
-                session.weights.history.append(session.history[0].lms)
+            self._score_student(session)
             for iteration in range(1, self.plan.settings.iterations + 1):
                 if not self._iterate(session, iteration):
-                    self.ended = "nothing learned"
+                    self.ended, self.reason = "nothing learned", f"iteration {iteration} gave no training row"
                     return
             self.ended = "finished"
         except BudgetReached as reached:
             self.ended, self.reason = "budget", str(reached)
             logger.warning("The compile ends at its budget: %s. Call it again with a larger one to go on.", reached)
+
+    def _score_student(self, session: Session) -> None:
+        """Iteration 0: the student as it came, unless that is done."""
+        result = self.plan.run_dir.iteration(0)
+        if result is None:
+            with self._stage(session, 0, "evaluate"):
+                standing = evaluate(session, 0, session.weights.start, "program", candidate=0)
+            result = first_result(session, standing)
+            self.plan.run_dir.finish("iteration-0", result.to_dict())
+        self._add(session, result)
 
     def _iterate(self, session: Session, iteration: int) -> bool:
         """One iteration, unless it is done; false if there was nothing to learn from."""
@@ -81,33 +90,42 @@ class Loop:
             if result is None:
                 return False
             self.plan.run_dir.finish(f"iteration-{iteration}", result.to_dict())
-        weights = session.weights
-        weights.current = weights.find_all(result.lms)
-        weights.history.append(result.lms)
-        session.history.append(result)
-        weights.remember_chosen(result.chosen_in_forward)
-        weights.launches.keep({*result.lms.values(), *self._result(session).best_lms.values()})
+        self._add(session, result)
+        session.weights.launches.keep({*result.lms.values(), *self._result(session).best_lms.values()})
         session.tracker.on_iteration_ended(IterationEnded(iteration, result.metrics, result.lms))
         return True
 
+    def _add(self, session: Session, result: IterationResult) -> None:
+        """Go on from what an iteration ended with."""
+        session.weights.current = session.weights.find_all(result.lms)
+        session.weights.history.append(result.lms)
+        session.weights.remember_chosen(result.chosen_in_forward)
+        session.history.append(result)
+
     def _learn(self, session: Session, iteration: int) -> IterationResult | None:
         """Collect, repair, curate, fine-tune and choose; `None` if there was nothing to learn from."""
-        clock = Clock(session.account, self.plan.run_dir, iteration)
-        with clock.stage("collect"):
+        with self._stage(session, iteration, "collect"):
             collect(session, iteration)
-        with clock.stage("repair"):
+        with self._stage(session, iteration, "repair"):
             repair(session, iteration)
-        with clock.stage("curate"):
+        with self._stage(session, iteration, "curate"):
             sets = curate(session, iteration)
         if not any(rows.rows for rows in sets.values()):
             explain_nothing(session, iteration, sets)
             return None
-        with clock.stage("train"):
+        with self._stage(session, iteration, "train"):
             jobs = train(session, iteration, sets)
         new = {agent: session.weights.find(agent, job.lm) for agent, job in jobs.items()}
-        with clock.stage("evaluate"):
+        with self._stage(session, iteration, "evaluate"):
             kept, standing = choose_weights(session, iteration, new)
-        return iteration_result(session, iteration, standing, kept, jobs, sets, clock.seconds)
+        return iteration_result(session, iteration, standing, kept, jobs, sets)
+
+    @contextmanager
+    def _stage(self, session: Session, iteration: int, name: str) -> Iterator[None]:
+        """Count what a stage spends, and save it when the stage is done."""
+        with session.account.stage(iteration, name):
+            yield
+        save_account(session.account, self.plan.run_dir)
 
     # Beginning and end
 

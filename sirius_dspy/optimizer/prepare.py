@@ -10,11 +10,12 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
+from sirius_dspy.dspy_internals import is_compiled
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError
 from sirius_dspy.optimizer.settings import AgentGroups, Settings, SharedWeights
 from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names, signature_of
 from sirius_dspy.redact import remember_secrets
-from sirius_dspy.running.record import check_shown
+from sirius_dspy.running.demos import check_demo_fields
 from sirius_dspy.training.images import media_fields
 from sirius_dspy.training.trainers import Trainer
 
@@ -30,7 +31,7 @@ def check_student(student: Any) -> None:
     """
     if not isinstance(student, dspy.Module):
         raise UnpreparedProgramError(f"The student is {student!r}, expected a `dspy.Module`.")
-    if getattr(student, "_compiled", False):
+    if is_compiled(student):
         raise UnpreparedProgramError(
             "The student is already compiled, so DSPy hides its predictors. Compile `student.reset_copy()`, or go on "
             "from its weights with a fresh program: `program.set_lm(...)`, or set `student._compiled = False`."
@@ -239,7 +240,7 @@ def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Modul
             "name."
         )
     for name, shown in demos.items():
-        check_shown(f"Collect.demos[{name!r}]", shown, signature_of(predictors[name]))
+        check_demo_fields(f"Collect.demos[{name!r}]", shown, signature_of(predictors[name]))
 
 
 def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:

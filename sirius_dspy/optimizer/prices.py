@@ -47,6 +47,8 @@ def price_of(model: str, table: Mapping[str, tuple[float, float]] | None = None)
 
 @lru_cache(maxsize=1024)
 def _listed_price(model: str) -> Price | None:
+    if not model:
+        return None
     try:
         route = resolve(dspy.LM(model))
     except LM15Error:  # a provider that DSPy does not know, such as a scripted one: nobody lists its prices

@@ -10,8 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+COUNT_LIMIT = 1 << 63
+"""Counts are smaller; larger numbers come from damaged files, and overflow in means."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=COUNT_LIMIT)]
 Interval = Annotated[list[Finite], Field(min_length=2, max_length=2)]
 
 

@@ -9,11 +9,10 @@ import dspy
 from sirius_dspy.errors import AugmenterError
 from sirius_dspy.optimizer.collect import failed_runs, rollouts
 from sirius_dspy.optimizer.session import Session
-from sirius_dspy.repair.augmenters import RepairContext
 from sirius_dspy.repair.augmenters import Repaired as Outcome
+from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.running.attempts import Broken, attempt_all
-from sirius_dspy.running.failures import Unfinished
-from sirius_dspy.running.rollout import report_unfinished
+from sirius_dspy.running.unfinished import Unfinished, report_unfinished
 from sirius_dspy.tracking.events import Repaired, StageStarted
 from sirius_dspy.trajectory import Repair, Trajectory, Usage
 
@@ -54,13 +53,15 @@ def repair(session: Session, iteration: int) -> None:
         settings.num_threads,
         patience=settings.patience,
         health=session.health,
-        most=session.account.allowance(first_calls),
+        limit=session.account.allowance(first_calls),
     )
     with closing(outcomes):  # an interrupt keeps this frame alive, but must not leave repairs under way
         for run, outcome in outcomes:
             num_done += 1
             if isinstance(outcome, Broken):
-                unfinished.append((session.plan.unique_trainset[run.example_key], _unfinished(run, outcome)))
+                unfinished.append(
+                    (session.plan.unique_trainset[run.example_key], Unfinished.of(run.repair_lineage, outcome.failure))
+                )
                 session.library.add_unfinished(unfinished[-1][1])
                 continue
             session.library.add_repair(outcome.repair, outcome.trajectories)
@@ -85,16 +86,3 @@ def _check_edits(session: Session, repair: Repair) -> None:
                 f"which is no predictor of the program. Let it edit steps of {sorted(session.plan.editable)} only, the "
                 "predictors in `context.editable`."
             )
-
-
-def _unfinished(failed: Trajectory, broken: Broken) -> Unfinished:
-    return Unfinished(
-        example_key=failed.example_key,
-        kind=broken.failure.kind,
-        message=broken.failure.message,
-        run=failed.run,
-        iteration=failed.iteration,
-        sample=failed.sample,
-        seed=failed.seed,
-        origin="repair",
-    )

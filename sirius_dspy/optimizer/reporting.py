@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from sirius_dspy.library.summary import Summary
+from sirius_dspy.library.summary import Funnel, summarize
 from sirius_dspy.optimizer.accounts import STAGE_OF
 from sirius_dspy.optimizer.budget import Spent
 from sirius_dspy.optimizer.prices import price_of
@@ -35,6 +35,8 @@ def first_result(session: Session, standing: Standing) -> IterationResult:
         lms=session.plan.lms,
         standing=standing,
         stages=_stages(session, 0),
+        seconds=_seconds(session, 0),
+        chosen_in_forward=session.weights.chosen_in_forward,
     )
 
 
@@ -45,22 +47,21 @@ def iteration_result(
     kept: LMs,
     jobs: Mapping[str, Job],
     sets: Mapping[str, TrainingSet],
-    seconds: Mapping[str, float],
 ) -> IterationResult:
     """What an iteration did."""
-    summary = Summary(
+    summary = summarize(
         session.library,
         session.run,
         iteration,
         threshold=session.settings.threshold,
         agents=session.plan.agents,
     )
-    usages = _agent_usages(session, iteration)
+    usages, seconds = _agent_usages(session, iteration), _seconds(session, iteration)
     agents = {
         agent: _agent_result(rows, jobs.get(agent), usages.get(agent, UsageResult())) for agent, rows in sets.items()
     }
     score = standing.mean(floor_of([standing, *(entry.standing for entry in session.history)]))
-    metrics = {"val/score": score, **summary.metrics(agents), **summary.prices(seconds)}
+    metrics = {"val/score": score, **summary.metrics(agents), **summary.costs(seconds)}
     return IterationResult(
         iteration=iteration,
         score=score,
@@ -70,8 +71,8 @@ def iteration_result(
         promoted={agent: agent in kept for agent in jobs},
         metrics=metrics,
         agents=agents,
-        repair=RepairResult(**summary.repair),
-        seconds=dict(seconds),
+        repair=_repair_result(summary.repair),
+        seconds=seconds,
         usage=_sum(usages.values()),
         stages=_stages(session, iteration),
         chosen_in_forward=session.weights.chosen_in_forward,
@@ -109,10 +110,28 @@ def _agent_result(rows: TrainingSet, job: Job | None, usage: UsageResult) -> Age
     return replace(result, losses=losses, lm=job.lm, base=job.base, seconds=job.seconds)
 
 
+def _repair_result(funnel: Funnel) -> RepairResult:
+    return RepairResult(
+        tried=funnel.tried,
+        repaired=funnel.repaired,
+        verdicts=funnel.verdicts,
+        by_agent=funnel.by_agent,
+        calls=funnel.usage.calls,
+        prompt_tokens=funnel.usage.prompt_tokens,
+        completion_tokens=funnel.usage.completion_tokens,
+    )
+
+
 def _stages(session: Session, iteration: int) -> dict[str, UsageResult]:
     """Stage to what servers counted in it."""
     keys = [key for key in session.account.ledger if key.startswith(f"{iteration}/")]
     return {key.partition("/")[2]: _usage(session.account.spent(key)) for key in keys}
+
+
+def _seconds(session: Session, iteration: int) -> dict[str, float]:
+    """Stage to wall time."""
+    noted = session.account.seconds.items()
+    return {key.partition("/")[2]: value for key, value in noted if key.startswith(f"{iteration}/")}
 
 
 def _usage(spent: Spent) -> UsageResult:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
+from sirius_dspy import checks
 from sirius_dspy.errors import ResultError
+from sirius_dspy.optimizer.records import COUNT_LIMIT, Count, Finite
 from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.stats import Interval, wilson_interval
 
@@ -38,7 +41,7 @@ class Result(Mapping[str, Any]):
             ResultError: It is not what `to_dict` gives; the message says where.
         """
         try:
-            return _adapter(cls).validate_json(json.dumps(data))
+            return _adapter(cls).validate_json(json.dumps(_require_mapping(cls, data)))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"])) or cls.__name__
@@ -70,9 +73,9 @@ class UsageResult(Result):
 
     __pydantic_config__ = _STRICT
 
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    calls: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
     usd: float | None = None
     """US dollars; `None` if a price is unknown."""
 
@@ -83,9 +86,9 @@ class AgentResult(Result):
 
     __pydantic_config__ = _STRICT
 
-    rows: int = 0
+    rows: Count = 0
     """Training rows."""
-    dropped: Mapping[str, int] = field(default_factory=dict)
+    dropped: Mapping[str, Count] = field(default_factory=dict)
     """Reason to the number of steps that became no row."""
     losses: tuple[float | None, ...] = ()
     """Nats per completion token, in the order of training steps; `None` for a loss that is no number."""
@@ -104,16 +107,25 @@ class RepairResult(Result):
 
     __pydantic_config__ = _STRICT
 
-    tried: int = 0
+    tried: Count = 0
     """Failed runs."""
-    repaired: int = 0
-    verdicts: Mapping[str, int] = field(default_factory=dict)
+    repaired: Count = 0
+    verdicts: Mapping[str, Count] = field(default_factory=dict)
     """Outcome to the number of attempts, of which a run has several."""
-    by_agent: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    by_agent: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
     """Agent name to `tried` and `repaired` attempts."""
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    calls: Count = 0
+    prompt_tokens: Count = 0
+    completion_tokens: Count = 0
+
+
+def _check_standing(standing: Standing) -> Standing:
+    """Refuse numbers with which no mean can be computed."""
+    if not all(0 <= count < COUNT_LIMIT for count in (standing.ended, standing.broken)):
+        raise ValueError("the runs of a standing are too few or too many")
+    if not all(math.isfinite(number) for number in (standing.total, standing.lowest)):
+        raise ValueError("the rewards of a standing are no finite numbers")
+    return standing
 
 
 @dataclass(frozen=True)
@@ -122,13 +134,13 @@ class IterationResult(Result):
 
     __pydantic_config__ = _STRICT
 
-    iteration: int
-    score: float
+    iteration: Count
+    score: Finite
     """Mean reward on the valset with the weights that were kept."""
-    num_val: int
+    num_val: Count
     lms: Mapping[str, str]
     """Agent name to the id of its LM afterwards."""
-    standing: Standing
+    standing: Annotated[Standing, AfterValidator(_check_standing)]
     """What the score is made of."""
     promoted: Mapping[str, bool] = field(default_factory=dict)
     """Agent name to whether its new weights were kept; agents that were trained only."""
@@ -161,7 +173,7 @@ class CompileResult(Result):
     """Id of the compile; rows of the library carry it."""
     adapter: str
     seed: int
-    threshold: float
+    threshold: Finite
     agents: Mapping[str, tuple[str, ...]]
     """Agent name to its predictors."""
     run_dir: str = ""
@@ -175,8 +187,8 @@ class CompileResult(Result):
     """Why the compile ended before all iterations."""
     program: str = ""
     """Class of the program."""
-    num_train: int = 0
-    num_examples: int = 0
+    num_train: Count = 0
+    num_examples: Count = 0
     """Examples of the trainset as given; equal ones are run once."""
     usage: UsageResult = UsageResult()
     """All LM calls that servers answered."""
@@ -211,7 +223,8 @@ class CompileResult(Result):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read a record back; see `Result.from_dict`."""
-        found = super().from_dict({name: value for name, value in data.items() if name not in _DERIVED})
+        record = _require_mapping(cls, data)
+        found = super().from_dict({name: value for name, value in record.items() if name not in _DERIVED})
         for name in _DERIVED:
             if name in data and data[name] != getattr(found, name):
                 raise ResultError(f"`{name}` of CompileResult is {data[name]!r}, expected {getattr(found, name)!r}.")
@@ -237,6 +250,17 @@ def score_interval(score: float, num_val: int) -> Interval | None:
         return None
     solved = round(score * num_val)
     return wilson_interval(solved, num_val) if abs(score * num_val - solved) < 1e-6 else None
+
+
+def _require_mapping(kind: type[Result], data: Any) -> dict[str, Any]:
+    """A mapping as a dict.
+
+    Raises:
+        ResultError: It is none.
+    """
+    if not isinstance(data, Mapping):
+        raise ResultError(f"{kind.__name__} is {checks.shown(data)}, expected a mapping, as `to_dict` gives one.")
+    return dict(data)
 
 
 @cache

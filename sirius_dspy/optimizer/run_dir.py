@@ -26,9 +26,9 @@ from filelock import FileLock, Timeout
 
 from sirius_dspy.errors import LibraryError, ResultError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
 from sirius_dspy.files import file_name, write_text
-from sirius_dspy.identity.parts import accepted_changes
-from sirius_dspy.library.database import parse_url
+from sirius_dspy.identity.parts import check_changes
 from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.urls import parse_url
 from sirius_dspy.optimizer import records
 from sirius_dspy.optimizer.results import CompileResult, IterationResult, Result
 from sirius_dspy.redact import hide
@@ -176,7 +176,7 @@ class RunDir:
             self._claim({**identity, "run": run, "accepted": []})
             return Begun(run, resumed=False)
         run, noted = before.pop("run", None), before.pop("accepted", None)
-        found = accepted_changes(before, identity, str(self.path), accepted)
+        found = check_changes(before, identity, str(self.path), accepted)
         if not isinstance(run, str) or not isinstance(noted, list):
             raise _damaged(self.path / "run.json", "it does not say which compile it is of", RESTORE)
         if found:

@@ -15,7 +15,7 @@ from sirius_dspy.optimizer.settings import Settings
 from sirius_dspy.optimizer.weights import Weights
 from sirius_dspy.program import copy_program
 from sirius_dspy.running.bugs import BugWatch
-from sirius_dspy.running.failures import Health
+from sirius_dspy.running.patience import Health
 from sirius_dspy.running.rollout import Task
 from sirius_dspy.tracking.events import RolledOut, Trackers
 from sirius_dspy.trajectory import Trajectory

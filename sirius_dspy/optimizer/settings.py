@@ -16,8 +16,8 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.budget import Budget
 from sirius_dspy.optimizer.gate import Gate
 from sirius_dspy.repair.augmenters import Augmenter
-from sirius_dspy.running.failures import Patience
-from sirius_dspy.running.rollout import Metric
+from sirius_dspy.running.metric import Metric
+from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator
 from sirius_dspy.training.trainers import Trainer
@@ -76,6 +76,14 @@ class SharedWeights:
 
     name: str = "mixed"
 
+    def check(self) -> None:
+        """Refuse a name that is none.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+        checks.check("SharedWeights", vars(self), {"name": checks.TEXT})
+
 
 AgentGroups = Mapping[str, Sequence[str]] | SharedWeights
 """Agent name to the predictors that share its weights, or all of them together."""
@@ -114,6 +122,8 @@ class Settings:
         self.collect.check()
         self.patience.check()
         self.curator.check()
+        if isinstance(self.agents, SharedWeights):
+            self.agents.check()
         if self.budget is not None:
             self.budget.check()
         if self.gate is not None:
@@ -130,8 +140,9 @@ class Settings:
 
     @property
     def scalars(self) -> dict[str, Any]:
-        """The settings that trackers show as parameters, those of `collect` among them."""
-        simple = {**self.to_dict(), **vars(self.collect)}
+        """The settings that trackers show as parameters, those of `collect`, curator and trainer among them."""
+        of_parts = {"cumulative": self.curator.cumulative, "train_from": self.trainer.train_from}
+        simple = {**self.to_dict(), **vars(self.collect), **of_parts}
         return {name: value for name, value in simple.items() if isinstance(value, str | bool | int | float)}
 
     @property

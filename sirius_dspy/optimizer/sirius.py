@@ -19,9 +19,10 @@ from sirius_dspy.optimizer.loop import Loop
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.settings import AgentGroups, Collect, Settings
-from sirius_dspy.repair.augmenters import Augmenter, CriticAugmenter
-from sirius_dspy.running.failures import Patience
-from sirius_dspy.running.rollout import Metric, check_metric
+from sirius_dspy.repair.augmenters import Augmenter
+from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.running.metric import Metric, check_metric
+from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator, check_adapter
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import dspy
 
-from sirius_dspy.lms import Launches, NotesOutside, follow_context, follow_no_context, with_own_settings
+from sirius_dspy.dspy_internals import mark_compiled
+from sirius_dspy.lms import Launches, OutsideLMCallback, follow_context, follow_no_context, keep_settings
 from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.trajectory import Step, Trajectory
 
@@ -85,7 +86,7 @@ class Weights:
             lm = self.launches.launch(agent, lms[agent]) if is_taught else base
             for name in names:
                 predictor, given = predictors[name], self._given[name]
-                predictor.lm = with_own_settings(lm, base, given or dspy.settings.lm) if is_taught else given
+                predictor.lm = keep_settings(lm, base, given or dspy.settings.lm) if is_taught else given
                 predictor.demos = [] if is_taught else self._demos[name]
                 (follow_context if is_taught and given is None else follow_no_context)(predictor)
 
@@ -145,8 +146,8 @@ class Weights:
             if not self._chosen[name]:
                 follow_no_context(predictor)
         if any(self._given[name] is None and models for name, models in self._chosen.items()):
-            program.callbacks.append(NotesOutside())
-        program._compiled = True
+            program.callbacks.append(OutsideLMCallback())
+        mark_compiled(program)
         return program
 
     def _is_by_teacher(self, trajectory: Trajectory) -> bool:

@@ -1,4 +1,4 @@
-"""Which types have a tag of their own, and which classes of the user's may be made again."""
+"""The types that have a tag of their own, and the classes of the user whose objects can be made again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TEXT_TYPES: dict[type, Callable[[str], Any]] = {
     ipaddress.IPv4Interface: ipaddress.IPv4Interface,
     ipaddress.IPv6Interface: ipaddress.IPv6Interface,
 }
-"""Types that their own text restores, with what reads it."""
+"""Types that their own text restores, with the function that reads it."""
 
 MAPPINGS: dict[str, Callable[..., Any]] = {
     "dict": dict,
@@ -54,7 +54,7 @@ URLS: dict[str, type] = {
     for name, kind in vars(pydantic.networks).items()
     if isinstance(kind, type) and kind.__name__.endswith(("Url", "Dsn")) and not name.startswith("_")
 }
-"""Pydantic's own types of addresses, which are no strings."""
+"""Pydantic's types of addresses, which are not strings."""
 
 BUILTINS: dict[str, type] = {
     kind.__name__: kind for kind in (str, int, float, complex, bytes, tuple, frozenset, list, set, dict)
@@ -68,38 +68,38 @@ SEQUENCES: dict[str, Callable[..., Any]] = {
     "bytearray": bytearray,
 }
 _classes: dict[str, type] = {}
-"""Classes of the user's that this process has written, by module and qualified name; the last of equal names counts."""
+"""Classes of the user that this process has written, by module and qualified name; the last of equal names counts."""
 
 
 def name_of(kind: type) -> str:
-    """Module and qualified name of a class."""
+    """Return module and qualified name of a class."""
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def remember(kind: type) -> str:
-    """Name a class, and know it from now on when its values are read."""
+    """Return the name of a class, and keep the class for reading its values."""
     name = name_of(kind)
     _classes[name] = kind
     return name
 
 
-def known_of(annotation: Any) -> Mapping[str, type]:
-    """The classes that an annotation names, by their names."""
+def classes_in(annotation: Any) -> Mapping[str, type]:
+    """Return the classes that an annotation names, by their names."""
     if annotation is str or annotation is Any:
-        return _NONE_KNOWN
+        return _NO_CLASSES
     try:
         return _classes_of(annotation)
     except TypeError:  # an annotation that cannot be hashed
-        return _NONE_KNOWN
+        return _NO_CLASSES
 
 
-_NONE_KNOWN: Mapping[str, type] = {}
+_NO_CLASSES: Mapping[str, type] = {}
 
 
 @lru_cache(maxsize=512)
 def _classes_of(annotation: Any) -> Mapping[str, type]:
-    """The classes in an annotation, also those of their fields."""
-    found: dict[str, type] = {}
+    """Return the classes in an annotation, and those of their fields."""
+    classes: dict[str, type] = {}
     pending, seen = [annotation], set()
     while pending:
         item = pending.pop()
@@ -107,31 +107,36 @@ def _classes_of(annotation: Any) -> Mapping[str, type]:
         if not isinstance(item, type) or item in seen:
             continue
         seen.add(item)
-        found[name_of(item)] = item
+        classes[name_of(item)] = item
         if issubclass(item, BaseModel):
             pending += [info.annotation for info in item.model_fields.values()]
         elif dataclasses.is_dataclass(item):
             pending += [info.type for info in dataclasses.fields(item)]
-    return found
+    return classes
 
 
 def has_fields(kind: type) -> bool:
-    """Whether a class is made by `dataclasses` or by `attrs`."""
+    """Return whether a class is made by `dataclasses` or by `attrs`."""
     return dataclasses.is_dataclass(kind) or hasattr(kind, "__attrs_attrs__")
 
 
-def class_of(tagged: Mapping[str, Any], known: Mapping[str, type], base: type | None) -> Any:
-    """The class that a tag names, if it is known and of the kind that the tag says.
+def class_of(tagged: Mapping[str, Any], classes: Mapping[str, type], base: type | None) -> Any:
+    """Return the class that a tag names.
+
+    Args:
+        tagged: The tagged value.
+        classes: Classes of an annotation, beside those that this process has written.
+        base: The class is a subclass of this; `None` for a dataclass.
 
     Raises:
-        UnreadableValueError: It is not.
+        UnreadableValueError: There is no such class, or it is not of the kind that the tag says.
     """
     name = tagged["class"]
-    found = known.get(name) or _classes.get(name)
-    fits = found is not None and (has_fields(found) if base is None else issubclass(found, base))
-    if not fits:
+    cls = classes.get(name) or _classes.get(name)
+    is_fitting = cls is not None and (has_fields(cls) if base is None else issubclass(cls, base))
+    if not is_fitting:
         raise UnreadableValueError(
             f"A stored value is of the class {name!r}, which this process has not used yet. Pass an example or a "
             "signature that has it."
         )
-    return found
+    return cls

@@ -10,15 +10,15 @@ _encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", 
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a plain value, whatever the order its keys were set in."""
+    """Return the one JSON text of a plain value, whatever the order of its keys."""
     return _encode(value)
 
 
 def digest(value: Any) -> str:
-    """Content hash of a plain value: the first 32 hex digits of SHA-256 over its canonical JSON."""
+    """Return the content hash of a plain value: the first 32 hex digits of SHA-256 over its canonical JSON."""
     return text_digest(canonical(value))
 
 
 def text_digest(text: str) -> str:
-    """The first 32 hex digits of the SHA-256 of a text."""
+    """Return the first 32 hex digits of the SHA-256 of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

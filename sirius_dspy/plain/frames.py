@@ -1,6 +1,6 @@
-"""What is of pandas: its frames, series, points and spans of time, and what it has for a value that is absent.
+"""Writes and reads values of pandas: frames, series, points and spans of time, and missing values.
 
-This is the one file that knows pandas, and imports it only where such a value is.
+Only this file uses pandas, and imports it only for such values.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from sirius_dspy.plain.classes import TYPE
 
 Convert = Callable[[Any], Any]
-"""Writes, or reads, a value that is held by one of pandas."""
+"""Writes or reads a value inside one of pandas."""
 
 
 def write_frame(value: Any, kind: type, write: Convert) -> Any:
-    """A tagged value; `None` for what is not of pandas, or would not read back as it is."""
+    """Return a tagged value; `None` if it is not one of pandas, or would not read back equal."""
     import pandas
 
     if value is pandas.NaT or value is pandas.NA:
@@ -70,7 +70,7 @@ def _write_dtype(dtype: Any, write: Convert) -> Any:
 
 
 def read_time(tagged: Mapping[str, Any]) -> Any:
-    """A point or a span of time of pandas."""
+    """Read a point or a span of time."""
     import pandas
 
     if tagged[TYPE] == "Timedelta":
@@ -80,14 +80,14 @@ def read_time(tagged: Mapping[str, Any]) -> Any:
 
 
 def read_absent(tagged: Mapping[str, Any]) -> Any:
-    """What pandas has for a value that is absent."""
+    """Read what pandas has for a missing value."""
     import pandas
 
     return pandas.NaT if tagged["value"] == "NaT" else pandas.NA
 
 
 def read_frame(tagged: Mapping[str, Any], read: Convert) -> Any:
-    """A frame or a series."""
+    """Read a frame or a series."""
     import pandas
 
     index = _read_index(tagged["index"], read)
@@ -132,7 +132,7 @@ def _is_same_time(one: Any, other: Any) -> bool:
 
 
 def _is_same_table(written: Mapping[str, Any], value: Any) -> bool:
-    """Whether what was written reads back the same, names and types of the axes included."""
+    """Return whether the table reads back the same, names and types of the axes included."""
     import pandas
 
     from sirius_dspy.plain.reading import from_plain
@@ -140,6 +140,6 @@ def _is_same_table(written: Mapping[str, Any], value: Any) -> bool:
     check = pandas.testing.assert_frame_equal if written[TYPE] == "DataFrame" else pandas.testing.assert_series_equal
     try:
         check(from_plain(written), value, check_exact=True)
-    except Exception:  # an unequal value, an unreadable one, or whatever pandas has to say about an odd one
+    except Exception:  # an unequal value, an unreadable one, or whatever pandas raises for an odd one
         return False
     return True

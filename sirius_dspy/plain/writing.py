@@ -1,4 +1,4 @@
-"""From any value to JSON with tags."""
+"""Writes any value as JSON with tags."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from sirius_dspy.plain.frames import write_frame
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _MAX_DECIMAL_BITS = 10_000
 _MAX_DEPTH = 100
-"""Values are nested so deep at most; JSON readers give up at some hundreds."""
+"""Maximum depth of nested values; JSON readers give up at some hundreds."""
 
 
 def to_plain(value: Any) -> Any:
-    """Turn any value into JSON from which `from_plain` makes an equal one.
+    """Convert any value to JSON from which `from_plain` makes an equal one.
 
-    A record at the top (`dspy.Example`, `dspy.Prediction`) becomes the mapping of its fields, without DSPy's own.
-    What is nested more than 100 levels deep, as values are that hold themselves, cannot be read back.
+    A record at the top (`dspy.Example`, `dspy.Prediction`) becomes the mapping of its fields, without those of DSPy.
+    A value that is nested more than 100 levels deep, such as one that holds itself, cannot be read back.
     """
     if isinstance(value, dspy.Example):  # dspy.Prediction is one, too
         return {key: _write_part(item) for key, item in value.items()}
@@ -44,12 +44,12 @@ def to_plain(value: Any) -> Any:
 
 
 def _write_whole(value: Any) -> Any:
-    """A value, or the values of a mapping such as a step's inputs, of which one may be nested too deeply."""
+    """Write a value; of a mapping such as a step's inputs, only the values that are nested too deeply are lost."""
     try:
         return _write(value, 0)
     except _TooDeepError:
         if type(value) is dict and all(type(key) is str and key != TYPE for key in value):
-            return {_whole_characters(key): _write_part(item) for key, item in value.items()}
+            return {_replace_surrogates(key): _write_part(item) for key, item in value.items()}
         return _write_opaque(value, type(value), 0)
 
 
@@ -64,21 +64,26 @@ class _TooDeepError(Exception):
     """A value is nested too deeply to be written."""
 
 
+def example_content(example: dspy.Example) -> dict[str, Any]:
+    """Return the inputs and the labels of an example as plain values."""
+    return {"inputs": to_plain(example.inputs()), "labels": to_plain(example.labels())}
+
+
 def example_key(example: dspy.Example) -> str:
     """Identify an example by its inputs and labels, never by its position: optimizers shuffle."""
-    return digest({"inputs": to_plain(example.inputs()), "labels": to_plain(example.labels())})
+    return digest(example_content(example))
 
 
 def _write(value: Any, depth: int) -> Any:
     kind = type(value)
     if kind is str:
-        return value if value.isascii() else _whole_characters(value)
+        return value if value.isascii() else _replace_surrogates(value)
     if value is None or kind is bool:
         return value
     if kind is int:
-        return value if -(1 << 63) <= value < 1 << 63 else _tagged("int", _digits(value))  # JSON readers have 64 bits
+        return value if -(1 << 63) <= value < 1 << 63 else _tag("int", _digits(value))  # JSON readers have 64 bits
     if kind is float:
-        return value if math.isfinite(value) else _tagged("float", repr(value))
+        return value if math.isfinite(value) else _tag("float", repr(value))
     if depth > _MAX_DEPTH:
         raise _TooDeepError
     if kind is dict:
@@ -89,20 +94,20 @@ def _write(value: Any, depth: int) -> Any:
 
 
 def _digits(value: int) -> str:
-    """A large number; Python writes and reads at most some thousand decimal digits."""
+    """Write a large number; Python reads at most some thousand decimal digits."""
     return str(value) if value.bit_length() < _MAX_DECIMAL_BITS else hex(value)
 
 
 def _write_dict(value: dict[Any, Any], depth: int) -> Any:
     if TYPE not in value and all(
-        type(key) is str and (key.isascii() or _whole_characters(key) == key) for key in value
+        type(key) is str and (key.isascii() or _replace_surrogates(key) == key) for key in value
     ):
         return {key: _write(item, depth) for key, item in value.items()}
-    return _tagged("dict", _pairs(value, depth))
+    return _tag("dict", _pairs(value, depth))
 
 
 def _pairs(value: Mapping[Any, Any], depth: int) -> list[Any]:
-    """Entries in their own order, since a program may show it to an LM."""
+    """Write entries in their own order, since a program may show it to an LM."""
     return [[_write(key, depth), _write(item, depth)] for key, item in value.items()]
 
 
@@ -118,9 +123,9 @@ def _write_other(value: Any, kind: type, depth: int) -> Any:
     if kind is tuple or kind is set or kind is frozenset or kind is collections.deque:
         return _write_collection(value, kind, depth)
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
-        return _tagged("namedtuple", [_write(item, depth) for item in value], **{"class": remember(kind)})
+        return _tag("namedtuple", [_write(item, depth) for item in value], **{"class": remember(kind)})
     if kind in TEXT_TYPES:
-        return _tagged(kind.__name__, str(value))
+        return _tag(kind.__name__, str(value))
     for special in (_write_time, _write_bytes, _write_array, _write_frame, _write_mapping, _write_url, _write_builtin):
         if (written := special(value, kind, depth)) is not None:
             return written
@@ -131,50 +136,50 @@ def _write_enum(value: enum.Enum, kind: type, depth: int) -> Any:
     # Members of a Flag may be combined, and have no name of their own then; `str(value.name)` is not unique.
     named = isinstance(value.name, str) and kind.__members__.get(value.name) is value  # type: ignore[attr-defined]
     about = {"class": remember(kind), "name": value.name if named else None}
-    return _tagged("enum", _write(value.value, depth), **about)
+    return _tag("enum", _write(value.value, depth), **about)
 
 
 def _write_fields(value: Any, kind: type, depth: int) -> Any:
-    """An object of `dataclasses` or `attrs`, with the attributes that it has beside its fields."""
+    """Write an object of `dataclasses` or `attrs`, with the attributes that it has beside its fields."""
     kinds = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else kind.__attrs_attrs__  # type: ignore[attr-defined]
     names = [item.name for item in kinds]
     fields = {name: getattr(value, name) for name in names if hasattr(value, name)}
     about: dict[str, Any] = {"class": remember(kind)}
     if more := _attributes(value, names):
         about["attributes"] = _write_dict(more, depth)
-    return _tagged("dataclass", _write_dict(fields, depth), **about)
+    return _tag("dataclass", _write_dict(fields, depth), **about)
 
 
 def _attributes(value: Any, but: Collection[str] = ()) -> dict[str, Any]:
-    """What an object holds in its `__dict__`, without what its class only computes once."""
-    held: dict[str, Any] = getattr(value, "__dict__", {})
+    """Return what an object holds in its `__dict__`, without cached properties."""
+    attributes: dict[str, Any] = getattr(value, "__dict__", {})
     cached = {
         name
         for owner in type(value).__mro__
         for name, item in vars(owner).items()
         if isinstance(item, functools.cached_property)
     }
-    return {name: item for name, item in held.items() if name not in cached and name not in but}
+    return {name: item for name, item in attributes.items() if name not in cached and name not in but}
 
 
 def _base_of(value: Any) -> type | None:
-    """The builtin type that a value is of, or of a subclass of."""
+    """Return the builtin type of a value, or the one that its type is a subclass of."""
     return next((base for base in BUILTINS.values() if isinstance(value, base)), None)
 
 
 def _write_builtin(value: Any, kind: type, depth: int) -> Any:
-    """An object of a subclass of a builtin, e.g. of `str`, unless it has slots of its own."""
+    """Write an object of a subclass of a builtin, e.g. of `str`, unless it has slots of its own."""
     base = _base_of(value)
     if base is None or any(vars(owner).get("__slots__") for owner in kind.__mro__):
         return None
     about: dict[str, Any] = {"class": remember(kind), "base": base.__name__}
-    if held := _attributes(value):
-        about["attributes"] = _write_dict(held, depth)
-    return _tagged("subclass", _write(_PLAINLY[base](value), depth), **about)
+    if attributes := _attributes(value):
+        about["attributes"] = _write_dict(attributes, depth)
+    return _tag("subclass", _write(_TO_BASE[base](value), depth), **about)
 
 
-# By the methods of the base, since those of the subclass may do anything.
-_PLAINLY: dict[type, Callable[[Any], Any]] = {
+# These call the methods of the base, since those of the subclass may do anything.
+_TO_BASE: dict[type, Callable[[Any], Any]] = {
     str: str.__str__,
     int: int.__int__,
     float: float.__float__,
@@ -189,17 +194,19 @@ _PLAINLY: dict[type, Callable[[Any], Any]] = {
 
 
 def _write_url(value: Any, kind: type, depth: int) -> Any:
-    return _tagged("url", str(value), name=kind.__name__) if URLS.get(kind.__name__) is kind else None
+    return _tag("url", str(value), name=kind.__name__) if URLS.get(kind.__name__) is kind else None
 
 
 def _write_model(value: BaseModel, kind: type[BaseModel], depth: int) -> Any:
     state = value.__getstate__()  # pydantic's own pickling: excluded and private fields are in it, aliases are not
     about: dict[str, Any] = {"class": remember(kind), "set": sorted(state["__pydantic_fields_set__"])}
     for name in ("extra", "private"):
-        if held := state.get(f"__pydantic_{name}__"):  # a `RootModel` has no such state
-            about[name] = _write_dict(dict(held), depth)
-    fields = {name: item for name, item in state["__dict__"].items() if name in kind.model_fields}  # and nothing cached
-    return _tagged("model", _write_dict(fields, depth), **about)
+        if attributes := state.get(f"__pydantic_{name}__"):  # a `RootModel` has no such state
+            about[name] = _write_dict(dict(attributes), depth)
+    fields = {
+        name: item for name, item in state["__dict__"].items() if name in kind.model_fields
+    }  # without cached properties
+    return _tag("model", _write_dict(fields, depth), **about)
 
 
 def _write_record(value: dspy.Example, kind: type, depth: int) -> Any:
@@ -207,14 +214,14 @@ def _write_record(value: dspy.Example, kind: type, depth: int) -> Any:
         return _write_opaque(value, kind, depth)
     keys = getattr(value, "_input_keys", None)
     about = {} if keys is None else {"inputs": sorted(keys)}
-    return _tagged(kind.__name__, _write_dict(dict(value.items()), depth), **about)
+    return _tag(kind.__name__, _write_dict(dict(value.items()), depth), **about)
 
 
 def _write_collection(value: Any, kind: type, depth: int) -> Any:
     items = [_write(item, depth) for item in value]
     if kind is collections.deque:
-        return _tagged("deque", items, maxlen=value.maxlen)
-    return _tagged(kind.__name__, items if kind is tuple else sorted(items, key=canonical))
+        return _tag("deque", items, maxlen=value.maxlen)
+    return _tag(kind.__name__, items if kind is tuple else sorted(items, key=canonical))
 
 
 def _write_time(value: Any, kind: type, depth: int) -> Any:
@@ -223,25 +230,25 @@ def _write_time(value: Any, kind: type, depth: int) -> Any:
         about = {"fold": value.fold} if value.fold else {}
         if isinstance(zone, zoneinfo.ZoneInfo) and zone.key:
             about["zone"] = zone.key
-        return _tagged(kind.__name__, value.isoformat(), **about)
+        return _tag(kind.__name__, value.isoformat(), **about)
     if kind is datetime.timedelta:
         exact = [value.days, value.seconds, value.microseconds]
-        return _tagged("timedelta", TypeAdapter(datetime.timedelta).dump_python(value, mode="json"), exact=exact)
+        return _tag("timedelta", TypeAdapter(datetime.timedelta).dump_python(value, mode="json"), exact=exact)
     if kind is datetime.timezone:
-        return _tagged("timezone", str(value), offset=_write(value.utcoffset(None), depth))
+        return _tag("timezone", str(value), offset=_write(value.utcoffset(None), depth))
     return None
 
 
 def _write_bytes(value: Any, kind: type, depth: int) -> Any:
     if kind is bytes or kind is bytearray:
-        return _tagged(kind.__name__, base64.b64encode(value).decode())
+        return _tag(kind.__name__, base64.b64encode(value).decode())
     if kind is range or kind is slice:
-        return _tagged(kind.__name__, [_write(getattr(value, name), depth) for name in ("start", "stop", "step")])
+        return _tag(kind.__name__, [_write(getattr(value, name), depth) for name in ("start", "stop", "step")])
     return None
 
 
 def _write_array(value: Any, kind: type, depth: int) -> Any:
-    """NumPy's arrays and scalars; NumPy is not imported for a program that does not use it."""
+    """Write an array or scalar of NumPy, which is not imported for a program that does not use it."""
     numpy = sys.modules.get("numpy")
     if numpy is None or not isinstance(value, numpy.ndarray | numpy.generic):
         return None
@@ -249,51 +256,51 @@ def _write_array(value: Any, kind: type, depth: int) -> Any:
         return None
     name = "ndarray" if isinstance(value, numpy.ndarray) else "numpy"
     if value.dtype.hasobject:
-        return _tagged(name, _write(value.tolist(), depth), dtype="O", shape=list(value.shape))
+        return _tag(name, _write(value.tolist(), depth), dtype="O", shape=list(value.shape))
     if value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
-        return _tagged(name, _write(value.tolist(), depth), dtype=value.dtype.str, shape=list(value.shape))
+        return _tag(name, _write(value.tolist(), depth), dtype=value.dtype.str, shape=list(value.shape))
     buffer = io.BytesIO()
     numpy.save(buffer, numpy.asarray(value), allow_pickle=False)
-    return _tagged(name, base64.b64encode(buffer.getvalue()).decode(), dtype=None)
+    return _tag(name, base64.b64encode(buffer.getvalue()).decode(), dtype=None)
 
 
 def _write_frame(value: Any, kind: type, depth: int) -> Any:
-    """What is of pandas, unless it does not come back the same; it is not imported for a program without it."""
+    """Write a value of pandas that reads back the same; pandas is not imported for a program that does not use it."""
     pandas = sys.modules.get("pandas")
     return None if pandas is None else write_frame(value, kind, lambda item: _write(item, depth))
 
 
 def _write_mapping(value: Any, kind: type, depth: int) -> Any:
     if kind is collections.defaultdict:
-        return _tagged("defaultdict", _pairs(value, depth), factory=getattr(value.default_factory, "__name__", None))
+        return _tag("defaultdict", _pairs(value, depth), factory=getattr(value.default_factory, "__name__", None))
     if isinstance(value, Mapping) and kind.__name__ in MAPPINGS and kind.__module__ in ("collections", "builtins"):
-        return _tagged(kind.__name__, _pairs(value, depth))
+        return _tag(kind.__name__, _pairs(value, depth))
     return None
 
 
 def _write_opaque(value: Any, kind: type, depth: int) -> Any:
-    """What cannot be read back, told apart by its content as far as pickling or its text shows it."""
+    """Write a value that cannot be read back: its content counts as far as pickling or its text shows it."""
     about = {"class": name_of(kind)}
     if isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
-        return _tagged("opaque", f"{value.__module__}:{value.__qualname__}", **about)
+        return _tag("opaque", f"{value.__module__}:{value.__qualname__}", **about)
     try:
         about["content"] = hashlib.sha256(pickle.dumps(value)).hexdigest()[:32]
     except Exception:  # locks, clients, generators: they raise what they like
         about["content"] = ""
-    return _tagged("opaque", _text_of(value), **about)
+    return _tag("opaque", _text_of(value), **about)
 
 
 def _text_of(value: Any) -> str:
     try:
-        return _whole_characters(_ADDRESS.sub("", repr(value)))
+        return _replace_surrogates(_ADDRESS.sub("", repr(value)))
     except Exception as error:  # an object whose `repr` is broken must not end the run that it is only an input of
         return f"{type(value).__qualname__}: {type(error).__name__}"
 
 
-def _whole_characters(text: str) -> str:
-    """Join halves of surrogate pairs and replace lone ones: LMs write both, and no UTF-8 file can hold either."""
+def _replace_surrogates(text: str) -> str:
+    """Join halves of surrogate pairs and replace lone ones: LMs write both, and UTF-8 cannot encode either."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _tagged(kind: str, value: Any, **about: Any) -> dict[str, Any]:
+def _tag(kind: str, value: Any, **about: Any) -> dict[str, Any]:
     return {TYPE: kind, **about, "value": value}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,36 @@ from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import Step, Values
 
 
-class LeakGuard:
+class Guard(ABC):
+    """Decides which edits give too much away. Subclass it and define `leak`."""
+
+    @abstractmethod
+    def leak(self, outputs: Values, step: Step, labels: Values, *, answers: bool) -> str:
+        """What the edit gives away, in words; empty if nothing.
+
+        Args:
+            outputs: The edit.
+            step: The step as it was recorded.
+            labels: The example's gold fields.
+            answers: Whether this step gives the program's answer.
+        """
+
+    def check(self, predictors: Collection[str]) -> None:
+        """Refuse settings of the wrong kind before anything is paid for; here none is refused.
+
+        Args:
+            predictors: Names of the program's predictors.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+
+
+GUARD_KIND = checks.optional(checks.instance(Guard, hint=", such as `LeakGuard()`"))
+"""The kind that the guard of an augmenter must be of."""
+
+
+class LeakGuard(Guard):
     """Refuses edits that carry the gold answer ahead, or that talk about a correction that never was.
 
     Two rules. (1) The edit of an agent that does not give the program's answer must not newly carry the gold answer. An
@@ -66,17 +96,17 @@ class LeakGuard:
             labels: The example's gold fields.
             answers: Whether this step gives the program's answer, so that rule 1 does not apply.
         """
-        edited, known = _text(outputs), _text([step.inputs, step.outputs or {}])
-        if trace := self._trace(edited, known):
+        edited, recorded = _text(outputs), _text([step.inputs, step.outputs or {}])
+        if trace := self._trace(edited, recorded):
             return f"speaks of a correction: {trace!r}"
         for gold in () if answers or step.predictor in self.answering else _golds(labels):
-            if _mentions(edited, gold) and not _mentions(known, gold):
+            if _mentions(edited, gold) and not _mentions(recorded, gold):
                 return f"newly carries the gold answer {gold!r}"
         return ""
 
-    def _trace(self, text: str, known: str) -> str:
-        found = (match.group(0) for match in re.finditer(self.traces, text, re.IGNORECASE))
-        return next((phrase for phrase in found if phrase.casefold() not in known.casefold()), "")
+    def _trace(self, text: str, recorded: str) -> str:
+        phrases = (match.group(0) for match in re.finditer(self.traces, text, re.IGNORECASE))
+        return next((phrase for phrase in phrases if phrase.casefold() not in recorded.casefold()), "")
 
 
 def _golds(labels: Values) -> list[str]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sirius_dspy.library.experience import ExperienceLibrary, LibraryStats
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.stats import LibraryStats
 from sirius_dspy.report.run import Results
 from sirius_dspy.report.stories import Flowed, Story, choose_stories, most_frequent_flows
 from sirius_dspy.running.standing import Standing, floor_of

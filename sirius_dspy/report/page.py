@@ -29,9 +29,6 @@ def render_html(results: Results, experience: Experience | None = None) -> str:
         results: `CompileEnded.results`, which is also `detailed_results` of the compiled program.
         experience: The compile's part of the library, from `read_experience`; without it, the page has no library
             growth, data flow or trajectories.
-
-    Raises:
-        MissingDependencyError: Matplotlib, which comes with mlflow, is absent.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.report.experience import ALL_AGENTS, FUNNEL, Experience
 from sirius_dspy.report.run import Results, score_interval
 from sirius_dspy.report.tables import entry_seconds
@@ -43,11 +42,7 @@ Draw = Callable[["Axes"], None]
 
 
 def svg_plots(results: Results, experience: Experience | None) -> dict[str, str]:
-    """Table name to its plot as an `<svg>` element; a plot without numbers is left out.
-
-    Raises:
-        MissingDependencyError: Matplotlib, which comes with mlflow, is absent.
-    """
+    """Table name to its plot as an `<svg>` element; a plot without numbers is left out."""
     return {name: _to_svg(draw, name, title) for name, title, draw in _plots(results, experience)}
 
 
@@ -58,9 +53,6 @@ def write_png(results: Results, experience: Experience | None, path: Path) -> Pa
         results: With at least one iteration.
         experience: As for `svg_plots`.
         path: Of the PNG file.
-
-    Raises:
-        MissingDependencyError: Matplotlib is absent.
     """
     plots = _plots(results, experience)
     figure = _figure(max(len(plots), 1))
@@ -197,11 +189,9 @@ def _legend(axes: Axes) -> None:
 
 def _figure(num_plots: int = 1) -> Figure:
     """A figure with its empty plots in a row, in the colours of the page."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError("The plots of a report need Matplotlib. Run `pip install matplotlib`.") from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     # Not pyplot: no global state, no window, any thread.
     figure = Figure(figsize=(_SIZE[0] * num_plots, _SIZE[1]), layout="constrained")
     FigureCanvasAgg(figure)

@@ -12,8 +12,10 @@ from itertools import chain, islice, zip_longest
 from typing import Any
 
 from sirius_dspy.errors import LibraryError
-from sirius_dspy.graph.agents import FlowChart, data_flow
-from sirius_dspy.library.experience import Entry, ExperienceLibrary
+from sirius_dspy.graph.chart import FlowChart
+from sirius_dspy.graph.flow import data_flow
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.library.rows import Entry
 from sirius_dspy.plain import readable
 from sirius_dspy.trajectory import Repair, Trajectory, canonical
 

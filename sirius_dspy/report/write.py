@@ -40,7 +40,6 @@ def write_report(results: Results, folder: Path | str, *, library: AnyLibrary | 
 
     Raises:
         LibraryError: The library is not there or cannot be read.
-        MissingDependencyError: Matplotlib, which comes with mlflow, is absent; Markdown and JSON are written by then.
     """
     folder = Path(folder)
     with _opened(library) as opened:
@@ -73,7 +72,6 @@ def write_run_report(
         RunMismatchError: No compile has begun in the folder.
         RunDamagedError: A file of it is damaged.
         LibraryError: As for `write_report`.
-        MissingDependencyError: Matplotlib is absent; Markdown is written by then.
     """
     with _opened(_own_library(Path(run_dir)) if library is None else library) as opened:
         results = read_results(run_dir, opened)

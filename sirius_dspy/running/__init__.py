@@ -1,1 +1,1 @@
-"""Runs of a program: recorded, replayed, scored, tried again, and kept apart when they do not end."""
+"""Run a program: record it, replay it, score it, and retry what failed in an LM."""

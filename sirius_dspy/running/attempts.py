@@ -1,4 +1,4 @@
-"""Work that asks LMs, over many items: tried again while the LM fails, and kept apart when it never ends."""
+"""Do work that asks LMs over many items: retry while an LM fails, and tell apart what did not end."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sirius_dspy.errors import RolloutError, UnfinishedError
-from sirius_dspy.running.failures import Fault, Health, Patience, Watch, fault_of, fault_of_call, raise_ours, watched
-from sirius_dspy.running.parallel import parallel
-from sirius_dspy.running.record import Recording, describe
+from sirius_dspy.errors import UnfinishedError
+from sirius_dspy.running.faults import describe_error, fault_of, raise_if_systemic, raise_sirius_error
+from sirius_dspy.running.parallel import parallel_map
+from sirius_dspy.running.patience import Health, Patience
+from sirius_dspy.running.watch import Watch, watch_over
 from sirius_dspy.trajectory import Failure
 
 Item = TypeVar("Item")
@@ -20,7 +21,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Broken:
-    """What there is of an item whose work did not end: why."""
+    """Stands for the result of an item whose work did not end."""
 
     failure: Failure
 
@@ -40,36 +41,38 @@ def attempt_all(
     *,
     patience: Patience,
     health: Health,
-    most: Callable[[], int] | None = None,
+    limit: Callable[[], int] | None = None,
 ) -> Generator[tuple[Item, Result | Broken], None, None]:
-    """Map like `parallel`; an item whose work did not end, because an LM failed or did not answer, gives a `Broken`.
+    """Map like `parallel_map`; work that did not end, because an LM failed or did not answer, gives a `Broken`.
 
     Args:
-        function: It may raise what an LM or the network raised. A failure that it catches itself counts as well: what
-            it returns then is not what it does.
+        function: It may raise what an LM or the network raised. An LM failure that it catches itself counts as well,
+            and its result is dropped.
         items: Taken one by one.
         num_threads: DSPy's setting by default.
         patience: How often to try, and how long.
-        health: Of the LMs, over all stages of a compile.
-        most: See `parallel`.
+        health: Of the LMs; all stages of a compile share it.
+        limit: See `parallel_map`.
 
     Raises:
         RolloutError: An LM refused for lack of credentials, credit or configuration, failed many times in a row, or
-            answered nobody any more. What was in flight is yielded before.
+            answers no call any more. What was in flight is yielded before.
     """
 
     def work(piece: _Piece[Item]) -> Result | Broken:
-        with watched(piece.watch):
+        with watch_over(piece.watch):
             return _attempt(function, piece)
 
     def overdue(piece: _Piece[Item]) -> Result | Broken | None:
-        error = piece.watch.overdue()
+        error = piece.watch.find_overdue()
         return None if error is None else _broken(error, health)
 
     leaving = threading.Event()
     pieces = (_Piece(item, Watch(patience, health, leaving)) for item in items)
-    limited = patience.call_timeout_s is not None or patience.run_timeout_s is not None
-    results = parallel(work, pieces, num_threads, overdue=overdue if limited else None, most=most, on_stop=leaving.set)
+    has_limit = patience.call_timeout_s is not None or patience.run_timeout_s is not None
+    results = parallel_map(
+        work, pieces, num_threads, overdue=overdue if has_limit else None, limit=limit, on_stop=leaving.set
+    )
     with closing(results):
         for piece, result in results:
             yield piece.item, result
@@ -79,7 +82,7 @@ def _attempt(function: Callable[[Item], Result], piece: _Piece[Item]) -> Result 
     """Do the work, and again where an LM failed that nothing has retried yet."""
     watch, tries = piece.watch, 0
     while True:
-        watch.forget()
+        watch.reset()
         result: Result | None = None
         error: BaseException | None = None
         try:
@@ -87,8 +90,8 @@ def _attempt(function: Callable[[Item], Result], piece: _Piece[Item]) -> Result 
         except UnfinishedError as raised:
             error = raised.__cause__ or raised
         except Exception as raised:
-            raise_ours(raised)
-            if fault_of(raised) not in ("passing", "systemic"):
+            raise_sirius_error(raised)
+            if fault_of(raised) not in ("transient", "systemic"):
                 raise
             error = raised
         fault = next(iter(watch.faults), error)
@@ -101,45 +104,6 @@ def _attempt(function: Callable[[Item], Result], piece: _Piece[Item]) -> Result 
 
 
 def _broken(error: BaseException, health: Health) -> Broken:
-    failure = describe(error)
-    health.failed(f"{failure.kind}: {failure.message}", error)
+    failure = describe_error(error)
+    health.note_failure(f"{failure.kind}: {failure.message}", error)
     return Broken(failure)
-
-
-def check_ended(recording: Recording) -> None:
-    """Refuse a recorded run that did not end, also where the program caught what its LM raised.
-
-    Raises:
-        RolloutError: An LM refused for lack of credentials, credit or configuration.
-        UnfinishedError: The LM or the network failed; `attempt_all` makes a `Broken` of it.
-        SiriuSError: One of our own errors came through the program.
-    """
-    raise_ours(recording.error)
-    found: list[tuple[Fault, Exception]] = [(fault_of_call(error), error) for error in recording.faults]
-    if recording.error is not None:
-        found.append((fault_of(recording.error), recording.error))
-    for _, error in found:
-        raise_if_systemic(error)
-    for fault, error in found:
-        if fault == "passing":
-            failure = describe(error)
-            raise UnfinishedError(
-                f"The run did not end, because the LM or the network failed: {failure.kind}: {failure.message}"
-            ) from error
-
-
-def raise_if_systemic(error: BaseException | None) -> None:
-    """Raise what would fail every other call, too.
-
-    Raises:
-        RolloutError: An LM refused for lack of credentials, credit or configuration.
-        SiriuSError: One of our own errors is in the chain.
-    """
-    raise_ours(error)
-    fault = fault_of_call(error) if isinstance(error, Exception) else "own"
-    if fault == "systemic" and error is not None:
-        failure = describe(error)
-        raise RolloutError(
-            f"{failure.kind}: {failure.message} All finished rollouts are kept. Correct the LM's credentials, credit "
-            "or settings, then run the same `compile` again to go on from there."
-        ) from error

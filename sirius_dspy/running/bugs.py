@@ -10,7 +10,7 @@ from pathlib import Path
 from dspy.utils.exceptions import DSPyError
 
 from sirius_dspy.errors import MetricError, ProgramError, SiriuSError
-from sirius_dspy.running.failures import chain
+from sirius_dspy.running.faults import chain
 from sirius_dspy.trajectory import Failure
 
 FIRST_RUNS = 5
@@ -26,7 +26,7 @@ _PACKAGE = str(Path(__file__).parent)
 
 
 class BugWatch:
-    """Looks at the first runs on one set of examples, over all stages that run them.
+    """Watches the first runs on one set of examples, over all stages that run them.
 
     Until one ends well, no more runs are under way than the verdict needs, so that a bug costs little. A metric has
     proven itself with the first number that it returns, a program with the first prediction.
@@ -44,8 +44,8 @@ class BugWatch:
         self._lock = threading.Lock()  # protects all of these: runs end in many threads
 
     @property
-    def suspects(self) -> bool:
-        """Whether the last runs may turn out to be those of a bug."""
+    def is_suspicious(self) -> bool:
+        """Whether a bug may have caused the last runs."""
         return bool(self._raised)
 
     def allowance(self) -> int:
@@ -55,7 +55,7 @@ class BugWatch:
             return _MANY if is_open else max(FIRST_RUNS - len(self._raised), 1)
 
     def note(self, failure: Failure | None, error: Exception | None) -> None:
-        """A run ended.
+        """Note a run that ended.
 
         Raises:
             MetricError: The metric raised in all of the first runs.
@@ -76,7 +76,7 @@ class BugWatch:
             self._suspect(failure, error)
 
     def conclude(self) -> None:
-        """There are no more runs in this stage, though fewer than the verdict needs.
+        """Judge at the end of a stage that had fewer runs than the verdict needs.
 
         A metric that has raised whenever it was asked has scored nothing. A program has a bug if it raised more than
         once in the same words; in other words each time, it may be what the LM wrote.
@@ -89,9 +89,9 @@ class BugWatch:
             if self._is_proven or self._has_failed_otherwise or self.is_resumed or not self._raised:
                 return
             failure, error = self._raised[-1]
-            said = [(found.kind, found.message) for found, _ in self._raised]
-            if failure.kind.startswith(METRIC_RAISED) or (len(said) > 1 and len(set(said)) == 1):
-                raise _bug(failure, error, len(said))
+            messages = [(failure.kind, failure.message) for failure, _ in self._raised]
+            if failure.kind.startswith(METRIC_RAISED) or (len(messages) > 1 and len(set(messages)) == 1):
+                raise _bug(failure, error, len(messages))
 
     def _suspect(self, failure: Failure, error: Exception) -> None:
         place = failure.kind, *_where(error)[:2]
@@ -106,18 +106,18 @@ class BugWatch:
 
 def _bug(failure: Failure, error: Exception, number: int) -> SiriuSError:
     is_metric = failure.kind.startswith(METRIC_RAISED)
-    whose, kind = ("metric", MetricError) if is_metric else ("program", ProgramError)
+    culprit, kind = ("metric", MetricError) if is_metric else ("program", ProgramError)
     file, line, function, source = _where(error)
     advice = "Correct it, or let it return 0 for an answer that it cannot score" if is_metric else "Correct it"
-    found = kind(
-        f"The {whose} raised the same exception in "
+    bug = kind(
+        f"The {culprit} raised the same exception in "
         f"{f'each of the first {number} runs' if number > 1 else 'the only run'}: "
         f"{failure.kind.removeprefix(METRIC_RAISED)}: {failure.message}\n"
         f'  File "{file}", line {line}, in {function}\n    {source}\n'
         f"{advice}, and compile again. Nothing was repaired or trained with these runs."
     )
-    found.__cause__ = error
-    return found
+    bug.__cause__ = error
+    return bug
 
 
 def _is_of_an_lm(error: Exception) -> bool:
@@ -128,8 +128,8 @@ def _is_of_an_lm(error: Exception) -> bool:
 def _where(error: Exception) -> tuple[str, str, str, str]:
     """File, line, function and source of the last frame of the user's own code, or else of the last frame."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, _PACKAGE))]
+    users = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, _PACKAGE))]
     if not frames:
         return "?", "?", "?", ""
-    frame = (own or list(frames))[-1]
+    frame = (users or list(frames))[-1]
     return frame.filename, str(frame.lineno), frame.name, frame.line or ""

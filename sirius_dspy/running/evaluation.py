@@ -1,18 +1,17 @@
-"""Score a program on a dataset, and find out which agent learnt what by putting agents back to other weights."""
+"""Score a program on a dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dspy
 
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.examples import check_examples
-from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.redact import redacting_errors
-from sirius_dspy.running.rollout import Metric, Rollouts, Task, check_metric
+from sirius_dspy.running.metric import Metric, check_metric
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.running.standing import Standing
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Trajectory
@@ -64,34 +63,24 @@ def evaluate(
     Args:
         program: Left as it is.
         examples: At least one.
-        metric: See `sirius_dspy.running.rollout.Metric`.
+        metric: See `sirius_dspy.running.metric.Metric`.
         demos: Predictor name to demonstrations shown instead of the predictor's own.
         num_threads: Runs at a time; DSPy's setting by default.
 
     Raises:
-        UnpreparedProgramError: The program is no `dspy.Module`.
+        UnpreparedProgramError: The program is not a `dspy.Module`.
         DatasetError: There are no examples, or they are no `dspy.Example` with inputs.
-        MetricError: The metric is none, did not return a number, or raised in all of the first runs.
+        MetricError: The metric cannot be called, did not return a number, or raised in all of the first runs.
         ProgramError: The program did.
         RolloutError: An LM refused for credentials, credit or configuration, or is out of order.
         UnfinishedError: Some runs did not end, because an LM or the network failed.
     """
     if not isinstance(program, dspy.Module):
         raise UnpreparedProgramError(f"The program is {program!r}, expected a `dspy.Module`.")
-    found_examples = check_examples(examples, "examples")
+    checked = check_examples(examples, "examples")
     check_metric(metric)
     rollouts = Rollouts(metric, origin="validation", demos=demos or {}, num_threads=num_threads)
-    tasks = [Task(example, position) for position, example in enumerate(found_examples)]  # equal examples stay apart
+    tasks = [Task(example, position) for position, example in enumerate(checked)]  # equal examples stay apart
     with redacting_errors():
-        found = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
-    return Evaluation(tuple(found[position] for position in range(len(tasks))))
-
-
-@contextmanager
-def with_lms(program: dspy.Module, lms: Mapping[str, dspy.LM]) -> Iterator[dspy.Module]:
-    """A copy of the program with other LMs for some predictors, by predictor name; the program stays as it is."""
-    copied = copy_program(program)
-    predictors = predictor_names(copied)
-    for name, lm in lms.items():
-        predictors[name].lm = lm
-    yield copied
+        runs = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
+    return Evaluation(tuple(runs[position] for position in range(len(tasks))))

@@ -1,14 +1,14 @@
-"""A function over many items in threads: results as they finish, and nothing that was paid for is lost."""
+"""Map a function over many items in threads: results come as they finish, and nothing that was paid for is lost."""
 
 from __future__ import annotations
 
 import contextvars
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from itertools import count, islice
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import dspy
 
@@ -16,16 +16,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 POLL_S = 0.05
-"""How often items under way are looked at, where somebody asks for it."""
+"""How often to ask `overdue` about the items under way."""
 
 
-def parallel(
+def parallel_map(
     function: Callable[[Item], Result],
     items: Iterable[Item],
     num_threads: int | None = None,
     *,
     overdue: Callable[[Item], Result | None] | None = None,
-    most: Callable[[], int] | None = None,
+    limit: Callable[[], int] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> Generator[tuple[Item, Result], None, None]:
     """Map in threads that inherit the caller's context, yielding (item, result) as they finish.
@@ -38,71 +38,95 @@ def parallel(
         function: Called with one item.
         items: Taken one by one.
         num_threads: DSPy's setting by default.
-        overdue: Asked again and again about each item under way. A result that it returns stands for the item's own,
-            which nobody waits for any more; its thread is left behind, and does not keep the process from ending. An
-            error that it raises is the item's.
-        most: Asked how many items may be under way or waiting; by default as many as there is room for.
+        overdue: Called again and again with each item under way. A result that it returns becomes the item's, whose own
+            is not waited for any more; its thread is left behind, and does not keep the process from ending. An error
+            that it raises becomes the item's.
+        limit: Returns how many items may be under way or waiting; by default as many as there is room for.
         on_stop: Called when no new item will start, so that those in flight need not wait for better times.
     """
-    threads = num_threads or dspy.settings.num_threads or 8
     source = iter(items)
     error: BaseException | None = None
-    running: dict[Future[Result], Item] = {}
-    workers = _Workers(threads)
+    pool = _Pool(function, num_threads or dspy.settings.num_threads or 8, overdue)
     try:
         while True:
-            room = 0 if error else min(2 * threads, most() if most else 2 * threads) - len(running)
-            for item in islice(source, max(room, 0)):
-                running[workers.submit(function, item)] = item
-            if not running:
+            if error is None:
+                pool.fill(source, limit)
+            if not pool.running:
                 break
             try:
-                done = wait(running, POLL_S if overdue else None, FIRST_COMPLETED).done
+                done = pool.wait(FIRST_COMPLETED)
             except KeyboardInterrupt as interrupt:
                 if error is not None:
-                    running.clear()
+                    pool.running.clear()
                     raise
                 error, done = interrupt, set()
-            for future in done | _given_up(running, overdue, workers):
-                item = running.pop(future)
-                if (failed := future.exception()) is None:
+            for item, future in pool.take(done):
+                if (failure := future.exception()) is None:
                     yield item, future.result()
                 else:
-                    error = error or failed
+                    error = error or failure
             if error is not None:
-                if on_stop is not None:
-                    on_stop()
-                running = {future: item for future, item in running.items() if not future.cancel()}
+                pool.cancel_waiting(on_stop)
     finally:
-        # A caller who leaves early waits for what is in flight.
-        if on_stop is not None:
-            on_stop()
-        running = {future: item for future, item in running.items() if not future.cancel()}
-        while running:
-            for future in wait(running, POLL_S if overdue else None).done | _given_up(running, overdue, workers):
-                del running[future]
-        workers.stop()
+        pool.cancel_waiting(on_stop)
+        pool.drain()  # a caller who leaves early waits for what is in flight
     if error is not None:
         raise error
 
 
-def _given_up(
-    running: dict[Future[Result], Item], overdue: Callable[[Item], Result | None] | None, workers: _Workers
-) -> set[Future[Result]]:
-    """The futures that were given a result from outside because theirs takes too long."""
-    found = set()
-    for future, item in running.items() if overdue is not None else ():
-        if not future.running():
-            continue
+class _Pool(Generic[Item, Result]):
+    """The items under way in the threads of one map."""
+
+    def __init__(
+        self, function: Callable[[Item], Result], threads: int, overdue: Callable[[Item], Result | None] | None
+    ) -> None:
+        self.running: dict[Future[Result], Item] = {}
+        self._function = function
+        self._threads = threads
+        self._overdue = overdue
+        self._workers = _Workers(threads)
+
+    def fill(self, source: Iterator[Item], limit: Callable[[], int] | None) -> None:
+        """Submit as many items as there is room for."""
+        most = 2 * self._threads if limit is None else min(2 * self._threads, limit())
+        for item in islice(source, max(most - len(self.running), 0)):
+            self.running[self._workers.submit(self._function, item)] = item
+
+    def wait(self, until: str = ALL_COMPLETED) -> set[Future[Result]]:
+        """Wait for items under way, and return those that are done; with `overdue`, there may be none yet."""
+        done = wait(self.running, POLL_S if self._overdue else None, until).done
+        return done | self._settle_overdue()
+
+    def take(self, done: Iterable[Future[Result]]) -> Iterator[tuple[Item, Future[Result]]]:
+        """Remove futures one by one, and yield them with their items."""
+        for future in done:
+            yield self.running.pop(future), future
+
+    def cancel_waiting(self, on_stop: Callable[[], None] | None) -> None:
+        """Forget the items that no thread has begun."""
+        if on_stop is not None:
+            on_stop()
+        self.running = {future: item for future, item in self.running.items() if not future.cancel()}
+
+    def drain(self) -> None:
+        """Wait for all items under way, and let the threads end."""
+        while self.running:
+            for future in self.wait():
+                del self.running[future]
+        self._workers.stop()
+
+    def _settle_overdue(self) -> set[Future[Result]]:
+        """Give the items that take too long a result from outside, and return their futures."""
+        if self._overdue is None:
+            return set()
+        return {future for future, item in self.running.items() if future.running() and self._settle(future, item)}
+
+    def _settle(self, future: Future[Result], item: Item) -> bool:
         try:
-            result = overdue(item) if overdue is not None else None
+            result = None if self._overdue is None else self._overdue(item)
         except Exception as error:
-            given = workers.settle(future, error=error)
-        else:
-            given = result is not None and workers.settle(future, result)
-        if given:
-            found.add(future)
-    return found
+            return self._workers.settle(future, error=error)
+        return result is not None and self._workers.settle(future, result)
 
 
 class _Workers:
@@ -119,13 +143,13 @@ class _Workers:
         """Queue one item."""
         future: Future[Result] = Future()
         context = contextvars.copy_context()
-        self._queue.put((future, lambda: context.run(_untraced, function, item)))
+        self._queue.put((future, lambda: context.run(_run_untraced, function, item)))
         if self._alive < self._number:
             self._start()
         return future
 
     def settle(self, future: Future[Result], result: Any = None, error: BaseException | None = None) -> bool:
-        """Give a running future its outcome from outside; a new thread takes the place of the one that is stuck."""
+        """Give a running future its outcome from outside, and start a thread in place of the one that is stuck."""
         if not self._finish(future, result, error):
             return False
         self._start()
@@ -164,7 +188,7 @@ class _Workers:
             return True
 
 
-def _untraced(function: Callable[[Item], Result], item: Item) -> Result:
+def _run_untraced(function: Callable[[Item], Result], item: Item) -> Result:
     """Run without MLflow's autolog callback, or thousands of rollouts would each become a trace.
 
     The callback is known by its module, so that mlflow need not be imported.

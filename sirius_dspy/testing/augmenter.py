@@ -12,7 +12,8 @@ from pathlib import Path
 import dspy
 
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.repair.augmenters import Augmenter, RepairContext, Repaired
+from sirius_dspy.repair.augmenters import Augmenter, Repaired
+from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing.engine import Prompt
 from sirius_dspy.testing.scripted import ScriptedLM, chat_reply

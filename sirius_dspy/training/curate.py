@@ -33,10 +33,9 @@ from dspy.signatures import make_signature
 from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.files import write_text
-from sirius_dspy.plain import digest, fitted, text_digest, to_plain
-from sirius_dspy.program import predictor_names, program_fingerprint, signature_digest, signature_of
-from sirius_dspy.running.asked import Messages, prompt_text
-from sirius_dspy.running.record import typed
+from sirius_dspy.plain import coerce, digest, text_digest, to_plain
+from sirius_dspy.program import predictor_names, program_fingerprint, restore_values, signature_digest, signature_of
+from sirius_dspy.running.requests import Messages, prompt_text
 from sirius_dspy.trajectory import IsOwn, Step, Trajectory, Values, every_step
 
 
@@ -250,7 +249,7 @@ class PromptProbe:
         asked = _AnswerWith("")
         with contextlib.suppress(Exception):  # the reply does not parse; only what was asked is wanted
             self._call(
-                predictor, {name: fitted(value, fields[name].annotation) for name, value in inputs.items()}, asked
+                predictor, {name: coerce(value, fields[name].annotation) for name, value in inputs.items()}, asked
             )
         return (asked.messages, "") if asked.messages else (None, "has no prompt in this program")
 
@@ -262,11 +261,11 @@ class PromptProbe:
             return None, "outputs of another signature"
         own = {name: outputs[name] for name in fields}
         try:
-            shown = typed(inputs, signature.input_fields)
+            shown = restore_values(inputs, signature.input_fields)
         except UnreadableValueError:  # what cannot be made again has no influence on how a reply is written and read
             shown = {}
         try:
-            answer = typed(own, fields)
+            answer = restore_values(own, fields)
         except UnreadableValueError:
             return None, "holds a value that cannot be stored"
         for written in _spellings(answer):

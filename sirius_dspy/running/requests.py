@@ -1,11 +1,9 @@
-"""What an LM was really asked during one predictor call, and how its reply ended.
+"""The requests that an LM really got during one predictor call, and how its replies ended.
 
 DSPy tells neither its callers nor its callbacks why a reply ended, and adapters send what they like: another prompt
-after a first one did not parse, tools beside the messages. Both stand in the entry that DSPy writes into an LM's
-history, so the LM of a recorded call is replaced by an alias of it, which shares all its state and takes the entry for
-the recording instead.
-
-This is the one place that depends on how DSPy keeps histories.
+after a first one did not parse, tools beside the messages. Both are in the entry that DSPy writes into an LM's history.
+So the LM of a recorded call is replaced by an alias, which shares all its state and gives the entry to the recording
+instead.
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import AdapterParseError, LMProviderError
 
+from sirius_dspy.dspy_internals import has_server, usage_tracker
 from sirius_dspy.plain import canonical, to_plain
 from sirius_dspy.trajectory import Usage
 
@@ -49,7 +48,7 @@ class Listener:
         self._lock = threading.Lock()  # protects the three above: a program may call LMs from several threads
 
     def add_usage(self, lm: str, entry: Mapping[str, Any]) -> None:
-        """DSPy's method: one answered request; answers from a cache are not told."""
+        """Count one answered request; DSPy calls this, but not for answers from a cache."""
         used = Usage(1, int(entry.get("prompt_tokens") or 0), int(entry.get("completion_tokens") or 0))
         with self._lock:
             self.usage += used
@@ -57,7 +56,7 @@ class Listener:
         if self.parent is not None:
             self.parent.add_usage(lm, entry)
 
-    def hear(self, entry: Mapping[str, Any]) -> None:
+    def add_request(self, entry: Mapping[str, Any]) -> None:
         """Note an entry of an LM's history."""
         messages = entry.get("messages") or [{"role": "user", "content": entry.get("prompt") or ""}]
         request = Request(messages, bool((entry.get("kwargs") or {}).get("tools")), _finish(entry.get("response")))
@@ -66,70 +65,69 @@ class Listener:
 
 
 @contextmanager
-def listening(without: Any = None) -> Iterator[Listener]:
-    """The context in which an alias tells its listener what it was asked.
+def listen(without: Any = None) -> Iterator[Listener]:
+    """Open the context in which an alias tells the listener what it was asked.
 
     Args:
-        without: A DSPy callback that is not to hear of these calls.
+        without: A DSPy callback that does not hear of these calls.
     """
-    listener = Listener(dspy.settings.get("usage_tracker"))
+    listener = Listener(usage_tracker())
     callbacks = [callback for callback in dspy.settings.callbacks if callback is not without]
     with dspy.context(usage_tracker=listener, disable_history=False, callbacks=callbacks):
         yield listener
 
 
-def alias_of(lm: Any) -> Any:
-    """The same LM, all state shared, whose history entries go to the listener; what is no DSPy LM stays as it is."""
+def alias_lm(lm: Any) -> Any:
+    """Return the same LM, all state shared, with its history entries going to the listener; no DSPy LM, no alias."""
     if not isinstance(lm, dspy.BaseLM) or not hasattr(lm, "__dict__"):
         return lm
     kind: Any = type(lm)
-    alias = object.__new__(_aliased(kind))
+    alias = object.__new__(_alias_class(kind))
     object.__setattr__(alias, "__dict__", vars(lm))
     return alias
 
 
 @contextmanager
-def refused_if_void(lm: Any, kwargs: dict[str, Any], listener: Listener) -> Iterator[list[dict[str, Any]]]:
+def refuse_empty_body(lm: Any, kwargs: dict[str, Any], listener: Listener) -> Iterator[list[dict[str, Any]]]:
     """Refuse an empty text that a server sent without a token count: its body was JSON, but no reply.
 
-    DSPy takes `{}` for an empty text and caches it, so that the next try has to pass the cache by.
+    DSPy takes `{}` for an empty text and caches it, so the next try has to go past the cache.
 
     Raises:
         LMProviderError: It was.
     """
     outputs: list[dict[str, Any]] = []
     listener.is_void = False
-    has_server = isinstance(getattr(lm, "_engine_spec", None), str)
     try:
         yield outputs
         text: Any = "".join(str(value or "") for output in outputs for value in output.values())
     except AdapterParseError as error:
         text = error.lm_response
-        if text or not listener.is_void or not has_server:
+        if text or not listener.is_void or not has_server(lm):
             raise
-    if not text and listener.is_void and has_server:
+    if not text and listener.is_void and has_server(lm):
         kwargs["cache"] = False
         raise LMProviderError("The server sent a body without a reply in it.", model=lm.model, status=200)
 
 
 @lru_cache(maxsize=128)
-def _aliased(kind: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
+def _alias_class(kind: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
     def update_history(self: dspy.BaseLM, entry: dict[str, Any]) -> None:
-        listener = dspy.settings.get("usage_tracker")
+        listener = usage_tracker()
         if isinstance(listener, Listener):
-            listener.hear(entry)
+            listener.add_request(entry)
 
     return type(kind.__name__, (kind,), {"update_history": update_history, "__module__": kind.__module__})
 
 
 def _finish(response: Any) -> str:
-    """Of the first completion: of lm15's responses, or of one in OpenAI's shape."""
+    """The finish reason of the first completion, in lm15's responses or in OpenAI's shape."""
     first = response[0] if isinstance(response, list | tuple) and response else response
     choices = first.get("choices") if isinstance(first, Mapping) else getattr(first, "choices", None)
     if choices:
         first = choices[0]
-    found = first.get("finish_reason") if isinstance(first, Mapping) else getattr(first, "finish_reason", None)
-    return str(found or "")
+    reason = first.get("finish_reason") if isinstance(first, Mapping) else getattr(first, "finish_reason", None)
+    return str(reason or "")
 
 
 def prompt_text(messages: Messages) -> str:

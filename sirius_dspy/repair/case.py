@@ -1,0 +1,106 @@
+"""One failed run under repair, and how its steps and answers read in the prompts of a repair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+
+from sirius_dspy.errors import ReplayDivergedError
+from sirius_dspy.plain import readable
+from sirius_dspy.program import predictor_names, signature_of
+from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.running.recording import Recording
+from sirius_dspy.trajectory import Attempt, Edit, Step, Trajectory, Usage, Values, Verdict
+
+
+@dataclass(frozen=True)
+class Case:
+    """One failed run under repair."""
+
+    failed: Trajectory
+    example: dspy.Example
+    context: RepairContext
+
+    def can_edit(self, step: Step) -> bool:
+        """Whether the step belongs to a trained agent, which wrote something that can be improved."""
+        wrote_something = step.outputs is not None or (step.failure is not None and step.failure.completion is not None)
+        return self.context.may_edit(self.failed, step) and wrote_something
+
+    def signature_of(self, step: Step) -> type[dspy.Signature]:
+        """The signature of the step's predictor."""
+        return signature_of(predictor_names(self.context.program)[step.predictor])
+
+    def fields_of(self, position: int, answered: Recording | None = None) -> dict[str, Any] | None:
+        """The output fields of the failed step, or of a new answer to it, without what DSPy adds to them."""
+        step = self.failed.steps[position]
+        outputs = step.outputs if answered is None else answered.steps[0].outputs if answered.steps else None
+        fields = self.signature_of(step).output_fields
+        return None if outputs is None else {name: value for name, value in outputs.items() if name in fields}
+
+    def lm_of(self, step: Step) -> dspy.LM:
+        """The LM of the step's predictor."""
+        return predictor_names(self.context.program)[step.predictor].lm or dspy.settings.lm
+
+    def key(self, stage: str, position: int, *tries: int) -> str:
+        """Names the sample of one LM call of this repair."""
+        return self.context.key(self.failed, self.example, stage, position, *tries)
+
+    def answer_fields(self, step: Step, outputs: Values) -> set[str]:
+        """Output fields that are the program's answer: named like a label, or, without any, those of the last step."""
+        named = set(outputs) & set(self.example.labels().keys())
+        if named or self.failed.failure is not None or step is not self.failed.steps[-1]:
+            return named
+        predicted = self.failed.prediction if isinstance(self.failed.prediction, dict) else {}
+        return set(outputs) & set(predicted) or set(outputs)
+
+    def attempt(self, position: int, verdict: Verdict, **fields: Any) -> Attempt:
+        """An attempt at one step, with further fields of `Attempt`."""
+        return Attempt(position, self.failed.steps[position].predictor, verdict, **fields)
+
+    def replay(
+        self, position: int, outputs: Values, tries: tuple[int, int], fields: dict[str, Any]
+    ) -> tuple[Attempt, Trajectory | None]:
+        """Run the program on from the edited step and score it."""
+        key = "/".join(map(str, ["replay", position, *tries]))
+        try:
+            trajectory = self.context.replay(self.failed, self.example, Edit(position, outputs), key)
+        except ReplayDivergedError as error:
+            return self.attempt(position, "diverged", **fields, detail=str(error)), None
+        verdict: Verdict = "repaired" if trajectory.succeeded(self.context.threshold) else "failed"
+        return (
+            self.attempt(position, verdict, **fields, reward=trajectory.reward, trajectory=trajectory.id),
+            trajectory,
+        )
+
+
+def output_text(recording: Recording, name: str) -> str:
+    """One output of a recorded call as text; empty if the call gave none."""
+    outputs = recording.steps[0].outputs if recording.steps else None
+    return str(readable((outputs or {}).get(name)) or "").strip()
+
+
+def was_cut(recording: Recording) -> bool:
+    """Whether an answer was cut off at the token limit, though it parses."""
+    return any(step.was_cut for step in recording.steps)
+
+
+def usage_of(recording: Recording) -> Usage:
+    """What a recording consumed."""
+    return sum((step.usage for step in recording.steps), Usage())
+
+
+def answer_text(step: Step) -> str:
+    """What an agent wrote in a step, also where it did not parse."""
+    if step.outputs is not None:
+        return fields_text(step.outputs)
+    return (step.failure and step.failure.completion) or ""
+
+
+def fields_text(values: Values) -> str:
+    """Fields as text: the bare value of a single one, else a line for each."""
+    texts = readable(dict(values))
+    if len(texts) == 1:
+        return str(next(iter(texts.values())))
+    return "\n".join(f"{name}: {value}" for name, value in texts.items())

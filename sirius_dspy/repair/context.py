@@ -1,0 +1,80 @@
+"""What an augmenter gets besides the failed run: the program, how to run it on from an edit, and what may be edited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import dspy
+
+from sirius_dspy.running.examples import copy_example
+from sirius_dspy.running.record import record
+from sirius_dspy.running.recording import Recording, Sampling
+from sirius_dspy.running.replay import replay
+from sirius_dspy.running.rollout import Rollouts, Task
+from sirius_dspy.trajectory import Edit, IsOwn, Step, Trajectory, every_step
+
+
+@dataclass(frozen=True)
+class RepairContext:
+    """What every repair of one iteration has in common."""
+
+    program: dspy.Module
+    rollouts: Rollouts
+    """How runs are sampled and scored; replays are, too."""
+    threshold: float
+    """A run succeeded if it ended, with a reward of at least this."""
+    editable: frozenset[str]
+    """Predictors that may be edited: those of agents that are trained."""
+    is_own: IsOwn = every_step
+    """Whether an agent's own LM answered a step; editing what another LM answered teaches nobody."""
+
+    def may_edit(self, failed: Trajectory, step: Step) -> bool:
+        """Whether a new answer at this step could become a training row."""
+        return step.predictor in self.editable and self.is_own(failed, step)
+
+    def key(self, failed: Trajectory, example: dspy.Example, *parts: object) -> str:
+        """A name for a sample of this repair, for `Sampling.key`: it differs by run, seed, example and `parts`."""
+        return "/".join([self.rollouts.sampling(Task(example, failed.sample)).key, *map(str, parts)])
+
+    def replay(self, failed: Trajectory, example: dspy.Example, edit: Edit, key: str) -> Trajectory:
+        """Run the program on from an edit, and score it.
+
+        Args:
+            failed: The run to repair.
+            example: The one it was made from.
+            edit: The step to replace, and what is answered in its place.
+            key: Names the sample within the repair: another key gives other answers after the edit.
+
+        Returns:
+            The run to store with the repair. Its lineage says which run it repairs, and at which step.
+
+        Raises:
+            ReplayDivergedError: The run did not repeat the recording up to the edit.
+            UnfinishedError: An LM or the network failed.
+            RolloutError: An LM refused for lack of credentials, credit or configuration.
+        """
+        sampling = Sampling(self.key(failed, example, key), self.rollouts.first_kwargs, self.rollouts.demos)
+        recording = replay(self.program, copy_example(example).inputs(), failed, edit, sampling)
+        return self._score(failed, example, recording)
+
+    def rerun(self, failed: Trajectory, example: dspy.Example, key: str) -> Trajectory:
+        """Run the whole program again, with the LM arguments of samples after the first, and score it.
+
+        Args:
+            failed: The run to repair.
+            example: The one it was made from.
+            key: Names the sample within the repair: another key gives other answers.
+
+        Returns:
+            The run to store with the repair. Its lineage says which run it repairs; all its steps count as edited.
+
+        Raises:
+            UnfinishedError: An LM or the network failed.
+            RolloutError: An LM refused for lack of credentials, credit or configuration.
+        """
+        sampling = Sampling(self.key(failed, example, key), self.rollouts.lm_kwargs, self.rollouts.demos)
+        recording = record(self.program, copy_example(example).inputs(), sampling)
+        return self._score(failed, example, replace(recording, edited=0))
+
+    def _score(self, failed: Trajectory, example: dspy.Example, recording: Recording) -> Trajectory:
+        return self.rollouts.score(recording, example, self.program, failed.repair_lineage).trajectory

@@ -1,0 +1,65 @@
+"""Retries of single LM calls."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from dspy.utils.exceptions import is_retryable_lm_error
+
+from sirius_dspy.dspy_internals import is_managed
+from sirius_dspy.running.faults import fault_of_call
+from sirius_dspy.running.patience import Health, Patience
+from sirius_dspy.running.watch import Watch
+
+Result = TypeVar("Result")
+
+
+class Retries:
+    """Makes one LM call, and makes it again while it fails for the moment.
+
+    Args:
+        watch: Of the work that the call is part of; without one there is no retry.
+        lm: The LM to call; its own retries count.
+    """
+
+    def __init__(self, watch: Watch | None, lm: Any) -> None:
+        self.watch = watch or Watch(Patience(retries=0), Health())
+        self._per_call = 1 + (lm.num_retries if is_managed(lm) else 0)
+        self._failed = 0
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Call until there is an answer or no try left."""
+        while True:
+            try:
+                with self.watch.time_call():
+                    return function()
+            except Exception as error:
+                if not self._may_retry(error) or not self.watch.pause(self._wait_s(error)):
+                    self._give_up(error)
+                    raise
+
+    async def acall(self, function: Callable[[], Awaitable[Result]]) -> Result:
+        """The same under asyncio."""
+        while True:
+            try:
+                with self.watch.time_call():
+                    return await function()
+            except Exception as error:
+                if not self._may_retry(error) or not await self.watch.apause(self._wait_s(error)):
+                    self._give_up(error)
+                    raise
+
+    def _may_retry(self, error: Exception) -> bool:
+        if fault_of_call(error) != "transient":
+            return False
+        self._failed += self._per_call if is_retryable_lm_error(error) else 1
+        return self._failed <= self.watch.patience.retries
+
+    def _wait_s(self, error: Exception) -> float | None:
+        return self.watch.patience.wait_s(self._failed, error)
+
+    def _give_up(self, error: Exception) -> None:
+        if (fault := fault_of_call(error)) in ("transient", "systemic"):
+            self.watch.note_fault(error)
+            self.watch.has_retried |= fault == "transient"
