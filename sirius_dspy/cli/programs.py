@@ -17,9 +17,9 @@ from sirius_dspy.imports import FAILURES, import_at
 from sirius_dspy.local import LocalLM
 from sirius_dspy.program import predictor_names
 
-AdapterName = Literal["plain", "chat", "json"]
+AdapterName = Literal["plain", "chat", "xml"]
 
-_ADAPTERS: Mapping[str, type[Adapter]] = {"plain": PlainAdapter, "chat": dspy.ChatAdapter, "json": dspy.JSONAdapter}
+_ADAPTERS: Mapping[str, type[Adapter]] = {"plain": PlainAdapter, "chat": dspy.ChatAdapter, "xml": dspy.XMLAdapter}
 _NAMED = re.compile(r"(?P<agent>[^=/:]+)=(?P<model>.+)")
 
 
