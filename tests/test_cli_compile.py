@@ -1,13 +1,20 @@
 """`sirius-dspy compile`: from files and names to a checkpoint, and what it says when one of them is wrong."""
 
 import json
+import os
+import re
+import signal
+import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 
 import pytest
 from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
+from tests import ROOT
+from tests.wait import wait_until
 
 PROGRAM = "tests.toy:student"
 METRIC = ["--metric", "tests.toy:exact"]
@@ -181,3 +188,56 @@ def test_a_file_is_as_good_as_a_module(here):
     assert (here / "runs" / "compile-own_doubling-build-seed-0").is_dir()
     asked = cli("ask", "saved", "--program", "own_doubling.py:build", "--input", "number=3")
     assert asked.stdout.splitlines()[-1] == "answer: ans:6", asked.stderr
+
+
+SLOW = """
+import time
+from pathlib import Path
+from tests import toy
+
+def skill(prompt):
+    Path("asked").touch()
+    while not Path("free").exists():
+        time.sleep(0.01)
+    return toy.skill(prompt)
+
+def build():
+    program = toy.Doubling()
+    program.set_lm(toy.ToyLM(skill=skill))
+    return program
+"""
+
+
+@contextmanager
+def compiling(folder):
+    """A compile in a process of its own, whose LM answers when there is a file `free`."""
+    (folder / "slow.py").write_text(SLOW, encoding="utf-8")
+    command = [sys.executable, "-m", "sirius_dspy.cli", "compile", "slow.py:build", *METRIC, *DATA, *QUICK]
+    with subprocess.Popen(
+        command, cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_until((folder / "asked").exists, 120)
+        process.send_signal(signal.SIGINT)
+        lines = iter(process.stderr)
+        while not (line := next(lines)).startswith("Stopping; "):
+            pass
+        assert re.fullmatch(r"Stopping; [1-9] runs? in flight, Ctrl-C again to drop them\.\n", line)
+        yield process
+
+
+def test_an_interrupt_waits_for_the_runs_in_flight(here):
+    with compiling(here) as process:
+        (here / "free").touch()
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert errors.endswith("Run the same command again to go on from 'runs/compile-slow-build-seed-0'.\n")
+
+
+def test_a_second_interrupt_drops_them(here):
+    with compiling(here) as process:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not (here / "free").exists()
