@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 
 from metrics.answer_line import answer_line
-from metrics.gold import gold_answer, replied_answer
+from sirius_dspy.demo.gold import gold_answer, replied_answer
 from sirius_dspy.errors import DatasetError
 
 LETTERS = "ABCD"

@@ -12,7 +12,7 @@ import dspy
 
 from metrics import choice, number
 from metrics.answer_line import answer_line
-from metrics.gold import gold_answer, replied_answer
+from sirius_dspy.demo.gold import gold_answer, replied_answer
 from sirius_dspy.errors import DatasetError
 
 AnswerType = Literal["bool", "option", "integer", "float", "list of integer", "list of float"]

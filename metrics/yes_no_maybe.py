@@ -7,7 +7,7 @@ from typing import Any
 
 import dspy
 
-from metrics.gold import gold_answer, replied_answer
+from sirius_dspy.demo.gold import gold_answer, replied_answer
 from sirius_dspy.errors import DatasetError
 
 LABELS = ("yes", "no", "maybe")

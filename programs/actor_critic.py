@@ -31,7 +31,7 @@ from dspy.utils.exceptions import AdapterParseError
 from metrics.yes_no_maybe import yes_no_maybe
 from programs import pubmedqa as pubmedqa_program
 from programs import reasoning
-from programs.baseline import majority_baseline
+from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.stats import Interval, wilson_interval

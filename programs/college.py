@@ -23,10 +23,10 @@ from dspy.signatures import make_signature
 
 from metrics import choice, theoremqa
 from programs import college_data
-from programs.baseline import majority_baseline
 from programs.college_data import Item, Source, Subject
-from programs.generated import Split
 from sirius_dspy import Agent, AgentGraph
+from sirius_dspy.demo.generated import Split
+from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError
 
 __all__ = ["CollegeChemistry", "CollegePhysics", "build", "examples", "majority_baseline", "metric", "parse"]

@@ -22,8 +22,8 @@ from dspy.signatures import make_signature
 
 from metrics.yes_no_maybe import LABELS
 from metrics.yes_no_maybe import yes_no_maybe as metric
-from programs.baseline import majority_baseline
 from sirius_dspy import Agent, AgentGraph
+from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError, GraphError
 
 __all__ = ["PubMedQA", "PubMedQATeam", "build", "examples", "majority_baseline", "metric"]

@@ -6,7 +6,7 @@
     simple_equations       algebraist -> calculator: an equation with one unknown
 
 The team of three has the structure of the paper's college programs: each agent sees the question and all that was
-written so far. Items come from reasoning-gym; splits never share a question, see `programs.generated`.
+written so far. Items come from reasoning-gym; splits never share a question, see `sirius_dspy.demo.generated`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dspy.signatures import make_signature
 
 from metrics.exact_word import exact_word
 from metrics.whole_number import whole_number
-from programs import generated
-from programs.baseline import majority_baseline
-from programs.generated import Split, key_of
 from sirius_dspy import AgentGraph
+from sirius_dspy.demo import generated
+from sirius_dspy.demo.generated import Split, key_of
+from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError
 from sirius_dspy.repair.demos import RepairDemos
 
@@ -144,7 +144,7 @@ class ReasoningTask:
     def examples(self, split: Split, size: int = 100, seed: int = 0) -> list[dspy.Example]:
         """Items with the program's inputs, the label `answer`, and `dspy_key`, the hash of what makes the question.
 
-        See `programs.generated.examples` for the promise and the errors.
+        See `sirius_dspy.demo.generated.examples` for the promise and the errors.
         """
         return generated.examples(self.name, dict(self.settings), self._read_unshown, split, size, seed)
 

@@ -33,6 +33,12 @@ LM_INTERNALS = frozenset(
 )
 """Private attributes of every `dspy.LM`; none of them changes what the LM answers."""
 
+TRUNCATION_LOGGER = "dspy.clients.lm"
+"""Where DSPy warns of a reply that was cut off at the token limit."""
+
+TRUNCATION_WARNING = "LM response was truncated"
+"""How such a warning begins."""
+
 
 # Errors
 

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 
 import sirius_dspy
-from programs import needle_haystack
+from sirius_dspy.demo import needle_haystack
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests import ROOT
 from tests.mlflow_help import WARNINGS
@@ -26,9 +26,9 @@ def local(test):
     return pytest.mark.local(pytest.mark.timeout(900)(test))
 
 
-CLI = [sys.executable, "-c", "from sirius_dspy.cli import app; app(prog_name='sirius-dspy')"]
-PROGRAM = ["--program", "programs.needle_haystack:build"]
-QUESTION = ["--question", "Who likes tea?", "--context", "Ada likes tea. Bo likes rain."]
+CLI = [sys.executable, "-m", "sirius_dspy.cli"]
+PROGRAM = ["--program", "sirius_dspy.demo.needle_haystack:build"]
+QUESTION = ["--input", "question=Who likes tea?", "--input", "context=Ada likes tea. Bo likes rain."]
 
 
 def environment():
@@ -36,9 +36,15 @@ def environment():
     return {**clean, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}  # as for an installed command: no `''` on sys.path
 
 
-def sirius(*arguments, cwd):
+def sirius(*arguments, cwd, stdin=""):
     return subprocess.run(
-        [*CLI, *map(str, arguments)], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=850
+        [*CLI, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=850,
     )
 
 
@@ -56,10 +62,19 @@ def checkpoint(tmp_path):
 def test_help_names_the_commands(tmp_path):
     done = sirius("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert re.search(r"^  demo ", done.stdout, re.M)
-    assert re.search(r"^  ask ", done.stdout, re.M)
-    assert re.search(r"^  report ", done.stdout, re.M)
-    assert re.search(r"^  library ", done.stdout, re.M)
+    listed = re.findall(r"^  (\w+)  +[A-Z]", done.stdout, re.M)
+    assert listed == ["demo", "compile", "ask", "report", "library"]
+
+
+def test_experiment_is_listed_where_recipes_are(tmp_path):
+    (tmp_path / "recipes").mkdir()
+    assert re.search(r"^  experiment ", sirius("--help", cwd=tmp_path).stdout, re.M)
+
+
+def test_experiment_without_recipes_says_where_they_are(tmp_path):
+    done = sirius("experiment", "laptop_chain_sum", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Recipes come with a clone of the repository" in done.stderr
 
 
 def test_version(tmp_path):
@@ -102,23 +117,45 @@ def test_a_program_of_the_user_s_folder_is_found(tmp_path, monkeypatch):
     program = echo_program.Echo()
     program.set_lm(ScriptedLM({"Hello?": chat_reply(reasoning="Polite.", answer="Hello.")}))
     sirius_dspy.save(program, tmp_path / "echo")
-    done = sirius("ask", "echo", "--program", "echo_program:Echo", "--question", "Hello?", cwd=tmp_path)
+    done = sirius("ask", "echo", "--program", "echo_program:Echo", "--input", "question=Hello?", cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "answer: Hello."
 
 
 def test_a_program_that_fails_shows_how_far_it_came(checkpoint, tmp_path):
-    done = sirius("ask", checkpoint, *PROGRAM, "--question", "Who?", "--context", "Bo likes rain.", cwd=tmp_path)
+    inputs = ["--input", "question=Who?", "--input", "context=Bo likes rain."]
+    done = sirius("ask", checkpoint, *PROGRAM, *inputs, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout.startswith("1. analyst [scripted/lm] failed: ")
     assert "answer:" not in done.stdout
     assert done.stderr.startswith("sirius-dspy: The program failed: ")
 
 
-def test_an_input_that_the_program_wants_is_missing(checkpoint, tmp_path):
-    done = sirius("ask", checkpoint, *PROGRAM, "--question", "Who?", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("inputs", "problem"),
+    [
+        ([], "missing: context, question"),
+        (["--input", "question=Who?"], "missing: context"),
+        (["--input", "question=Who?", "--input", "review=Fine."], "missing: context; unknown: review"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_listed(inputs, problem, checkpoint, tmp_path):
+    done = sirius("ask", checkpoint, *PROGRAM, *inputs, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"sirius-dspy: The inputs do not fit ({problem}).")
+    assert "The program's inputs are context (str), question (str)." in done.stderr
+
+
+def test_an_input_without_a_value_is_refused(checkpoint, tmp_path):
+    done = sirius("ask", checkpoint, *PROGRAM, "--input", "question", cwd=tmp_path)
     assert done.returncode == 1
-    assert "context" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "`--input` is 'question', expected NAME=VALUE." in done.stderr
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]"])
+def test_stdin_that_holds_no_object_is_refused(text, checkpoint, tmp_path):
+    done = sirius("ask", checkpoint, *PROGRAM, cwd=tmp_path, stdin=text)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "expected an object of inputs" in done.stderr.replace("Expected", "expected")
 
 
 @pytest.mark.parametrize(
@@ -128,17 +165,6 @@ def test_an_error_is_one_message(arguments, tmp_path):
     done = sirius(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"sirius-dspy: 'nowhere' is no checkpoint: .+\n", done.stderr)
-
-
-def test_the_demo_of_a_lone_package_says_where_its_program_is(tmp_path):
-    script = "import sys; sys.modules['programs'] = None; from sirius_dspy.cli import app; app(['demo'])"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "Clone the repository" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_negative_seed_is_refused(tmp_path):

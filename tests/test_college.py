@@ -10,7 +10,7 @@ import dspy
 import pytest
 
 from programs import college, college_data
-from programs.baseline import majority_baseline
+from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError
 from sirius_dspy.running.record import record
 from sirius_dspy.testing import ScriptedLM, chat_reply

@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from programs import needle_haystack, pubmedqa
-from programs.baseline import majority_baseline
+from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError, MissingDependencyError
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests import ROOT

@@ -32,7 +32,7 @@ from tests import ROOT
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
 
-def started():
+def started(trainset=()):
     return CompileStarted(
         run="r",
         program="Team",
@@ -42,9 +42,9 @@ def started():
         agents={"a[red]": ["a"], "b": ["b"]},
         lms={},
         adapter="ChatAdapter",
-        num_train=3,
+        num_train=len(trainset) or 3,
         num_val=1,
-        trainset=[],
+        trainset=trainset,
         valset=[],
         resumed=False,
     )
@@ -68,7 +68,7 @@ def drive(tracker):
     tracker.on_stage_started(StageStarted(1, "repair", 1))
     tracker.on_repaired(Repaired(1, Repair("t", (attempt("failed"), attempt("repaired"))), [trajectory(1.0)]))
     tracker.on_stage_started(StageStarted(1, "curate", 2))
-    tracker.on_curated(Curated(1, "a[red]", 1, {}, Path("a.jsonl")))
+    tracker.on_curated(Curated(1, "a[red]", 1, {"cut off": 2, "too long": 1}, Path("a.jsonl")))
     tracker.on_curated(Curated(1, "b", 2, {}, Path("b.jsonl")))
     tracker.on_stage_started(StageStarted(1, "train", 2))
     for agent in ("a[red]", "b"):
@@ -102,8 +102,10 @@ EXPECTED = [
     "Compiling 2 agents on 3 examples",
     "iteration 1 collect: 3 of 3, 2 succeeded, 3 LM calls, 315 tokens, ? s",
     "iteration 1 repair: 1 of 1, 1 succeeded, 7 LM calls, 171 tokens, ? s",
-    "iteration 1 curate: 2 of 2, b: 2 rows, ? s",
-    "iteration 1 train: 2 of 2, b: 1 row, loss 2.500 to 0.750, ? s",
+    "iteration 1 curate: a[red]: 1 row, 3 steps dropped",
+    "iteration 1 curate: b: 2 rows",
+    "iteration 1 train: a[red]: 1 row, loss 2.500 to 0.750, ? s",
+    "iteration 1 train: b: 1 row, loss 2.500 to 0.750, ? s",
     "iteration 1 evaluate: 1 of 1, 0 succeeded, score 0.250 (program), 1 LM call, 105 tokens, ? s",
     "Compile finished after ? s, best is iteration 1, 11 LM calls, 591 tokens",
 ]
@@ -143,6 +145,31 @@ def test_the_student_is_named_at_iteration_zero(pipe):
     progress.on_stage_started(StageStarted(0, "evaluate", 0))
     progress.on_compile_ended(CompileEnded("interrupted", make_result([])))
     assert lines(pipe)[1:] == ["student evaluate: 0 of 0, ? s", "Compile interrupted after ? s"]
+
+
+def test_equal_examples_are_counted_once_more(pipe):
+    progress = RichProgress(pipe)
+    progress.on_compile_started(started([{"question": str(number % 8)} for number in range(20)]))
+    progress.on_compile_ended(CompileEnded("finished"))
+    assert lines(pipe)[0] == "Compiling 2 agents on 20 examples, 8 distinct"
+
+
+def test_runs_that_a_cache_answered_are_told_from_the_others(pipe):
+    progress = RichProgress(pipe)
+    progress.on_compile_started(started())
+    progress.on_stage_started(StageStarted(1, "collect", 2))
+    progress.on_rolled_out(RolledOut(1, trajectory(1.0), True))
+    progress.on_rolled_out(RolledOut(1, Trajectory("e", (Step("a", 0, {}, {}, "lm"),), None, 1.0), True))
+    progress.on_compile_ended(CompileEnded("finished"))
+    expected = "iteration 1 collect: 2 of 2, 2 succeeded, 1 from DSPy's cache, 1 LM call, 105 tokens, ? s"
+    assert lines(pipe)[1] == expected
+
+
+def test_the_results_say_how_long_it_took(pipe):
+    progress = RichProgress(pipe)
+    progress.on_compile_started(started())
+    progress.on_compile_ended(CompileEnded("finished", results={"seconds": 61.2}))
+    assert pipe.file.getvalue().splitlines()[-1] == "Compile finished after 61 s"
 
 
 def test_one_tracker_can_follow_several_compiles(pipe):

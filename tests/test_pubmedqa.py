@@ -9,7 +9,7 @@ import pytest
 
 from metrics.yes_no_maybe import parse
 from programs import pubmedqa
-from programs.baseline import majority_baseline
+from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError, GraphError
 from sirius_dspy.running.record import record
 from sirius_dspy.testing import ScriptedLM, chat_reply

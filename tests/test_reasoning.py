@@ -10,8 +10,9 @@ import sys
 import dspy
 import pytest
 
-from programs import generated, needle_haystack, reasoning
+from programs import needle_haystack, reasoning
 from sirius_dspy import PlainAdapter
+from sirius_dspy.demo import generated
 from sirius_dspy.errors import DatasetError, MissingDependencyError
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.critic import CriticAugmenter

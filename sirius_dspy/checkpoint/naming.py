@@ -5,13 +5,13 @@ What is imported by such a name is code. The name has to come from the user, nev
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import dspy
 
 from sirius_dspy.errors import CheckpointError
+from sirius_dspy.imports import FAILURES, import_at
 
 Build = Callable[[], dspy.Module]
 """A program's class, or a function that builds it, without arguments."""
@@ -45,22 +45,18 @@ def build_at(path: str) -> Build:
     """Import a program's class, or a function that builds it, by a name that the user gave.
 
     Args:
-        path: `module:name`.
+        path: `module:name`, or `file.py:name`.
 
     Raises:
         CheckpointError: There is nothing of that name.
     """
-    module, colon, name = path.partition(":")
-    if not colon:
+    if ":" not in path:
         raise CheckpointError(f"{path!r} names no program. Write 'module:name', such as 'reviews:Reviews'.")
     try:
-        target: Any = importlib.import_module(module)
-        for part in name.split("."):
-            target = getattr(target, part)
-    except (ImportError, AttributeError, ValueError) as error:
+        build: Build = import_at(path)
+    except FAILURES as error:
         raise CheckpointError(
             f"{path!r} cannot be imported: {error}. Name the program's class, or a function that builds it, as "
-            "'module:name'."
+            "'module:name' or 'file.py:name'."
         ) from error
-    build: Build = target
     return build

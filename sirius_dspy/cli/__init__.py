@@ -1,4 +1,4 @@
-"""The command line: `demo` and `ask`, `experiment`, `report`, and `library` to look into what compiles collected.
+"""The command line: `compile` and `ask`, `demo`, `experiment`, `report`, and `library` for what compiles collected.
 
 Results go to stdout, everything else to stderr, so that `--json` can be piped. What is wrong is one message and exit
 code 1 (of `library`, where 1 is the answer of `verify`: 2), an interrupt is exit code 130; a traceback means a bug.
@@ -6,12 +6,15 @@ code 1 (of `library`, where 1 is the answer of `verify`: 2), an interrupt is exi
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import sirius_dspy
-from sirius_dspy.cli.demo import ask, demo
+from sirius_dspy.cli.ask import ask
+from sirius_dspy.cli.compile import compile_program
+from sirius_dspy.cli.demo import demo
 from sirius_dspy.cli.experiment import experiment
 from sirius_dspy.cli.library import library
 from sirius_dspy.cli.report import report
@@ -34,6 +37,9 @@ def main(
     """Self-improving multi-agent DSPy programs."""
 
 
-for command in (demo, ask, experiment, report):
-    app.command()(command)
+app.command()(demo)
+app.command("compile")(compile_program)
+app.command()(ask)
+app.command()(report)
+app.command(hidden=not Path("recipes").is_dir())(experiment)  # recipes come with a clone of the repository
 app.add_typer(library)

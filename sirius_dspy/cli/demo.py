@@ -1,39 +1,28 @@
-"""`sirius-dspy demo` shows the loop on this machine, `sirius-dspy ask` asks its outcome."""
+"""`sirius-dspy demo` shows the loop on this machine."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import sirius_dspy
-from sirius_dspy.checkpoint.naming import build_at
-from sirius_dspy.cli.console import JsonFlag, complain, ending_cleanly, new_table, percent, stdout_kept_clean
-from sirius_dspy.errors import MissingDependencyError
+from sirius_dspy.cli.console import JsonFlag, ending_cleanly, new_table, percent, stdout_kept_clean
+from sirius_dspy.cli.shell import command, next_steps
+from sirius_dspy.demo import needle_haystack
+from sirius_dspy.demo.run import DemoResult, DemoSettings, run
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.optimizer.run_dir import RunDir
-from sirius_dspy.plain import readable
-from sirius_dspy.running.record import record
-from sirius_dspy.running.recording import Recording
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
-from sirius_dspy.trajectory import Step, to_plain
 
-if TYPE_CHECKING:
-    from programs.demo import DemoResult
-
-_QUICK = {"train_items": 16, "validation_items": 8, "test_items": 10, "iterations": 1, "samples": 2}
-"""Sizes that go through every stage in about a minute; too small to learn much."""
+_QUICK = DemoSettings(train_items=16, validation_items=8, test_items=10, iterations=1, samples=2)
+"""Sizes that go through every stage in a minute or two; too small to learn much."""
 
 
 def demo(
@@ -41,7 +30,7 @@ def demo(
     run_dir: Annotated[
         Path | None, typer.Option(help="Where the run keeps its work; by default `runs/demo-seed-N`.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A minute's run on few examples: works, learns little.")] = (
+    quick: Annotated[bool, typer.Option("--quick", help="Few examples, a minute or two: works, learns little.")] = (
         False
     ),
     as_json: JsonFlag = False,
@@ -64,60 +53,15 @@ def demo(
             typer.echo(json.dumps(result.to_dict()))
 
 
-def ask(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that `sirius_dspy.save` or the demo wrote.")],
-    question: Annotated[str, typer.Option(help="The program's input `question`.")],
-    program: Annotated[
-        str, typer.Option(help="Its class, or a function that builds it, as `module:name`; it is imported and called.")
-    ],
-    context: Annotated[str | None, typer.Option(help="The program's input `context`, where it has one.")] = None,
-    as_json: JsonFlag = False,
-) -> None:
-    """Ask a trained program a question, and show each agent's step."""
-    inputs = {"question": question} | ({} if context is None else {"context": context})
-    with ending_cleanly():
-        with stdout_kept_clean():
-            recording = record(sirius_dspy.load(checkpoint, program=build_at(program), configure=True), inputs)
-        if as_json:
-            typer.echo(json.dumps(_plain_recording(recording)))
-        else:
-            _print_recording(recording)
-        if recording.failure is not None:
-            complain(f"The program failed: {recording.failure.kind}: {recording.failure.message}")
-            raise typer.Exit(1)
-
-
 def _run_demo(notes: Console, folder: Path, seed: int, tracker: MLflowTracker, *, quick: bool) -> DemoResult:
-    programs = _demo_module()
-    settings = programs.DemoSettings(**_QUICK) if quick else programs.DemoSettings()
+    settings = _QUICK if quick else DemoSettings()
     if RunDir(folder).results() is not None:
         notes.print(
             f"{folder} holds a finished run: its trained agents are reused and tested again. Pass another "
             "--run-dir, or delete the folder, to train anew.",
             soft_wrap=True,
         )
-    result: DemoResult = programs.run(
-        folder, seed=seed, tracker=Trackers([RichProgress(notes), tracker]), settings=settings
-    )
-    return result
-
-
-def _demo_module() -> ModuleType:
-    """`programs.demo`, which is in the repository and not in the wheel.
-
-    Raises:
-        MissingDependencyError: This is not the repository.
-    """
-    try:
-        from programs import demo as module
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("programs", "metrics"):
-            raise
-        raise MissingDependencyError(
-            f"The demo's program {error.name!r} is not part of the installed package. Clone the repository of "
-            "sirius-dspy and run `make demo` there."
-        ) from error
-    return module
+    return run(folder, seed=seed, tracker=Trackers([RichProgress(notes), tracker]), settings=settings)
 
 
 def _tables(result: DemoResult) -> Iterator[Table]:
@@ -163,56 +107,8 @@ def _seconds_table(seconds: Mapping[str, float]) -> Table:
 
 def _print_next_steps(console: Console, result: DemoResult, tracker: MLflowTracker) -> None:
     """Name the commands that go on from here, as they can be pasted into a shell."""
-    from programs import needle_haystack
-
     example = needle_haystack.examples("test", 1, result.seed)[0]
-    arguments = ["ask", str(result.checkpoint), "--program", "programs.needle_haystack:build"]
-    arguments += ["--question", example.question, "--context", example.context]
-    lines = [f"Ask the trained program (expected: {example.answer}):", _command("sirius-dspy", *arguments)]
-    lines += ["Write a page about what it did:", _command("sirius-dspy", "report", str(result.checkpoint.parent))]
-    if tracker.how_to_open and tracker.run_id:
-        lines += [f"Open run {tracker.run_id} of experiment {tracker.experiment!r} in MLflow:", _opening(tracker)]
-    console.print(Text("\n".join(lines)), soft_wrap=True)
-
-
-def _opening(tracker: MLflowTracker) -> str:
-    how = tracker.how_to_open or ""
-    return _command(*shlex.split(how)) if how.startswith("mlflow ") else how
-
-
-def _command(program: str, *arguments: str) -> str:
-    """A line for the shell; a program of an environment that is not active gets its path."""
-    own = Path(sys.executable).parent / program
-    found = shutil.which(program)
-    if own.exists() and (found is None or Path(found) != own):
-        program = str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
-    return shlex.join([program, *arguments])
-
-
-def _print_recording(recording: Recording) -> None:
-    console = Console()
-    for number, step in enumerate(recording.steps, start=1):
-        outputs = step.outputs if step.outputs is not None else {"failed": step.failure and step.failure.message}
-        shown = "; ".join(f"{name}: {value}" for name, value in readable(outputs).items())
-        console.print(Text(f"{number}. {step.predictor} [{step.lm}] {shown}"), soft_wrap=True)
-    if recording.failure is None:
-        console.print(Text(f"answer: {_answer(recording)}"), soft_wrap=True)
-
-
-def _plain_recording(recording: Recording) -> dict[str, Any]:
-    return {
-        "answer": _answer(recording),
-        "prediction": readable(to_plain(recording.prediction)),
-        "steps": [_plain_step(step) for step in recording.steps],
-    }
-
-
-def _plain_step(step: Step) -> dict[str, Any]:
-    shown = ("predictor", "lm", "inputs", "outputs", "seconds")
-    return {name: readable(getattr(step, name)) for name in shown}
-
-
-def _answer(recording: Recording) -> Any:
-    """The prediction's `answer`, or all of it where it has none."""
-    prediction = readable(to_plain(recording.prediction))
-    return prediction.get("answer", prediction) if isinstance(prediction, dict) else prediction
+    arguments = ["ask", str(result.checkpoint), "--program", "sirius_dspy.demo.needle_haystack:build"]
+    arguments += [word for name in ("question", "context") for word in ("--input", f"{name}={example[name]}")]
+    ask = f"Ask the trained program (expected: {example.answer}):\n{command('sirius-dspy', *arguments)}"
+    console.print(Text("\n".join(next_steps(ask, result.checkpoint.parent, tracker))), soft_wrap=True)

@@ -338,6 +338,11 @@ def _find(path: str | Path) -> Path:
     named = FOLDER / f"{given}.toml"
     if given.suffix != ".toml" and named.is_file():
         return named
+    if not FOLDER.is_dir():
+        raise ExperimentError(
+            f"There is no recipe {str(path)!r}: the working directory has no folder {str(FOLDER)!r}. Recipes come with "
+            "a clone of the repository; run the command there, or name the path of a TOML file."
+        )
     known = sorted(found.stem for found in FOLDER.glob("*.toml"))
     raise ExperimentError(
         f"There is no recipe {str(path)!r}; {str(FOLDER)!r} in the working directory has {known}. Name one of them, or "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from dspy.signatures import make_signature
 from sirius_dspy.examples import check_examples
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.recipe import Recipe
+from sirius_dspy.imports import FAILURES, import_at
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names
 from sirius_dspy.repair.demos import RepairDemos
@@ -207,17 +207,13 @@ def imported(path: str, setting: str) -> Any:
     Raises:
         ExperimentError: There is nothing; the message names the setting.
     """
-    module, _, name = path.partition(":")
     try:
-        target = importlib.import_module(module)
-        for part in name.split(".") if name else ():
-            target = getattr(target, part)
-    except (ImportError, AttributeError, ValueError) as error:
+        return import_at(path)
+    except FAILURES as error:
         raise ExperimentError(
             f"`{setting}` is {path!r}, which cannot be imported ({error}). Give `module` or `module:name`; modules are "
             "looked for in the working directory, too, and those of `programs` come with a clone of the repository."
         ) from error
-    return target
 
 
 def group_of(example: dspy.Example) -> str:

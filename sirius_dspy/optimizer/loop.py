@@ -17,6 +17,7 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.accounts import open_account, save_account
 from sirius_dspy.optimizer.budget import BudgetReached
 from sirius_dspy.optimizer.collect import collect
+from sirius_dspy.optimizer.cut_replies import dspy_warnings_dropped
 from sirius_dspy.optimizer.evaluate import choose_weights, evaluate
 from sirius_dspy.optimizer.fine_tune import curate, restore, train
 from sirius_dspy.optimizer.nothing import explain_nothing
@@ -25,9 +26,10 @@ from sirius_dspy.optimizer.repair import repair
 from sirius_dspy.optimizer.reporting import compile_result, first_result, iteration_result
 from sirius_dspy.optimizer.results import CompileResult, Ended, IterationResult
 from sirius_dspy.optimizer.session import Session
+from sirius_dspy.optimizer.trackers import make_trackers
 from sirius_dspy.optimizer.weights import Weights
 from sirius_dspy.redact import redacting_errors
-from sirius_dspy.tracking.events import CompileEnded, CompileStarted, IterationEnded, Trackers
+from sirius_dspy.tracking.events import CompileEnded, CompileStarted, IterationEnded
 from sirius_dspy.trajectory import to_plain
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class Loop:
                 session, resumed = self._begin()
             # Errors lose their credentials before the tracker hears of them.
             with self._tracked(session, resumed), redacting_errors(), self._serving(session):
-                with session.account.listening():
+                with session.account.listening(), dspy_warnings_dropped():
                     self._work(session)
                 return self._finish(session)
 
@@ -148,7 +150,7 @@ class Loop:
             has_teachers=bool(plan.teachers),
             restore=lambda agent, model: restore(run_dir, plan.settings.trainer, start, agent, model),
         )
-        tracker = Trackers([plan.settings.tracker] if plan.settings.tracker else [])
+        tracker = make_trackers(plan.settings.tracker)
         return Session(plan, run, library, tracker, weights, open_account(plan, library, run)), resumed
 
     @contextmanager

@@ -12,6 +12,7 @@ from dspy.adapters.base import Adapter
 
 from sirius_dspy.dspy_internals import is_compiled
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError
+from sirius_dspy.local import LocalLM
 from sirius_dspy.optimizer.settings import AgentGroups, Settings, SharedWeights
 from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names, signature_of
 from sirius_dspy.redact import remember_secrets
@@ -291,3 +292,15 @@ def warn_about_valset() -> None:
         UserWarning,
         stacklevel=4,
     )
+
+
+def warn_about_adapter(adapter: Adapter, lms: Iterable[dspy.LM]) -> None:
+    """Say that embedded models rarely keep to the formats of DSPy's own adapters."""
+    local = sorted({lm.model for lm in lms if isinstance(lm, LocalLM)})
+    if local and type(adapter).__module__.startswith("dspy."):
+        warnings.warn(
+            f"{local} answer under {type(adapter).__name__}, whose format small models rarely keep to, so most replies "
+            "may not parse. Call `dspy.configure(adapter=sirius_dspy.PlainAdapter())` first.",
+            UserWarning,
+            stacklevel=4,
+        )

@@ -57,7 +57,8 @@ class SiriuS(Teleprompter):
         frozen: Agents that are never trained, such as a judge or an opponent.
         budget: Limits on LM calls, tokens, money and time; `None` is no limit.
         patience: How long to wait for LMs that fail or keep silent, and how often to try.
-        tracker: Receives compile events; pass several as `Trackers([...])`.
+        tracker: Receives compile events; pass several as `Trackers([...])`. With `None`, a terminal shows progress
+            (`RichProgress`) and everything else stays quiet; `Tracker()` is quiet everywhere.
         library: Where runs are kept; by default a SQLite file in `run_dir`.
         run_dir: Every result is saved here before the next step starts, and the same `compile` call resumes from it
             after any interruption. By default a new folder under `sirius_runs/`.
@@ -225,6 +226,7 @@ class SiriuS(Teleprompter):
         )
         prepare.check_parts(plan.student, settings, plan.trained, plan.start)
         prepare.check_media(student, train, plan.trained, plan.start, settings.trainer)
+        prepare.warn_about_adapter(adapter, plan.start.values())
         prepare.remember_lms([student, *teachers], settings.augmenter)
         return plan
 

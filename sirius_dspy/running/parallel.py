@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -11,6 +12,8 @@ from itertools import count, islice
 from typing import Any, Generic, TypeVar
 
 import dspy
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -60,6 +63,8 @@ def parallel_map(
                     pool.running.clear()
                     raise
                 error, done = interrupt, set()
+                pool.cancel_waiting(on_stop)
+                pool.announce_stop()
             for item, future in pool.take(done):
                 if (failure := future.exception()) is None:
                     yield item, future.result()
@@ -69,6 +74,7 @@ def parallel_map(
                 pool.cancel_waiting(on_stop)
     finally:
         pool.cancel_waiting(on_stop)
+        pool.announce_stop()
         pool.drain()  # a caller who leaves early waits for what is in flight
     if error is not None:
         raise error
@@ -85,6 +91,7 @@ class _Pool(Generic[Item, Result]):
         self._threads = threads
         self._overdue = overdue
         self._workers = _Workers(threads)
+        self._is_announced = False
 
     def fill(self, source: Iterator[Item], limit: Callable[[], int] | None) -> None:
         """Submit as many items as there is room for."""
@@ -107,6 +114,13 @@ class _Pool(Generic[Item, Result]):
         if on_stop is not None:
             on_stop()
         self.running = {future: item for future, item in self.running.items() if not future.cancel()}
+
+    def announce_stop(self) -> None:
+        """Say once what is still waited for, if anything is."""
+        if self.running and not self._is_announced:
+            self._is_announced = True
+            runs = "1 run" if len(self.running) == 1 else f"{len(self.running)} runs"
+            logger.warning("Stopping; %s in flight, Ctrl-C again to drop them.", runs)
 
     def drain(self) -> None:
         """Wait for all items under way, and let the threads end."""

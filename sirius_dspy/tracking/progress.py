@@ -1,7 +1,7 @@
 """What a compile is doing right now, on stderr, so that stdout stays clean for results.
 
-A terminal has one live line, the stage that is going on; when it has ended, a plain line stays. A file or a pipe gets
-the plain lines only.
+A terminal has one live line, the stage that is going on; when it has ended, a plain line stays. Curating and training
+leave a line for each agent. A file or a pipe gets the plain lines only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sirius_dspy.tracking.events import (
     Trained,
     TrainingProgress,
 )
-from sirius_dspy.trajectory import Usage
+from sirius_dspy.trajectory import Usage, digest
 
 
 class RichProgress(Tracker):
@@ -63,7 +63,7 @@ class RichProgress(Tracker):
         self._display = _LiveDisplay(console) if console.is_terminal else _Display(console)
         atexit.register(self._close)
         again = "Resuming" if event.resumed else "Compiling"
-        self._say(f"{again} {_count(len(event.agents), 'agent')} on {_count(event.num_train, 'example')}")
+        self._say(f"{again} {_count(len(event.agents), 'agent')} on {_examples(event)}")
 
     def on_stage_started(self, event: StageStarted) -> None:
         """End the stage before, and begin this one."""
@@ -73,8 +73,10 @@ class RichProgress(Tracker):
             self._show(lambda display, stage: display.stage_started(stage))
 
     def on_rolled_out(self, event: RolledOut) -> None:
-        """Count the run, its success and its price."""
-        self._advance(succeeded=event.succeeded, usage=event.trajectory.usage)
+        """Count the run, its success and its price; one that made no call came from DSPy's cache."""
+        run = event.trajectory
+        is_cached = run.failure is None and bool(run.steps) and not run.usage.calls
+        self._advance(succeeded=event.succeeded, usage=run.usage, is_cached=is_cached)
 
     def on_repaired(self, event: Repaired) -> None:
         """Count the failed run, whether it was repaired, and the price of critique, repair and replays."""
@@ -82,8 +84,10 @@ class RichProgress(Tracker):
         self._advance(succeeded=event.repair.repaired, usage=usage)
 
     def on_curated(self, event: Curated) -> None:
-        """Count the agent and its rows."""
-        self._advance(note=f"{event.agent}: {_count(event.num_rows, 'row')}")
+        """Count the agent, and leave a line with its rows."""
+        dropped = sum(event.dropped.values())
+        rows = _count(event.num_rows, "row") + (f", {_count(dropped, 'step')} dropped" if dropped else "")
+        self._advance(line=f"{event.agent}: {rows}")
 
     def on_training_progress(self, event: TrainingProgress) -> None:
         """Show the loss."""
@@ -95,12 +99,13 @@ class RichProgress(Tracker):
             self._show(lambda display, stage: display.stage_changed(stage))
 
     def on_trained(self, event: Trained) -> None:
-        """Count the agent, with its last loss."""
+        """Count the agent, and leave a line with its losses."""
         with self._lock:
             if self._stage is not None:
                 self._stage.fractions.pop(event.agent, None)
             loss = f", loss {event.losses[0]:.3f} to {event.losses[-1]:.3f}" if event.losses else ""
-            self._advance(note=f"{event.agent}: {_count(event.num_rows, 'row')}{loss}")
+            rows = _count(event.num_rows, "row")
+            self._advance(line=f"{event.agent}: {rows}{loss}, {event.seconds:.1f} s")
 
     def on_evaluated(self, event: Evaluated) -> None:
         """Show the score beside its stage."""
@@ -119,19 +124,28 @@ class RichProgress(Tracker):
         """End the last stage, say how it went, and give the terminal back."""
         with self._lock:
             self._end_stage()
-        seconds = time.monotonic() - self._started
+        seconds = event.results.get("seconds", time.monotonic() - self._started)
         best = "" if event.best_iteration is None else f"best is iteration {event.best_iteration}"
         parts = (f"Compile {event.status} after {seconds:.0f} s", best, _price(self._usage))
         self._say(", ".join(part for part in parts if part))
         self._close()
 
-    def _advance(self, *, succeeded: bool | None = None, usage: Usage | None = None, note: str = "") -> None:
+    def _advance(
+        self,
+        *,
+        succeeded: bool | None = None,
+        usage: Usage | None = None,
+        is_cached: bool = False,
+        line: str = "",
+    ) -> None:
         with self._lock:
             if self._stage is None:
                 return
             price = usage or Usage()
             self._usage += price
-            self._stage.advance(succeeded, price, note)
+            self._stage.advance(succeeded, price, is_cached=is_cached, line=line)
+            if line:
+                self._say(f"{self._stage.title}: {line}")
             self._show(lambda display, stage: display.stage_changed(stage))
 
     def _end_stage(self) -> None:
@@ -173,6 +187,10 @@ class _Stage:
     succeeded: int | None = None
     """`None` where success has no meaning, e.g. while training."""
     usage: Usage = field(default_factory=Usage)
+    num_cached: int = 0
+    """Runs that DSPy's cache answered."""
+    has_lines: bool = False
+    """Whether lines of its agents say all there is to say."""
     note: str = ""
     fractions: dict[str, float] = field(default_factory=dict)
     """Agent to the finished share of its fine-tune, of those that are going on."""
@@ -190,20 +208,21 @@ class _Stage:
     @property
     def details(self) -> str:
         succeeded = f"{self.succeeded} succeeded" if self.succeeded is not None else ""
-        return ", ".join(part for part in (succeeded, self.note, _price(self.usage)) if part)
+        cached = f"{self.num_cached} from DSPy's cache" if self.num_cached else ""
+        return ", ".join(part for part in (succeeded, cached, self.note, _price(self.usage)) if part)
 
     @property
     def summary(self) -> str:
         parts = [f"{self.done} of {self.total}", self.details, f"{time.monotonic() - self.started:.1f} s"]
         return f"{self.title}: " + ", ".join(part for part in parts if part)
 
-    def advance(self, succeeded: bool | None, usage: Usage, note: str) -> None:
+    def advance(self, succeeded: bool | None, usage: Usage, *, is_cached: bool, line: str) -> None:
         self.done += 1
         self.usage += usage
+        self.num_cached += is_cached
+        self.has_lines |= bool(line)
         if succeeded is not None:
             self.succeeded = (self.succeeded or 0) + succeeded
-        if note:
-            self.note = note
 
 
 class _Display:
@@ -222,7 +241,8 @@ class _Display:
         """Its counts changed."""
 
     def stage_ended(self, stage: _Stage) -> None:
-        self.say(stage.summary)
+        if not stage.has_lines:
+            self.say(stage.summary)
 
     def close(self) -> None:
         """Nothing will follow."""
@@ -263,6 +283,13 @@ class _LiveDisplay(_Display):
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def _examples(event: CompileStarted) -> str:
+    """How many there are, and how many of them differ: equal ones are run once."""
+    num_distinct = len({digest(example) for example in event.trainset})
+    distinct = f", {num_distinct:,} distinct" if 0 < num_distinct < event.num_train else ""
+    return _count(event.num_train, "example") + distinct
 
 
 def _price(usage: Usage) -> str:

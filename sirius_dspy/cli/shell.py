@@ -1,0 +1,38 @@
+"""Lines that can be pasted into a shell."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from sirius_dspy.mlflow import MLflowTracker
+
+
+def command(program: str, *arguments: str) -> str:
+    """A line for the shell; a program of an environment that is not active gets its path."""
+    own = Path(sys.executable).parent / program
+    on_path = shutil.which(program)
+    if own.exists() and (on_path is None or Path(on_path) != own):
+        program = str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
+    return shlex.join([program, *arguments])
+
+
+def next_steps(ask: str, run_dir: Path, tracker: MLflowTracker | None) -> list[str]:
+    """The commands that go on from a finished compile.
+
+    Args:
+        ask: The command that asks the trained program.
+        run_dir: Of the compile.
+        tracker: Where it was tracked.
+    """
+    lines = [ask, "Write a page about what it did:", command("sirius-dspy", "report", str(run_dir))]
+    if tracker is not None and tracker.how_to_open and tracker.run_id:
+        lines += [f"Open run {tracker.run_id} of experiment {tracker.experiment!r} in MLflow:", _opening(tracker)]
+    return lines
+
+
+def _opening(tracker: MLflowTracker) -> str:
+    how = tracker.how_to_open or ""
+    return command(*shlex.split(how)) if how.startswith("mlflow ") else how

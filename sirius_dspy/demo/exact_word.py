@@ -1,0 +1,35 @@
+"""Exact match of a name or a word."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+
+from sirius_dspy.demo.gold import gold_answer, replied_answer
+
+_OPENING = " \t\r\n\"'`\u201c\u2018"
+_CLOSING = _OPENING + ".,;:!?\u201d\u2019"
+
+
+def exact_word(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
+    """Score 1.0 if the reply is the gold word and nothing else, and 0.0 otherwise; there is no partial credit.
+
+    Before comparing, white space and quotation marks around the text go, so does punctuation at its end, runs of white
+    space become one space, and case is folded: `"jazz".` equals `Jazz`. A reply that says more than the word is wrong,
+    whatever it says (`Answer: Jazz or Craig`), for an agent that lists every candidate would always be right.
+
+    Args:
+        example: Has the gold word in `answer`.
+        prediction: Has the reply in `answer`; one without, `None`, or one that is no text scores 0.0.
+        trace: Not used; DSPy passes it to every metric.
+
+    Raises:
+        DatasetError: The example has no gold word.
+    """
+    reply = _normal(replied_answer(prediction))
+    return float(bool(reply) and reply == _normal(gold_answer(example)))
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.lstrip(_OPENING).rstrip(_CLOSING).split()).casefold()
