@@ -90,7 +90,7 @@ class _Team(dspy.Module):
 def _skill(prompt: Prompt) -> str:
     if prompt.asks_for("facts"):
         return chat_reply(facts=f"the facts about {prompt.field('question')}")
-    return chat_reply(answer=prompt.field("facts").split()[-1])
+    return chat_reply(answer=str(prompt.field("facts")).split()[-1])
 
 
 def _metric(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
