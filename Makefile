@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-
 help:
 	@echo 'make demo        a two-agent program teaches itself on this machine (SEED=, RUN_DIR=, ARGS=)'
 	@echo 'make test        lint, types, tests (ARGS=tests/test_record.py, WORKERS=$(WORKERS) processes)'
-	@echo 'make test-fast   the tests that need neither the embedded model, a server nor the pages: two minutes'
+	@echo 'make test-fast   without the tests of the embedded model, servers, pages and others that are slow: two minutes'
 	@echo 'make check       lint and types: ruff and mypy'
 	@echo 'make docs        the documentation, in site/'
 	@echo 'make notebooks   runs the notebooks and keeps what they show (ARGS=01_quickstart)'
@@ -33,7 +33,7 @@ test: check
 	$(PYTEST) $(ARGS)
 
 test-fast: .venv/stamp
-	$(PYTEST) -m 'not local and not server and not docs' $(ARGS)
+	$(PYTEST) -m 'not local and not server and not docs and not slow' $(ARGS)
 
 check: .venv/stamp
 	$(BIN)/ruff check .

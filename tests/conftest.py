@@ -19,6 +19,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["DSPY_CACHEDIR"] = tempfile.mkdtemp(prefix="dspy-cache-")  # one for each worker, before dspy is imported
 
 import dspy
+import hypothesis
 import pytest
 
 from tests.postgres import new_postgres_url as new_postgres_url
@@ -27,6 +28,10 @@ from tests.postgres import url as url
 
 atexit.register(shutil.rmtree, os.environ["DSPY_CACHEDIR"], ignore_errors=True)
 pytest.register_assert_rewrite("sirius_dspy.testing")
+
+# A busy machine is no error: neither a slow example nor slow data fails a test.
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
 
 LOOPBACK = ("127.", "localhost", "::1", "0.0.0.0")
 
@@ -79,7 +84,9 @@ def dspy_defaults() -> Iterator[None]:
 @pytest.fixture
 def chat_adapter(dspy_defaults: None) -> Iterator[None]:
     """DSPy's chat adapter, which does not ask again for JSON; DSPy does not log every reply that it cannot parse."""
-    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+    from tests.toy import ADAPTER  # late, so that pytest rewrites the assertions of `sirius_dspy.testing`
+
+    dspy.configure(adapter=ADAPTER)
     logger = logging.getLogger("dspy")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

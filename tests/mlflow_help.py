@@ -21,6 +21,8 @@ import pytest
 from mlflow import MlflowClient
 
 from sirius_dspy.mlflow import MLflowTracker
+from sirius_dspy.optimizer.results import AgentResult, UsageResult
+from sirius_dspy.testing.results import make_iteration, make_result
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -43,6 +45,8 @@ WARNINGS = pytest.mark.filterwarnings(
 )
 
 SECRET = "sk-proj-Zq81LmPlantedSecret0042xyz"
+ROOT = "Team: 0 % to 50 % (validation)"
+"""Name of the root run of a compile that has finished."""
 AGENTS = {"analyst": ["analyst.predict"], "solver's [0]": ["solvers[0].predict", "solvers[1].predict"]}
 
 
@@ -97,6 +101,7 @@ class Compile:
     def started(self, *, resumed=False, **changes):
         values = {
             "run": "0f3a55aa77",
+            "program": "Team",
             "run_dir": self.folder,
             "library_url": f"sqlite:///{self.folder / 'library.db'}",
             "params": {"iterations": 2, "samples": 4, "seed": 7, "max_tokens": 512},
@@ -134,9 +139,18 @@ class Compile:
         tracker.on_evaluated(Evaluated(iteration, 0.9, 1, "analyst"))
         tracker.on_evaluated(Evaluated(iteration, 0.2 * iteration, 1, "program"))
         metrics = {"collect/success_rate": 0.1 * iteration, "val/score": 0.25 * iteration}
-        tracker.on_iteration_ended(
-            IterationEnded(iteration, metrics, {agent: f"{agent}@{iteration}" for agent in AGENTS})
-        )
+        tracker.on_iteration_ended(IterationEnded(self.iteration(iteration, metrics=metrics)))
+
+    def iteration(self, number, **changes):
+        """What an iteration did: it collected for a known price, and repaired for one that nobody knows."""
+        values = {
+            "num_val": 4,
+            "lms": {agent: f"{agent}@{number}" for agent in AGENTS},
+            "promoted": dict.fromkeys(AGENTS, True),
+            "agents": {"analyst": AgentResult(rows=30, usage=UsageResult(7, 70, 14, 0.5))},
+            "stages": {"collect": UsageResult(20, 200, 40, 1.5), "repair": UsageResult(4, 40, 8, None)},
+        }
+        return make_iteration(number, 0.25 * number, **{**values, **changes})
 
     def begin(self, tracker, **changes):
         tracker.on_compile_started(self.started(**changes))
@@ -144,15 +158,17 @@ class Compile:
         tracker.on_evaluated(Evaluated(0, 0.125, 1, "program"))
 
     def end(self, tracker, status="finished", **changes):
-        results = {
-            "run": "0f3a55aa77",
-            "seed": 7,
-            "best_iteration": 2,
-            "best_score": 0.5,
-            "iterations": [{"iteration": n, "score": 0.25 * n, "num_val": 4} for n in range(3)],
-        }
-        values = {"best_iteration": 2, "metrics": {"best/score": 0.5}, "results": results, "error": ""}
+        values = {"results": self.results(), "error": ""}
         tracker.on_compile_ended(CompileEnded(status, **{**values, **changes}))
+
+    def results(self, **changes):
+        values = {
+            "program": "Team",
+            "iterations": tuple(self.iteration(number) for number in range(3)),
+            "usage": UsageResult(48, 480, 96, None),
+            "seconds": 90.0,
+        }
+        return make_result(**{**values, **changes})
 
     def run(self, tracker, **changes):
         self.begin(tracker, **changes)

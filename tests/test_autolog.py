@@ -13,7 +13,7 @@ from sirius_dspy.mlflow import MLflowTracker
 from tests.mlflow_help import WARNINGS
 from tests.toy import ADAPTER, exact, examples, student
 
-pytestmark = WARNINGS
+pytestmark = [WARNINGS, pytest.mark.server]
 
 
 @pytest.fixture

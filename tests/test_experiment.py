@@ -27,19 +27,21 @@ from sirius_dspy.experiment import (
     Experiment,
     ExperimentError,
     MLflowRuns,
-    Observer,
     Outcome,
     Recipe,
     Results,
     Task,
     offered,
+    render_markdown,
 )
 from sirius_dspy.stats import wilson_interval
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
-from sirius_dspy.tracking.events import Tracker
+from sirius_dspy.tracking.events import Tracker, Trackers
 from tests import ROOT, toy
 from tests.mlflow_help import WARNINGS
 from tests.toy import Doubling, exact
+
+pytestmark = pytest.mark.slow
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 NUMBERS = {"train": range(8), "validation": range(4, 12), "test": range(12)}
@@ -269,11 +271,11 @@ def test_a_killed_process_is_gone_on_from(tmp_path, lm, uninterrupted):
     assert lm.calls < uninterrupted[1] - finished * 12
 
 
-class Stop(Observer):
+class Stop(Tracker):
     def __init__(self, cells):
         self.left = cells
 
-    def on_cell_ended(self, cell):
+    def on_cell_ended(self, event):
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
@@ -297,7 +299,7 @@ def uninterrupted(tmp_path_factory):
 def test_an_interrupt_between_cells_costs_nothing(tmp_path, lm, uninterrupted, after):
     one = experiment(num_threads=1)
     with pytest.raises(KeyboardInterrupt):
-        one.run(tmp_path, lm=lm, observers=[Stop(after)])
+        one.run(tmp_path, lm=lm, tracker=Stop(after))
     assert len(list((tmp_path / "stages").iterdir())) == after
     assert (plain(one.run(tmp_path, lm=lm)), lm.calls) == uninterrupted
 
@@ -393,7 +395,7 @@ def test_a_budget_that_ends_later_tests_what_there_was_by_then(tmp_path, lm):
     [cell] = results.cells
     assert (cell.status, cell.trained.calls, cell.num_right) == ("budget", calls, LEARNT)
     assert cell.details["best_iteration"] == 1
-    assert "| SiriuS * |" in results.to_markdown()
+    assert "| SiriuS * |" in render_markdown(results)
 
 
 def test_an_interruption_gives_no_second_budget(tmp_path, lm):
@@ -414,7 +416,7 @@ def test_a_failed_cell_is_on_record_and_the_others_go_on(tmp_path, monkeypatch):
     assert failed.error.startswith("TrainingError: ")
     assert "fail_training" not in failed.error
     assert failed.trained.calls > 0
-    text = results.to_markdown()
+    text = render_markdown(results)
     assert "| SiriuS ! | - |" in text
     assert failed.error in text
     before = failing.calls
@@ -593,7 +595,7 @@ def test_measures_are_asked_of_the_scored_runs(tmp_path, lm):
     task = {"path": "tests.test_experiment:TASK", "report": "tests.test_experiment:count_even", "measures": ["even"]}
     results = experiment(task=task).run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0])
     assert results.cells[0].measures == {"even": 0.5}
-    assert "| 50.0% |" in results.to_markdown()
+    assert "| 50.0% |" in render_markdown(results)
 
 
 def count_even(trajectories):
@@ -662,8 +664,8 @@ def test_programs_of_all_methods_meet_after_training(tmp_path, lm):
     [pairing] = results.crossplay[1]["pairings"]
     expected = {"game": "first", "games": 3, "seed": 1, "temperature": None}
     assert pairing == {**expected, "players": {"prompted team": 1, "SiriuS": 3, "idle": "idle"}}
-    assert "## Contest, seed 1\n\n| {'prompted team': 1" in results.to_markdown()
-    assert "| theirs |" in results.to_markdown()
+    assert "## Contest, seed 1\n\n| {'prompted team': 1" in render_markdown(results)
+    assert "| theirs |" in render_markdown(results)
     before = lm.calls
     again = one.run(tmp_path, lm=lm, methods=["prompted team", "SiriuS"], seeds=[0, 1])
     assert (again.crossplay, lm.calls) == (results.crossplay, before)
@@ -682,8 +684,8 @@ def test_the_recipe_of_the_games_plays_them(tmp_path):
     results = Experiment(recipe).run(tmp_path, lm=ScriptedLM(lambda _: reply), methods=["prompted team"], limit=4)
     assert [len(found["pairings"]) for found in results.crossplay] == [1] * 6
     assert {found["pairings"][0]["started"] for found in results.crossplay} == {2}
-    assert "| prompted team | RED | prompted team | 2 |" in results.to_markdown()
-    assert ".57 | 0.36 |" in results.to_markdown()
+    assert "| prompted team | RED | prompted team | 2 |" in render_markdown(results)
+    assert ".57 | 0.36 |" in render_markdown(results)
 
 
 # Statistics
@@ -739,8 +741,8 @@ def test_never_right_over_several_seeds_is_not_certainty():
 
 def test_a_small_p_value_is_never_shown_as_zero():
     results = results_of({"prompted team": [[0] * 30], "other": [[1] * 30]})
-    assert "| < 0.0001 | < 0.0001 |" in results.to_markdown()
-    assert "| 0.0000 |" not in results.to_markdown()
+    assert "| < 0.0001 | < 0.0001 |" in render_markdown(results)
+    assert "| 0.0000 |" not in render_markdown(results)
 
 
 def test_p_values_are_adjusted_for_the_number_of_methods():
@@ -760,14 +762,14 @@ def test_only_seeds_that_both_have_are_compared():
 # Telling
 
 
-def test_observers_and_trackers_that_raise_stop_nothing(tmp_path, lm, caplog):
-    class Broken(Observer):
-        def on_cell_ended(self, cell):
+def test_trackers_that_raise_stop_nothing(tmp_path, lm, caplog):
+    class Broken(Tracker):
+        def on_cell_ended(self, event):
             raise OSError("disk")
 
-    results = experiment().run(tmp_path, lm=lm, methods=["prompted team"], observers=[Broken()])
+    results = experiment().run(tmp_path, lm=lm, methods=["prompted team"], tracker=Broken())
     assert len(results.cells) == 2
-    assert caplog.text.count("left out from now on") == 1
+    assert caplog.text.count("left out of the rest") == 1
 
 
 @WARNINGS
@@ -777,9 +779,9 @@ def test_mlflow_has_one_run_per_experiment_and_one_per_cell(tmp_path, lm, monkey
     arguments = {"lm": lm, "methods": ["prompted team", "SiriuS"]}
     first = MLflowRuns(tracking_uri=uri)
     with pytest.raises(KeyboardInterrupt):
-        experiment().run(tmp_path / "x", **arguments, observers=[first, Stop(2)])
+        experiment().run(tmp_path / "x", **arguments, tracker=Trackers([first, Stop(2)]))
     second = MLflowRuns(tracking_uri=uri)
-    results = experiment().run(tmp_path / "x", **arguments, observers=[second])
+    results = experiment().run(tmp_path / "x", **arguments, tracker=second)
     assert first.run_id == second.run_id
     client = mlflow.MlflowClient(uri)
     [found] = [item for item in client.search_experiments() if item.name == "sirius_dspy experiments"]

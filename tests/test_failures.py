@@ -21,7 +21,7 @@ from dspy.lm15 import (
 )
 from dspy.utils import exceptions as lm_errors
 
-from sirius_dspy import Collect, CriticAugmenter, ExperienceLibrary, SiriuS, evaluate
+from sirius_dspy import Augmenter, Collect, CriticAugmenter, ExperienceLibrary, SiriuS, evaluate
 from sirius_dspy.errors import (
     AugmenterError,
     MetricError,
@@ -736,7 +736,7 @@ def test_rewards_may_name_agents_and_predictors(tmp_path):
 
 
 def test_an_edit_of_what_is_no_part_of_the_program_is_refused_before_it_is_stored(tmp_path):
-    class Astray:
+    class Astray(Augmenter):
         def repair(self, failed, example, context):
             attempt = Attempt(0, "<Predict>", "failed")
             return Repaired(Repair(failed.id, (attempt,), failed.run, failed.iteration), ())

@@ -29,7 +29,7 @@ from sirius_dspy import (
     ValsetGate,
 )
 from sirius_dspy.errors import RunMismatchError, SettingsError
-from sirius_dspy.report import read_results
+from sirius_dspy.optimizer.reading import read_results
 from sirius_dspy.testing import ToyLM
 from tests import ROOT
 from tests.identity_help import Holder, closed, graded
@@ -293,7 +293,7 @@ def test_a_report_of_an_unfinished_compile_finds_its_runs_after_an_accepted_chan
     interrupted()
     interrupted(curator=Curator(max_rows=3), accept_changes=("curator",))
     results = read_results(tmp_path, ExperienceLibrary(tmp_path / "library.sqlite"))
-    assert results["iterations"][0]["score"] == 0.5
+    assert results.iterations[0].score == 0.5
 
 
 def test_names_to_accept_are_checked(tmp_path):

@@ -15,7 +15,7 @@ from sirius_dspy.local.lora import LoraOptions, TokenRow, TrainingJob, fitting, 
 from sirius_dspy.local.provider import LocalProvider, TrainingSettings
 
 pytest.importorskip("torch")
-pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # of swig and gguf, at import
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]  # of swig and gguf, at import
 
 
 class Letters:

@@ -12,14 +12,25 @@ from mlflow import MlflowClient
 from sirius_dspy.files import file_name
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.mlflow.names import agent_name
+from sirius_dspy.testing.results import make_result
 from sirius_dspy.tracking.events import Evaluated, IterationEnded, Trained, TrainingProgress
-from tests.mlflow_help import AGENTS, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of
+from tests.mlflow_help import AGENTS, ROOT, SECRET, WARNINGS, artifacts_of, curve, models_of, runs_of
 from tests.wait import wait_until
 
 pytest_plugins = ("tests.mlflow_help",)
-pytestmark = WARNINGS
+pytestmark = [WARNINGS, pytest.mark.server]
 
 BRACKETS = "solver's [0]"
+COST = {
+    "cost/collect/calls": 20,
+    "cost/collect/prompt_tokens": 200,
+    "cost/collect/completion_tokens": 40,
+    "cost/collect/usd": 1.5,
+    "cost/repair/calls": 4,
+    "cost/repair/prompt_tokens": 40,
+    "cost/repair/completion_tokens": 8,
+}
+"""Of each iteration of the compile."""
 
 
 @pytest.mark.parametrize(
@@ -35,16 +46,16 @@ def test_runs_form_the_tree_of_the_compile_and_end(store, tracker, compile_):
     compile_.run(tracker)
     runs = runs_of(store)
     assert set(runs) == {
-        (None, "compile-0f3a55aa"),
-        ("compile-0f3a55aa", "iteration-1"),
-        ("compile-0f3a55aa", "iteration-2"),
+        (None, ROOT),
+        (ROOT, "iteration-1"),
+        (ROOT, "iteration-2"),
         ("iteration-1", "finetune-analyst"),
         ("iteration-1", "finetune-solver's [0]"),
         ("iteration-2", "finetune-analyst"),
         ("iteration-2", "finetune-solver's [0]"),
     }
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert tracker.run_id == runs[None, "compile-0f3a55aa"].info.run_id
+    assert tracker.run_id == runs[None, ROOT].info.run_id
 
 
 def test_root_has_the_parameters_and_versions(store, tracker, compile_):
@@ -84,7 +95,7 @@ def test_headline_curves_are_on_the_root_by_iteration_and_start_with_the_student
     assert curve(store, root, "val/score") == [(0, 0.125), (1, 0.25), (2, 0.5)]
     assert curve(store, root, "collect/success_rate") == [(1, 0.1), (2, 0.2)]
     assert curve(store, root, "best/score") == [(2, 0.5)]
-    iteration = runs_of(store)["compile-0f3a55aa", "iteration-2"]
+    iteration = runs_of(store)[ROOT, "iteration-2"]
     assert curve(store, iteration, "val/score") == [(2, 0.5)]
     assert curve(store, iteration, "gate/analyst") == [(2, 0.9)]
 
@@ -92,7 +103,7 @@ def test_headline_curves_are_on_the_root_by_iteration_and_start_with_the_student
 def test_score_of_the_program_stands_in_where_the_iteration_gives_none(store, tracker, compile_):
     compile_.begin(tracker)
     tracker.on_evaluated(Evaluated(1, 0.75, 1, "program"))
-    tracker.on_iteration_ended(IterationEnded(1, {}, {}))
+    tracker.on_iteration_ended(IterationEnded(compile_.iteration(1)))
     compile_.end(tracker)
     assert curve(store, store.get_run(tracker.run_id), "val/score") == [(0, 0.125), (1, 0.75)]
 
@@ -135,17 +146,54 @@ def test_agents_and_programs_are_models_with_their_scores(store, tracker, compil
         assert (first.params["base"], first.params["lm"]) == ("local/base", f"{agent}@1")
         assert first.source_run_id == runs["iteration-1", f"finetune-{agent}"].info.run_id
         measured = {(metric.key, round(metric.value, 3), metric.dataset_name) for metric in first.metrics}
-        assert measured == {("train/final_loss", 0.667, agent), ("val/score", 0.25, "val")}
+        assert measured >= {("train/final_loss", 0.667, agent), ("val/score", 0.25, "val")}
+        assert f"Agent {agent} after iteration 1" in first.tags["mlflow.note.content"]
         assert {metric.key: metric.value for metric in second.metrics}["val/score"] == 0.5
         assert str(second.status) == "READY"
     programs = models_of(store, "program")
     scores = [{metric.key: metric.value for metric in program.metrics} for program in programs]
     assert scores == [
-        {"val/score": 0.25, "collect/success_rate": 0.1},
-        {"val/score": 0.5, "collect/success_rate": 0.2},
+        {"val/score": 0.25, "collect/success_rate": 0.1, **COST},
+        {"val/score": 0.5, "collect/success_rate": 0.2, **COST},
     ]
-    iteration = runs["compile-0f3a55aa", "iteration-1"]
+    assert "score 0.25 on 4 validation examples" in programs[0].tags["mlflow.note.content"]
+    iteration = runs[ROOT, "iteration-1"]
     assert [output.model_id for output in iteration.outputs.model_outputs] == [programs[0].model_id]
+    linked = [output.model_id for output in runs[None, ROOT].outputs.model_outputs]
+    made = [
+        model.model_id
+        for name in ("agent-analyst", f"agent-{agent_name(BRACKETS)}")
+        for model in models_of(store, name)
+    ]
+    assert sorted(linked) == sorted([*made, *(program.model_id for program in programs)])
+
+
+def test_runs_have_the_cost_of_stages_and_agents(store, tracker, compile_):
+    compile_.run(tracker)
+    runs = runs_of(store)
+    root = runs[None, ROOT]
+    assert curve(store, root, "cost/collect/usd") == [(1, 1.5), (2, 1.5)]
+    assert COST.items() <= runs[ROOT, "iteration-1"].data.metrics.items()
+    assert runs["iteration-1", "finetune-analyst"].data.metrics["cost/usd"] == 0.5
+    totals = {"total/calls": 48, "total/prompt_tokens": 480, "total/completion_tokens": 96, "total/seconds": 90}
+    assert totals.items() <= root.data.metrics.items()
+    assert "total/usd" not in root.data.metrics  # unknown is not free
+    assert root.data.tags["sirius.usd"] == "unknown"
+
+
+def test_the_root_says_how_the_compile_ended_and_what_came_out(store, tracker, compile_):
+    compile_.begin(tracker)
+    compile_.end(tracker, results=compile_.results(ended="budget", reason="100 calls"))
+    root = store.get_run(tracker.run_id)
+    assert root.info.run_name == ROOT
+    expected = {
+        "sirius.program": "Team",
+        "sirius.score": "0 % to 50 % (validation)",
+        "sirius.ended": "budget",
+        "sirius.reason": "100 calls",
+    }
+    assert expected.items() <= root.data.tags.items()
+    assert root.data.tags["mlflow.note.content"].startswith("# SiriuS report: Team\n\n0 % to 50 % (validation)")
 
 
 def test_library_training_sets_and_report_are_artifacts_of_the_root(store, tracker, compile_, tmp_path):
@@ -186,17 +234,18 @@ def test_a_compile_that_stops_while_training_closes_every_run(store, tracker, co
     compile_.begin(tracker)
     compile_.train(tracker, 1, "analyst")
     compile_.train(tracker, 1, "solver's [0]", finished=False)
-    compile_.end(tracker, status, results={}, metrics={}, best_iteration=None, error="TrainingError: out of memory")
+    results = make_result([], ended="unfinished")
+    compile_.end(tracker, status, results=results, error="TrainingError: out of memory")
     runs = runs_of(store)
     assert {name: run.info.status for (_, name), run in runs.items()} == {
-        "compile-0f3a55aa": expected,
+        "Team-0f3a55aa": expected,
         "iteration-1": expected,
         "finetune-analyst": "FINISHED",
         "finetune-solver's [0]": expected,
     }
     unfinished = runs["iteration-1", "finetune-solver's [0]"]
     assert curve(store, unfinished, "train/loss") == [(10, 2.0), (20, 1.0), (30, pytest.approx(2 / 3))]
-    assert runs[None, "compile-0f3a55aa"].data.tags["sirius.error"] == "TrainingError: out of memory"
+    assert runs[None, "Team-0f3a55aa"].data.tags["sirius.error"] == "TrainingError: out of memory"
 
 
 def test_a_resumed_compile_goes_on_in_its_own_runs(store, compile_):
@@ -269,7 +318,7 @@ def test_no_active_run_is_left_behind_and_the_selected_experiment_can_be_used(ac
     tracker = MLflowTracker(experiment=None)
     compile_.run(tracker)
     assert mlflow.active_run() is None
-    assert (None, "compile-0f3a55aa") in runs_of(active_store)
+    assert (None, ROOT) in runs_of(active_store)
 
 
 def test_says_how_to_open_the_run(tracker, compile_, store):
@@ -340,8 +389,8 @@ def test_planted_secrets_reach_no_file(store, tracker, compile_, tmp_path, monke
     params = {"api_key": "hunter2-hunter2", "lm.api-key": "hunter3-hunter3", "note": f"uses {SECRET}", "seed": 7}
     compile_.begin(tracker, params=params, lms={"analyst": f"openai/x?{SECRET}"}, adapter="plain-words-as-a-key")
     tracker.on_trained(Trained(1, "analyst", f"base {SECRET}", "plain-words-as-a-key", 3, [1.0], 0.1, None))
-    tracker.on_iteration_ended(IterationEnded(1, {"val/score": 0.5}, {"analyst": SECRET}))
-    results = {"run": SECRET, "iterations": [{"iteration": 0, "score": 0.5, "num_val": 2, "lms": {"analyst": SECRET}}]}
+    tracker.on_iteration_ended(IterationEnded(compile_.iteration(1, lms={"analyst": SECRET})))
+    results = compile_.results(run=SECRET, iterations=(compile_.iteration(0, lms={"analyst": SECRET}),))
     compile_.end(tracker, "failed", results=results, error=f"401: bad key {SECRET}")
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {"mlflow.db", "report.json", "report.md"} <= {path.name for path in written}

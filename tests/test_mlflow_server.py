@@ -116,7 +116,7 @@ def test_headline_metrics_are_on_the_root_by_iteration(client, compiles, full):
     ):
         assert wanted in names
     assert full.data.metrics["best/score"] == compiles["full"][1].detailed_results["best_score"]
-    assert full.data.metrics["total/calls"] == sum(entry["usage"]["calls"] for entry in results[1:])
+    assert full.data.metrics["total/calls"] == compiles["full"][1].detailed_results.usage.calls
 
 
 def test_versions_of_agents_and_program_have_scores_and_lineage(client, experiment, compiles, full):

@@ -19,7 +19,7 @@ from tests.http_server import Handler, serving
 from tests.mlflow_help import WARNINGS, runs_of
 
 pytest_plugins = ("tests.mlflow_help",)
-pytestmark = WARNINGS
+pytestmark = [WARNINGS, pytest.mark.server]
 
 
 def trajectory(name, reward, **changes):

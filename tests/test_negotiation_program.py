@@ -14,7 +14,7 @@ from programs.negotiation.log import replay
 from programs.negotiation.player import Play
 from programs.negotiation.program import HELD_OUT_BOTS, PRACTICE_BOTS
 from programs.negotiation.values import Invalid
-from sirius_dspy import Collect, PlainAdapter, SiriuS, evaluate
+from sirius_dspy import Collect, PlainAdapter, ProviderTrainer, SiriuS, evaluate
 from sirius_dspy.errors import DatasetError, PromptTooLongError
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
@@ -269,7 +269,7 @@ def test_a_frozen_base_is_not_trained_even_where_it_is_not_declared(tmp_path):
 
 
 def test_what_was_learnt_is_played(tmp_path):
-    trained = compile_with(None, tmp_path, [match(seed=n) for n in range(4)])
+    trained = compile_with(ProviderTrainer(), tmp_path, [match(seed=n) for n in range(4)])
     before, _ = run(program_with(luck), match(seed=99))
     after, score = run(trained, match(seed=99))
     assert (before.raw["red"], after.raw["red"]) == (5, 15)  # greedy, the untrained seller asks for 45

@@ -394,7 +394,7 @@ def test_what_dspy_can_call_is_compiled(make, tmp_path):
     program = make()
     program.set_lm(ToyLM(skill=lambda prompt: chat_reply(answer="ok" if prompt.field("question") == "q0" else "no")))
     trainset = [dspy.Example(question=f"q{number}", answer="ok").with_inputs("question") for number in range(3)]
-    settings = {"iterations": 1, "samples": 1, "augmenter": None}
+    settings = {"iterations": 1, "collect": Collect(samples=1), "augmenter": None}
     compiled = optimizer(tmp_path, **settings).compile(program, trainset=trainset, valset=trainset)
     assert compiled.detailed_results["iterations"][1]["agents"]["ask"]["rows"] == 1
 

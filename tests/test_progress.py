@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from sirius_dspy.testing.results import make_iteration, make_result
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -34,6 +35,7 @@ HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 def started(trainset=()):
     return CompileStarted(
         run="r",
+        program="Team",
         run_dir=Path("runs/x"),
         library_url="sqlite:///library.db",
         params={},
@@ -77,8 +79,8 @@ def drive(tracker):
     tracker.on_stage_started(StageStarted(1, "evaluate", 1))
     tracker.on_rolled_out(RolledOut(1, trajectory(0.0), False))
     tracker.on_evaluated(Evaluated(1, 0.25, 1, "program"))
-    tracker.on_iteration_ended(IterationEnded(1, {}, {}))
-    tracker.on_compile_ended(CompileEnded("finished", best_iteration=1))
+    tracker.on_iteration_ended(IterationEnded(make_iteration()))
+    tracker.on_compile_ended(CompileEnded("finished", make_result()))
 
 
 @pytest.fixture
@@ -131,7 +133,7 @@ def test_the_live_line_shows_counts_and_the_loss_while_training(terminal):
     progress.on_compile_started(started())
     progress.on_stage_started(StageStarted(2, "train", 2))
     progress.on_training_progress(TrainingProgress(2, "a[red]", 15, 30, 1.234))
-    progress.on_compile_ended(CompileEnded("failed"))
+    progress.on_compile_ended(CompileEnded("failed", make_result([])))
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.file.getvalue())
     assert "iteration 2 train: 0 of 2, a[red]: step 15 of 30, loss 1.234" in plain
     assert "Compile failed" in plain
@@ -141,7 +143,7 @@ def test_the_student_is_named_at_iteration_zero(pipe):
     progress = RichProgress(pipe)
     progress.on_compile_started(started())
     progress.on_stage_started(StageStarted(0, "evaluate", 0))
-    progress.on_compile_ended(CompileEnded("interrupted"))
+    progress.on_compile_ended(CompileEnded("interrupted", make_result([])))
     assert lines(pipe)[1:] == ["student evaluate: 0 of 0, ? s", "Compile interrupted after ? s"]
 
 
@@ -181,7 +183,7 @@ def test_events_without_a_compile_are_ignored(pipe):
     progress = RichProgress(pipe)
     progress.on_rolled_out(RolledOut(1, trajectory(1.0), True))
     progress.on_training_progress(TrainingProgress(1, "b", 1, 2, 2.5))
-    progress.on_compile_ended(CompileEnded("finished"))
+    progress.on_compile_ended(CompileEnded("finished", make_result([])))
     assert lines(pipe) == []
 
 
@@ -195,7 +197,7 @@ def test_many_threads_report_at_once_without_losing_a_count(pipe):
         thread.start()
     for thread in threads:
         thread.join()
-    progress.on_compile_ended(CompileEnded("finished"))
+    progress.on_compile_ended(CompileEnded("finished", make_result([])))
     assert lines(pipe)[1] == "iteration 1 collect: 400 of 400, 400 succeeded, 400 LM calls, 42,000 tokens, ? s"
 
 
@@ -222,7 +224,7 @@ def test_a_display_that_fails_gives_the_terminal_back_and_the_others_go_on():
     file.broken = True
     trackers.on_stage_started(StageStarted(1, "repair", 1))
     file.broken = False
-    trackers.on_compile_ended(CompileEnded("finished"))
+    trackers.on_compile_ended(CompileEnded("finished", make_result([])))
     assert heard == ["finished"]
     assert len(trackers.trackers) == 2
     assert file.getvalue().rindex(SHOW) > file.getvalue().rindex(HIDE)

@@ -1,55 +1,68 @@
 """What a compile did, as tables: from its results alone, from its library, from what an interruption left."""
 
+import datetime
 import json
 import shutil
+from dataclasses import replace
 
 import dspy
 import pytest
 
 from sirius_dspy.errors import LibraryError, RunMismatchError
 from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer.budget import Budget
+from sirius_dspy.optimizer.reading import read_results
+from sirius_dspy.optimizer.results import (
+    AgentResult,
+    CompileResult,
+    HeldOutScores,
+    ProgramScore,
+    RepairResult,
+    UsageResult,
+)
 from sirius_dspy.optimizer.run_dir import RunDir
-from sirius_dspy.report import render_html, render_markdown, score_interval, write_report, write_run_report
+from sirius_dspy.report import Report, render_html, render_markdown, write_report, write_run_report
 from sirius_dspy.testing.library import make_run
+from sirius_dspy.testing.results import make_iteration, make_result
 from tests import toy
 
 
 @pytest.fixture
 def results():
-    return {
-        "run": "0f3a",
-        "run_dir": "runs/x",
-        "seed": 7,
-        "threshold": 1.0,
-        "best_iteration": 1,
-        "best_score": 0.5,
-        "iterations": [
-            {"iteration": 0, "score": 0.0, "num_val": 10, "lms": {"solver": "base"}},
-            {
-                "iteration": 1,
-                "score": 0.5,
-                "num_val": 10,
-                "lms": {"solver": "solver@1"},
-                "promoted": {"solver": True, "analyst|x": False},
-                "metrics": {"collect/success_rate": 0.3},
-                "agents": {
-                    "analyst|x": {"rows": 12, "dropped": {"duplicate": 3, "unparsed": 0}, "losses": [], "seconds": 4.0},
-                    "solver": {"rows": 30, "dropped": {}, "losses": [2.5, 1.25, 0.75], "seconds": 12.04},
-                },
-                "repair": {
-                    "tried": 10,
-                    "repaired": 2,
-                    "verdicts": {"failed": 12, "leaked": 1},
-                    "by_agent": {"solver": {"tried": 8, "repaired": 2}},
-                    "calls": 40,
-                    "prompt_tokens": 4000,
-                    "completion_tokens": 500,
-                },
-                "seconds": {"collect": 30.0, "train": 40.5},
-                "usage": {"calls": 900, "prompt_tokens": 90000, "completion_tokens": 7000},
-            },
-        ],
-    }
+    """A compile of one iteration with two agents, on an LM whose price is listed and on one whose price is not."""
+    first = make_iteration(0, 0.0, stages={"evaluate": UsageResult(10, 1000, 100, 0.0)})
+    second = make_iteration(
+        1,
+        0.5,
+        promoted={"solver": True, "analyst|x": False},
+        metrics={"collect/success_rate": 0.3},
+        agents={
+            "analyst|x": AgentResult(rows=12, dropped={"duplicate": 3, "unparsed": 0}, seconds=4.0),
+            "solver": AgentResult(
+                rows=30, losses=(2.5, 1.25, 0.75), seconds=12.04, usage=UsageResult(400, 40_000, 3000, None)
+            ),
+        },
+        repair=RepairResult(
+            tried=10,
+            repaired=2,
+            verdicts={"failed": 12, "leaked": 1},
+            by_agent={"solver": {"tried": 8, "repaired": 2}},
+            calls=40,
+            prompt_tokens=4000,
+            completion_tokens=500,
+        ),
+        seconds={"collect": 30.0, "train": 40.5},
+        stages={"collect": UsageResult(850, 86_000, 6500, 1.5), "repair": UsageResult(40, 4000, 500, None)},
+    )
+    return make_result(
+        [first, second],
+        run="0f3a",
+        run_dir="runs/x",
+        program="Team",
+        num_train=20,
+        usage=UsageResult(900, 91_000, 7100, None),
+        seconds=3725.0,
+    )
 
 
 def table(markdown, title):
@@ -60,88 +73,129 @@ def table(markdown, title):
 
 
 def test_markdown_shows_scores_with_their_wilson_interval(results):
-    assert table(render_markdown(results), "Validation score") == [
-        ["0", "0.0000", "0.0000 to 0.2775", "10"],
-        ["1", "0.5000", "0.2366 to 0.7634", "10"],
+    assert table(render_markdown(Report(results)), "Validation score") == [
+        ["0", "0.0 %", "0.0 to 27.8 %", "10"],
+        ["1", "50.0 %", "23.7 to 76.3 %", "10"],
     ]
 
 
-def test_markdown_shows_agents_repairs_seconds_and_costs(results):
-    markdown = render_markdown(results)
+def test_markdown_shows_agents_and_repairs(results):
+    markdown = render_markdown(Report(results))
     assert table(markdown, "Agents") == [
         ["1", "analyst¦x", "12", "duplicate 3", "-", "no", "4.0"],
         ["1", "solver", "30", "-", "2.500 to 0.750", "yes", "12.0"],
     ]
-    assert table(markdown, "Repair") == [["1", "10", "2", "20.0%", "failed 12, leaked 1"]]
+    assert table(markdown, "Repair") == [["1", "10", "2", "20.0 %", "failed 12, leaked 1"]]
     assert table(markdown, "Repair by agent") == [["1", "solver", "8", "2"]]
-    assert table(markdown, "Seconds per stage") == [["1", "30.0", "40.5", "70.5"]]
-    assert table(markdown, "Cost") == [
-        ["1", "all", "900", "90,000", "7,000"],
-        ["1", "of it: repair", "40", "4,000", "500"],
+
+
+def test_markdown_shows_the_cost_of_each_stage_and_agent(results):
+    markdown = render_markdown(Report(results))
+    assert table(markdown, "Cost by stage") == [
+        ["0", "evaluate", "10", "1,000", "100", "0.00", "-"],
+        ["1", "collect", "850", "86,000", "6,500", "1.50", "30.0"],
+        ["1", "repair", "40", "4,000", "500", "unknown", "-"],
+        ["1", "train", "-", "-", "-", "-", "40.5"],
     ]
-    for line in ("Best: iteration 1", "Validation score: 0.5000", "95 % interval: 0.2366 to 0.7634", "LM calls: 900"):
+    assert table(markdown, "Cost by agent") == [["1", "solver", "400", "40,000", "3,000", "unknown"]]
+
+
+def test_the_head_says_what_came_out_and_what_it_took(results):
+    markdown = render_markdown(Report(results, date=datetime.date(2026, 11, 26)))
+    assert markdown.startswith("# SiriuS report: Team\n\n0 % to 50 % (validation)\n")
+    for line in (
+        "Best: iteration 1",
+        "Validation score: 50.0 %",
+        "95 % interval: 23.7 to 76.3 %",
+        "State: finished",
+        "Time: 1 h 2 min",
+        "LM calls: 900",
+        "Tokens: 98,100",
+        "US dollars: unknown",
+        "Date: `2026-11-26`",
+    ):
         assert f"- {line}\n" in markdown
 
 
+@pytest.mark.parametrize(
+    ("ended", "reason", "state"),
+    [
+        ("finished", "", "finished"),
+        ("budget", "100 calls", "ended at its budget: 100 calls"),
+        ("nothing learned", "", "ended early, since an iteration gave no training row"),
+        ("unfinished", "", "not finished; this is what there is"),
+    ],
+)
+def test_the_head_says_how_the_compile_ended(ended, reason, state):
+    assert f"- State: {state}\n" in render_markdown(Report(make_result(ended=ended, reason=reason)))
+
+
+def test_a_student_that_nothing_improved_is_the_best():
+    markdown = render_markdown(Report(make_result([0.5, 0.2])))
+    assert "\n50 % (validation)\n" in markdown
+    assert "- Best: the student as it came\n" in markdown
+
+
+def test_rewards_that_are_no_shares_are_shown_as_they_are():
+    markdown = render_markdown(Report(make_result([-1.5, 0.125])))
+    assert "\n-1.5 to 0.125 (validation)\n" in markdown
+    assert table(markdown, "Validation score") == [["0", "-1.5000", "-", "10"], ["1", "0.1250", "-", "10"]]
+
+
 def test_what_was_not_measured_is_left_out_and_not_shown_as_zero():
-    markdown = render_markdown(
-        {"run": "0f3a", "iterations": [{"iteration": 0, "score": 0.25, "num_val": 4, "lms": {}}]}
-    )
+    markdown = render_markdown(Report(make_result([make_iteration(0, 0.25, num_val=4)])))
     assert "## Validation score" in markdown
-    for title in ("Agents", "Repair", "Seconds", "Cost", "Best"):
+    for title in ("Agents", "Repair", "Cost", "Time", "LM calls"):
         assert title not in markdown
-
-
-@pytest.mark.parametrize("score", [0.333, 1.5, -1.0, None])
-def test_a_score_that_is_no_share_of_solved_examples_has_no_interval(score):
-    assert score_interval({"score": score, "num_val": 10}) is None
-
-
-def test_a_share_survives_floating_point():
-    assert score_interval({"score": 0.1 + 0.2, "num_val": 30}) is not None
 
 
 def test_report_is_written_as_markdown_json_html_and_a_real_plot(results, tmp_path):
     paths = write_report(results, tmp_path / "new" / "folder")
     assert [path.name for path in paths] == ["report.md", "report.json", "report.html", "progress.png"]
-    assert paths[0].read_text(encoding="utf-8") == render_markdown(results)
+    assert paths[0].read_text(encoding="utf-8") == render_markdown(Report(results))
     written = json.loads(paths[1].read_text(encoding="utf-8"))
     assert written["iterations"][1].pop("score_interval") == pytest.approx([0.2366, 0.7634], abs=1e-4)
     assert written["iterations"][0].pop("score_interval")[0] == 0.0
-    assert written == results
-    assert paths[2].read_text(encoding="utf-8") == render_html(results)
+    assert CompileResult.from_dict(written) == results
+    assert paths[2].read_text(encoding="utf-8") == render_html(Report(results))
     assert paths[3].read_bytes().startswith(b"\x89PNG")
 
 
 def test_plot_shows_the_numbers(results, tmp_path):
-    before = write_report(results, tmp_path)[3].read_bytes()
-    results["iterations"][1]["score"] = 0.9
-    score = write_report(results, tmp_path)[3].read_bytes()
-    results["iterations"][1]["repair"]["repaired"] = 9
-    assert len({before, score, write_report(results, tmp_path)[3].read_bytes()}) == 3
+    first, second = results.iterations
+    better = replace(results, iterations=(first, replace(second, score=0.9)))
+    repaired = replace(results, iterations=(first, replace(second, repair=RepairResult(tried=10, repaired=9))))
+    drawn = [write_report(entry, tmp_path)[3].read_bytes() for entry in (results, better, repaired)]
+    assert len(set(drawn)) == 3
 
 
 def test_a_single_score_can_be_drawn(tmp_path):
-    assert write_report({"iterations": [{"iteration": 0, "score": -0.5, "num_val": 3}]}, tmp_path)[3].is_file()
+    assert write_report(make_result([make_iteration(0, -0.5, num_val=3)]), tmp_path)[3].is_file()
 
 
 def test_a_compile_that_stopped_before_its_first_score_has_a_report_without_a_plot(tmp_path):
-    paths = write_report({"run": "0f3a", "seed": 0}, tmp_path)
+    paths = write_report(make_result([], run="0f3a", ended="unfinished"), tmp_path)
     assert [path.name for path in paths] == ["report.md", "report.json", "report.html"]
     assert all("0f3a" in path.read_text(encoding="utf-8") for path in paths)
 
 
 def test_a_measured_test_says_what_each_agent_learnt(results):
-    results["test"] = {
-        "programs": [
-            {"program": "after iteration 1", "score": 0.5, "interval": [0.2366, 0.7634], "num_examples": 10},
-            {"program": "solver back to base", "score": 0.1, "interval": None, "num_examples": 10},
-        ]
-    }
-    assert table(render_markdown(results), "What each agent learnt") == [
-        ["after iteration 1", "0.5000", "0.2366 to 0.7634", "10"],
-        ["solver back to base", "0.1000", "-", "10"],
+    scores = (
+        ProgramScore("after iteration 1", 0.5, 10, (0.25, 0.75)),
+        ProgramScore("solver back to base", 0.1, 10),
+    )
+    markdown = render_markdown(Report(results, test=HeldOutScores(scores, "after iteration 1")))
+    assert table(markdown, "What each agent learnt") == [
+        ["after iteration 1", "50.0 %", "25.0 to 75.0 %", "10"],
+        ["solver back to base", "10.0 %", "1.8 to 40.4 %", "10"],
     ]
+    assert "\n0 % to 50 % (validation), 50 % on test\n" in markdown
+    assert "- Test score: 50.0 %\n" in markdown
+
+
+def test_a_test_that_does_not_name_the_compiled_program_is_no_headline(results):
+    markdown = render_markdown(Report(results, test=HeldOutScores((ProgramScore("another", 0.5, 10),))))
+    assert "\n0 % to 50 % (validation)\n" in markdown
 
 
 # With the library of a real compile
@@ -192,21 +246,18 @@ def test_the_funnel_counts_failed_runs_and_narrows(markdown, library):
     assert [row[1] for row in rows if row[0] == "1"][1] == "doubler"
 
 
-def test_prices_are_those_of_all_calls(markdown, library):
-    rows = table(markdown, "Cost per stage")
+def test_costs_are_those_of_all_calls(markdown, run_dir):
+    rows = table(markdown, "Cost by stage")
     counted = sum(int(row[2].replace(",", "")) for row in rows if row[2] != "-")
-    repairs = sum(repair.usage.calls for repair in library.repairs())
-    assert counted == repairs + sum(entry.usage.calls for entry in library.entries())
+    assert counted == read_results(run_dir).usage.calls > 0
     assert {row[1] for row in rows} == {"collect", "repair", "curate", "train", "evaluate"}
+    assert {row[1] for row in table(markdown, "Cost by agent")} == {"doubler", "writer.predict"}
 
 
 def test_promotion_shows_what_each_gate_saw(tmp_path):
     """Weights that are worse together are tried agent by agent."""
-    results = {
-        "run": "r",
-        "agents": {"analyst": ["analyst"], "solver": ["solver"]},
-        "iterations": [{"iteration": 1, "score": 0.5, "num_val": 2, "promoted": {"analyst": False, "solver": True}}],
-    }
+    kept = make_iteration(1, 0.5, num_val=2, promoted={"analyst": False, "solver": True})
+    results = make_result([kept], run="r", agents={"analyst": ("analyst",), "solver": ("solver",)})
     rewards = {0: (0.0, 0.0), 1: (0.0, 0.0), 2: (1.0, 0.0)}
     with ExperienceLibrary(tmp_path / "library.db") as library:
         for candidate, scores in rewards.items():
@@ -216,9 +267,9 @@ def test_promotion_shows_what_each_gate_saw(tmp_path):
     write_report(results, tmp_path, library=tmp_path / "library.db")
     rows = table((tmp_path / "report.md").read_text(encoding="utf-8"), "Promotion")
     assert [(row[1], row[2], row[4]) for row in rows] == [
-        ("all new weights", "0.0000", "no"),
-        ("analyst", "0.0000", "no"),
-        ("solver", "0.5000", "yes"),
+        ("all new weights", "0.0 %", "no"),
+        ("analyst", "0.0 %", "no"),
+        ("solver", "50.0 %", "yes"),
     ]
 
 
@@ -226,7 +277,7 @@ def test_only_the_compile_s_own_runs_of_a_shared_library_count(tmp_path):
     with ExperienceLibrary(tmp_path / "library.db") as library:
         library.add(make_run(run="mine", iteration=1))
         library.add(make_run(run="theirs", iteration=1))
-    write_report({"run": "mine"}, tmp_path, library=tmp_path / "library.db")
+    write_report(make_result(run="mine"), tmp_path, library=tmp_path / "library.db")
     rows = table((tmp_path / "report.md").read_text(encoding="utf-8"), "Experience library")
     assert [row[:3] for row in rows] == [["1", "rollout", "1"]]
 
@@ -238,7 +289,7 @@ def test_the_usual_data_flow_is_drawn(markdown):
 
 def test_a_library_that_is_not_there_is_an_error_and_is_not_made(tmp_path):
     with pytest.raises(LibraryError, match="There is no library"):
-        write_report({"run": "r"}, tmp_path, library=tmp_path / "nowhere.db")
+        write_report(make_result(run="r"), tmp_path, library=tmp_path / "nowhere.db")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -272,13 +323,29 @@ def test_an_interrupted_compile_shows_what_is_there(run_dir, tmp_path):
     text = write_run_report(left)[1].read_text(encoding="utf-8")
     whole = write_run_report(run_dir, page=tmp_path / "whole.html")[1].read_text(encoding="utf-8")
     assert "- State: not finished" in text
-    assert "- State" not in whole
+    assert "- State: finished" in whole
     assert [row[0] for row in table(text, "Validation score")] == ["0", "1"]
     assert table(text, "Validation score") == table(whole, "Validation score")[:2]
     assert table(text, "Experience library") == table(whole, "Experience library")
     jobs = [row for row in table(text, "Agents") if row[0] == "2"]
     assert [row[1] for row in jobs] == ["doubler", "writer.predict"]
     assert {row[5] for row in jobs} == {"-"}  # nothing was promoted yet
+    assert table(text, "Cost by stage") == table(whole, "Cost by stage")
+
+
+def test_a_compile_at_its_budget_says_so_and_shows_what_it_began(tmp_path):
+    folder = tmp_path / "run"
+    with dspy.context(adapter=toy.ADAPTER):
+        toy.optimizer(folder, budget=Budget(calls=60)).compile(
+            toy.student(), trainset=toy.examples(), valset=toy.examples(range(4, 12))
+        )
+    results = read_results(folder)
+    text = write_run_report(folder)[1].read_text(encoding="utf-8")
+    assert results.ended == "budget"
+    assert f"- State: ended at its budget: {results.reason}\n" in text
+    rows = table(text, "Cost by stage")
+    assert sum(int(row[2]) for row in rows if row[2] != "-") == results.usage.calls
+    assert rows[-1][0] == str(results.unfinished.iteration)
 
 
 def test_an_unfinished_first_evaluation_is_no_score(run_dir, tmp_path, library):
@@ -299,7 +366,7 @@ def test_a_run_directory_without_its_library_has_the_rest(run_dir, tmp_path, cap
     text = write_run_report(left)[1].read_text(encoding="utf-8")
     assert "## Validation score" in text
     assert "## Experience library" not in text
-    assert "## Seconds per stage" in text
+    assert "## Cost by stage" in text
     assert "There is no library at" in caplog.text
 
 
@@ -311,7 +378,7 @@ def test_a_folder_of_no_compile_is_refused(tmp_path):
 
 def test_keys_do_not_reach_the_report(results, tmp_path, monkeypatch):
     monkeypatch.setenv("SOME_API_KEY", "a-very-secret-value")
-    results["run_dir"] = "runs/a-very-secret-value/sk-abcdefghijklmnopqrstuvwxyz"
+    results = replace(results, run_dir="runs/a-very-secret-value/sk-abcdefghijklmnopqrstuvwxyz")
     for path in write_report(results, tmp_path)[:3]:
         text = path.read_text(encoding="utf-8")
         assert "a-very-secret-value" not in text

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer.results import AgentResult, HeldOutScores, ProgramScore, UsageResult
 from sirius_dspy.optimizer.run_dir import RunDir
-from sirius_dspy.report import render_markdown, write_report, write_run_report
+from sirius_dspy.report import Report, read_experience, render_html, render_markdown, write_report, write_run_report
 from sirius_dspy.testing.library import make_run, make_step
+from sirius_dspy.testing.results import make_iteration, make_result
 from sirius_dspy.trajectory import Attempt, Failure, Repair, example_key
 from tests import toy
 
@@ -179,7 +181,7 @@ def story_library(path, *, num_repaired, outcomes, raises=0):
 
 
 def titles(folder, library):
-    results = {"run": "r", "agents": {"analyst": ["analyst"], "solver": ["solver"]}}
+    results = make_result(run="r", agents={"analyst": ("analyst",), "solver": ("solver",)})
     return [item["text"] for item in page_of(write_report(results, folder, library=library)[2]).all("h3")]
 
 
@@ -203,13 +205,13 @@ def test_without_failures_repaired_runs_fill_the_list(tmp_path):
 def test_the_order_of_writing_does_not_change_the_choice(tmp_path):
     outcomes = {"5": 3, "6": 3, "7": 3, "8": 1}
     with story_library(tmp_path / "a.db", num_repaired=9, outcomes=outcomes) as first:
-        before = write_report({"run": "r"}, tmp_path / "a", library=first)[2].read_text(encoding="utf-8")
+        before = write_report(make_result(run="r"), tmp_path / "a", library=first)[2].read_text(encoding="utf-8")
         runs, repairs = list(first.trajectories()), list(first.repairs())
         with ExperienceLibrary(tmp_path / "b.db") as second:
             second.add_all(sorted(runs, key=lambda run: (run.origin == "repair", run.id)))
             for repair in reversed(repairs):
                 second.add_repair(repair, [])
-            after = write_report({"run": "r"}, tmp_path / "b", library=second)[2].read_text(encoding="utf-8")
+            after = write_report(make_result(run="r"), tmp_path / "b", library=second)[2].read_text(encoding="utf-8")
     assert Page(before).all("article") == Page(after).all("article")
 
 
@@ -234,16 +236,30 @@ def hostile(tmp_path):
             library.add(failed, example)
             library.add(make_run(bad, 0.0, steps=steps, sample=number + 50, **shared), example)
             library.add_repair(Repair(failed.id, (attempt,), HOSTILE[0], 1), [good])
-    entry = {"iteration": 1, "score": 0.5, "num_val": 2, "lms": {}, "seconds": {"collect": 1.0}}
-    entry |= {"agents": {bad[:60]: {"rows": 1, "dropped": {bad: 1}} for bad in HOSTILE}, "promoted": {}}
-    programs = [{"program": bad, "score": 0.1, "interval": [0, 1], "num_examples": 3} for bad in HOSTILE]
-    agents = {bad[:60]: [bad[:60]] for bad in HOSTILE}
-    results = {"run": HOSTILE[0], "run_dir": HOSTILE[2], "agents": agents, "iterations": [entry]}
-    return write_report({**results, "test": {"programs": programs}}, tmp_path, library=tmp_path / "library.db")
+    names = [bad[:60].encode(errors="replace").decode() for bad in HOSTILE]
+    agents = {name: AgentResult(rows=1, dropped={name: 1}, usage=UsageResult(1)) for name in names}
+    entry = make_iteration(
+        1, 0.5, num_val=2, agents=agents, seconds={"collect": 1.0}, stages={names[2]: UsageResult(1)}
+    )
+    results = make_result(
+        [entry],
+        run=HOSTILE[0],
+        run_dir=HOSTILE[2],
+        program=HOSTILE[2],
+        reason=HOSTILE[2],
+        agents={bad[:60]: (bad[:60],) for bad in HOSTILE},
+    )
+    test = HeldOutScores(tuple(ProgramScore(bad, 0.1, 3, (0.0, 1.0)) for bad in HOSTILE))
+    with ExperienceLibrary(tmp_path / "library.db") as library:
+        report = Report(results, read_experience(library, results), test)
+    markdown, html = tmp_path / "report.md", tmp_path / "report.html"
+    markdown.write_text(render_markdown(report), encoding="utf-8", errors="replace")
+    html.write_text(render_html(report), encoding="utf-8", errors="replace")
+    return markdown, html
 
 
 def test_hostile_texts_stay_texts(hostile):
-    page = page_of(hostile[2])
+    page = page_of(hostile[1])
     assert page.all("script") == page.all("img") == []
     assert not [name for item in page.found for name in item if name.startswith("@on")]
     assert len(page.all("style")) == 1 + len(page.all("figure", **{"class": "plot"}))  # Matplotlib puts one into each
@@ -255,7 +271,7 @@ def test_hostile_texts_stay_texts(hostile):
 
 
 def test_long_texts_are_folded_and_directions_are_their_own(hostile):
-    page = page_of(hostile[2])
+    page = page_of(hostile[1])
     folded = [item for item in page.all("details") if "x" * 20_000 in item["text"]]
     assert folded
     assert all("@open" not in item for item in folded if not item["text"].strip().startswith("what would"))
@@ -276,8 +292,8 @@ def test_hostile_texts_do_not_break_a_markdown_table(hostile):
 @given(text=st.text(st.sampled_from("`*_[](){}#+-.!|~<>&;\\$\"'=:/ \n\r\u2028ab1"), min_size=1, max_size=30))
 def test_any_text_is_shown_in_markdown_as_it_is(text):
     assume(text.strip())
-    entry = {"iteration": 1, "score": 0.5, "num_val": 2, "agents": {text: {"rows": 1}}}
-    markdown = render_markdown({"run": text, "run_dir": text, "iterations": [entry]})
+    entry = make_iteration(agents={text: AgentResult(rows=1)})
+    markdown = render_markdown(Report(make_result([entry], run=text, run_dir=text)))
     shown = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).parse(markdown)
     lines = [token.children for token in shown if token.children]
     expected = " ".join(re.split("[\n\r\u2028]+", text))

@@ -12,7 +12,7 @@ from typing import Any
 
 import dspy
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sirius_dspy import Collect, CompileResult, IterationResult, ProviderTrainer, load, save
@@ -93,6 +93,9 @@ COMPILES = st.builds(
     seconds=SECONDS,
 )
 
+ROUND_TRIPS = settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+"""The records are large, and the machine may be busy."""
+
 FIRST = IterationResult(0, 0.5, 4, {"a": "lm"}, Standing(4, 0, 2.0, 0.0))
 SECOND = IterationResult(
     1,
@@ -111,6 +114,7 @@ SECOND = IterationResult(
 RESULT = CompileResult("r", "dspy.ChatAdapter", 0, 1.0, {"a": ("a.predict",)}, iterations=(FIRST, SECOND))
 
 
+@ROUND_TRIPS
 @given(COMPILES)
 def test_a_result_is_read_back_as_it_was(result):
     again = CompileResult.from_dict(json.loads(json.dumps(result.to_dict())))
@@ -123,6 +127,7 @@ def test_a_result_is_read_back_as_it_was(result):
     )
 
 
+@ROUND_TRIPS
 @given(COMPILES)
 def test_a_result_is_a_mapping_of_what_it_is_as_json(result):
     assert isinstance(result, Mapping)

@@ -12,6 +12,8 @@ import pytest
 from sirius_dspy import ExperienceLibrary
 from tests import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def compile_in_child(run_dir: Path, kill_at: int = 0) -> subprocess.CompletedProcess:
     return subprocess.run(

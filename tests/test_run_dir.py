@@ -22,9 +22,10 @@ from sirius_dspy import ExperienceLibrary
 from sirius_dspy.cli import app
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, RunDamagedError, RunDirError, SiriuSError
 from sirius_dspy.files import file_name
+from sirius_dspy.optimizer.reading import read_results
+from sirius_dspy.optimizer.results import HeldOutScores, ProgramScore
 from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.report import write_run_report
-from sirius_dspy.report.run import read_results
 from sirius_dspy.testing import ScriptedTrainer, ToyLM
 from sirius_dspy.tracking.events import Tracker
 from tests.toy import ADAPTER, compiled_by, student
@@ -144,7 +145,7 @@ def test_reports_of_damaged_folders_are_typed_errors(run_dir, name, damage):
         return  # nobody measured anything
     DAMAGES[damage](run_dir / name)
     with pytest.raises(RunDamagedError):
-        read_results(run_dir)
+        write_run_report(run_dir)
 
 
 @pytest.mark.parametrize(
@@ -404,20 +405,21 @@ def test_a_prolonged_compile_that_was_killed_does_not_show_the_old_results(tmp_p
 
     compiled_by(tmp_path, iterations=1)
     folder = RunDir(tmp_path)
-    folder.finish("test", {"programs": [{"program": "p", "score": 0.5, "num_examples": 2}]})
-    assert "unfinished" not in read_results(tmp_path)
+    folder.finish_test(HeldOutScores((ProgramScore("p", 0.5, 2),)))
+    assert read_results(tmp_path).ended == "finished"
     compiled_by(tmp_path, iterations=1)
     assert folder.test() is not None  # nothing changed
     with pytest.raises(KeyboardInterrupt):
         compiled_by(tmp_path, iterations=2, tracker=Killed())
     assert folder.results() is None
     shown = read_results(tmp_path)
-    assert shown["unfinished"]
-    assert "test" not in shown
-    assert [entry["iteration"] for entry in shown["iterations"]] == [1]
+    assert shown.ended == "unfinished"
+    assert folder.test() is None
+    assert [entry.iteration for entry in shown.iterations] == [1]
+    assert shown.unfinished.iteration == 2
     assert "- State: not finished" in write_run_report(tmp_path)[1].read_text(encoding="utf-8")
     compiled_by(tmp_path, iterations=2)
-    assert len(read_results(tmp_path)["iterations"]) == 3
+    assert len(read_results(tmp_path).iterations) == 3
 
 
 # Names

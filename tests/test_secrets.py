@@ -22,7 +22,7 @@ from tests.http_server import Handler, serving
 from tests.mlflow_help import WARNINGS
 
 pytest_plugins = ("tests.mlflow_help",)
-pytestmark = WARNINGS
+pytestmark = [WARNINGS, pytest.mark.server]
 
 PEM = "MIIEvQplantedPrivateKeyLine01AAAABBBBCCCCDDDDEEEEFFFFGGGGHHHHIIII"
 PLANTED = {
@@ -226,7 +226,13 @@ def test_a_trace_keeps_fields_that_are_named_like_credentials(store, tmp_path, c
     program.lm = ToyLM(skill=lambda prompt: chat_reply(tag="NOUN"))
     names = ("sentence", "token", "password")
     words = [dspy.Example(sentence="a tree", token=f"tree {n}", password="oak").with_inputs(*names) for n in range(2)]
-    settings = {"iterations": 1, "samples": 1, "augmenter": None, "tracker": tracker, "run_dir": tmp_path / "run"}
+    settings = {
+        "iterations": 1,
+        "collect": Collect(samples=1),
+        "augmenter": None,
+        "tracker": tracker,
+        "run_dir": tmp_path / "run",
+    }
     SiriuS(lambda *_: 1.0, **settings).compile(program, trainset=words, valset=words)
     place = store.get_experiment_by_name("tests").experiment_id
     traces = MlflowClient(tracking_uri=store.tracking_uri).search_traces(locations=[place])

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from sirius_dspy.experiment import Cell, CellEnded, CellStarted, ExperimentEnded, ExperimentStarted
+from sirius_dspy.testing.results import make_iteration, make_result
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -19,11 +21,11 @@ from sirius_dspy.tracking.events import (
 )
 from sirius_dspy.trajectory import Repair, Trajectory
 
-HOOKS = [name for name in vars(Tracker) if name.startswith("on_")]
-
 EVENTS = {
+    "on_experiment_started": ExperimentStarted("e", "id", Path("x"), "lm", (("SiriuS", 0),), (), {}),
+    "on_cell_started": CellStarted("SiriuS", 0),
     "on_compile_started": CompileStarted(
-        "r", Path("x"), "sqlite://", {}, {}, {}, "ChatAdapter", 1, 1, [{}], [{}], resumed=False
+        "r", "Team", Path("x"), "sqlite://", {}, {}, {}, "ChatAdapter", 1, 1, [{}], [{}], resumed=False
     ),
     "on_stage_started": StageStarted(1, "collect", 10),
     "on_rolled_out": RolledOut(1, Trajectory("e", (), None, 1.0), True),
@@ -32,9 +34,18 @@ EVENTS = {
     "on_training_progress": TrainingProgress(1, "a", 1, 2, 0.5),
     "on_trained": Trained(1, "a", "base", "new", 3, [0.5], 1.0, None),
     "on_evaluated": Evaluated(1, 0.5, 10, "program"),
-    "on_iteration_ended": IterationEnded(1, {}, {}),
-    "on_compile_ended": CompileEnded("finished"),
+    "on_iteration_ended": IterationEnded(make_iteration()),
+    "on_compile_ended": CompileEnded("finished", make_result()),
+    "on_cell_ended": CellEnded(Cell("SiriuS", 0, "failed")),
+    "on_experiment_ended": ExperimentEnded("failed", error="RuntimeError: disk full"),
 }
+"""One event of each kind, in the order of an experiment with one compile."""
+
+HOOKS = list(EVENTS)
+
+
+def test_there_is_an_event_for_each_hook():
+    assert sorted(HOOKS) == sorted(name for name in vars(Tracker) if name.startswith("on_"))
 
 
 def notebook(cls=Tracker):
@@ -90,7 +101,7 @@ def test_a_tracker_that_raises_is_logged_once_and_left_alone(hook, caplog):
     trackers = Trackers([broken(hook, RuntimeError("disk full")), quiet])
     with caplog.at_level(logging.ERROR, logger="sirius_dspy.tracking.events"):
         tell_all(trackers)
-        if hook != "on_compile_started":
+        if hook not in ("on_compile_started", "on_experiment_started"):
             getattr(trackers, hook)(EVENTS[hook])
         [record] = caplog.records
     assert heard[: len(EVENTS)] == list(EVENTS.items())

@@ -12,12 +12,13 @@ feedback_quality    what the critic's advice did
 
 from sirius_dspy.baselines.ablations import ablations, with_feedback
 from sirius_dspy.baselines.bootstrap import BootstrapFinetune
-from sirius_dspy.baselines.budget import BudgetExceededError, Limits, Meter, Spent
+from sirius_dspy.baselines.budget import BudgetExceededError, Limits, Meter
 from sirius_dspy.baselines.feedback import FeedbackQuality, feedback_quality, total
 from sirius_dspy.baselines.method import Method, PromptedTeam, SingleAgent
 from sirius_dspy.baselines.prompts import GEPA, MIPROv2
 from sirius_dspy.baselines.star import Rationalizer, star
 from sirius_dspy.baselines.vote import MajorityVote
+from sirius_dspy.optimizer.spent import Spent
 
 __all__ = [
     "GEPA",

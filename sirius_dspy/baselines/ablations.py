@@ -43,22 +43,22 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
         UnpreparedProgramError: The settings' `agents` or `frozen` do not fit the program.
     """
     full = SiriuS(lambda example, prediction: 0.0, **settings).settings
-    found: dict[str, dict[str, Any]] = {"no repair": {"augmenter": None}}
+    changes: dict[str, dict[str, Any]] = {"no repair": {"augmenter": None}}
     if isinstance(full.augmenter, CriticAugmenter):
-        found |= {f"{number} feedbacks": {"augmenter": with_feedback(full.augmenter, number)} for number in FEEDBACKS}
+        changes |= {f"{number} feedbacks": {"augmenter": with_feedback(full.augmenter, number)} for number in FEEDBACKS}
     agents = prepare.resolve_agents(program, full.agents, frozen=full.frozen)
     frozen = prepare.check_frozen(full.frozen, agents)
     trained = [agent for agent in agents if agent not in frozen]
     if len(trained) > 1:
-        found |= {f"only {agent}": {"frozen": [other for other in agents if other != agent]} for agent in trained}
+        changes |= {f"only {agent}": {"frozen": [other for other in agents if other != agent]} for agent in trained}
         apart = [predictor for agent in agents if agent in frozen for predictor in agents[agent]]
-        found["mixed"] = {"agents": SharedWeights(), "frozen": apart}
-    found["one more iteration"] = {"iterations": full.iterations + 1}
+        changes["mixed"] = {"agents": SharedWeights(), "frozen": apart}
+    changes["one more iteration"] = {"iterations": full.iterations + 1}
     if full.trainer.train_from == "base":
-        found["from current"] = {"trainer": with_start(full.trainer, "current")}
+        changes["from current"] = {"trainer": with_start(full.trainer, "current")}
     if full.collect.demos:
-        found["no cold start"] = {"collect": replace(full.collect, demos=None)}
-    return found
+        changes["no cold start"] = {"collect": replace(full.collect, demos=None)}
+    return changes
 
 
 def with_start(trainer: Trainer, train_from: TrainFrom) -> Trainer:

@@ -19,6 +19,8 @@ from dspy.utils.callback import BaseCallback
 
 from sirius_dspy.dspy_internals import usage_tracker
 from sirius_dspy.errors import SiriuSError
+from sirius_dspy.optimizer.spent import Spent, cost_of, usage_of
+from sirius_dspy.trajectory import Usage
 
 
 class BudgetExceededError(SiriuSError, RuntimeError):
@@ -44,25 +46,6 @@ class Limits:
     """Prompt and completion tokens of answers that no cache gave. Calls in flight when it is reached still count."""
     seconds: float | None = None
     """Wall time, looked at before each LM call: a fine-tuning job is not interrupted."""
-
-
-@dataclass(frozen=True)
-class Spent:
-    """What was used."""
-
-    calls: int = 0
-    """LM calls that were made, successful or not."""
-    cached_calls: int = 0
-    """Of these, the ones that cost nothing: a cache answered, or the LM failed before it did."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    seconds: float = 0.0
-    """Wall time, training included."""
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and completion."""
-        return self.prompt_tokens + self.completion_tokens
 
 
 class Meter(BaseCallback):
@@ -100,9 +83,16 @@ class Meter(BaseCallback):
         """What the block has used up to now, or in all once it has ended."""
         seconds = (self._ended or time.perf_counter()) - self._began
         with self._lock:
-            answers = self._answers
-            cached = self._calls - answers.count
-            return Spent(self._calls, cached, answers.prompt_tokens, answers.completion_tokens, seconds)
+            usages, calls = list(self._answers.by_model.items()), self._calls
+        total = sum((usage for _, usage in usages), Usage())
+        return Spent(
+            calls=calls,
+            cached_calls=calls - total.calls,
+            prompt_tokens=total.prompt_tokens,
+            completion_tokens=total.completion_tokens,
+            usd=cost_of(usages, {}),
+            seconds=seconds,
+        )
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Called by DSPy before each LM call; refuses the one that would go beyond a limit."""
@@ -157,11 +147,11 @@ class _Stop(BaseException):
 
 
 class _Answers:
-    """What DSPy takes for its usage tracker: sums up, and passes on to the one that was there before."""
+    """What DSPy takes for its usage tracker: sums up by LM, and passes on to the one that was there before."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self.parent: Any = None
-        self.count = self.prompt_tokens = self.completion_tokens = 0
+        self.by_model: dict[str, Usage] = {}
         self._lock = lock
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -170,8 +160,6 @@ class _Answers:
     def add_usage(self, lm: str, entry: Mapping[str, Any]) -> None:
         """Called by DSPy for each answer that no cache gave."""
         with self._lock:
-            self.count += 1
-            self.prompt_tokens += int(entry.get("prompt_tokens") or 0)
-            self.completion_tokens += int(entry.get("completion_tokens") or 0)
+            self.by_model[lm] = self.by_model.get(lm, Usage()) + usage_of(entry)
         if self.parent is not None:
             self.parent.add_usage(lm, entry)

@@ -66,14 +66,14 @@ def feedback_quality(
     Raises:
         LibraryError: The library cannot be read.
     """
-    found: dict[str, FeedbackQuality] = {}
+    by_predictor: dict[str, FeedbackQuality] = {}
     for repair in library.repairs(run=run, iteration=iteration):
         failed = library.get(repair.parent)
         _, labels = library.plain_example(failed.example_key)
         for attempt in repair.attempts:
             quality = _quality(attempt, failed.steps[attempt.position], labels)
-            found[attempt.predictor] = found.get(attempt.predictor, FeedbackQuality()) + quality
-    return found
+            by_predictor[attempt.predictor] = by_predictor.get(attempt.predictor, FeedbackQuality()) + quality
+    return by_predictor
 
 
 def total(by_predictor: Mapping[str, FeedbackQuality] | Iterable[FeedbackQuality]) -> FeedbackQuality:

@@ -122,8 +122,8 @@ def _rationalize(failed: Trajectory, step: Step, example: dspy.Example, context:
     predictor = dspy.Predict(signature.append(name, field, type_=str))
     predictor.lm = own.lm
     labels = to_plain(example.labels())
-    shown = context.rollouts.demos.get(step.predictor, own.demos)
-    predictor.demos = [_hinted(demo, name, list(labels)) for demo in shown]
+    demos = context.rollouts.demos.get(step.predictor, own.demos)
+    predictor.demos = [_hinted(demo, name, list(labels)) for demo in demos]
     inputs = {key: from_plain(value, signature.input_fields[key].annotation) for key, value in _known(step, signature)}
     sampling = Sampling(context.key(failed, example, "rationalize"))
     recording = record(predictor, {**inputs, name: _hint(labels)}, sampling)
@@ -143,8 +143,8 @@ def _known(step: Step, signature: type[dspy.Signature]) -> list[tuple[str, Any]]
 
 def _hinted(demo: dspy.Example, name: str, labels: Sequence[str]) -> dspy.Example:
     """A demonstration of how to use a hint: its own answer is the hint. One without an answer stays as it is."""
-    known = {label: demo[label] for label in labels if label in demo}
-    return demo.copy(**{name: _hint(known)}) if known else demo
+    labelled = {label: demo[label] for label in labels if label in demo}
+    return demo.copy(**{name: _hint(labelled)}) if labelled else demo
 
 
 def _hint(labels: Values) -> str:

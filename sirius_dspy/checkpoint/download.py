@@ -55,10 +55,10 @@ def fetch_checkpoint(uri: str) -> Path:
 
 def _found(client: Any, uri: str) -> tuple[str, str]:
     """The address that never changes, and MLflow's id of the logged model behind it."""
-    found = _FORMS.fullmatch(uri)
-    if found is None:
+    match = _FORMS.fullmatch(uri)
+    if match is None:
         raise CheckpointError(f"{uri!r} names no model. Write `models:/NAME@ALIAS` or `models:/NAME/VERSION`.")
-    name, alias, version = found.group("name", "alias", "version")
+    name, alias, version = match.group("name", "alias", "version")
     if alias is None and version is None:
         return uri, str(client.get_logged_model(name).model_id)
     entry = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)

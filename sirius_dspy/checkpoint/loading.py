@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
@@ -16,8 +15,7 @@ from sirius_dspy.checkpoint.naming import Build
 from sirius_dspy.checkpoint.parts import built_adapter, built_lm, check_lm, described, is_known, stored_adapter
 from sirius_dspy.checkpoint.program import ProgramState, put_back, read_program, restore_program
 from sirius_dspy.dspy_internals import mark_compiled
-from sirius_dspy.errors import CheckpointError, ResultError
-from sirius_dspy.optimizer.results import CompileResult
+from sirius_dspy.errors import CheckpointError
 from sirius_dspy.program import program_fingerprint, set_lms
 
 _ATTEMPTS = 3
@@ -29,7 +27,7 @@ def load(
     *,
     program: dspy.Module | Build | None = None,
     lms: Mapping[str, dspy.LM] | None = None,
-    configure: bool = True,
+    configure: bool = False,
 ) -> dspy.Module:
     """Bring a checkpoint back, in any process, on any machine.
 
@@ -41,9 +39,9 @@ def load(
         program: The program's class, a function that builds it, or a fresh one; the code is never taken from a file.
         lms: Agent or predictor name to LM, instead of the one that was saved; needed for LMs of your own classes, and
             for LMs with an endpoint, headers or the like, which are never taken from a file.
-        configure: Make the checkpoint's adapter DSPy's default (`dspy.configure(adapter=...)`) if another is active:
-            DSPy has one adapter for all programs, and agents that learnt under another prompt answer badly. With
-            `False` a differing adapter is an error.
+        configure: Whether to make the checkpoint's adapter DSPy's default (`dspy.configure(adapter=...)`) if another
+            one is active. DSPy has one adapter for all programs, and agents answer badly under another adapter than
+            they were trained with, so without this a different adapter is an error.
 
     Raises:
         CheckpointError: A file is missing, changed, or not what `save` writes; the program does not fit; or an LM or
@@ -71,22 +69,9 @@ def load(
     if adapter is not None:
         dspy.configure(adapter=adapter)
     mark_compiled(loaded)
-    vars(loaded)["detailed_results"] = _results(manifest.results, path)
+    if manifest.results is not None:
+        vars(loaded)["detailed_results"] = manifest.results
     return loaded
-
-
-def _results(plain: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
-    """The results of the compile; of a program that was not compiled, what was saved with it.
-
-    Raises:
-        CheckpointError: They are not what `save` writes.
-    """
-    if "iterations" not in plain:
-        return plain
-    try:
-        return CompileResult.from_dict(plain)
-    except ResultError as error:
-        raise CheckpointError(f"The results in the checkpoint {str(path)!r} cannot be used: {error}") from error
 
 
 def load_agent(folder: str | Path, agent: str | None = None) -> dspy.LM:
@@ -153,10 +138,10 @@ def _checked(path: Path) -> tuple[Manifest, ProgramState | None]:
 def _version(path: Path) -> tuple[int, int] | None:
     """Changes when a save replaces the manifest."""
     try:
-        found = (path / MANIFEST).lstat()
+        state = (path / MANIFEST).lstat()
     except (OSError, ValueError):
         return None
-    return found.st_ino, found.st_mtime_ns
+    return state.st_ino, state.st_mtime_ns
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
@@ -234,19 +219,19 @@ def _check_lm(name: str, entry: AgentEntry, state: LMState) -> None:
 
 def _built_lms(path: Path, manifest: Manifest, lms: Mapping[str, dspy.LM]) -> dict[str, dspy.LM]:
     """Predictor to its LM; predictors of an agent share one unless they ask it differently."""
-    found: dict[str, dspy.LM] = {}
+    built: dict[str, dspy.LM] = {}
     for agent, entry in manifest.agents.items():
         shared: dict[str, dspy.LM] = {}
         for name in entry.predictors:
             if name in lms or agent in lms:
-                found[name] = lms[name] if name in lms else lms[agent]
+                built[name] = lms[name] if name in lms else lms[agent]
                 continue
             state = entry.settings.get(name, entry.lm)
             key = state.model_dump_json()
             if key not in shared:
                 shared[key] = _built(path, entry, state)
-            found[name] = shared[key]
-    return found
+            built[name] = shared[key]
+    return built
 
 
 def _built(path: Path, entry: AgentEntry, state: LMState) -> dspy.LM:
@@ -264,7 +249,8 @@ def _adapter(state: AdapterState, configure: bool) -> Adapter | None:
         return None
     if not configure:
         raise CheckpointError(
-            f"The checkpoint was made under {described(state)}, the active adapter is {described(active)}. Call "
-            f"`dspy.configure(adapter={described(state)})` before `load`."
+            f"The checkpoint was made under {described(state)}, the active adapter is {described(active)}. Let `load` "
+            "set it for all programs with `configure=True`, or call "
+            f"`dspy.configure(adapter={described(state)})` first."
         )
     return built_adapter(state)

@@ -6,10 +6,21 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from sirius_dspy.checkpoint.files import read_json
 from sirius_dspy.errors import CheckpointError
+from sirius_dspy.optimizer.results import CompileResult
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -140,6 +151,18 @@ class AgentEntry(Strict):
         return self
 
 
+def _read_results(plain: Any) -> CompileResult | None:
+    return None if plain is None else CompileResult.from_dict(plain)
+
+
+Results = Annotated[
+    InstanceOf[CompileResult] | None,
+    BeforeValidator(_read_results),
+    PlainSerializer(lambda results: None if results is None else results.to_dict()),
+]
+"""Results of a compile as JSON, checked by their own schema."""
+
+
 class Manifest(Strict):
     """A whole checkpoint, but for the content of its files."""
 
@@ -150,8 +173,9 @@ class Manifest(Strict):
     inputs: dict[Name, Name] | None
     adapter: AdapterState
     agents: Annotated[dict[Name, AgentEntry], Field(min_length=1)]
-    results: dict[str, Any]
-    """`detailed_results` of the compiled program, without places: those are of the machine that wrote it."""
+    results: Results
+    """`detailed_results` of the compiled program, without places: those are of the machine that wrote it. `None` for a
+    program that was not compiled."""
     state: SafePath | None
     """File of the program's state; `None` in a checkpoint of one agent."""
     files: Annotated[dict[SafePath, Digest], Field(max_length=10_000)]
@@ -176,8 +200,12 @@ class Manifest(Strict):
         names = [name for entry in self.agents.values() for name in entry.predictors]
         if len(set(names)) < len(names):
             raise ValueError("a predictor is in two agents")
-        if places := sorted({"run_dir", "library"} & set(self.results)):
-            raise ValueError(f"the results name the place {places[0]!r}, which is never taken from a file")
+        return self
+
+    @model_validator(mode="after")
+    def _check_results(self) -> Manifest:
+        if self.results is not None and (place := self.results.run_dir or self.results.library):
+            raise ValueError(f"the results name the place {place[:100]!r}, which is never taken from a file")
         return self
 
 

@@ -184,16 +184,16 @@ def built_adapter(state: AdapterState) -> Adapter:
     Raises:
         CheckpointError: Its class is not one that a checkpoint may name, or it has other arguments.
     """
-    found = next((known for known in _ADAPTERS if path_of(known) == state.class_path), None)
-    if found is None or state.withheld or not set(state.arguments) <= set(_ADAPTERS[found]):
+    adapter = next((known for known in _ADAPTERS if path_of(known) == state.class_path), None)
+    if adapter is None or state.withheld or not set(state.arguments) <= set(_ADAPTERS[adapter]):
         raise CheckpointError(
             f"The checkpoint was made under {described(state)}{_without(state)}, which is not built from a file. Call "
             f"`dspy.configure(adapter=...)` with a {state.class_path.partition(':')[2]} before `load`."
         )
     arguments: dict[str, Any] = dict(state.arguments)
-    if found is PlainAdapter:
+    if adapter is PlainAdapter:
         return PlainAdapter(**arguments)
-    return found(**arguments)
+    return adapter(**arguments)
 
 
 def _without(state: AdapterState) -> str:

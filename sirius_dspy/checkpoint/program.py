@@ -76,8 +76,8 @@ def stored_program(program: dspy.Module) -> dict[str, Any]:
         CheckpointError: A demonstration holds a value that cannot be stored, or a part of the program is code.
     """
     _check_parameters(program)
-    found = {name: _stored_predictor(name, part) for name, part in predictor_names(program).items()}
-    plain = {"predictors": found}
+    predictors = {name: _stored_predictor(name, part) for name, part in predictor_names(program).items()}
+    plain = {"predictors": predictors}
     validated(ProgramState, plain, "The program's state")
     return plain
 

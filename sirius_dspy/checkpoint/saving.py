@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from sirius_dspy.checkpoint.naming import path_of
 from sirius_dspy.checkpoint.parts import stored_adapter, stored_lm
 from sirius_dspy.checkpoint.program import stored_program
 from sirius_dspy.errors import CheckpointError
+from sirius_dspy.optimizer.results import CompileResult
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import predictor_names, program_fingerprint
 
-_PLACES = ("run_dir", "library")
 SOURCES = "sources.jsonl"
 
 
@@ -48,7 +48,7 @@ def save(program: dspy.Module, folder: str | Path) -> Path:
     if not isinstance(program, dspy.Module):
         raise CheckpointError(f"{type(program).__name__} is no program. Pass a `dspy.Module`.")
     target = Path(folder)
-    results = getattr(program, "detailed_results", None) or {}
+    results = _results(program)
     agents = _agents(program, results)
     state = json.dumps(stored_program(program), indent=2) + "\n"
     plain = {
@@ -57,7 +57,7 @@ def save(program: dspy.Module, folder: str | Path) -> Path:
         "fingerprint": program_fingerprint(program),
         "inputs": _inputs(program),
         "adapter": stored_adapter(dspy.settings.adapter or dspy.ChatAdapter()).model_dump(by_alias=True),
-        "results": {name: _plain(name, item) for name, item in results.items() if name not in _PLACES},
+        "results": results and replace(results, run_dir="", library="").to_dict(),
         "state": state_name(state),
     }
     with replacing(target) as draft:
@@ -99,23 +99,29 @@ def _write_manifest(draft: Path, plain: dict[str, Any], target: Path) -> None:
     (draft / MANIFEST).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _agents(program: dspy.Module, results: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+def _results(program: dspy.Module) -> CompileResult | None:
+    """The results of the compile; those of DSPy's own optimizers are not stored."""
+    results = getattr(program, "detailed_results", None)
+    return results if isinstance(results, CompileResult) else None
+
+
+def _agents(program: dspy.Module, results: CompileResult | None) -> dict[str, Sequence[str]]:
     """Agent to its predictors: as it was compiled, and each other predictor on its own."""
     predictors = predictor_names(program)
     if not predictors:
         raise CheckpointError(f"{type(program).__name__} has no predictors, so there is nothing to save.")
-    agents: dict[str, Sequence[str]] = {agent: tuple(names) for agent, names in results.get("agents", {}).items()}
-    known = [name for names in agents.values() for name in names]
-    if unknown := sorted(set(known) - set(predictors)):
+    agents: dict[str, Sequence[str]] = {} if results is None else dict(results.agents)
+    owned = [name for names in agents.values() for name in names]
+    if unknown := sorted(set(owned) - set(predictors)):
         raise CheckpointError(
             f"`detailed_results` of the program names the predictors {unknown}, which it does not have: "
             f"{list(predictors)}. Save the program as it was compiled."
         )
-    return agents | {name: (name,) for name in predictors if name not in known}
+    return agents | {name: (name,) for name in predictors if name not in owned}
 
 
 def _save_agent(
-    draft: Path, agent: str, names: Sequence[str], program: dspy.Module, results: Mapping[str, Any]
+    draft: Path, agent: str, names: Sequence[str], program: dspy.Module, results: CompileResult | None
 ) -> dict[str, Any]:
     lms = {name: predictor_names(program)[name].lm or dspy.settings.lm for name in names}
     if missing := [name for name, lm in lms.items() if lm is None]:
@@ -132,7 +138,7 @@ def _save_agent(
     }
 
 
-def _save_files(draft: Path, agent: str, lm: dspy.LM, results: Mapping[str, Any]) -> dict[str, str | None]:
+def _save_files(draft: Path, agent: str, lm: dspy.LM, results: CompileResult | None) -> dict[str, str | None]:
     """Put the weights and the list of their sources into the draft, and say where."""
     job = _job(agent, lm.model, results)
     weights = getattr(lm, "folder", None) if job is not None and hasattr(type(lm), "from_folder") else None
@@ -152,20 +158,20 @@ def _save_files(draft: Path, agent: str, lm: dspy.LM, results: Mapping[str, Any]
     return {"weights": None if weights is None else name, "sources": f"{name}/{SOURCES}" if has_sources else None}
 
 
-def _job(agent: str, model: str, results: Mapping[str, Any]) -> int | None:
+def _job(agent: str, model: str, results: CompileResult | None) -> int | None:
     """The iteration that trained these weights; `None` for the ones the agent started with."""
-    for entry in results.get("iterations", []):
-        if entry.get("agents", {}).get(agent, {}).get("lm") == model:
-            return int(entry["iteration"])
+    for entry in () if results is None else results.iterations:
+        if agent in entry.agents and entry.agents[agent].lm == model:
+            return entry.iteration
     return None
 
 
-def _sources(agent: str, job: int | None, results: Mapping[str, Any]) -> Path | None:
+def _sources(agent: str, job: int | None, results: CompileResult | None) -> Path | None:
     """The list of runs that the agent learnt from; a program that was loaded has it beside its weights already."""
-    if job is None or results.get("run_dir") is None:
+    if job is None or results is None or not results.run_dir:
         return None
-    found = RunDir(Path(results["run_dir"])).training_file(job, agent).with_suffix(".sources.jsonl")
-    return found if found.exists() else None
+    path = RunDir(Path(results.run_dir)).training_file(job, agent).with_suffix(".sources.jsonl")
+    return path if path.exists() else None
 
 
 def _link_tree(source: Path, target: Path) -> None:
@@ -179,21 +185,6 @@ def _link_tree(source: Path, target: Path) -> None:
         return copy
 
     shutil.copytree(source, target, copy_function=link)
-
-
-def _plain(place: str, value: Any) -> Any:
-    """Results as JSON; a loss that is no number becomes `null`, as JSON has no NaN."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, Mapping):
-        return {str(name): _plain(f"{place}.{name}", item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(f"{place}[{number}]", item) for number, item in enumerate(value)]
-    raise CheckpointError(
-        f"`detailed_results` of the program has a {type(value).__name__} at {place!r}. Results are plain values."
-    )
 
 
 def _inputs(program: dspy.Module) -> dict[str, str] | None:

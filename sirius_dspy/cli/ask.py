@@ -43,7 +43,7 @@ def ask(
         with stdout_kept_clean():
             declared = declared_inputs(checkpoint)
             values = read_inputs(inputs or [], declared)
-            loaded = sirius_dspy.load(checkpoint, program=build_at(program))
+            loaded = sirius_dspy.load(checkpoint, program=build_at(program), configure=True)
             check_inputs(values, declared, loaded)
             recording = record(loaded, values)
         if as_json:

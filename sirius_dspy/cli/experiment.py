@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sirius_dspy.cli.console import JsonFlag, complain, dspy_silent, ending_cleanly, new_table, wide_console
+from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
 if TYPE_CHECKING:
@@ -88,8 +89,7 @@ def _run_experiment(
         seeds=None if seeds is None else _numbers(seeds),
         limit=limit,
         files=_data_files(data, found.recipe.task.data),
-        observers=[Notes(notes), *([MLflowRuns()] if mlflow else [])],
-        tracker=RichProgress(notes),
+        tracker=Trackers([Notes(notes), *([MLflowRuns()] if mlflow else []), RichProgress(notes)]),
         command=shlex.join(["sirius-dspy", *sys.argv[1:]]),
     )
     return results, folder

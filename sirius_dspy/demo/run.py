@@ -16,6 +16,7 @@ import dspy
 
 from sirius_dspy import Collect, CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
 from sirius_dspy.demo import needle_haystack
+from sirius_dspy.optimizer.results import HeldOutScores, ProgramScore
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import copy_program
 from sirius_dspy.running.evaluation import Evaluation, evaluate
@@ -116,7 +117,7 @@ class _Demo:
         best = results["best_iteration"]
         swaps = {agent: self._swapped(compiled, agent) for agent in results["agents"]} if best else {}
         checkpoint = save(compiled, self.run_dir / "checkpoint")
-        self._keep_for_the_report()
+        self._keep_for_the_report(best)
         self.seconds["total"] = time.perf_counter() - began
         return DemoResult(
             seed=self.seed,
@@ -134,18 +135,14 @@ class _Demo:
             evaluations=self.evaluations,
         )
 
-    def _keep_for_the_report(self) -> None:
+    def _keep_for_the_report(self, best: int | None) -> None:
         """`sirius-dspy report` shows it: what each program scored, and without what each agent learnt."""
-        programs = [
-            {
-                "program": name,
-                "score": found.score,
-                "interval": list(found.interval()),
-                "num_examples": len(found.rewards),
-            }
+        programs = tuple(
+            ProgramScore(name, found.score, len(found.rewards), found.interval())
             for name, found in self.evaluations.items()
-        ]
-        RunDir(self.run_dir).finish("test", {"programs": programs})
+        )
+        compiled = f"iteration {best}" if best else "zero-shot"
+        RunDir(self.run_dir).finish_test(HeldOutScores(programs, compiled))
 
     def _compile(self, student: dspy.Module, demos: Mapping[str, list[dspy.Example]]) -> dspy.Module:
         settings = self.settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import TypeAdapter
 
-from sirius_dspy.baselines import Spent
+from sirius_dspy.optimizer.spent import Spent
 
 Status = Literal["finished", "budget", "failed"]
 
@@ -92,4 +93,4 @@ class Cell:
         Raises:
             ValueError: It did not write this.
         """
-        return TypeAdapter(cls).validate_python(plain)
+        return TypeAdapter(cls).validate_json(json.dumps(plain))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import threading
 import time
@@ -14,23 +13,13 @@ from typing import Any, Self
 import dspy
 from dspy.utils.callback import BaseCallback
 
-from sirius_dspy.baselines import Limits, Meter, Spent
+from sirius_dspy.baselines import Limits, Meter
 from sirius_dspy.files import write_text
-from sirius_dspy.optimizer.records import Count, Finite, Record
-from sirius_dspy.optimizer.run_dir import read_record_file
+from sirius_dspy.optimizer.record_files import read_result_file
+from sirius_dspy.optimizer.spent import Spent
 
 _EVERY_S = 1.0
 """Seconds between two writes: what a `kill -9` leaves uncounted."""
-
-
-class _SpentRecord(Record, extra="forbid"):
-    """What `Spent` holds."""
-
-    calls: Count = 0
-    cached_calls: Count = 0
-    prompt_tokens: Count = 0
-    completion_tokens: Count = 0
-    seconds: Finite = 0.0
 
 
 class Ledger(BaseCallback):
@@ -55,7 +44,7 @@ class Ledger(BaseCallback):
     @property
     def spent(self) -> Spent:
         """All lives together."""
-        return added(self.carried, self.meter.spent)
+        return self.carried + self.meter.spent
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """Called by DSPy before each LM call."""
@@ -68,7 +57,7 @@ class Ledger(BaseCallback):
 
     def write(self) -> None:
         """Write the counts as they are."""
-        write_text(self.path, json.dumps(dataclasses.asdict(self.spent)) + "\n")
+        write_text(self.path, json.dumps(self.spent.to_dict()) + "\n")
 
 
 @contextmanager
@@ -100,13 +89,7 @@ def read_spent(path: Path) -> Spent:
         RunDamagedError: It is damaged, so that nobody knows what is left of the budget.
     """
     advice = "Restore it from a backup, or delete it if what was used before need not count."
-    return Spent(**(read_record_file(path, advice, _SpentRecord) or {}))
-
-
-def added(first: Spent, second: Spent) -> Spent:
-    """The sum."""
-    names = [item.name for item in dataclasses.fields(Spent)]
-    return Spent(**{name: getattr(first, name) + getattr(second, name) for name in names})
+    return read_result_file(path, advice, Spent) or Spent()
 
 
 def _rest(limits: Limits, carried: Spent) -> Limits:

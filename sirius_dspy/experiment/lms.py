@@ -50,13 +50,13 @@ def lm_from(model: str, settings: Mapping[str, Any], training: Mapping[str, Any]
 
 def _local(model: str, settings: Mapping[str, Any], training: Mapping[str, Any]) -> dspy.LM:
     name = model if "@" in model else model.removeprefix("local/")  # with a hash, it is an id of this machine's index
-    found = Path(name) if name.endswith(".gguf") and Path(name).exists() else name
-    return LocalLM(found, lora=LoraOptions(**training), **settings)
+    weights = Path(name) if name.endswith(".gguf") and Path(name).exists() else name
+    return LocalLM(weights, lora=LoraOptions(**training), **settings)
 
 
 def _own(path: str, settings: Mapping[str, Any]) -> dspy.LM:
-    found = imported(path, "lm")
-    made = found if isinstance(found, dspy.LM) else found(**settings)
+    target = imported(path, "lm")
+    made = target if isinstance(target, dspy.LM) else target(**settings)
     if not isinstance(made, dspy.LM):
         raise ExperimentError(f"{path!r} is {made!r}, expected a `dspy.LM`, or a function that makes one.")
     return made

@@ -54,7 +54,7 @@ class Bench:
         lm: Of all agents.
         seed: Of sampling and training.
         folder: Methods keep their work below it.
-        tracker: Is told of compiles of SiriuS and STaR.
+        tracker: Receives the events of compiles of SiriuS and STaR.
         trainer: Fine-tunes; by default through the provider of the LM.
         most_iterations: Where the budget has ended the work, the iterations that were finished by then.
     """
@@ -108,14 +108,14 @@ def offered(bench: Bench) -> dict[str, Entry]:
         ExperimentError: The recipe describes one that cannot be made.
         UnpreparedProgramError: Its agents do not fit the program.
     """
-    found = {**_single_methods(bench), **_team_methods(bench, bench.task.build(), bench.folder)}
+    entries = {**_single_methods(bench), **_team_methods(bench, bench.task.build(), bench.folder)}
     for name, variant in bench.recipe.variants.items():
         program = bench.task.build(**variant.build)
         entry = chosen(_team_methods(bench, program, bench.folder / file_name(name)), variant.method)
-        found[name] = dataclasses.replace(
+        entries[name] = dataclasses.replace(
             entry, method=_Instead(program, entry.method), before=_Instead(program, entry.before)
         )
-    return found
+    return entries
 
 
 def chosen(entries: Mapping[str, Entry], name: str) -> Entry:
@@ -129,7 +129,7 @@ def chosen(entries: Mapping[str, Entry], name: str) -> Entry:
 
 def canonical_name(entries: Mapping[str, Entry], name: str) -> str:
     """The name as the tables have it; see `chosen`."""
-    names = {_folded(known): known for known in entries}
+    names = {_folded(listed): listed for listed in entries}
     if _folded(name) not in names:
         raise ExperimentError(f"There is no method {name!r} for this task; there are {list(entries)}.")
     return names[_folded(name)]
@@ -150,29 +150,29 @@ def _single_methods(bench: Bench) -> dict[str, Entry]:
     before = SingleAgent(alone)
     folder = bench.folder / "STaR"
     learner = star(bench.task.metric, **_star_settings(bench, demos), run_dir=folder)
-    found = {
+    entries = {
         "single agent": Entry(before, before, bench.folder / "single"),
         "STaR": Entry(SingleAgent(alone, learner), before, folder),
     }
     if demos:
-        shown = SingleAgent(alone, PromptedTeam(demos))
-        found["single agent with demonstrations"] = Entry(shown, shown, bench.folder / "single-demonstrations")
-    return found
+        prompted = SingleAgent(alone, PromptedTeam(demos))
+        entries["single agent with demonstrations"] = Entry(prompted, prompted, bench.folder / "single-demonstrations")
+    return entries
 
 
 def _team_methods(bench: Bench, team: dspy.Module, folder: Path) -> dict[str, Entry]:
     demos = bench.task.demonstrations(team)
     before = PromptedTeam()
-    found = {"prompted team": Entry(before, before, folder / "team")}
+    entries = {"prompted team": Entry(before, before, folder / "team")}
     if demos:
-        shown = PromptedTeam(demos)
-        found["prompted team with demonstrations"] = Entry(shown, shown, folder / "team-demonstrations")
-    found |= _dspy_methods(bench, team, demos, folder)
-    found |= _sirius_methods(bench, team, demos, folder)
+        prompted = PromptedTeam(demos)
+        entries["prompted team with demonstrations"] = Entry(prompted, prompted, folder / "team-demonstrations")
+    entries |= _dspy_methods(bench, team, demos, folder)
+    entries |= _sirius_methods(bench, team, demos, folder)
     vote = bench.recipe.vote
-    voters = chosen(found, vote.method)
+    voters = chosen(entries, vote.method)
     method = MajorityVote(vote.votes, voters.method, vote.temperature)
-    return found | {"majority vote": dataclasses.replace(voters, method=method)}
+    return entries | {"majority vote": dataclasses.replace(voters, method=method)}
 
 
 def _dspy_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path) -> dict[str, Entry]:
@@ -204,17 +204,17 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
     changes: dict[str, dict[str, Any]] = {"SiriuS": {}} | {
         PREFIX + name: change for name, change in ablations(team, full).items()
     }
-    found: dict[str, Entry] = {}
+    entries: dict[str, Entry] = {}
     for name, change in changes.items():
         settings = _shortened({**full, **change}, bench.most_iterations)
         optimizer = SiriuS(bench.task.metric, **settings, run_dir=folder / file_name(name))
-        found[name] = Entry(optimizer, PromptedTeam(), folder / file_name(name))
+        entries[name] = Entry(optimizer, PromptedTeam(), folder / file_name(name))
     agents = prepare.resolve_agents(team, full["agents"])
     trained = [agent for agent in agents if agent not in full["frozen"]]
     for agent in trained if len(trained) > 1 else ():
-        back = _BackToBase(found["SiriuS"].method, agent)
-        found[f"{PREFIX}{agent} back to base"] = dataclasses.replace(found["SiriuS"], method=back)
-    return found
+        back = _BackToBase(entries["SiriuS"].method, agent)
+        entries[f"{PREFIX}{agent} back to base"] = dataclasses.replace(entries["SiriuS"], method=back)
+    return entries
 
 
 # Their settings
@@ -334,7 +334,7 @@ class _BackToBase:
     def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
         """See `Method.compile`."""
         program = self.method.compile(student, trainset=trainset, valset=valset)
-        names: Sequence[str] = program.detailed_results["agents"][self.agent]
+        names: Sequence[str] = program.detailed_results.agents[self.agent]
         predictors, originals = predictor_names(program), predictor_names(student)
         set_lms(program, {name: originals[name].lm for name in names})
         for name in names:

@@ -7,11 +7,11 @@ import time
 from rich.console import Console
 from rich.text import Text
 
-from sirius_dspy.experiment.cell import Cell
-from sirius_dspy.experiment.observer import Observer, Started
+from sirius_dspy.experiment.events import CellEnded, CellStarted, ExperimentStarted
+from sirius_dspy.tracking.events import Tracker
 
 
-class Notes(Observer):
+class Notes(Tracker):
     """Says which cell is at work, and how the last one ended.
 
     Args:
@@ -23,21 +23,22 @@ class Notes(Observer):
         self._total = self._number = 0
         self._began = 0.0
 
-    def on_started(self, event: Started) -> None:
+    def on_experiment_started(self, event: ExperimentStarted) -> None:
         """Say what there is to do."""
-        self._total, self._number = len(event.cells), len(event.known)
+        self._total, self._number = len(event.cells), len(event.finished)
         done = f", {self._number} of them done" if self._number else ""
         self._say(f"{event.name} on {event.lm}: {self._total} cells{done}, in {event.folder}")
 
-    def on_cell_started(self, method: str, seed: int) -> None:
+    def on_cell_started(self, event: CellStarted) -> None:
         """Name the cell."""
         self._number += 1
         self._began = time.monotonic()
         place = f"[{self._number} of {self._total}] " if self._number <= self._total else ""  # games come on top
-        self._say(f"{place}{method}, seed {seed}")
+        self._say(f"{place}{event.method}, seed {event.seed}")
 
-    def on_cell_ended(self, cell: Cell) -> None:
+    def on_cell_ended(self, event: CellEnded) -> None:
         """Say how it ended."""
+        cell = event.cell
         if not cell.outcomes:
             self._say(f"  failed: {cell.error}")
             return

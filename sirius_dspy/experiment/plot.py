@@ -33,10 +33,10 @@ def plot(results: Results, path: Path) -> Path:
 
 
 def _draw(axes: Axes, row: Row, place: int) -> None:
-    if (found := row.accuracy) is None:
+    if (accuracy := row.accuracy) is None:
         return
-    ends = [[found.value - found.low], [found.high - found.value]]
-    axes.errorbar([found.value], [place], xerr=ends, marker="o", capsize=4, color="tab:blue")
+    ends = [[accuracy.value - accuracy.low], [accuracy.high - accuracy.value]]
+    axes.errorbar([accuracy.value], [place], xerr=ends, marker="o", capsize=4, color="tab:blue")
     seeds = [cell.accuracy for cell in row.measured]
     if len(seeds) > 1:
         axes.plot(seeds, [place + 0.2] * len(seeds), "|", color="tab:gray")

@@ -295,12 +295,12 @@ class Recipe:
         Raises:
             ExperimentError: There is no such file, it is not TOML, or it has unknown keys or values of wrong types.
         """
-        found = _find(path)
+        file = _find(path)
         try:
-            table = tomllib.loads(found.read_text(encoding="utf-8"))
+            table = tomllib.loads(file.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ExperimentError(f"{str(found)!r} is not TOML: {error}. Correct the file.") from error
-        return cls.from_table(table, str(found))
+            raise ExperimentError(f"{str(file)!r} is not TOML: {error}. Correct the file.") from error
+        return cls.from_table(table, str(file))
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], name: str = "the recipe") -> Recipe:
@@ -326,8 +326,8 @@ class Recipe:
     @property
     def identity(self) -> dict[str, Any]:
         """What makes two experiments the same, as plain values: not how many cells there are, nor what is printed."""
-        shown = ("title", "notes", "methods", "baseline", "seeds", "num_threads", "lm", "price", "paper", "crossplay")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in shown}
+        omitted = ("title", "notes", "methods", "baseline", "seeds", "num_threads", "lm", "price", "paper", "crossplay")
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in omitted}
 
 
 def _find(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Results as Markdown and as rows of text; a number that is not there is a dash, never a zero."""
+"""Results of an experiment as Markdown and as rows of text; a number that is not there is a dash, never a zero."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from sirius_dspy.experiment.cell import Cell
 from sirius_dspy.experiment.results import Comparison, Results, Row, versions
+from sirius_dspy.report.numbers import NONE, format_usd
 from sirius_dspy.stats import wilson_interval
-
-NONE = "-"
 
 _CONSTANT = "always the most frequent answer"
 
@@ -16,8 +15,8 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows; the first column is text, the others are numbers."""
 
 
-def markdown(results: Results) -> str:
-    """Everything that the results say."""
+def render_markdown(results: Results) -> str:
+    """All tables of an experiment as Markdown."""
     recipe = results.recipe
     sections = [
         f"# {recipe.title or results.name}",
@@ -71,27 +70,27 @@ def summary_table(results: Results) -> Table:
 
 def _summary_row(results: Results, row: Row) -> list[str]:
     papers = [table.results.get(row.method, NONE) for table in results.recipe.paper]
-    found, compared = row.accuracy, row.comparison
-    if found is None:
+    accuracy, compared = row.accuracy, row.comparison
+    if accuracy is None:
         return [_marked(row), *[NONE] * 8, *papers]
-    interval = f"{_percent(found.low)} to {_percent(found.high)}"
+    interval = f"{_percent(accuracy.low)} to {_percent(accuracy.high)}"
     against = [_points(compared.difference.value), _p(compared.p_holm)] if compared else [NONE, NONE]
     spent = [_count(row.mean("trained", "calls")), _count(row.mean("trained", "seconds"))]
-    shares = [f"{row.num_right} of {row.n}", _percent(found.value), interval, str(row.num_unparsed)]
+    shares = [f"{row.num_right} of {row.n}", _percent(accuracy.value), interval, str(row.num_unparsed)]
     return [_marked(row), *shares, *against, *spent, *papers]
 
 
 def _accuracy_row(results: Results, row: Row, names: Sequence[str]) -> list[str]:
     papers = [table.results.get(row.method, NONE) for table in results.recipe.paper]
-    found, seeds = row.accuracy, row.spread
-    if found is None or seeds is None:
+    accuracy, seeds = row.accuracy, row.spread
+    if accuracy is None or seeds is None:
         return [_marked(row), *[NONE] * (6 + len(names)), *papers]
     sd = NONE if seeds.sd is None else _percent(seeds.sd)
     measures = [_percent(row.measures[name]) if name in row.measures else NONE for name in names]
-    interval = f"{_percent(found.low)} to {_percent(found.high)}"
+    interval = f"{_percent(accuracy.low)} to {_percent(accuracy.high)}"
     over = f"{_percent(seeds.mean)}, {sd} ({seeds.seeds})"
     counts = [str(row.n), str(row.num_right), str(row.num_unparsed)]
-    return [_marked(row), *counts, _percent(found.value), interval, over, *measures, *papers]
+    return [_marked(row), *counts, _percent(accuracy.value), interval, over, *measures, *papers]
 
 
 def comparison_table(results: Results) -> Table:
@@ -100,18 +99,18 @@ def comparison_table(results: Results) -> Table:
     return header, [_comparison_row(row.method, row.comparison) for row in results.rows if row.comparison]
 
 
-def _comparison_row(method: str, found: Comparison) -> list[str]:
-    value, low, high = found.difference
+def _comparison_row(method: str, comparison: Comparison) -> list[str]:
+    value, low, high = comparison.difference
     interval = f"{_points(low)} to {_points(high)}"
-    counts = [str(found.gained), str(found.lost)]
+    counts = [str(comparison.gained), str(comparison.lost)]
     return [
         method,
         _points(value),
         interval,
         *counts,
-        _p(found.p_value),
-        _p(found.p_holm),
-        str(len(found.seeds)),
+        _p(comparison.p_value),
+        _p(comparison.p_holm),
+        str(len(comparison.seeds)),
     ]
 
 
@@ -127,9 +126,7 @@ def cost_table(results: Results) -> Table:
                 _count(row.mean(stage, "tokens")),
                 _count(row.mean(stage, "seconds")),
             ]
-        costs = [results.cost(cell) for cell in row.measured]
-        known = [cost for cost in costs if cost is not None]
-        rows.append([row.method, *cells, f"{sum(known) / len(known):.4f}" if known else NONE])
+        rows.append([row.method, *cells, format_usd(results.mean_cost(row)) if row.measured else NONE])
     return header, rows
 
 
@@ -184,9 +181,9 @@ def _paper_sources(results: Results) -> str:
 def _crossplays(results: Results) -> list[str]:
     papers = {table.title: table.paper.strip() for table in results.recipe.crossplay}
     sections = []
-    for found in results.crossplay:
-        text = f"## {found['title']}, seed {found['seed']}\n\n{found['markdown'].strip()}"
-        paper = papers.get(found["title"])
+    for played in results.crossplay:
+        text = f"## {played['title']}, seed {played['seed']}\n\n{played['markdown'].strip()}"
+        paper = papers.get(played["title"])
         sections.append(f"{text}\n\nIn the paper:\n\n{paper}" if paper else text)
     return sections
 

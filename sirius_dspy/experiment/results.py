@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from sirius_dspy.experiment.cell import Cell
 from sirius_dspy.experiment.recipe import Recipe
-from sirius_dspy.files import write_text
 from sirius_dspy.stats import Estimate, Spread, bootstrap, holm, mcnemar, paired_bootstrap, spread, wilson_interval
 
 
@@ -151,10 +148,16 @@ class Results:
         """US dollars for all LM calls of a cell, fine-tuning jobs left out; `None` is unknown, which is not free."""
         price = self.recipe.price
         if price is None or not self.is_own_lm:
-            return None
+            return (cell.trained + cell.tested).usd
         stages = (cell.trained, cell.tested)
         prompt, completion = (sum(getattr(s, name) for s in stages) for name in ("prompt_tokens", "completion_tokens"))
         return (prompt * price.prompt + completion * price.completion) / 1e6
+
+    def mean_cost(self, row: Row) -> float | None:
+        """US dollars for a method, mean over seeds; `None` if a cost is unknown, or nothing was measured."""
+        costs = [self.cost(cell) for cell in row.measured]
+        prices = [cost for cost in costs if cost is not None]
+        return fmean(prices) if costs and len(prices) == len(costs) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Every number as JSON, with the outcomes of each cell."""
@@ -172,40 +175,21 @@ class Results:
             "majority": self.majority,
             "methods": [self._row(row) for row in self.rows],
             "cells": [{**cell.to_plain(), "cost_usd": self.cost(cell)} for cell in self.cells],
-            "crossplay": [dict(found) for found in self.crossplay],
+            "crossplay": [dict(played) for played in self.crossplay],
             "paper": [asdict(table) for table in self.recipe.paper],
         }
 
-    def to_markdown(self) -> str:
-        """The tables, for reading."""
-        from sirius_dspy.experiment.render import markdown
-
-        return markdown(self)
-
-    def write(self, folder: Path) -> tuple[Path, ...]:
-        """Write `results.json`, `results.md` and, if anything was measured, `results.png`."""
-        from sirius_dspy.experiment.plot import plot
-
-        data, text = folder / "results.json", folder / "results.md"
-        write_text(data, json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        write_text(text, self.to_markdown())
-        if not any(row.measured for row in self.rows):
-            return data, text
-        return data, text, plot(self, folder / "results.png")
-
     def _row(self, row: Row) -> dict[str, Any]:
         """A method as plain values."""
-        found = row.accuracy
-        costs = [self.cost(cell) for cell in row.cells]
-        known = [cost for cost in costs if cost is not None]
+        accuracy = row.accuracy
         return {
             "method": row.method,
             "status": {str(cell.seed): cell.status for cell in row.cells},
             "n": row.n,
             "right": row.num_right,
             "unparsed": row.num_unparsed,
-            "accuracy": found and found.value,
-            "interval": found and [found.low, found.high],
+            "accuracy": accuracy and accuracy.value,
+            "interval": accuracy and [accuracy.low, accuracy.high],
             "spread": row.spread and row.spread._asdict(),
             "wilson": {
                 str(cell.seed): list(wilson_interval(cell.num_right, len(cell.outcomes))) for cell in row.measured
@@ -214,7 +198,7 @@ class Results:
             "comparison": row.comparison and _plain(row.comparison),
             "trained": {name: row.mean("trained", name) for name in _COUNTS},
             "tested": {name: row.mean("tested", name) for name in _COUNTS},
-            "cost_usd": sum(known) / len(known) if len(known) == len(costs) else None,
+            "cost_usd": self.mean_cost(row),
         }
 
 
@@ -223,13 +207,13 @@ _COUNTS = ("calls", "cached_calls", "prompt_tokens", "completion_tokens", "secon
 
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
-    found = {"python": platform.python_version()}
+    by_package = {"python": platform.python_version()}
     for package in ("sirius-dspy", "dspy", "transformers", "openvino-genai"):
         try:
-            found[package] = metadata.version(package)
+            by_package[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue  # the local extra is not there, or the package runs from its folder
-    return found
+    return by_package
 
 
 def _compared(by_method: Mapping[str, Sequence[Cell]], baseline: str) -> dict[str, Comparison]:

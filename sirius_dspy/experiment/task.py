@@ -66,14 +66,14 @@ class Task:
             ExperimentError: It cannot be imported, lacks a part, or takes no such file; or the limit is no number from
                 1.
         """
-        found = imported(recipe.task.path, "task") if source is None else source
-        if missing := [name for name in _NEEDED if not hasattr(found, name)]:
-            raise ExperimentError(f"The task {recipe.task.path or found!r} lacks {missing}; it needs {_NEEDED}.")
+        task = imported(recipe.task.path, "task") if source is None else source
+        if missing := [name for name in _NEEDED if not hasattr(task, name)]:
+            raise ExperimentError(f"The task {recipe.task.path or task!r} lacks {missing}; it needs {_NEEDED}.")
         if limit is not None and limit < 1:
             raise ExperimentError(f"The limit is {limit!r}, expected a whole number from 1.")
         if unknown := sorted(set(files) - set(recipe.task.data)):
             raise ExperimentError(f"The recipe takes no data file {unknown}, only {list(recipe.task.data)}.")
-        return cls(recipe, found, limit, dict(files))
+        return cls(recipe, task, limit, dict(files))
 
     @property
     def metric(self) -> Callable[..., Any]:
@@ -101,8 +101,8 @@ class Task:
         """
         own = {name: _examples(rows) for name, rows in self.recipe.demonstrations.items()}
         make = getattr(self.source, "demonstrations", None)
-        shown = own or (make() if callable(make) else {})
-        return {name: shown[name] for name in predictor_names(program) if shown.get(name)}
+        demos = own or (make() if callable(make) else {})
+        return {name: demos[name] for name in predictor_names(program) if demos.get(name)}
 
     def single_demonstrations(self, program: dspy.Module) -> Demos:
         """Demonstrations for the single agent: the recipe's own, else the task's."""
@@ -110,8 +110,8 @@ class Task:
         if self.recipe.single and self.recipe.single.demonstrations:
             return {name: _examples(self.recipe.single.demonstrations)}
         make = getattr(self.source, "demonstrations", None)
-        shown = make(single=True) if callable(make) and "single" in inspect.signature(make).parameters else {}
-        return {name: shown[name]} if shown.get(name) else {}
+        demos = make(single=True) if callable(make) and "single" in inspect.signature(make).parameters else {}
+        return {name: demos[name]} if demos.get(name) else {}
 
     def repair_demonstrations(self) -> RepairDemos:
         """The task's own.
@@ -158,8 +158,8 @@ class Task:
             return True
         parse = imported(self.recipe.task.parse, "task.parse")
         text = str(answer_of(trajectory) or "")
-        found = parse(text) if _num_required(parse) == 1 else parse(example, text)
-        return found is not None
+        answer = parse(text) if _num_required(parse) == 1 else parse(example, text)
+        return answer is not None
 
     def measures(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
         """What the recipe wants to know beside the accuracy; nothing of runs that the report is not made for."""
@@ -167,10 +167,10 @@ class Task:
             return {}
         report = imported(self.recipe.task.report, "task.report")
         try:
-            found = report(trajectories)
+            reported = report(trajectories)
         except (KeyError, TypeError):  # e.g. runs of a single agent, which has no judge to count
             return {}
-        return {name: float(getattr(found, name)) for name in self.recipe.task.measures}
+        return {name: float(getattr(reported, name)) for name in self.recipe.task.measures}
 
     def check(self) -> None:
         """Refuse import paths that lead nowhere.
@@ -189,8 +189,8 @@ class Task:
 
     def _examples(self, split: str, size: int | None, seed: int) -> list[dspy.Example]:
         arguments = {**self.recipe.task.examples, **self.files, "split": split, "seed": seed}
-        found = self._called("examples", arguments | ({} if size is None else {"size": size}))
-        return check_examples(found, split)[: self.limit]
+        examples = self._called("examples", arguments | ({} if size is None else {"size": size}))
+        return check_examples(examples, split)[: self.limit]
 
     def _called(self, name: str, arguments: Mapping[str, Any]) -> Any:
         function = getattr(self.source, name)

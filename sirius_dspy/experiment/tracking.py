@@ -7,25 +7,25 @@ and none is waited for but the last: see `sirius_dspy.mlflow`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sirius_dspy.experiment.cell import Cell
-from sirius_dspy.experiment.observer import Observer, Started
+from sirius_dspy.experiment.events import CellEnded, CellStarted, ExperimentEnded, ExperimentStarted
 from sirius_dspy.experiment.results import Results, versions
 from sirius_dspy.mlflow.curves import now_ms
 from sirius_dspy.mlflow.outbox import Outbox
 from sirius_dspy.mlflow.patience import SHORT_WAITS
 from sirius_dspy.mlflow.store import Connection, Store, selected_store
+from sirius_dspy.tracking.events import Tracker
 
 _STATUS = {"finished": "FINISHED", "budget": "FINISHED", "failed": "FAILED"}
 _OPENING_S = 5.0
 """How long an experiment waits for its parent run; it goes on without."""
 
 
-class MLflowRuns(Observer):
+class MLflowRuns(Tracker):
     """Writes cells as runs: parameters, accuracy, unparsed answers, calls, tokens, seconds, validation scores.
 
     A server that is down neither stops nor holds up the experiment: what it does not take is kept, and tried again
@@ -52,39 +52,37 @@ class MLflowRuns(Observer):
         """What MLflow has not taken: kind of write to how many. Empty after all went well."""
         return self._outbox.not_written if self._outbox else {}
 
-    def on_started(self, event: Started) -> None:
-        """Open the parent run, or go on with it, and write what earlier lives have finished."""
+    def on_experiment_started(self, event: ExperimentStarted) -> None:
+        """Open the parent run, or go on with it, and write what earlier calls have finished."""
         SHORT_WAITS.shorten()
         connection = Connection(self.tracking_uri or selected_store(), self.experiment)
         self._writer = _Writer(event, connection)
         self._outbox = Outbox(connection.is_up, secret=connection.password)
         self._send("start of the experiment", lambda writer, when: writer.start(when), is_essential=True)
         self._outbox.wait(_OPENING_S)
-        for cell in event.known:
+        for cell in event.finished:
             self._send_cell(cell)
 
-    def on_cell_started(self, method: str, seed: int) -> None:
+    def on_cell_started(self, event: CellStarted) -> None:
         """Open the cell's run."""
-        self._send("start of a cell", lambda writer, when: writer.cell_started(method, seed, when))
+        self._send("start of a cell", lambda writer, when: writer.cell_started(event.method, event.seed, when))
 
-    def on_cell_ended(self, cell: Cell) -> None:
+    def on_cell_ended(self, event: CellEnded) -> None:
         """Write the cell's numbers and close its run, unless that was done before."""
-        self._send_cell(cell)
+        self._send_cell(event.cell)
         if self._outbox is not None:
             self._outbox.try_again()
 
-    def on_ended(self, results: Results, files: Sequence[Path]) -> None:
+    def on_experiment_ended(self, event: ExperimentEnded) -> None:
         """Write the headline numbers and the tables, and close the parent run."""
-        for path in files:
+        for path in event.files:
             self._send_file(path)
-        self._send("end of the experiment", lambda writer, when: writer.ended(results, when))
-        self._close()
-
-    def on_stopped(self, error: BaseException) -> None:
-        """Close the parent run as killed or failed."""
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        self._send("end of the experiment", lambda writer, when: writer.close(status, when))
-        self._close()
+        self._send("end of the experiment", lambda writer, when: writer.ended(event, when))
+        if self._outbox is not None:
+            try:
+                self._outbox.close()
+            finally:
+                SHORT_WAITS.restore()
 
     def _send(self, kind: str, write: Callable[[_Writer, int], None], *, is_essential: bool = False) -> None:
         writer, outbox = self._writer, self._outbox
@@ -98,13 +96,6 @@ class MLflowRuns(Observer):
     def _send_file(self, path: Path) -> None:
         self._send("file", lambda writer, when: writer.store.upload(writer.parent, path, None))
 
-    def _close(self) -> None:
-        if self._outbox is not None:
-            try:
-                self._outbox.close()
-            finally:
-                SHORT_WAITS.restore()
-
 
 class _Writer:
     """Turns cells into runs; every method may be called again after it failed.
@@ -112,7 +103,7 @@ class _Writer:
     Runs are always looked for before they are made: there are few, and an earlier life may have made them.
     """
 
-    def __init__(self, event: Started, connection: Connection) -> None:
+    def __init__(self, event: ExperimentStarted, connection: Connection) -> None:
         self.parent = ""
         self._event = event
         self._connection = connection
@@ -127,8 +118,8 @@ class _Writer:
         event = self._event
         tags = {"sirius.experiment": event.id, "sirius.folder": str(event.folder)}
         self.parent = self._open(tags, event.name, None, when)
-        known = {f"version.{name}": version for name, version in versions().items()}
-        self.store.params(self.parent, {**event.settings, **known})
+        packages = {f"version.{name}": version for name, version in versions().items()}
+        self.store.params(self.parent, {**event.settings, **packages})
 
     def cell_started(self, method: str, seed: int, when: int) -> None:
         """Open a cell's run."""
@@ -146,13 +137,14 @@ class _Writer:
         self.store.tags(run, {"sirius.status": cell.status, **error})
         self.store.end(run, _STATUS[cell.status], when)
 
-    def ended(self, results: Results, when: int) -> None:
+    def ended(self, event: ExperimentEnded, when: int) -> None:
         """Write the headline numbers and close the parent run."""
-        shares = {f"accuracy/{row.method}": row.accuracy.value for row in results.rows if row.accuracy is not None}
-        if results.majority is not None:
-            shares["accuracy/majority"] = results.majority
+        results = event.results
+        if results is None:
+            self.close("KILLED" if event.status == "interrupted" else "FAILED", when)
+            return
         try:
-            self.store.metrics(self.parent, shares, 0, when)
+            self.store.metrics(self.parent, _shares(results), 0, when)
         finally:  # a value that MLflow refuses must not leave the run open for ever
             self.close("FAILED" if results.failed else "FINISHED", when)
 
@@ -163,8 +155,8 @@ class _Writer:
     def _cell_run(self, method: str, seed: int, when: int) -> str | None:
         """The cell's run; `None` if an earlier life has finished it."""
         tags = {"sirius.method": method, "sirius.seed": str(seed)}
-        found = self.store.find({**tags, "mlflow.parentRunId": self.parent})
-        if found is not None and found.info.status == "FINISHED":
+        earlier = self.store.find({**tags, "mlflow.parentRunId": self.parent})
+        if earlier is not None and earlier.info.status == "FINISHED":
             return None
         run = self._open(tags, f"{method}, seed {seed}", self.parent, when)
         self.store.params(run, {"method": method, "seed": seed})
@@ -172,17 +164,23 @@ class _Writer:
 
     def _open(self, tags: Mapping[str, str], name: str, parent: str | None, when: int) -> str:
         """The run with these tags, made or opened again; a cell that failed before gets new numbers."""
-        found = self.store.find({**tags, **({"mlflow.parentRunId": parent} if parent else {})})
-        if found is None:
+        earlier = self.store.find({**tags, **({"mlflow.parentRunId": parent} if parent else {})})
+        if earlier is None:
             return self.store.start(name, tags, parent, when)
-        return self.store.reopen(found, replaces=True)
+        return self.store.reopen(earlier, replaces=True)
+
+
+def _shares(results: Results) -> dict[str, float]:
+    shares = {f"accuracy/{row.method}": row.accuracy.value for row in results.rows if row.accuracy is not None}
+    return shares if results.majority is None else {**shares, "accuracy/majority": results.majority}
 
 
 def _metrics(cell: Cell) -> dict[str, float]:
     counts = {
         f"{stage}/{name}": float(value)
         for stage in ("trained", "tested")
-        for name, value in asdict(getattr(cell, stage)).items()
+        for name, value in getattr(cell, stage).to_dict().items()
+        if value is not None
     }
     if not cell.outcomes:
         return counts

@@ -2,7 +2,9 @@
 
     tracker      hooks of a compile; nothing here holds it up
     outbox       writes on their way, kept while the server is down
-    recorder     events as a tree of runs, with models and their lineage
+    recorder     events as a tree of runs
+    lineage      versions of agents and programs as models, with what they were made from
+    values       parameters, tags and metrics of the runs
     store        one experiment, and writes that can be repeated
     sample       which runs become traces
     traces       runs and repairs as spans

@@ -94,8 +94,8 @@ def _requirements(manifest: Manifest) -> list[str]:
     """What a server needs, in the versions that wrote the checkpoint."""
     is_local = any(entry.lm.class_path.startswith("sirius_dspy.local.") for entry in manifest.agents.values())
     names = {"sirius-dspy": "[local]" if is_local else "", "dspy": "", "mlflow": ""}
-    found = {name: _version(name) for name in names}
-    return [f"{name}{names[name]}=={version}" for name, version in found.items() if version]
+    versions = {name: _version(name) for name in names}
+    return [f"{name}{names[name]}=={version}" for name, version in versions.items() if version]
 
 
 def _version(package: str) -> str | None:

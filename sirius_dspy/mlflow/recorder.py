@@ -8,28 +8,38 @@ on in its own runs, and so does a write that is tried again: `sirius.run`, `siri
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
 from sirius_dspy.checkpoint.download import without_password
 from sirius_dspy.files import file_name
 from sirius_dspy.mlflow.curves import Point
-from sirius_dspy.mlflow.names import agent_name, slug
+from sirius_dspy.mlflow.lineage import NOTE, Lineage
+from sirius_dspy.mlflow.names import slug
 from sirius_dspy.mlflow.results import copy_library, copy_text, make_report, sqlite_file
 from sirius_dspy.mlflow.sample import RepairStory
 from sirius_dspy.mlflow.store import Connection, DataRef, Store, origin
 from sirius_dspy.mlflow.traces import Traces, repair_span, rollout_span
-from sirius_dspy.redact import hide_keys, redact, without_secrets
-from sirius_dspy.report import render_markdown
+from sirius_dspy.mlflow.values import (
+    SCORE,
+    end_tags,
+    identity_tags,
+    stage_metrics,
+    start_params,
+    start_tags,
+    total_metrics,
+    usage_metrics,
+)
+from sirius_dspy.redact import hide_keys, redact
+from sirius_dspy.report import Report, render_markdown
+from sirius_dspy.report.headline import summary
 from sirius_dspy.tracking.events import CompileEnded, CompileStarted, Curated, Evaluated, IterationEnded, Trained
 from sirius_dspy.trajectory import Trajectory, digest
 
-SCORE = "val/score"
 STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 _MAX_NOTE = 4000
 """Characters of a run's description; MLflow's tags take 5000."""
@@ -44,7 +54,7 @@ class Recorder:
     Args:
         event: What the compile is.
         connection: Where to write; used from one thread.
-        run_name: Name of the root run.
+        run_name: Name of the root run; `None` is the program and the compile's id, and in the end its score.
         parent: The run of the caller that this compile is a part of.
         log_library: Whether the library becomes an artifact.
     """
@@ -54,7 +64,7 @@ class Recorder:
         event: CompileStarted,
         connection: Connection,
         *,
-        run_name: str,
+        run_name: str | None,
         parent: str | None,
         log_library: bool,
     ) -> None:
@@ -70,15 +80,19 @@ class Recorder:
         self._open_iteration: str | None = None
         self._scores: dict[int, float] = {}
         self._curated: dict[tuple[int, str], tuple[Curated, DataRef]] = {}
-        self._agents: dict[int, list[tuple[str, str]]] = {}
-        self._models: dict[str, str] = {}
-        self._lm_models: dict[str, str] | None = None if event.resumed else {}
+        self._agents: dict[int, dict[str, tuple[str, str]]] = {}
+        self._lineage = Lineage(event.run, connection, resumed=event.resumed)
         self._val = DataRef("val", digest(list(event.valset)))
 
     @property
     def store(self) -> Store:
         """Where to write."""
         return self._connection.store
+
+    @property
+    def _first_name(self) -> str:
+        """The name of the root run until there is a score."""
+        return self._run_name or f"{self._compile.program or 'compile'}-{self._compile.run[:8]}"
 
     @property
     def how_to_open(self) -> str:
@@ -96,7 +110,7 @@ class Recorder:
         try:
             write()
         except Exception:
-            self._look_first = True
+            self._look_first = self._lineage.look_first = True
             raise
 
     def start(self, when: int) -> None:
@@ -107,11 +121,11 @@ class Recorder:
             self.root = (
                 self.store.reopen(earlier)
                 if earlier
-                else self.store.start(self._run_name, self._start_tags(), self._parent, when)
+                else self.store.start(self._first_name, start_tags(event), self._parent, when)
             )
-            self.store.params(self.root, self._params(), is_fresh=earlier is None)
+            self.store.params(self.root, start_params(event), is_fresh=earlier is None)
         else:
-            self.store.params(self.root, self._params())
+            self.store.params(self.root, start_params(event))
         for data, rows in ((DataRef("train", digest(list(event.trainset))), event.trainset), (self._val, event.valset)):
             if rows:
                 self._link_examples(data, rows)
@@ -145,16 +159,15 @@ class Recorder:
         self.store.curve(run, "train/loss", losses)
         self.store.metrics(run, {"train/rows": event.num_rows, "train/seconds": event.seconds}, event.iteration, when)
         data = self._link_rows(run, event, when)
-        model = self._agent_model(run, event, about, data)
+        model = self._lineage.agent(run, self.root, event, about, data)
         if losses:
             final = {"train/final_loss": losses[-1][1]}
             self.store.metrics(run, final, event.iteration, when, model=model, data=data)
-        if (run, model) not in self._agents.setdefault(event.iteration, []):
-            self._agents[event.iteration].append((run, model))
+        self._agents.setdefault(event.iteration, {})[event.agent] = run, model
         self.store.end(run, "FINISHED", when)
 
     def evaluated(self, event: Evaluated, when: int) -> None:
-        """Start the score curve with the student's, and write what the promotion gate saw."""
+        """Start the score curve with the student's, and write what the gate saw."""
         if event.label != "program":
             if run := self._iteration(event.iteration, when):
                 self.store.metrics(run, {f"gate/{event.label}": event.score}, event.iteration, when)
@@ -163,7 +176,7 @@ class Recorder:
         if event.iteration == 0:  # later ones wait for promotion, which may score the program more than once
             self.store.metrics(self.root, {SCORE: event.score}, 0, when)
 
-    def told(self, iteration: int, story: RepairStory | Trajectory, when: int) -> None:
+    def write_trace(self, iteration: int, story: RepairStory | Trajectory, when: int) -> None:
         """Write the trace of a repair or of a rollout."""
         run = self._iteration(iteration, when) or self.root
         agents = {name: agent for agent, names in self._compile.agents.items() for name in names}
@@ -176,15 +189,15 @@ class Recorder:
         traces.write(repair_span(story, agents), f"repair of {story.failed.id}", run, when, {**tags, **outcome})
 
     def iteration_ended(self, event: IterationEnded, when: int) -> None:
-        """Write the headline metrics and the program's new version, and close the iteration."""
+        """Write the headline metrics, the cost and the program's new version, and close the iteration."""
         number = event.iteration
         score = {SCORE: self._scores[number]} if number in self._scores else {}
-        headline = {**score, **event.metrics}
+        headline = {**score, **event.metrics, **stage_metrics(event.result.stages)}
         self.store.metrics(self.root, headline, number, when)
         run = self._iteration(number, when)
         if run is None:
             return
-        self._write_scores(run, self._program_model(run, event), headline, number, when)
+        self._write_scores(run, event, headline, when)
         self._close_iteration("FINISHED", when)
         self._iterations[number] = None
 
@@ -194,17 +207,16 @@ class Recorder:
             self.store.curve(run, "train/loss", points)
             self.store.end(run, status, when)
 
-    def upload_results(self, event: CompileEnded) -> None:
+    def upload_results(self, event: CompileEnded, when: int) -> None:
         """Keep library and report as artifacts of the root run."""
         with tempfile.TemporaryDirectory(prefix="sirius-mlflow-") as name:
             folder = Path(name)
-            found = sqlite_file(self._compile.library_url)
-            library = copy_library(found, folder / "library.db") if found else None
+            file = sqlite_file(self._compile.library_url)
+            library = copy_library(file, folder / "library.db") if file else None
             if library and self._log_library:
                 self.store.upload(self.root, library, "library")
-            if event.results:
-                for path in make_report(event.results, folder / "report", library):
-                    self.store.upload(self.root, path, "report")
+            for path in make_report(event.results, folder / "report", library, _day(when)):
+                self.store.upload(self.root, path, "report")
 
     def end(self, event: CompileEnded, when: int) -> None:
         """Write how it ended, and close what is open."""
@@ -216,19 +228,21 @@ class Recorder:
             self.store.end(self.root, status, when)
 
     def _write_ending(self, event: CompileEnded, when: int) -> None:
-        totals = _totals(event.results)
-        self.store.metrics(self.root, {**totals, **event.metrics}, event.best_iteration or 0, when)
-        ending = {"sirius.best_iteration": event.best_iteration, "sirius.error": redact(event.error) or None}
-        self.store.tags(self.root, {key: value for key, value in ending.items() if value is not None})
-        if event.results.get("iterations"):
-            self.store.tags(self.root, {"mlflow.note.content": hide_keys(render_markdown(event.results))[:_MAX_NOTE]})
+        results = event.results
+        self.store.metrics(self.root, total_metrics(results), results.best_iteration or 0, when)
+        self.store.tags(self.root, end_tags(results, redact(event.error)))
+        report = Report(results, date=_day(when))
+        if headline := summary(report):
+            self.store.tags(self.root, {"sirius.score": headline, NOTE: hide_keys(render_markdown(report))[:_MAX_NOTE]})
+            if self._run_name is None:
+                self.store.rename(self.root, f"{results.program or self._first_name}: {headline}")
 
     # Runs
 
     def _earlier_root(self, when: int) -> Any | None:
         """The root run of an earlier life, or of a request that failed after it had been obeyed."""
-        if self._compile.resumed and (found := self.store.find(self._tags("compile"))):
-            return found
+        if self._compile.resumed and (earlier := self.store.find(self._tags("compile"))):
+            return earlier
         return self.store.find(self._tags("compile"), started_at=when) if self._look_first else None
 
     def _iteration(self, number: int, when: int) -> str | None:
@@ -252,8 +266,8 @@ class Recorder:
             tags = self._tags("finetune", iteration=iteration, agent=agent)
             run, finished = self._child(f"finetune-{agent}", tags, parent, started_at)
             self._finetunes[iteration, agent] = None if finished else run
-            if finished and (model := self.store.find_model(run)):
-                self._agents.setdefault(iteration, []).append((run, model))
+            if finished and (model := self._lineage.find(run)):
+                self._agents.setdefault(iteration, {})[agent] = run, model
         return self._finetunes[iteration, agent]
 
     def _child(self, name: str, tags: Mapping[str, str], parent: str, started_at: int) -> tuple[str, bool]:
@@ -270,64 +284,18 @@ class Recorder:
             self.store.end(self._open_iteration, status, when)
             self._open_iteration = None
 
-    # Models and their lineage
-
-    def _agent_model(self, run: str, event: Trained, about: Mapping[str, Any], data: DataRef | None) -> str:
-        """The LoggedModel of an agent's version: what it learnt from, and the version that training started from."""
-        base = self._model_of(event.base)
-        tags = {
-            **self._tags("agent", iteration=event.iteration, agent=event.agent),
-            **({"sirius.weights": str(event.weights)} if event.weights else {}),
-            **({"sirius.base_model": base} if base else {}),
-            **({"sirius.training_set": f"{data.name}@{data.digest}"} if data else {}),
-        }
-        model = self._model(
-            run,
-            f"agent-{agent_name(event.agent)}",
-            "sirius-agent",
-            params=about,
-            tags=tags,
-            step=event.iteration,
-            sources=[base] if base else [],
-        )
-        if self._lm_models is not None:
-            self._lm_models[event.lm] = model
-        return model
-
-    def _program_model(self, run: str, event: IterationEnded) -> str:
-        """The LoggedModel of the program after an iteration, made of the agents' versions."""
-        lms = {f"lm.{agent}": lm for agent, lm in event.lms.items()}
-        parts = {agent: model for agent, lm in event.lms.items() if (model := self._model_of(lm))}
-        tags = {
-            **self._tags("program", iteration=event.iteration),
-            **{f"sirius.agent_model.{agent}": model for agent, model in parts.items()},
-        }
-        params = {"iteration": event.iteration, **lms}
-        sources = list(dict.fromkeys(parts.values()))
-        return self._model(
-            run, "program", "sirius-program", params=params, tags=tags, step=event.iteration, sources=sources
-        )
-
-    def _model(self, run: str, *args: Any, **options: Any) -> str:
-        if run not in self._models:
-            earlier = self.store.find_model(run) if self._look_first else None
-            self._models[run] = earlier or self.store.model(run, *args, **options)
-        return self._models[run]
-
-    def _model_of(self, lm: str) -> str | None:
-        """The LoggedModel of an LM that this compile has trained."""
-        if self._lm_models is None:
-            self._lm_models = self.store.trained_models(self._compile.run)
-        return self._lm_models.get(lm)
-
-    def _write_scores(self, run: str, program: str, headline: Mapping[str, float], number: int, when: int) -> None:
-        """Write the headline on the iteration and the program's version, and the score on those of the agents."""
+    def _write_scores(self, run: str, event: IterationEnded, headline: Mapping[str, float], when: int) -> None:
+        """Write the headline on the iteration and the program's version, and score and cost on those of the agents."""
+        number, program = event.iteration, self._lineage.program(run, self.root, event.result)
         scored = {SCORE: headline[SCORE]} if SCORE in headline else {}
         others = {name: value for name, value in headline.items() if name != SCORE}
         self.store.metrics(run, scored, number, when, model=program, data=self._val)
         self.store.metrics(run, others, number, when, model=program)
-        for finetune, model in self._agents.get(number, []):
+        for agent, (finetune, model) in self._agents.get(number, {}).items():
             self.store.metrics(finetune, scored, number, when, model=model, data=self._val)
+            if agent in event.result.agents:
+                cost = usage_metrics("cost", event.result.agents[agent].usage)
+                self.store.metrics(finetune, cost, number, when, model=model)
 
     # Datasets
 
@@ -348,60 +316,14 @@ class Recorder:
         self.store.dataset(run, data, "finetune", num_rows=curated.num_rows, source_type="local", source=source)
         return data
 
-    # Values
-
     def _tags(self, level: str, *, iteration: int | None = None, agent: str | None = None) -> dict[str, str]:
-        tags = {"sirius.run": self._compile.run, "sirius.level": level}
-        if iteration is not None:
-            tags["sirius.iteration"] = str(iteration)
-        if agent is not None:
-            tags["sirius.agent"] = agent
-        return tags
-
-    def _start_tags(self) -> dict[str, str]:
-        event = self._compile
-        agents = {agent: list(predictors) for agent, predictors in event.agents.items()}
-        return {
-            **self._tags("compile"),
-            "sirius.run_dir": str(event.run_dir),
-            "sirius.library": event.library_url,
-            "sirius.agents": json.dumps(agents, ensure_ascii=False),
-        }
-
-    def _params(self) -> dict[str, Any]:
-        event = self._compile
-        return {
-            # Where it works is a tag: as a parameter, it would be the first difference between any two compiles.
-            **{name: value for name, value in without_secrets(event.params).items() if name != "run_dir"},
-            **{f"agent.{agent}": ", ".join(predictors) for agent, predictors in event.agents.items()},
-            **{f"lm.{agent}": lm for agent, lm in event.lms.items()},
-            "adapter": event.adapter,
-            "num_train": event.num_train,
-            "num_val": event.num_val,
-            **{f"version.{package}": _version(package) for package in ("dspy", "mlflow", "sirius-dspy")},
-        }
+        return identity_tags(self._compile.run, level, iteration=iteration, agent=agent)
 
 
-def _totals(results: Mapping[str, Any]) -> dict[str, float]:
-    """What one compares between compiles: the best score, and what all iterations took together."""
-    totals: dict[str, float] = {}
-    if results.get("best_score") is not None:
-        totals["best/score"] = results["best_score"]
-    for entry in results.get("iterations", []):
-        for name, count in entry.get("usage", {}).items():
-            totals[f"total/{name}"] = totals.get(f"total/{name}", 0) + count
-        if seconds := entry.get("seconds"):
-            totals["total/seconds"] = totals.get("total/seconds", 0) + sum(seconds.values())
-    return totals
+def _day(when: int) -> date:
+    return datetime.fromtimestamp(when / 1000, UTC).date()
 
 
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"  # e.g. run from a source tree

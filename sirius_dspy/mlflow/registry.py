@@ -23,8 +23,12 @@ from sirius_dspy.checkpoint.naming import Build, importable_path
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.files import file_name
 from sirius_dspy.mlflow.files import write_agent, write_program
+from sirius_dspy.mlflow.lineage import NOTE
 from sirius_dspy.mlflow.names import agent_name, cleaned, slug
 from sirius_dspy.mlflow.store import experiment_id, open_client
+from sirius_dspy.optimizer.results import CompileResult
+from sirius_dspy.report import Report
+from sirius_dspy.report.headline import summary
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,10 @@ class _Desk:
         lms = {f"lm.{agent}": entry.lm.model for agent, entry in manifest.agents.items()}
         params = {"program": manifest.program, "adapter": manifest.adapter.class_path, **lms}
         links = {f"sirius.agent_model.{agent}": part.model_id for agent, part in parts.items()}
-        with self._new(name, "sirius-program", params, {"sirius.level": "program", **links}) as (stored, files):
+        with self._new(name, "sirius-program", params, {"sirius.level": "program", NOTE: _note(manifest), **links}) as (
+            stored,
+            files,
+        ):
             write_program(files, checkpoint, manifest, served=served, model_id=stored.model_id, code_paths=code_paths)
         return stored
 
@@ -138,7 +145,8 @@ class _Desk:
         """Store one agent's part of the checkpoint."""
         entry = manifest.agents[agent]
         params = {"agent": agent, "lm": entry.lm.model, "predictors": ", ".join(entry.predictors)}
-        tags = {"sirius.level": "agent", "sirius.agent": agent}
+        note = f"Agent {agent}: the LM {entry.lm.model}. {_note(manifest)}"
+        tags = {"sirius.level": "agent", "sirius.agent": agent, NOTE: note}
         with self._new(name, "sirius-agent", params, tags) as (stored, files):
             write_agent(
                 files, save_agent(checkpoint, agent, self.temporary / file_name(name)), model_id=stored.model_id
@@ -152,7 +160,7 @@ class _Desk:
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.create_registered_model(stored.name)
+            self.client.create_registered_model(stored.name, description=_ABOUT[stored.tags["sirius.level"]])
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -160,7 +168,12 @@ class _Desk:
         # Only a server asks for the model; without one, MLflow would look for it in its default store.
         model_id = stored.model_id if self.client.tracking_uri.startswith("http") else None
         version = self.client.create_model_version(
-            stored.name, stored.location, run_id=self.run_id, tags=tags, model_id=model_id
+            stored.name,
+            stored.location,
+            run_id=self.run_id,
+            tags=tags,
+            model_id=model_id,
+            description=stored.tags[NOTE],
         )
         return Registered(stored.name, int(version.version), stored.model_id, alias, agents or {})
 
@@ -204,11 +217,40 @@ def _checkpoint(program: dspy.Module | str | Path) -> Iterator[Path]:
         yield save(program, Path(temporary) / "checkpoint")
 
 
+_ABOUT = {
+    "program": "A program that SiriuS compiled, with the weights of its agents. Load it with "
+    "`sirius_dspy.load(uri, program=...)`.",
+    "agent": "The LM of one agent of a program that SiriuS compiled. Load it with "
+    "`sirius_dspy.mlflow.load_agent(uri)`.",
+}
+"""What a registered model is, by its level."""
+
+
+def _results(manifest: Manifest) -> CompileResult | None:
+    """The results of the compile; `None` for a program that was not compiled."""
+    return manifest.results if isinstance(manifest.results, CompileResult) else None
+
+
+def _note(manifest: Manifest) -> str:
+    """What a version is: the program and its score."""
+    results, name = _results(manifest), manifest.program.rpartition(":")[2]
+    if results is None:
+        return f"The program {name}."
+    scores = summary(Report(results))
+    return f"The program {name} of the compile {results.run}" + (f": {scores}." if scores else ".")
+
+
 def _result_tags(manifest: Manifest) -> dict[str, Any]:
     """Where a program came from, by the words that the runs of its compile have as tags."""
-    results = manifest.results
-    names = {"run": "sirius.run", "best_iteration": "sirius.best_iteration", "best_score": "sirius.best_score"}
-    return {tag: results[name] for name, tag in names.items() if results.get(name) is not None}
+    results = _results(manifest)
+    if results is None:
+        return {}
+    tags = {
+        "sirius.run": results.run,
+        "sirius.best_iteration": results.best_iteration,
+        "sirius.best_score": results.best_score,
+    }
+    return {name: value for name, value in tags.items() if value is not None}
 
 
 def _served(program: dspy.Module | str | Path, build: Build | None) -> str | None:

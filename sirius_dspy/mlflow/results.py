@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from urllib.parse import quote
 from sqlalchemy import make_url
 
 from sirius_dspy.errors import LibraryError
+from sirius_dspy.optimizer.results import CompileResult
 from sirius_dspy.redact import hide_keys
 from sirius_dspy.report import write_report
 
@@ -58,26 +60,27 @@ def copy_text(path: Path, folder: Path, name: str) -> Path:
     return target
 
 
-def make_report(results: Mapping[str, Any], folder: Path, library: Path | None) -> tuple[Path, ...]:
+def make_report(results: CompileResult, folder: Path, library: Path | None, day: date) -> tuple[Path, ...]:
     """Write the report of a compile; a library that cannot be read is left out of it."""
+    clean = CompileResult.from_dict(hide_keys(results.to_dict()))
     try:
-        return write_report(hide_keys(results), folder, library=library)
+        return write_report(clean, folder, library=library, day=day)
     except LibraryError as error:
         logger.info("The report is written without the library: %s", error)
-        return write_report(hide_keys(results), folder)
+        return write_report(clean, folder, day=day)
 
 
 def _redact_cells(database: sqlite3.Connection) -> bool:
     """Replace what looks like a key in all texts; true if there was anything."""
-    found = False
+    changed = False
     tables = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     for table in tables:
         columns = [name for _, name, kind, *_ in database.execute(f'PRAGMA table_info("{table}")') if kind == "TEXT"]
         for column in columns:
             changes = list(_changed_cells(database, table, column))
             database.executemany(f'UPDATE "{table}" SET "{column}" = ? WHERE rowid = ?', changes)
-            found = found or bool(changes)
-    return found
+            changed = changed or bool(changes)
+    return changed
 
 
 def _changed_cells(database: sqlite3.Connection, table: str, column: str) -> Iterator[tuple[str, int]]:

@@ -57,8 +57,8 @@ class Sample:
         Up to half are repairs, then come other failed runs; a good run closes the list, to compare with.
         """
         stories = self._repairs[: (self.limit + 1) // 2]
-        told = {story.failed.id for story in stories}
-        failed = [trajectory for trajectory in self._failed if trajectory.id not in told]
+        repaired = {story.failed.id for story in stories}
+        failed = [trajectory for trajectory in self._failed if trajectory.id not in repaired]
         room = self.limit - len(stories)
         num_good = min(len(self._succeeded), room, max(int(room > 1), room - len(failed)))
         rollouts = failed[: room - num_good] + self._succeeded[:num_good]

@@ -68,6 +68,10 @@ class Store:
         self._written[run_id] = {(point.key, point.step) for history in histories for point in history}
         return run_id
 
+    def rename(self, run_id: str, name: str) -> None:
+        """Give a run another name."""
+        self.client.update_run(run_id, name=hide_keys(name))
+
     def end(self, run_id: str, status: str, ended_at: int) -> None:
         """Close a run."""
         self.client.set_terminated(run_id, status=status, end_time=ended_at)
@@ -200,12 +204,21 @@ class Store:
         self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
         return str(model.model_id)
 
+    def link_model(self, run_id: str, model_id: str, step: int) -> None:
+        """Show a LoggedModel among the outputs of another run than the one that made it."""
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self.client.get_run(run_id).outputs
+        linked = {output.model_id for output in outputs.model_outputs} if outputs else set()
+        if model_id not in linked:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
+
     def find_model(self, run_id: str) -> str | None:
         """The latest LoggedModel that a run made, also if the run does not know it yet."""
-        found = self.client.search_logged_models(
+        models = self.client.search_logged_models(
             [self.experiment_id], filter_string=f"source_run_id = {quoted(run_id)}", max_results=1
         )
-        return str(found[0].model_id) if found else None
+        return str(models[0].model_id) if models else None
 
     def trained_models(self, run: str) -> dict[str, str]:
         """Id of the LM to the LoggedModel, of all agent versions that a compile has made."""
@@ -266,10 +279,10 @@ class Connection:
 
 def origin(tags: Mapping[str, str] | None = None) -> dict[str, str]:
     """The given tags, and who started it from which script, commit and repository, as `mlflow.start_run` has it."""
-    found = resolve_tags(tags)
-    for value in found.values():
+    resolved = resolve_tags(tags)
+    for value in resolved.values():
         remember_address(str(value))  # that of a repository may hold a token
-    return hide_keys(found)
+    return hide_keys(resolved)
 
 
 def selected_store() -> str:
@@ -299,13 +312,13 @@ def experiment_id(client: Any, name: str | None) -> str:
     if name is None and client.tracking_uri == selected_store():
         return resolve_experiment_id()
     name = name or "Default"
-    if found := client.get_experiment_by_name(name):
-        return str(found.experiment_id)
+    if experiment := client.get_experiment_by_name(name):
+        return str(experiment.experiment_id)
     try:
         return str(client.create_experiment(name))
     except MlflowException:  # another process made it in between
-        if found := client.get_experiment_by_name(name):
-            return str(found.experiment_id)
+        if experiment := client.get_experiment_by_name(name):
+            return str(experiment.experiment_id)
         raise
 
 

@@ -191,13 +191,13 @@ class Traces:
         spans = list(_spans(root, number, ended_at * 1_000_000))
         info = _info(root, number, self.experiment_id, run_id, ended_at, tags)
         client = open_tracing_client(self.tracking_uri)
-        known = client.start_trace(info)
+        started = client.start_trace(info)
         try:
             client.log_spans(self.experiment_id, spans)
         except NotImplementedError as error:  # a store that keeps spans as files, or a server of which MLflow thinks so
             if has_silent_server(client.store):
                 raise ConnectionError("The server did not say its version, so it was sent no spans.") from error
-            self._upload(known, TraceData(spans))
+            self._upload(started, TraceData(spans))
         return str(info.trace_id)
 
     def _upload(self, info: Any, trace_data: Any) -> None:

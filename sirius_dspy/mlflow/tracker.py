@@ -42,7 +42,8 @@ class MLflowTracker(Tracker):
     Args:
         experiment: Name of the experiment, made if it is not there; `None` is the one selected with
             `mlflow.set_experiment`. With an active run, its experiment is used, since MLflow shows children only there.
-        run_name: Name of the root run; by default `compile-` and the start of the compile's id.
+        run_name: Name of the root run; by default the program with the start of the compile's id, and in the end with
+            its score, as "Team: 0 % to 54 % (validation)".
         tracking_uri: Where MLflow keeps runs; `None` is what MLflow is set to, by default `mlflow.db` in the working
             directory.
         log_library: Whether the experience library becomes an artifact, where it is a SQLite file of a moderate size.
@@ -102,7 +103,7 @@ class MLflowTracker(Tracker):
         self._recorder = Recorder(
             event,
             connection,
-            run_name=self.run_name or f"compile-{event.run[:8]}",
+            run_name=self.run_name,
             parent=parent,
             log_library=self.log_library,
         )
@@ -148,12 +149,12 @@ class MLflowTracker(Tracker):
 
     @override
     def on_evaluated(self, event: Evaluated) -> None:
-        """Start the score curve with the student's, and write what the promotion gate saw."""
+        """Start the score curve with the student's, and write what the gate saw."""
         self._send("score", lambda recorder, when: recorder.evaluated(event, when))
 
     @override
     def on_iteration_ended(self, event: IterationEnded) -> None:
-        """Write the headline metrics and the program's new version, and close the iteration."""
+        """Write the headline metrics, the cost and the program's new version, and close the iteration."""
         self._send("iteration", lambda recorder, when: recorder.iteration_ended(event, when))
         if self._outbox is not None:
             self._outbox.try_again()
@@ -167,7 +168,7 @@ class MLflowTracker(Tracker):
         self._send_traces(max(self._seen, default=0))
         for (iteration, agent), points in self._curves.take_all().items():
             self._send_unfinished(iteration, agent, points, status)
-        self._send("library and report", lambda recorder, when: recorder.upload_results(event))
+        self._send("library and report", lambda recorder, when: recorder.upload_results(event, when))
         self._send("end of the compile", lambda recorder, when: recorder.end(event, when))
         self._is_open = False
         try:
@@ -205,7 +206,7 @@ class MLflowTracker(Tracker):
             self._send_trace(iteration, story)
 
     def _send_trace(self, iteration: int, story: RepairStory | Trajectory) -> None:
-        self._send("trace", lambda recorder, when: recorder.told(iteration, story, when))
+        self._send("trace", lambda recorder, when: recorder.write_trace(iteration, story, when))
 
     def _send_unfinished(self, iteration: int, agent: str, points: list[Point], status: str) -> None:
         self._send("fine-tune", lambda recorder, when: recorder.unfinished(iteration, agent, points, status, when))

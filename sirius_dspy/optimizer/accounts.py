@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.optimizer.budget import Account, Ledger
+from sirius_dspy.optimizer.budget import Account, Budget, Ledger
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.trajectory import Origin, Usage
@@ -19,14 +19,26 @@ def open_account(plan: Plan, library: ExperienceLibrary, run: str) -> Account:
 
     A killed process could not save its account; the calls of runs that were kept are counted from the library then.
     """
-    saved = plan.run_dir.spending()
-    ledger: Ledger = {}
-    for key, noted in ({} if saved is None else saved.calls).items():
-        ledger[key] = {model: Usage(*numbers) for model, numbers in noted.items()}
+    account = read_account(plan.run_dir, plan.settings.budget)
     for key, kept in _kept_calls(library, run).items():
-        if _num_calls(ledger.get(key, {})) < _num_calls(kept):
-            ledger[key] = kept
-    return Account(plan.settings.budget, ledger, None if saved is None else saved.seconds)
+        if _num_calls(account.ledger.get(key, {})) < _num_calls(kept):
+            account.ledger[key] = kept
+    return account
+
+
+def read_account(run_dir: RunDir, budget: Budget | None = None) -> Account:
+    """The account that `save_account` wrote; an empty one if there is none.
+
+    Raises:
+        RunDamagedError: The file is damaged.
+    """
+    saved = run_dir.spending()
+    if saved is None:
+        return Account(budget)
+    ledger: Ledger = {
+        key: {model: Usage(*numbers) for model, numbers in noted.items()} for key, noted in saved.calls.items()
+    }
+    return Account(budget, ledger, saved.seconds)
 
 
 def save_account(account: Account, run_dir: RunDir) -> None:

@@ -19,6 +19,7 @@ import dspy
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.optimizer.prices import price_of
+from sirius_dspy.optimizer.spent import Spent, cost_of, usage_of
 from sirius_dspy.trajectory import Usage
 
 logger = logging.getLogger(__name__)
@@ -125,22 +126,6 @@ class BudgetReached(Exception):  # noqa: N818  # ends a compile as intended
     """The compile must end here; caught by the loop."""
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What was used; `usd` is `None` if the price of some LM is unknown."""
-
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    usd: float | None = 0.0
-    seconds: float = 0.0
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and completion tokens."""
-        return self.prompt_tokens + self.completion_tokens
-
-
 class Account:
     """Counts what a compile spends, stage by stage, and says how much more may begin.
 
@@ -172,7 +157,7 @@ class Account:
 
     def add_usage(self, lm: str, entry: Mapping[str, Any]) -> None:
         """Called by DSPy for each answer that no cache gave."""
-        usage = Usage(1, int(entry.get("prompt_tokens") or 0), int(entry.get("completion_tokens") or 0))
+        usage = usage_of(entry)
         with self._lock:
             by_model = self.ledger.setdefault(self._key, {})
             by_model[lm] = by_model.get(lm, Usage()) + usage
@@ -209,12 +194,16 @@ class Account:
             ledgers = [dict(by_model) for name, by_model in self.ledger.items() if key in (None, name)]
         usages = [(model, usage) for by_model in ledgers for model, usage in by_model.items()]
         total = sum((usage for _, usage in usages), Usage())
-        prices = [(price_of(model, self.budget.prices), usage) for model, usage in usages]
-        usd = None if any(price is None for price, _ in prices) else sum(p.of(u) for p, u in prices if p is not None)
         seconds = sum(value for name, value in self.seconds.items() if key in (None, name))
         if self._began is not None and key in (None, self._key):
             seconds += time.monotonic() - self._began
-        return Spent(total.calls, total.prompt_tokens, total.completion_tokens, usd, seconds)
+        return Spent(
+            calls=total.calls,
+            prompt_tokens=total.prompt_tokens,
+            completion_tokens=total.completion_tokens,
+            usd=cost_of(usages, self.budget.prices),
+            seconds=seconds,
+        )
 
     def note_item(self, usage: Usage) -> None:
         """One run or repair of the stage ended, and its LM calls took this."""

@@ -94,7 +94,7 @@ class Loop:
             self.plan.run_dir.finish(f"iteration-{iteration}", result.to_dict())
         self._add(session, result)
         session.weights.launches.keep({*result.lms.values(), *self._result(session).best_lms.values()})
-        session.tracker.on_iteration_ended(IterationEnded(iteration, result.metrics, result.lms))
+        session.tracker.on_iteration_ended(IterationEnded(result))
         return True
 
     def _add(self, session: Session, result: IterationResult) -> None:
@@ -164,10 +164,10 @@ class Loop:
             save_account(session.account, self.plan.run_dir)
             status = "failed" if isinstance(error, Exception) else "interrupted"
             message = f"{type(error).__name__}: {error}"
-            session.tracker.on_compile_ended(CompileEnded(status, results=self._result(session), error=message))
+            session.tracker.on_compile_ended(CompileEnded(status, self._result(session), message))
             raise
         result = self._result(session)
-        session.tracker.on_compile_ended(CompileEnded("finished", result.best_iteration, results=result))
+        session.tracker.on_compile_ended(CompileEnded("finished", result))
 
     @contextmanager
     def _serving(self, session: Session) -> Iterator[None]:
@@ -188,8 +188,7 @@ class Loop:
         result = self._result(session)
         session.weights.install(session.weights.find_all(result.best_lms or self.plan.lms))
         compiled = session.weights.compiled()
-        if self.ended != "budget":  # or a report would take it for a compile that needs no more work
-            self.plan.run_dir.finish("results", result.to_dict())
+        self.plan.run_dir.finish("results", result.to_dict())
         vars(compiled)["detailed_results"] = result
         return compiled
 
@@ -198,6 +197,7 @@ def _started(session: Session, resumed: bool) -> CompileStarted:
     plan = session.plan
     return CompileStarted(
         run=session.run,
+        program=type(plan.student).__name__,
         run_dir=plan.run_dir.path,
         library_url=session.library.url,
         params=plan.settings.scalars,

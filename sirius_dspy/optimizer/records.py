@@ -15,7 +15,6 @@ COUNT_LIMIT = 1 << 63
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=COUNT_LIMIT)]
-Interval = Annotated[list[Finite], Field(min_length=2, max_length=2)]
 
 
 class Record(BaseModel, extra="allow", strict=True):
@@ -64,21 +63,6 @@ class Spending(Record):
     """`ITERATION/STAGE` to LM id to calls, prompt tokens and completion tokens."""
     seconds: dict[str, float]
     """`ITERATION/STAGE` to wall time."""
-
-
-class Tested(Record):
-    """One program of a test."""
-
-    program: str
-    score: Finite
-    interval: Interval | None = None
-    num_examples: Count
-
-
-class Test(Record):
-    """`stages/test.json`: scores on examples that the compile never saw, where somebody measured them."""
-
-    programs: list[Tested] = []
 
 
 class Row(Record):

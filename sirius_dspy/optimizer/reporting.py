@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from sirius_dspy.library.summary import Funnel, summarize
 from sirius_dspy.optimizer.accounts import STAGE_OF
-from sirius_dspy.optimizer.budget import Spent
-from sirius_dspy.optimizer.prices import price_of
+from sirius_dspy.optimizer.budget import Account
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.results import (
     AgentResult,
@@ -17,9 +16,11 @@ from sirius_dspy.optimizer.results import (
     Ended,
     IterationResult,
     RepairResult,
+    UnfinishedIteration,
     UsageResult,
 )
 from sirius_dspy.optimizer.session import Session
+from sirius_dspy.optimizer.spent import Spent, cost_of
 from sirius_dspy.optimizer.weights import LMs
 from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.training.curate import TrainingSet
@@ -34,8 +35,8 @@ def first_result(session: Session, standing: Standing) -> IterationResult:
         num_val=len(session.plan.valset),
         lms=session.plan.lms,
         standing=standing,
-        stages=_stages(session, 0),
-        seconds=_seconds(session, 0),
+        stages=stage_usages(session.account, 0),
+        seconds=_seconds(session.account, 0),
         chosen_in_forward=session.weights.chosen_in_forward,
     )
 
@@ -56,7 +57,7 @@ def iteration_result(
         threshold=session.settings.threshold,
         agents=session.plan.agents,
     )
-    usages, seconds = _agent_usages(session, iteration), _seconds(session, iteration)
+    usages, seconds = _agent_usages(session, iteration), _seconds(session.account, iteration)
     agents = {
         agent: _agent_result(rows, jobs.get(agent), usages.get(agent, UsageResult())) for agent, rows in sets.items()
     }
@@ -74,7 +75,7 @@ def iteration_result(
         repair=_repair_result(summary.repair),
         seconds=seconds,
         usage=_sum(usages.values()),
-        stages=_stages(session, iteration),
+        stages=stage_usages(session.account, iteration),
         chosen_in_forward=session.weights.chosen_in_forward,
     )
 
@@ -92,20 +93,46 @@ def compile_result(session: Session, ended: Ended, reason: str) -> CompileResult
         threshold=float(plan.settings.threshold),
         agents={agent: tuple(names) for agent, names in plan.agents.items()},
         iterations=tuple(replace(entry, score=entry.standing.mean(floor)) for entry in session.history),
+        unfinished=unfinished_iteration(session.account, session.history),
         ended=ended,
         reason=reason,
         program=type(plan.student).__name__,
         num_train=len(plan.unique_trainset),
         num_examples=len(plan.trainset),
-        usage=_usage(spent),
+        usage=usage_result(spent),
         seconds=spent.seconds,
+    )
+
+
+def unfinished_iteration(
+    account: Account, history: Collection[IterationResult], jobs: Mapping[int, Mapping[str, Job]] | None = None
+) -> UnfinishedIteration | None:
+    """What is done beyond the finished iterations; `None` if nothing is.
+
+    Args:
+        account: What was spent.
+        history: The finished iterations.
+        jobs: Iteration to agent name to its finished fine-tuning job.
+    """
+    jobs = jobs or {}
+    begun = {int(key.partition("/")[0]) for key in [*account.ledger, *account.seconds]} | set(jobs)
+    number = max(begun, default=-1)
+    if number <= max((entry.iteration for entry in history), default=-1):
+        return None
+    return UnfinishedIteration(
+        iteration=number,
+        agents={agent: _trained(AgentResult(rows=job.rows), job) for agent, job in jobs.get(number, {}).items()},
+        stages=stage_usages(account, number),
+        seconds=_seconds(account, number),
     )
 
 
 def _agent_result(rows: TrainingSet, job: Job | None, usage: UsageResult) -> AgentResult:
     result = AgentResult(rows=len(rows.rows), dropped=dict(rows.dropped), usage=usage)
-    if job is None:
-        return result
+    return result if job is None else _trained(result, job)
+
+
+def _trained(result: AgentResult, job: Job) -> AgentResult:
     losses = tuple(loss if math.isfinite(loss) else None for loss in job.losses)
     return replace(result, losses=losses, lm=job.lm, base=job.base, seconds=job.seconds)
 
@@ -122,19 +149,20 @@ def _repair_result(funnel: Funnel) -> RepairResult:
     )
 
 
-def _stages(session: Session, iteration: int) -> dict[str, UsageResult]:
+def stage_usages(account: Account, iteration: int) -> dict[str, UsageResult]:
     """Stage to what servers counted in it."""
-    keys = [key for key in session.account.ledger if key.startswith(f"{iteration}/")]
-    return {key.partition("/")[2]: _usage(session.account.spent(key)) for key in keys}
+    keys = [key for key in account.ledger if key.startswith(f"{iteration}/")]
+    return {key.partition("/")[2]: usage_result(account.spent(key)) for key in keys}
 
 
-def _seconds(session: Session, iteration: int) -> dict[str, float]:
+def _seconds(account: Account, iteration: int) -> dict[str, float]:
     """Stage to wall time."""
-    noted = session.account.seconds.items()
+    noted = account.seconds.items()
     return {key.partition("/")[2]: value for key, value in noted if key.startswith(f"{iteration}/")}
 
 
-def _usage(spent: Spent) -> UsageResult:
+def usage_result(spent: Spent) -> UsageResult:
+    """The LM calls of what was spent."""
     return UsageResult(spent.calls, spent.prompt_tokens, spent.completion_tokens, spent.usd)
 
 
@@ -160,9 +188,7 @@ def _add(by_agent: dict[str, dict[str, Usage]], agent: str, model: str, usage: U
 
 def _priced(by_model: Mapping[str, Usage], prices: Mapping[str, tuple[float, float]]) -> UsageResult:
     total = sum(by_model.values(), Usage())
-    listed = [(price_of(model, prices), usage) for model, usage in by_model.items() if usage.calls]
-    is_known = all(price is not None for price, _ in listed)
-    usd = sum(price.of(usage) for price, usage in listed if price is not None) if is_known else None
+    usd = cost_of(by_model.items(), prices)
     return UsageResult(total.calls, total.prompt_tokens, total.completion_tokens, usd)
 
 

@@ -164,6 +164,21 @@ class IterationResult(Result):
 
 
 @dataclass(frozen=True)
+class UnfinishedIteration(Result):
+    """What is done of the iteration that a compile stopped in."""
+
+    __pydantic_config__ = _STRICT
+
+    iteration: Count
+    agents: Mapping[str, AgentResult] = field(default_factory=dict)
+    """Agents whose fine-tuning job has finished."""
+    stages: Mapping[str, UsageResult] = field(default_factory=dict)
+    """Stage to the LM calls that servers answered in it."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Stage to wall time."""
+
+
+@dataclass(frozen=True)
 class CompileResult(Result):
     """What a compile did, and what it would take to look closer."""
 
@@ -182,6 +197,8 @@ class CompileResult(Result):
     """URL of the experience library, without its password; empty in a checkpoint."""
     iterations: tuple[IterationResult, ...] = ()
     """From 0, the student as it came; empty if not even that was scored."""
+    unfinished: UnfinishedIteration | None = None
+    """What is done beyond `iterations`."""
     ended: Ended = "unfinished"
     reason: str = ""
     """Why the compile ended before all iterations."""
@@ -242,6 +259,40 @@ class CompileResult(Result):
 
 
 _DERIVED = ("best_iteration", "best_score")
+
+
+@dataclass(frozen=True)
+class ProgramScore(Result):
+    """The score of one program on examples that the compile never saw."""
+
+    __pydantic_config__ = _STRICT
+
+    program: str
+    score: Finite
+    num_examples: Count
+    interval: tuple[Finite, Finite] | None = None
+    """Bounds of the 95 % interval; by default Wilson's, where the score is a share."""
+
+    @property
+    def bounds(self) -> Interval | None:
+        """The 95 % interval; `None` if there is none."""
+        return score_interval(self.score, self.num_examples) if self.interval is None else Interval(*self.interval)
+
+
+@dataclass(frozen=True)
+class HeldOutScores(Result):
+    """Scores on examples that the compile never saw: of the compiled program, and of others to compare it with."""
+
+    __pydantic_config__ = _STRICT
+
+    programs: tuple[ProgramScore, ...] = ()
+    compiled: str | None = None
+    """Name of the compiled program among them."""
+
+    @property
+    def compiled_score(self) -> ProgramScore | None:
+        """The score of the compiled program."""
+        return next((score for score in self.programs if score.program == self.compiled), None)
 
 
 def score_interval(score: float, num_val: int) -> Interval | None:

@@ -13,29 +13,41 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
-from sirius_dspy.errors import LibraryError, ResultError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
+from sirius_dspy.errors import LibraryError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
 from sirius_dspy.files import file_name, write_text
-from sirius_dspy.identity.parts import check_changes
+from sirius_dspy.identity.parts import Change, check_changes
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.urls import parse_url
 from sirius_dspy.optimizer import records
-from sirius_dspy.optimizer.results import CompileResult, IterationResult, Result
+from sirius_dspy.optimizer.record_files import (
+    RESTORE,
+    advice_on,
+    damaged,
+    read_record_file,
+    read_result_file,
+    read_text,
+)
+from sirius_dspy.optimizer.results import CompileResult, HeldOutScores, IterationResult
 from sirius_dspy.redact import hide
 from sirius_dspy.trajectory import digest
 
 _PROBE = b" " * (1 << 16)
 """What is written for a moment, to see whether anything can be."""
+
+
+Compare = Callable[[Mapping[str, Any], Mapping[str, Any], str, Sequence[str]], list[Change]]
+"""Gives what differs between the identity in a folder and that of a call; see `check_changes`."""
 
 
 class Begun(NamedTuple):
@@ -52,9 +64,11 @@ class RunDir:
 
     Attributes:
         path: The folder; it is made on first use.
+        file: Name of the file that says whose folder it is.
     """
 
     path: Path
+    file: str = "run.json"
 
     @property
     def library(self) -> Path:
@@ -86,7 +100,7 @@ class RunDir:
         except SiriuSError:
             raise
         except (OSError, ValueError) as error:  # a path with a NUL character is a ValueError
-            raise RunDirError(f"The run directory {str(self.path)!r} cannot be used: {_advice(error)}") from error
+            raise RunDirError(f"The run directory {str(self.path)!r} cannot be used: {advice_on(error)}") from error
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -139,12 +153,12 @@ class RunDir:
         Raises:
             RunDamagedError: The file is damaged, or gone while stages are there.
         """
-        found = read_record_file(self.path / "run.json", RESTORE)
+        found = read_record_file(self.path / self.file, RESTORE)
         if found is None and any((self.path / "stages").glob("*.json")):
             raise RunDamagedError(
-                f"{str(self.path)!r} has finished stages, but its 'run.json' is missing, so that nobody knows of which "
-                f"compile they are. {RESTORE}",
-                path=self.path / "run.json",
+                f"{str(self.path)!r} has finished stages, but its {self.file!r} is missing, so that nobody knows whose "
+                f"they are. {RESTORE}",
+                path=self.path / self.file,
             )
         return found
 
@@ -155,14 +169,17 @@ class RunDir:
             RunDamagedError: As for `identity`, or a part is missing.
         """
         self.identity()
-        return read_record_file(self.path / "run.json", RESTORE, records.Identity)
+        return read_record_file(self.path / self.file, RESTORE, records.Identity)
 
-    def begin(self, identity: Mapping[str, Any], accepted: Sequence[str] = ()) -> Begun:
+    def begin(
+        self, identity: Mapping[str, Any], accepted: Sequence[str] = (), compare: Compare = check_changes
+    ) -> Begun:
         """Claim the folder for a compile, or go on with the one that it belongs to.
 
         Args:
             identity: What makes the compile the one that it is; see `sirius_dspy.identity.parts`.
             accepted: Paths in it that may differ from what the folder says; what does is noted there.
+            compare: Refuses other changes.
 
         Raises:
             RunMismatchError: The folder belongs to a compile with other settings, data or program.
@@ -176,9 +193,9 @@ class RunDir:
             self._claim({**identity, "run": run, "accepted": []})
             return Begun(run, resumed=False)
         run, noted = before.pop("run", None), before.pop("accepted", None)
-        found = check_changes(before, identity, str(self.path), accepted)
+        found = compare(before, identity, str(self.path), accepted)
         if not isinstance(run, str) or not isinstance(noted, list):
-            raise _damaged(self.path / "run.json", "it does not say which compile it is of", RESTORE)
+            raise damaged(self.path / self.file, "it does not say which compile it is of", RESTORE)
         if found:
             noted.append({"at": datetime.now(UTC).isoformat(), "changes": list(map(str, found))})
             self._claim({**identity, "run": run, "accepted": noted})
@@ -186,7 +203,7 @@ class RunDir:
 
     def _claim(self, record: Mapping[str, Any]) -> None:
         with self.usable():
-            write_text(self.path / "run.json", json.dumps(record, indent=2, sort_keys=True) + "\n")
+            write_text(self.path / self.file, json.dumps(record, indent=2, sort_keys=True) + "\n")
 
     def note_library(self, library_id: str, url: str) -> None:
         """Write down with which library the compile begins; done before `begin`, so that it is never missing."""
@@ -219,7 +236,7 @@ class RunDir:
             "the library and its fine-tuning jobs, without any LM call."
         )
         path = self._stage(f"iteration-{number}")
-        return _read_result(path, advice, IterationResult, iteration=number)
+        return read_result_file(path, advice, IterationResult, iteration=number)
 
     def job(self, iteration: int, agent: str) -> records.Job | None:
         """A finished fine-tuning job; `None` if it has not finished.
@@ -247,7 +264,7 @@ class RunDir:
             RunDamagedError: See `finished`.
         """
         advice = "Delete it, and call the same `compile` again: it writes the file anew, without any LM call."
-        return _read_result(self._stage("results"), advice, CompileResult)
+        return read_result_file(self._stage("results"), advice, CompileResult)
 
     def spending(self) -> records.Spending | None:
         """What was spent so far; `None` if nothing was noted.
@@ -259,14 +276,22 @@ class RunDir:
         record = read_record_file(self._stage("spending"), advice, records.Spending)
         return None if record is None else records.Spending(**record)
 
-    def test(self) -> dict[str, Any] | None:
-        """What somebody measured on test examples; `None` if nobody did.
+    def test(self) -> HeldOutScores | None:
+        """Scores on test examples; `None` if nobody measured them.
 
         Raises:
             RunDamagedError: See `finished`.
         """
         advice = "Delete it, and run the test again."
-        return read_record_file(self._stage("test"), advice, records.Test)
+        return read_result_file(self._stage("test"), advice, HeldOutScores)
+
+    def finish_test(self, scores: HeldOutScores) -> None:
+        """Keep scores on test examples, for the report.
+
+        Raises:
+            RunDirError: The folder cannot be used.
+        """
+        self.finish("test", scores.to_dict())
 
     def finished(self, stage: str) -> dict[str, Any] | None:
         """What any other finished stage wrote; `None` if it has not finished.
@@ -294,6 +319,16 @@ class RunDir:
         """
         self.finish(f"train-{job.iteration}-{job.agent}", job.model_dump())
 
+    def last_change(self) -> datetime:
+        """When the compile last finished a stage, or else when it began.
+
+        Raises:
+            RunDirError: The folder cannot be read.
+        """
+        with self.usable():
+            files = [*(self.path / "stages").glob("*.json")] or [self.path / self.file]
+            return datetime.fromtimestamp(max(file.stat().st_mtime for file in files), UTC)
+
     def reopen(self) -> None:
         """Forget the results, and tests of them: a compile that goes on has none until it has finished again."""
         with self.usable():
@@ -307,17 +342,17 @@ class RunDir:
             RunDamagedError: A line is not a chat row.
         """
         path = self.training_file(iteration, agent)
-        text = _text(path, _TRAINING_ADVICE)
+        text = read_text(path, _TRAINING_ADVICE)
         if text is None:
             return None
         lines = text.split("\n")
         if lines.pop():
-            raise _damaged(path, "its last line is cut short", _TRAINING_ADVICE)
+            raise damaged(path, "its last line is cut short", _TRAINING_ADVICE)
         for number, line in enumerate(lines, start=1):
             try:
                 records.read_record(line, records.Row)
             except ValueError as error:
-                raise _damaged(path, f"line {number}: {error}", _TRAINING_ADVICE) from error
+                raise damaged(path, f"line {number}: {error}", _TRAINING_ADVICE) from error
         return lines
 
     def _stage(self, stage: str) -> Path:
@@ -353,93 +388,7 @@ def _library_of(run_dir: RunDir) -> Path | str:
     )
 
 
-_HIDDEN_PASSWORD = "***"
-"""What SQLAlchemy shows in place of a password."""
-
-RESTORE = "Restore it from a backup, or choose another `run_dir`."
-"""Advice for files that cannot be made again."""
-
 _TRAINING_ADVICE = "Restore it from a backup; training files are only for reading, and `compile` does not need them."
 
-
-def read_record_file(
-    path: Path, advice: str, shape: type[records.Record] = records.Record, **expected: Any
-) -> dict[str, Any] | None:
-    """The one way in which our JSON files are read.
-
-    Args:
-        path: The file.
-        advice: What can be done if it is damaged, as a sentence.
-        shape: What it has to hold.
-        **expected: Fields that must have exactly these values.
-
-    Returns:
-        The object; `None` if there is no file.
-
-    Raises:
-        RunDamagedError: It is cut short, empty, or not what was written.
-        RunDirError: It cannot be read.
-    """
-    text = _text(path, advice)
-    if text is None:
-        return None
-    try:
-        return records.read_record(text, shape, **expected)
-    except ValueError as error:
-        raise _damaged(path, str(error), advice) from error
-
-
-ResultKind = TypeVar("ResultKind", bound=Result)
-
-
-def _read_result(path: Path, advice: str, kind: type[ResultKind], **expected: Any) -> ResultKind | None:
-    record = read_record_file(path, advice, **expected)
-    if record is None:
-        return None
-    try:
-        return kind.from_dict(record)
-    except ResultError as error:
-        raise _damaged(path, str(error).rstrip("."), advice) from error
-
-
-def _text(path: Path, advice: str) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="surrogatepass")
-    except FileNotFoundError as error:
-        if path.is_symlink():
-            raise _damaged(path, "it is a link to a file that is gone", advice) from error
-        return None
-    except UnicodeDecodeError as error:
-        raise _damaged(path, "it is not UTF-8 text", advice) from error
-    except IsADirectoryError as error:
-        raise _damaged(path, "it is a folder", advice) from error
-    except (OSError, ValueError) as error:
-        raise RunDirError(f"The file {str(path)!r} cannot be read: {_advice(error)}") from error
-
-
-def _damaged(path: Path, what: str, advice: str) -> RunDamagedError:
-    return RunDamagedError(f"The file {str(path)!r} is damaged: {what}. {advice}", path=path)
-
-
-def _advice(error: OSError | ValueError) -> str:
-    """What the system said, and what can be done about it."""
-    if not isinstance(error, OSError):
-        return f"{error}. Choose another path."
-    said = error.strerror or str(error)
-    where = f" ({error.filename!r})" if error.filename else ""
-    return f"{said}{where}. {_ADVICE.get(error.errno or 0, _CHOOSE)}"
-
-
-_CHOOSE = "Choose another `run_dir`, which is a folder where you may write, or a new path."
-_ADVICE = {
-    errno.ENOSPC: "All that was finished is kept. Free some space, and call again.",
-    errno.EDQUOT: "All that was finished is kept. Free some space, and call again.",
-    errno.EACCES: "Give yourself the permission to read and write there, or choose another `run_dir`.",
-    errno.EPERM: "Give yourself the permission to read and write there, or choose another `run_dir`.",
-    errno.EROFS: "The file system is read-only. Choose a `run_dir` on another one.",
-    errno.ENOTDIR: "A file lies where a folder is needed. Move it away, or choose another `run_dir`.",
-    errno.EEXIST: "Something that is no folder lies there. Move it away, or choose another `run_dir`.",
-    errno.EISDIR: "A folder lies where a file is needed. Move it away, or choose another `run_dir`.",
-    errno.ENAMETOOLONG: "Choose a shorter path.",
-}
-"""What the system reports -> what can be done."""
+_HIDDEN_PASSWORD = "***"
+"""What SQLAlchemy shows in place of a password."""

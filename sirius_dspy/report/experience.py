@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.stats import LibraryStats
-from sirius_dspy.report.run import Results
+from sirius_dspy.optimizer.results import CompileResult
 from sirius_dspy.report.stories import Flowed, Story, choose_stories, most_frequent_flows
 from sirius_dspy.running.standing import Standing, floor_of
-from sirius_dspy.trajectory import Attempt, Repair, Usage
+from sirius_dspy.trajectory import Attempt, Repair
 
 ALL_AGENTS = "all"
 """In `Funnel.agent`: whichever agent was edited."""
@@ -33,7 +32,7 @@ class Funnel:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What the promotion gate saw: the valset with some of an iteration's new weights put in."""
+    """What the gate saw: the valset with some of an iteration's new weights put in."""
 
     iteration: int
     candidate: int
@@ -43,72 +42,36 @@ class Gate:
     num_val: int
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What the LM calls of one stage of one iteration took."""
-
-    iteration: int
-    stage: Literal["collect", "repair", "evaluate"]
-    usage: Usage
-
-
 @dataclass(frozen=True)
 class Experience:
     """One compile's part of a library."""
 
     growth: tuple[LibraryStats, ...]
-    prices: tuple[Price, ...]
     gates: tuple[Gate, ...]
     funnels: tuple[Funnel, ...]
     flows: tuple[Flowed, ...]
     stories: tuple[Story, ...]
 
-    @property
-    def usage(self) -> Usage:
-        """All LM calls."""
-        return sum((price.usage for price in self.prices), Usage())
 
-
-def read_experience(library: ExperienceLibrary, results: Results) -> Experience:
+def read_experience(library: ExperienceLibrary, results: CompileResult) -> Experience:
     """Count and choose what a report shows.
 
     Args:
         library: Where the compile's runs are.
-        results: Of the compile: `run`, `threshold` and `agents` count; without `threshold`, a success is a reward of 1.
+        results: Of the compile: its id, threshold and agents count.
     """
-    run, threshold = results.get("run"), results.get("threshold", 1.0)
-    growth = tuple(stats for stats in library.stats(threshold=threshold) if run in (None, stats.run))
+    run, threshold = results.run, results.threshold
+    agent_of = {name: agent for agent, names in results.agents.items() for name in names}
     return Experience(
-        growth=growth,
-        prices=tuple(_prices(growth, library.repairs(run=run))),
+        growth=tuple(stats for stats in library.stats(threshold=threshold) if stats.run == run),
         gates=tuple(_gates(library, run)),
-        funnels=tuple(_funnels(library.repairs(run=run), _agent_of(results))),
+        funnels=tuple(_funnels(library.repairs(run=run), agent_of)),
         flows=most_frequent_flows(library, run),
-        stories=choose_stories(library, run, threshold, list(_agent_of(results))),
+        stories=choose_stories(library, run, threshold, list(agent_of)),
     )
 
 
-def _agent_of(results: Results) -> dict[str, str]:
-    """Predictor name to agent name."""
-    return {name: agent for agent, names in results.get("agents", {}).items() for name in names}
-
-
-def _prices(growth: Iterable[LibraryStats], repairs: Iterable[Repair]) -> Iterator[Price]:
-    stages: dict[tuple[int, Literal["collect", "repair", "evaluate"]], Usage] = defaultdict(Usage)
-    for stats in growth:
-        if stats.origin == "rollout":
-            stages[stats.iteration, "collect"] += stats.usage
-        elif stats.origin == "repair":
-            stages[stats.iteration, "repair"] += stats.usage
-        elif stats.origin == "validation":
-            stages[stats.iteration, "evaluate"] += stats.usage
-    for repair in repairs:  # critics and new answers; the replays were counted above
-        stages[repair.iteration, "repair"] += repair.usage
-    for (iteration, stage), usage in sorted(stages.items()):
-        yield Price(iteration, stage, usage)
-
-
-def _gates(library: ExperienceLibrary, run: str | None) -> Iterator[Gate]:
+def _gates(library: ExperienceLibrary, run: str) -> Iterator[Gate]:
     """The candidates of each iteration; `sample` is how the compile numbers them."""
     standings: dict[tuple[int, int], Standing] = defaultdict(lambda: Standing.of([]))
     for entry in library.entries(run=run, origin="validation"):
@@ -126,15 +89,15 @@ def _funnels(repairs: Iterable[Repair], agent_of: Mapping[str, str]) -> list[Fun
         for attempt in repair.attempts:
             by_agent[agent_of.get(attempt.predictor, attempt.predictor)].append(attempt)
         for agent, attempts in [(ALL_AGENTS, list(repair.attempts)), *by_agent.items()]:
-            known = counts.setdefault((repair.iteration, agent), dict.fromkeys((*FUNNEL, "leaked"), 0))
-            for stage in _stages(attempts):
-                known[stage] += 1
+            by_stage = counts.setdefault((repair.iteration, agent), dict.fromkeys((*FUNNEL, "leaked"), 0))
+            for stage in _reached(attempts):
+                by_stage[stage] += 1
     order = {agent: number for number, agent in enumerate([ALL_AGENTS, *dict.fromkeys(agent_of.values())])}
     places = sorted(counts, key=lambda place: (place[0], order.get(place[1], len(order)), place[1]))
     return [Funnel(iteration, agent, counts[iteration, agent]) for iteration, agent in places]
 
 
-def _stages(attempts: Sequence[Attempt]) -> Iterator[str]:
+def _reached(attempts: Sequence[Attempt]) -> Iterator[str]:
     """How far one failed run came."""
     yield "failed"
     if any(attempt.feedback for attempt in attempts):

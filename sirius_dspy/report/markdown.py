@@ -7,28 +7,31 @@ import re
 from collections.abc import Iterable
 
 from sirius_dspy.graph.chart import to_mermaid
+from sirius_dspy.report.contents import Report
 from sirius_dspy.report.experience import Experience
-from sirius_dspy.report.run import Results
-from sirius_dspy.report.tables import Table, details, headline, tables
+from sirius_dspy.report.headline import details, facts, summary, title
+from sirius_dspy.report.table import Table
+from sirius_dspy.report.tables import tables
 
 
-def render_markdown(results: Results, experience: Experience | None = None) -> str:
+def render_markdown(report: Report) -> str:
     """Tell what a compile did, in Markdown tables.
 
     Args:
-        results: `CompileEnded.results`, which is also `detailed_results` of the compiled program.
-        experience: The compile's part of the library, from `read_experience`.
+        report: The results; with the compile's part of the library, the text also has promotion, the library's
+            growth, and the usual data flow as a Mermaid chart.
 
     Returns:
-        Scores with their 95 % Wilson intervals, agents, repairs, seconds per stage and costs; with `experience` also
-        promotion, the library's growth, and the usual data flow as a Mermaid chart. A table without rows is left out.
+        Scores with their 95 % Wilson intervals, agents, repairs, and cost by stage and by agent. A table without rows
+        is left out.
     """
     sections = [
-        "# SiriuS report",
-        _list(headline(results, experience)),
-        _list(details(results), quoted=True),
-        *(_section(table) for table in tables(results, experience)),
-        *([] if experience is None else _flows(experience)),
+        f"# {_escaped(title(report))}",
+        _escaped(summary(report)),
+        _list(facts(report)),
+        _list(details(report), quoted=True),
+        *(_section(table) for table in tables(report)),
+        *([] if report.experience is None else _flows(report.experience)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -38,7 +41,7 @@ def _list(pairs: Iterable[tuple[str, str]], *, quoted: bool = False) -> str:
 
 
 def _section(table: Table) -> str:
-    rule = ["---" if is_text else "---:" for is_text in table.texts]
+    rule = ["---" if is_text else "---:" for is_text in table.is_text]
     note = [table.note, ""] if table.note else []
     rows = (_line(map(_escaped, row)) for row in table.rows)
     return "\n".join([f"## {table.title}", "", *note, _line(map(_escaped, table.header)), _line(rule), *rows])

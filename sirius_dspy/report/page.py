@@ -12,23 +12,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from sirius_dspy.graph.chart import to_svg
-from sirius_dspy.report.experience import Experience
+from sirius_dspy.report.contents import Report
+from sirius_dspy.report.headline import details, facts, summary, title
 from sirius_dspy.report.plots import svg_plots
-from sirius_dspy.report.run import Results
 from sirius_dspy.report.stories import Flowed
-from sirius_dspy.report.tables import details, headline, tables
+from sirius_dspy.report.tables import tables
 
 _FOLDED = 280
 """Characters of a text that are shown at once; of a longer one, the beginning, and all of it on demand."""
 
 
-def render_html(results: Results, experience: Experience | None = None) -> str:
+def render_html(report: Report) -> str:
     """Tell what a compile did, as one HTML page.
 
     Args:
-        results: `CompileEnded.results`, which is also `detailed_results` of the compiled program.
-        experience: The compile's part of the library, from `read_experience`; without it, the page has no library
-            growth, data flow or trajectories.
+        report: The results; without the compile's part of the library, the page has no library growth, no data flow
+            and no runs.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
@@ -42,12 +41,15 @@ def render_html(results: Results, experience: Experience | None = None) -> str:
     )
     environment.filters["words"] = _words
     environment.globals["folded"] = _FOLDED
-    plots = {name: Markup(svg) for name, svg in svg_plots(results, experience).items()}
+    plots = {name: Markup(svg) for name, svg in svg_plots(report).items()}
+    experience = report.experience
     flows = [] if experience is None else experience.flows
     return environment.get_template("report.html.j2").render(
-        headline=headline(results, experience),
-        details=details(results),
-        tables=tables(results, experience),
+        title=title(report),
+        summary=summary(report),
+        facts=facts(report),
+        details=details(report),
+        tables=tables(report),
         plots=plots,
         flows=[(flow, Markup(_flow_svg(flow, number))) for number, flow in enumerate(flows, start=1)],
         stories=[] if experience is None else experience.stories,

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sirius_dspy.optimizer.results import CompileResult
+from sirius_dspy.report.contents import Report
 from sirius_dspy.report.experience import ALL_AGENTS, FUNNEL, Experience
-from sirius_dspy.report.run import Results, score_interval
-from sirius_dspy.report.tables import entry_seconds
+from sirius_dspy.report.spending import stage_seconds
 from sirius_dspy.stats import Interval
 
 if TYPE_CHECKING:
@@ -41,20 +42,19 @@ _ROW = 0.24
 Draw = Callable[["Axes"], None]
 
 
-def svg_plots(results: Results, experience: Experience | None) -> dict[str, str]:
+def svg_plots(report: Report) -> dict[str, str]:
     """Table name to its plot as an `<svg>` element; a plot without numbers is left out."""
-    return {name: _to_svg(draw, name, title) for name, title, draw in _plots(results, experience)}
+    return {name: _to_svg(draw, name, title) for name, title, draw in _plots(report)}
 
 
-def write_png(results: Results, experience: Experience | None, path: Path) -> Path:
+def write_png(report: Report, path: Path) -> Path:
     """Draw all plots side by side.
 
     Args:
-        results: With at least one iteration.
-        experience: As for `svg_plots`.
+        report: With at least one iteration.
         path: Of the PNG file.
     """
-    plots = _plots(results, experience)
+    plots = _plots(report)
     figure = _figure(max(len(plots), 1))
     for (_, title, draw), axes in zip(plots, figure.axes, strict=False):
         draw(axes)
@@ -63,36 +63,39 @@ def write_png(results: Results, experience: Experience | None, path: Path) -> Pa
     return path
 
 
-def _plots(results: Results, experience: Experience | None) -> list[tuple[str, str, Draw]]:
+def _plots(report: Report) -> list[tuple[str, str, Draw]]:
     """Table name, title and drawing of all plots that have something to show."""
-    iterations = results.get("iterations", [])
-    found: list[tuple[str, str, Draw]] = []
-    if any(entry.get("score") is not None for entry in iterations):
-        found.append(("score", "Validation score", lambda axes: _draw_scores(axes, iterations)))
+    results, experience = report.results, report.experience
+    plots: list[tuple[str, str, Draw]] = []
+    if results.iterations:
+        plots.append(("score", "Validation score", lambda axes: _draw_scores(axes, report)))
     if experience is not None and experience.growth:
-        found.append(("growth", "Runs added", lambda axes: _draw_growth(axes, experience)))
+        plots.append(("growth", "Runs added", lambda axes: _draw_growth(axes, experience)))
     if experience is not None and experience.funnels:
-        found.append(("repair", "Failed runs in repair", lambda axes: _draw_funnel(axes, experience)))
-    if experience is None and any(entry.get("repair", {}).get("tried") for entry in iterations):
-        found.append(("repair", "Repaired share of failed runs", lambda axes: _draw_repairs(axes, iterations)))
-    if any(any(entry_seconds(entry)) for entry in iterations):
-        found.append(("cost", "Seconds", lambda axes: _draw_seconds(axes, iterations)))
-    return found
+        plots.append(("repair", "Failed runs in repair", lambda axes: _draw_funnel(axes, experience)))
+    if experience is None and any(entry.repair.tried for entry in results.iterations):
+        plots.append(("repair", "Repaired share of failed runs", lambda axes: _draw_repairs(axes, results)))
+    if stage_seconds(results):
+        plots.append(("cost", "Seconds", lambda axes: _draw_seconds(axes, stage_seconds(results))))
+    return plots
 
 
 # Drawings
 
 
-def _draw_scores(axes: Axes, iterations: Sequence[Results]) -> None:
-    scored = [entry for entry in iterations if entry.get("score") is not None]
-    numbers, scores = [entry["iteration"] for entry in scored], [entry["score"] for entry in scored]
-    bounds = [score_interval(entry) or Interval(entry["score"], entry["score"]) for entry in scored]
+def _draw_scores(axes: Axes, report: Report) -> None:
+    entries = report.results.iterations
+    bounds = [entry.interval or Interval(entry.score, entry.score) for entry in entries]
+    scores = [entry.score for entry in entries]
     below = [score - bound.low for score, bound in zip(scores, bounds, strict=True)]
     above = [bound.high - score for score, bound in zip(scores, bounds, strict=True)]
+    numbers = [entry.iteration for entry in entries]
     axes.errorbar(numbers, scores, yerr=[below, above], marker="o", capsize=4, color=FIRST)
     low, high = axes.get_ylim()
     axes.set_ylim(min(0.0, low), max(1.0, high))
     _whole_numbers(axes)
+    if report.is_in_percent:
+        _in_percent(axes)
     _name(axes, "iteration", "score, 95 % interval")
 
 
@@ -107,6 +110,7 @@ def _draw_growth(axes: Axes, experience: Experience) -> None:
     axes.barh(places, succeeded, color=SECOND, label="succeeded")
     axes.barh(places, failed, left=succeeded, color=FIFTH, label="failed")
     _rows(axes, labels)
+    _whole_numbers(axes)
     _name(axes, "runs", "")
     _legend(axes)
 
@@ -123,32 +127,31 @@ def _draw_funnel(axes: Axes, experience: Experience) -> None:
         axes.bar_label(bars, padding=3, color=INK, fontsize="small")
     _rows(axes, stages)
     axes.margins(x=0.12)  # room for the counts
+    _whole_numbers(axes)
     _name(axes, "failed runs", "")
     _legend(axes)
 
 
-def _draw_repairs(axes: Axes, iterations: Sequence[Results]) -> None:
-    repairs = {entry["iteration"]: entry["repair"] for entry in iterations if entry.get("repair", {}).get("tried")}
-    shares = [repair["repaired"] / repair["tried"] for repair in repairs.values()]
+def _draw_repairs(axes: Axes, results: CompileResult) -> None:
+    repairs = {entry.iteration: entry.repair for entry in results.iterations if entry.repair.tried}
+    shares = [repair.repaired / repair.tried for repair in repairs.values()]
     bars = axes.bar(list(repairs), shares, width=0.4, color=THIRD)
-    texts = [f"{repair['repaired']} of {repair['tried']}" for repair in repairs.values()]
+    texts = [f"{repair.repaired} of {repair.tried}" for repair in repairs.values()]
     axes.bar_label(bars, texts, padding=3, color=INK)
     axes.set_ylim(0, 1)
     _whole_numbers(axes)
+    _in_percent(axes)
     _name(axes, "iteration", "share")
 
 
-def _draw_seconds(axes: Axes, iterations: Sequence[Results]) -> None:
+def _draw_seconds(axes: Axes, seconds: Mapping[int, Mapping[str, float]]) -> None:
     """A bar per iteration, cut into stages."""
-    seconds: dict[str, Mapping[str, float]] = {
-        str(entry["iteration"]): dict(entry_seconds(entry)) for entry in iterations if any(entry_seconds(entry))
-    }
     ends = [0.0] * len(seconds)
     for number, stage in enumerate(dict.fromkeys(stage for parts in seconds.values() for stage in parts)):
         widths = [parts.get(stage, 0.0) for parts in seconds.values()]
         axes.barh(range(len(seconds)), widths, left=ends, height=0.6, color=_cycled(number), label=stage)
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
-    _rows(axes, list(seconds))
+    _rows(axes, list(map(str, seconds)))
     _name(axes, "seconds", "iteration")
     _legend(axes)
 
@@ -173,6 +176,12 @@ def _whole_numbers(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _in_percent(axes: Axes) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
 
 
 def _name(axes: Axes, x: str, y: str) -> None:

@@ -62,13 +62,13 @@ class Flowed:
 
 
 def choose_stories(
-    library: ExperienceLibrary, run: str | None, threshold: float, predictors: Sequence[str]
+    library: ExperienceLibrary, run: str, threshold: float, predictors: Sequence[str]
 ) -> tuple[Story, ...]:
     """The runs to show: repaired ones of all agents by turns, then the most frequent failures.
 
     Args:
         library: Where the runs are.
-        run: Id of the compile; `None` is all runs.
+        run: Id of the compile.
         threshold: Least reward of a success.
         predictors: In the order in which their repairs take turns.
     """
@@ -85,17 +85,15 @@ def _repaired(library: ExperienceLibrary, repairs: Mapping[str, Repair], predict
     for repair in repairs.values():
         for attempt in repair.attempts:
             if attempt.verdict == "repaired" and attempt.trajectory is not None:
-                found = (repair.iteration, repair.parent, attempt.trajectory)
-                by_predictor.setdefault(attempt.predictor, []).append(found)
-    turns = chain.from_iterable(zip_longest(*(sorted(found) for found in by_predictor.values())))
+                place = (repair.iteration, repair.parent, attempt.trajectory)
+                by_predictor.setdefault(attempt.predictor, []).append(place)
+    turns = chain.from_iterable(zip_longest(*(sorted(place) for place in by_predictor.values())))
     for _, parent, good in islice(filter(None, turns), NUM_STORIES):
         failed = library.get(parent)
         yield Story(failed, *_example(library, failed), repairs[parent], library.get(good), 0)
 
 
-def _failures(
-    library: ExperienceLibrary, run: str | None, threshold: float, repairs: Mapping[str, Repair]
-) -> Iterator[Story]:
+def _failures(library: ExperienceLibrary, run: str, threshold: float, repairs: Mapping[str, Repair]) -> Iterator[Story]:
     """The failed rollouts that nobody repaired: one of each outcome, the most frequent outcome first."""
     counts: Counter[str] = Counter()
     chosen: dict[str, tuple[bool, str]] = {}
@@ -125,12 +123,12 @@ def _example(library: ExperienceLibrary, trajectory: Trajectory) -> tuple[Mappin
     return readable(inputs), readable(labels)
 
 
-def most_frequent_flows(library: ExperienceLibrary, run: str | None) -> tuple[Flowed, ...]:
+def most_frequent_flows(library: ExperienceLibrary, run: str) -> tuple[Flowed, ...]:
     """The shapes of data flow that most rollouts had, of the first `MOST_FLOWS` that ended without an error."""
     charts: dict[str, FlowChart] = {}
     counts: Counter[str] = Counter()
-    found = library.trajectories(run=run, origin="rollout")
-    for trajectory in islice((one for one in found if one.failure is None), MOST_FLOWS):
+    runs = library.trajectories(run=run, origin="rollout")
+    for trajectory in islice((one for one in runs if one.failure is None), MOST_FLOWS):
         chart = data_flow(trajectory)
         shape = repr(([node.label for node in chart.nodes], chart.flows))
         counts[shape] += 1

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,32 @@ import sqlalchemy as sa
 
 from sirius_dspy.errors import LibraryError
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.optimizer.run_dir import open_library
+from sirius_dspy.optimizer.reading import read_results
+from sirius_dspy.optimizer.results import CompileResult
+from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.redact import hide_keys
+from sirius_dspy.report.contents import Report
 from sirius_dspy.report.experience import read_experience
 from sirius_dspy.report.markdown import render_markdown
 from sirius_dspy.report.page import render_html
 from sirius_dspy.report.plots import write_png
-from sirius_dspy.report.run import Results, read_results, score_interval
 
 logger = logging.getLogger(__name__)
 
 AnyLibrary = str | Path | sa.URL | ExperienceLibrary
 
 
-def write_report(results: Results, folder: Path | str, *, library: AnyLibrary | None = None) -> tuple[Path, ...]:
+def write_report(
+    results: CompileResult, folder: Path | str, *, library: AnyLibrary | None = None, day: date | None = None
+) -> tuple[Path, ...]:
     """Write `report.md`, `report.json`, `report.html` and `progress.png`.
 
     Args:
-        results: As for `render_markdown`.
+        results: `detailed_results` of the compiled program.
         folder: Made if it is not there; older reports in it are replaced.
         library: Where the compile's runs are. Without it, the report has what the results say: no library growth, no
-            data flow, no trajectories.
+            data flow, no runs.
+        day: When the compile ended; for the head of the report.
 
     Returns:
         The paths written. Without an iteration there is nothing to draw, and no `progress.png`.
@@ -44,14 +50,15 @@ def write_report(results: Results, folder: Path | str, *, library: AnyLibrary | 
     folder = Path(folder)
     with _opened(library) as opened:
         experience = None if opened is None else read_experience(opened, results)
+    report = Report(results, experience, date=day)
     folder.mkdir(parents=True, exist_ok=True)
     written = [
-        _write(folder / "report.md", render_markdown(results, experience)),
+        _write(folder / "report.md", render_markdown(report)),
         _write(folder / "report.json", json.dumps(_with_intervals(results), indent=2, ensure_ascii=False) + "\n"),
     ]
-    written.append(_write(folder / "report.html", render_html(results, experience)))
-    if results.get("iterations"):
-        written.append(write_png(results, experience, folder / "progress.png"))
+    written.append(_write(folder / "report.html", render_html(report)))
+    if results.iterations:
+        written.append(write_png(report, folder / "progress.png"))
     return tuple(written)
 
 
@@ -73,13 +80,15 @@ def write_run_report(
         RunDamagedError: A file of it is damaged.
         LibraryError: As for `write_report`.
     """
-    with _opened(_own_library(Path(run_dir)) if library is None else library) as opened:
+    folder = RunDir(Path(run_dir))
+    with _opened(_own_library(folder.path) if library is None else library) as opened:
         results = read_results(run_dir, opened)
         experience = None if opened is None else read_experience(opened, results)
-    target = Path(page) if page is not None else Path(run_dir) / "report" / "report.html"
+    report = Report(results, experience, folder.test(), folder.last_change().date())
+    target = Path(page) if page is not None else folder.path / "report" / "report.html"
     target.parent.mkdir(parents=True, exist_ok=True)
-    markdown = _write(target.with_suffix(".md"), render_markdown(results, experience))
-    return _write(target, render_html(results, experience)), markdown
+    markdown = _write(target.with_suffix(".md"), render_markdown(report))
+    return _write(target, render_html(report)), markdown
 
 
 @contextmanager
@@ -108,9 +117,9 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _with_intervals(results: Results) -> dict[str, Any]:
+def _with_intervals(results: CompileResult) -> dict[str, Any]:
     iterations = [
-        {**iteration, **({"score_interval": list(interval)} if (interval := score_interval(iteration)) else {})}
-        for iteration in results.get("iterations", [])
+        {**entry.to_dict(), "score_interval": None if entry.interval is None else list(entry.interval)}
+        for entry in results.iterations
     ]
-    return {**results, "iterations": iterations}
+    return {**results.to_dict(), "iterations": iterations}

@@ -9,6 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from sirius_dspy.optimizer.results import IterationResult
+from sirius_dspy.testing.results import make_iteration, make_result
 from sirius_dspy.testing.trainer import ROWS
 from sirius_dspy.tracking import events
 from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, digest
@@ -38,8 +40,9 @@ def compile_events(
         lms[agent] = f"toy/{agent}+1"
     yield from _evaluation(1, 0.5)
     metrics = {"val/score": 0.5, "collect/success_rate": 0.5, "repair/repaired": 1.0}
-    yield "on_iteration_ended", events.IterationEnded(iteration=1, metrics=metrics, lms=lms)
-    yield "on_compile_ended", _ended(status, metrics)
+    iteration = make_iteration(1, 0.5, num_val=2, lms=dict(lms), metrics=metrics)
+    yield "on_iteration_ended", events.IterationEnded(iteration)
+    yield "on_compile_ended", _ended(status, run, iteration)
 
 
 def _started(
@@ -50,6 +53,7 @@ def _started(
         library.execute("CREATE TABLE IF NOT EXISTS trajectories (id TEXT)")
     return events.CompileStarted(
         run=run,
+        program="Team",
         run_dir=run_dir,
         library_url=f"sqlite:///{run_dir / 'library.db'}",
         params={"iterations": 1, "threshold": 1.0, "mixed": False, "run_dir": None},
@@ -64,10 +68,10 @@ def _started(
     )
 
 
-def _ended(status: str, metrics: Mapping[str, float]) -> events.CompileEnded:
+def _ended(status: str, run: str, iteration: IterationResult) -> events.CompileEnded:
     if status != "finished":
-        return events.CompileEnded(status=status, error="TrainingError: the job gave up")
-    return events.CompileEnded(status=status, best_iteration=1, metrics=metrics, results={"scores": [0.0, 0.5]})
+        return events.CompileEnded(status, make_result([], run=run, ended="unfinished"), "TrainingError: it gave up")
+    return events.CompileEnded(status, make_result([0.0, iteration], run=run))
 
 
 def _evaluation(iteration: int, score: float) -> Iterator[Event]:

@@ -1,22 +1,26 @@
-"""What a compile tells the outside: one frozen event per hook, on a base class of no-ops.
+"""What compiles and experiments tell the outside: one frozen event per hook, on a base class of no-ops.
 
 All hooks are called from the thread that runs `compile`, in order, except `on_training_progress`, which comes from the
 thread of the fine-tuning job. A tracker that raises is logged once and then left alone for the rest of that compile:
-tracking never stops a compile.
+tracking never stops a compile. The events of experiments are in `sirius_dspy.experiment.events`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from sirius_dspy.redact import redact_error
 from sirius_dspy.trajectory import Repair, Trajectory
+
+if TYPE_CHECKING:  # the types of later layers, which make these events
+    from sirius_dspy.experiment.events import CellEnded, CellStarted, ExperimentEnded, ExperimentStarted
+    from sirius_dspy.optimizer.results import CompileResult, IterationResult
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,8 @@ class CompileStarted:
 
     run: str
     """Id of the compile; equal settings, data and program give an equal id."""
+    program: str
+    """Class of the program."""
     run_dir: Path
     library_url: str
     """Without a password."""
@@ -128,18 +134,29 @@ class Evaluated:
     """Mean reward."""
     num_examples: int
     label: str
-    """`program`, or the agents whose new weights were put in for the promotion gate."""
+    """`program`, or the agents whose new weights were put in for the gate."""
 
 
 @dataclass(frozen=True)
 class IterationEnded:
     """All of an iteration is on disk."""
 
-    iteration: int
-    metrics: Mapping[str, float]
-    """Headline numbers, e.g. `val/score`, `collect/success_rate`, `repair/repaired`, `library/size`."""
-    lms: Mapping[str, str]
-    """Agent name to LM id after promotion."""
+    result: IterationResult
+
+    @property
+    def iteration(self) -> int:
+        """Number of the iteration, from 1."""
+        return self.result.iteration
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Headline numbers, e.g. `val/score`, `collect/success_rate`, `repair/repaired`, `library/size`."""
+        return self.result.metrics
+
+    @property
+    def lms(self) -> Mapping[str, str]:
+        """Agent name to the id of its LM after promotion."""
+        return self.result.lms
 
 
 @dataclass(frozen=True)
@@ -147,12 +164,15 @@ class CompileEnded:
     """The compile returned, or stopped with an error."""
 
     status: str
-    """`finished`, `failed` or `interrupted`."""
-    best_iteration: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    results: Mapping[str, Any] = field(default_factory=dict)
-    """`detailed_results` of the compiled program."""
+    """`finished`, `failed` or `interrupted`; for how a finished one ended, see `results.ended`."""
+    results: CompileResult
+    """`detailed_results` of the compiled program; what there is, if the compile stopped."""
     error: str = ""
+
+    @property
+    def best_iteration(self) -> int | None:
+        """Number of the best iteration; `None` if nothing was scored."""
+        return self.results.best_iteration
 
 
 class Tracker:
@@ -196,22 +216,37 @@ class Tracker:
     def on_compile_ended(self, event: CompileEnded) -> None:
         """The compile returned or stopped."""
 
+    def on_experiment_started(self, event: ExperimentStarted) -> None:
+        """The checks of an experiment passed; its compiles, if any, follow inside its cells."""
+
+    def on_cell_started(self, event: CellStarted) -> None:
+        """A cell of an experiment begins."""
+
+    def on_cell_ended(self, event: CellEnded) -> None:
+        """A cell of an experiment is on disk."""
+
+    def on_experiment_ended(self, event: ExperimentEnded) -> None:
+        """The experiment returned or stopped."""
+
 
 class Trackers(Tracker):
-    """Several trackers as one; one that raises is logged and told nothing more of that compile, the others go on.
+    """Several trackers as one; one that raises is logged and left out of the rest, the others go on.
+
+    The rest is that of the compile, or of the experiment that the compile is a part of.
 
     Args:
-        trackers: Told in this order.
+        trackers: Called in this order.
         strict: Let a tracker's error through. For tests of trackers.
     """
 
     def __init__(self, trackers: Sequence[Tracker], *, strict: bool = False) -> None:
         self.trackers = list(trackers)
         self.strict = strict
+        self._is_in_experiment = False
         self._failed: set[int] = set()
-        """Identities of trackers that are told nothing more of this compile; the list itself stays the caller's."""
+        """Identities of trackers that are left out of this compile or experiment; the list stays the caller's."""
 
-    def _tell(self, hook: str, event: Any) -> None:
+    def _notify(self, hook: str, event: Any) -> None:
         for tracker in tuple(self.trackers):
             if id(tracker) in self._failed:
                 continue
@@ -222,7 +257,7 @@ class Trackers(Tracker):
                     raise
                 self._failed.add(id(tracker))
                 logger.error(
-                    "Tracker %s failed in %s and is left out of the rest of this compile.",
+                    "Tracker %s failed in %s and is left out of the rest.",
                     type(tracker).__name__,
                     hook,
                     exc_info=redact_error(error),
@@ -230,41 +265,60 @@ class Trackers(Tracker):
 
     @override
     def on_compile_started(self, event: CompileStarted) -> None:
-        self._failed = set()
-        self._tell("on_compile_started", event)
+        if not self._is_in_experiment:
+            self._failed = set()
+        self._notify("on_compile_started", event)
 
     @override
     def on_stage_started(self, event: StageStarted) -> None:
-        self._tell("on_stage_started", event)
+        self._notify("on_stage_started", event)
 
     @override
     def on_rolled_out(self, event: RolledOut) -> None:
-        self._tell("on_rolled_out", event)
+        self._notify("on_rolled_out", event)
 
     @override
     def on_repaired(self, event: Repaired) -> None:
-        self._tell("on_repaired", event)
+        self._notify("on_repaired", event)
 
     @override
     def on_curated(self, event: Curated) -> None:
-        self._tell("on_curated", event)
+        self._notify("on_curated", event)
 
     @override
     def on_training_progress(self, event: TrainingProgress) -> None:
-        self._tell("on_training_progress", event)
+        self._notify("on_training_progress", event)
 
     @override
     def on_trained(self, event: Trained) -> None:
-        self._tell("on_trained", event)
+        self._notify("on_trained", event)
 
     @override
     def on_evaluated(self, event: Evaluated) -> None:
-        self._tell("on_evaluated", event)
+        self._notify("on_evaluated", event)
 
     @override
     def on_iteration_ended(self, event: IterationEnded) -> None:
-        self._tell("on_iteration_ended", event)
+        self._notify("on_iteration_ended", event)
 
     @override
     def on_compile_ended(self, event: CompileEnded) -> None:
-        self._tell("on_compile_ended", event)
+        self._notify("on_compile_ended", event)
+
+    @override
+    def on_experiment_started(self, event: ExperimentStarted) -> None:
+        self._failed, self._is_in_experiment = set(), True
+        self._notify("on_experiment_started", event)
+
+    @override
+    def on_cell_started(self, event: CellStarted) -> None:
+        self._notify("on_cell_started", event)
+
+    @override
+    def on_cell_ended(self, event: CellEnded) -> None:
+        self._notify("on_cell_ended", event)
+
+    @override
+    def on_experiment_ended(self, event: ExperimentEnded) -> None:
+        self._notify("on_experiment_ended", event)
+        self._is_in_experiment = False

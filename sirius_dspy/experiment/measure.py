@@ -1,0 +1,191 @@
+"""One cell: a method compiles its program within its budget, and the program is tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dspy
+
+from sirius_dspy.baselines import BudgetExceededError, Limits, Meter
+from sirius_dspy.experiment.cell import Cell, Outcome, Status
+from sirius_dspy.experiment.ledger import metered, read_spent
+from sirius_dspy.experiment.methods import Bench, Entry
+from sirius_dspy.experiment.task import Split, Task, answer_of, group_of
+from sirius_dspy.files import file_name
+from sirius_dspy.identity.describe import describe
+from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer.results import CompileResult
+from sirius_dspy.optimizer.run_dir import RunDir
+from sirius_dspy.optimizer.spent import Spent
+from sirius_dspy.program import predictor_names, program_fingerprint
+from sirius_dspy.running.rollout import Rollouts
+from sirius_dspy.running.rollout import Task as Rollout
+from sirius_dspy.tracking.events import Tracker
+from sirius_dspy.training.trainers import Trainer
+from sirius_dspy.trajectory import Trajectory, digest
+
+Offer = Callable[[Bench], dict[str, Entry]]
+"""Gives the methods that there are, by name."""
+
+_COUNT = "spent.json"
+"""What a method has used so far, beside its work, so that methods that share their work share its cost."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Compiles and tests methods.
+
+    Attributes:
+        task: What they solve.
+        offer: The methods that there are.
+        lm: Of all agents.
+        folder: Of the experiment.
+        splits: Seed to its examples; all seeds share the test split.
+        tracker: Receives the events of compiles.
+        trainer: Fine-tunes; by default through the provider of the LM.
+    """
+
+    task: Task
+    offer: Offer
+    lm: dspy.LM
+    folder: Path
+    splits: dict[int, Split]
+    tracker: Tracker | None
+    trainer: Trainer | None
+
+    @property
+    def test(self) -> list[dspy.Example]:
+        """The test split."""
+        return next(iter(self.splits.values())).test
+
+    def bench(self, seed: int, folder: Path | None = None, tracker: Tracker | None = None) -> Bench:
+        """What the methods of one seed get.
+
+        Args:
+            seed: Of sampling and training.
+            folder: Where they work; by default in the folder of the experiment.
+            tracker: Receives the events of their compiles; by default nobody does.
+        """
+        return Bench(self.task, self.lm, seed, folder or self._work(seed), tracker, self.trainer)
+
+    def measure(self, name: str, seed: int) -> Cell:
+        """Compile and test a method."""
+        program, status, trained, error = self.compile(name, self.bench(seed, tracker=self.tracker))
+        trajectories, tested = self._run_tests(name, seed, program)
+        _unload(program, self.lm)
+        return Cell(
+            name,
+            seed,
+            status,
+            outcomes=tuple(self._outcome(e, t) for e, t in zip(self.test, trajectories, strict=True)),
+            trained=trained,
+            tested=tested,
+            measures=self.task.measures(trajectories),
+            details=_details(program),
+            error=error,
+        )
+
+    def compile(self, name: str, bench: Bench) -> tuple[dspy.Module, Status, Spent, str]:
+        """The program of a method, or what it had when its budget ended; how it ended, what it took, and why."""
+        entry = self.offer(bench)[name]
+        resumes = (entry.folder / "run.json").exists()
+        try:
+            with metered(entry.folder / _COUNT, self.task.recipe.budget.limits, resumes=resumes) as ledger:
+                program = self._compile(entry, bench)
+        except BudgetExceededError as error:
+            return self._compile_so_far(name, bench, entry), "budget", ledger.spent, str(error)
+        return program, "finished", ledger.spent, ""
+
+    def rehearse(self, entry: Entry, bench: Bench) -> None:
+        """Compile without any LM call, so that the method's own checks speak now and not hours later."""
+        try:
+            with Meter(Limits(calls=0)):
+                self._compile(entry, bench)
+        except BudgetExceededError:
+            return
+
+    def spent(self, name: str, seed: int) -> Spent:
+        """What a cell that failed had used."""
+        return read_spent(self.offer(self.bench(seed))[name].folder / _COUNT)
+
+    def _work(self, seed: int) -> Path:
+        return self.folder / "work" / f"seed-{seed}"
+
+    def _compile(self, entry: Entry, bench: Bench) -> dspy.Module:
+        split = self.splits[bench.seed]
+        return entry.method.compile(bench.student, trainset=split.train, valset=split.validation)
+
+    def _compile_so_far(self, name: str, bench: Bench, entry: Entry) -> dspy.Module:
+        """The best of the finished iterations, which takes no LM call to find, or the program as it was before."""
+        finished = 0
+        while RunDir(entry.folder).iteration(finished + 1) is not None:
+            finished += 1
+        if not finished:
+            return self._compile(replace(entry, method=entry.before), bench)
+        with Meter(Limits(calls=0)):
+            return self._compile(self.offer(replace(bench, most_iterations=finished))[name], bench)
+
+    def _run_tests(self, name: str, seed: int, program: dspy.Module) -> tuple[list[Trajectory], Spent]:
+        """One run per test example; those of an interrupted test are not made again."""
+        run = digest({"cell": [name, seed], **_version(program)})[:12]
+        rollouts = Rollouts(self.task.metric, run=run, seed=seed, origin="validation")
+        with ExperienceLibrary(self.folder / "tests.sqlite") as library:
+            runs = {trajectory.sample: trajectory for trajectory in library.trajectories(run=run)}
+            tasks = [Rollout(example, place) for place, example in enumerate(self.test) if place not in runs]
+            path = self._work(seed) / f"{file_name(name)}.tested.json"
+            with metered(path, resumes=bool(runs)) as ledger:
+                for task, trajectory in rollouts.run_all(program, tasks):
+                    library.add(trajectory, task.example)
+                    runs[task.sample] = trajectory
+        return [runs[place] for place in range(len(self.test))], ledger.spent
+
+    def _outcome(self, example: dspy.Example, trajectory: Trajectory) -> Outcome:
+        failure = trajectory.failure
+        return Outcome(
+            example=trajectory.example_key,
+            group=group_of(example),
+            reward=trajectory.reward,
+            right=trajectory.succeeded(self.task.recipe.sirius.threshold),
+            parsed=self.task.parsed(example, trajectory),
+            answer=answer_of(trajectory),
+            failure=None if failure is None else f"{failure.kind}: {failure.message}",
+        )
+
+
+def _unload(program: dspy.Module, base: dspy.LM) -> None:
+    """Give back the memory of trained weights, of which there will be many; those that are asked again load again."""
+    trained = {lm.model: lm for predictor in predictor_names(program).values() if (lm := predictor.lm) is not None}
+    for lm in trained.values():
+        if lm.model != base.model and hasattr(lm, "kill"):
+            with suppress(Exception):  # a server that does not unload costs memory there, and no result here
+                lm.kill()
+
+
+def _version(program: dspy.Module) -> dict[str, Any]:
+    """What the answers of a program depend on: instructions, weights, demonstrations."""
+    predictors = predictor_names(program)
+    return {
+        "program": program_fingerprint(program),
+        "lms": {name: getattr(predictor.lm, "model", "") for name, predictor in predictors.items()},
+        "demos": describe({name: predictor.demos for name, predictor in predictors.items()}),
+    }
+
+
+def _details(program: dspy.Module) -> dict[str, Any]:
+    """How a compile of SiriuS went, as far as tables want to know."""
+    results = getattr(program, "detailed_results", None)
+    if not isinstance(results, CompileResult):
+        return {}
+    trained = [entry for entry in results.iterations if entry.iteration > 0]
+    return {
+        "best_iteration": results.best_iteration,
+        "validation": [entry.score for entry in results.iterations],
+        "rows": [{name: agent.rows for name, agent in entry.agents.items()} for entry in trained],
+        "promoted": [dict(entry.promoted) for entry in trained],
+        "repair": [{key: entry.repair[key] for key in ("tried", "repaired", "verdicts")} for entry in trained],
+        "seconds": [dict(entry.seconds) for entry in trained],
+    }
