@@ -119,8 +119,8 @@ class Loop:
             jobs = train(session, iteration, sets)
         new = {agent: session.weights.find(agent, job.lm) for agent, job in jobs.items()}
         with self._stage(session, iteration, "evaluate"):
-            kept, standing = choose_weights(session, iteration, new)
-        return iteration_result(session, iteration, standing, kept, jobs, sets)
+            choice = choose_weights(session, iteration, new)
+        return iteration_result(session, iteration, choice, jobs, sets)
 
     @contextmanager
     def _stage(self, session: Session, iteration: int, name: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.accounts import read_account
 from sirius_dspy.optimizer.budget import Account
 from sirius_dspy.optimizer.records import Job
-from sirius_dspy.optimizer.reporting import stage_usages, unfinished_iteration, usage_result
+from sirius_dspy.optimizer.reporting import stage_seconds, stage_usages, unfinished_iteration, usage_result
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.running.standing import Standing, floor_of
@@ -96,4 +96,5 @@ def _baseline(library: ExperienceLibrary | None, run: str, account: Account) -> 
             lms={},
             standing=Standing.of(runs),
             stages=stage_usages(account, 0),
+            seconds=stage_seconds(account, 0),
         )
