@@ -41,17 +41,17 @@ def check(owner: str, settings: Mapping[str, Any], kinds: Mapping[str, Kind]) ->
     for name, kind in kinds.items():
         if not kind.fits(value := settings[name]):
             hint = f" Pass an object of the class: `{value.__name__}(...)`." if isinstance(value, type) else ""
-            raise SettingsError(f"`{name}` of {owner} is {shown(value)}, expected {kind.expected}.{hint}")
+            raise SettingsError(f"`{name}` of {owner} is {describe_value(value)}, expected {kind.expected}.{hint}")
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value for a message; objects by type and tables by their keys, as they may be long or hold credentials."""
     if isinstance(value, type):
         text = f"the class {value.__name__}"
     elif isinstance(value, Mapping):
-        text = f"a table with the keys {shown(list(value))}"
+        text = f"a table with the keys {describe_value(list(value))}"
     elif isinstance(value, list | tuple | AnySet):
-        text = f"[{', '.join(map(shown, value))}]"
+        text = f"[{', '.join(map(describe_value, value))}]"
     else:
         text = repr(value) if value is None or isinstance(value, str | bool | int | float) else type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."

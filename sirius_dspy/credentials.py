@@ -137,7 +137,7 @@ def holds_only_credentials(name: str) -> bool:
 
 def in_settings(settings: Mapping[str, Any]) -> Iterator[Credential]:
     """The credentials among arguments of an LM, at any depth."""
-    yield from _found(settings, _Place(), [_MAX_OBJECTS])
+    yield from _search(settings, _Place(), [_MAX_OBJECTS])
 
 
 def in_lm(lm: Any) -> Iterator[Credential]:
@@ -146,9 +146,9 @@ def in_lm(lm: Any) -> Iterator[Credential]:
     model = str(getattr(lm, "model", ""))
     for name in _ARGUMENTS:
         settings = getattr(lm, name, None)
-        yield from (item for item in _found(settings, _Place(), budget) if item.text not in model)
+        yield from (item for item in _search(settings, _Place(), budget) if item.text not in model)
     attributes = {name: value for name, value in getattr(lm, "__dict__", {}).items() if name not in _ARGUMENTS}
-    yield from (item for item in _found(attributes, _Place(is_setting=False), budget) if item.text not in model)
+    yield from (item for item in _search(attributes, _Place(is_setting=False), budget) if item.text not in model)
 
 
 def in_address(address: str) -> Iterator[Credential]:
@@ -182,7 +182,7 @@ def in_environment() -> Iterator[Credential]:
                 yield found
 
 
-def _found(value: Any, place: _Place, budget: list[int]) -> Iterator[Credential]:
+def _search(value: Any, place: _Place, budget: list[int]) -> Iterator[Credential]:
     """The credentials in a value and below it.
 
     Args:
@@ -199,16 +199,16 @@ def _found(value: Any, place: _Place, budget: list[int]) -> Iterator[Credential]
         yield from _in_text(value, place, budget)
     elif isinstance(value, Mapping):
         for name, item in list(value.items()):
-            yield from _found(item, place.below(str(name)), budget)
+            yield from _search(item, place.below(str(name)), budget)
     elif isinstance(value, list | tuple | set | frozenset):
         for item in list(value)[:100]:
-            yield from _found(item, replace(place, depth=place.depth + 1), budget)
+            yield from _search(item, replace(place, depth=place.depth + 1), budget)
     elif not isinstance(value, _CODE):
         attributes = getattr(value, "__dict__", {})
         inside = replace(place, is_setting=False, is_harmless=False)
         for name, item in list(attributes.items()):
             if name not in ("history", "callbacks", "requests"):
-                yield from _found(item, inside.below(name), budget)
+                yield from _search(item, inside.below(name), budget)
 
 
 def _in_text(text: str, place: _Place, budget: list[int]) -> Iterator[Credential]:
@@ -230,7 +230,7 @@ def _in_secret(text: str, place: _Place, budget: list[int]) -> Iterator[Credenti
     yield _credential(text)
     if text.lstrip().startswith("{"):
         try:
-            yield from _found(json.loads(text), replace(place, depth=place.depth + 1), budget)
+            yield from _search(json.loads(text), replace(place, depth=place.depth + 1), budget)
         except ValueError:  # only looks like JSON
             return
     if scheme := _SCHEME.match(text):

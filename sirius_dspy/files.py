@@ -51,10 +51,10 @@ def file_name(name: str) -> str:
         >>> file_name("agents[0]")
         'agents_0_-20fea097a975'
     """
-    return name if _SIMPLE.match(name) and not _RESERVED.match(name) else hashed_name(name)
+    return name if _SIMPLE.match(name) and not _RESERVED.match(name) else hash_name(name)
 
 
-def hashed_name(name: str) -> str:
+def hash_name(name: str) -> str:
     """What can be kept of a name in letters, digits, hyphens and underscores, and a hash of the whole."""
     digits = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[: _LONGEST_NAME - _HASH - 1].lstrip("-")

@@ -54,7 +54,7 @@ def note_outside_lm() -> AbstractContextManager[None]:
     return dspy.context(**{_OUTSIDE: dspy.settings.lm})
 
 
-def chosen_lm() -> Any:
+def find_chosen_lm() -> Any:
     """The LM that `forward` has chosen by `dspy.context(lm=...)`; `None` if it has not."""
     if _OUTSIDE not in dspy.settings or dspy.settings.lm is dspy.settings[_OUTSIDE]:
         return None
@@ -85,7 +85,7 @@ class _Following:
     name: Literal["forward", "aforward"] | str
 
     def __call__(self, **inputs: Any) -> Any:
-        chosen = chosen_lm()
+        chosen = find_chosen_lm()
         if chosen is not None:
             inputs.setdefault("lm", chosen)
         return getattr(type(self.predictor), self.name)(self.predictor, **inputs)

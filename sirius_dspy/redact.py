@@ -118,14 +118,14 @@ def hide(value: T) -> T:
     if time.monotonic() - _Known.read_at > _ENVIRONMENT_S:
         _read_environment()
     needles = _Known.in_data
-    return _mapped(value, lambda text: _without(text, needles)) if needles else value
+    return _map_texts(value, lambda text: _without(text, needles)) if needles else value
 
 
 def hide_keys(value: T) -> T:
     """Like `hide`, and without what has the shape of a key: for data that others will read."""
     _read_environment()
     needles = _Known.in_data
-    return _mapped(value, lambda text: _without_keys(_without(text, needles)))
+    return _map_texts(value, lambda text: _without_keys(_without(text, needles)))
 
 
 def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def redact_error(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def redacting_errors() -> Iterator[None]:
+def redact_errors() -> Iterator[None]:
     """Let exceptions through without credentials."""
     try:
         yield
@@ -192,14 +192,14 @@ def _forms(found: Iterable[Credential]) -> tuple[str, ...]:
     forms: set[str] = set()
     for item in found:
         text = item.text
-        forms |= {text, repr(text)[1:-1], html.escape(text), *_quoted(text)}
+        forms |= {text, repr(text)[1:-1], html.escape(text), *_quote(text)}
         escaped = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
         forms |= escaped | {json.dumps(form)[1:-1] for form in escaped}  # JSON in JSON, as in logs of requests
         forms.add(base64.b64encode(text.encode("utf-8", "surrogatepass")).decode())
     return tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
 
-def _quoted(text: str) -> set[str]:
+def _quote(text: str) -> set[str]:
     """As in addresses, where halves of surrogate pairs cannot stand at all."""
     encoded = text.encode("utf-8", "surrogatepass")
     return {quote(encoded, safe=""), quote(encoded), quote_plus(encoded)}
@@ -216,10 +216,10 @@ def _without(text: str, needles: Iterable[str]) -> str:
 
 
 def _without_keys(text: str) -> str:
-    return _KEYS.sub(_hidden_key, text) if any(sign in text for sign in _SIGNS) else text
+    return _KEYS.sub(_hide_key, text) if any(sign in text for sign in _SIGNS) else text
 
 
-def _hidden_key(found: re.Match[str]) -> str:
+def _hide_key(found: re.Match[str]) -> str:
     """The replacement of what has the shape of a key; a longer name of words stays."""
     whole, body, bearer = found[0], found["body"], found["bearer"]
     if body is not None:
@@ -243,16 +243,16 @@ def _is_random(run: str, *, may_be_hex: bool) -> bool:
     return any(character.isalpha() for character in run) and changes >= _MIN_CHANGES * (len(run) - 1)
 
 
-def _mapped(value: Any, change: Any) -> Any:
+def _map_texts(value: Any, change: Any) -> Any:
     """A plain value with its texts changed; the very same object where nothing changes."""
     if isinstance(value, str):
         return change(value) if len(value) >= MIN_LENGTH else value
     if isinstance(value, Mapping):
-        entries = {_mapped(name, change): _mapped(item, change) for name, item in value.items()}
+        entries = {_map_texts(name, change): _map_texts(item, change) for name, item in value.items()}
         same = all(name in entries and entries[name] is item for name, item in value.items())
         return value if same else entries
     if isinstance(value, list | tuple):
-        items = [_mapped(item, change) for item in value]
+        items = [_map_texts(item, change) for item in value]
         same = all(new is old for new, old in zip(items, value, strict=True))
         return value if same else (tuple(items) if isinstance(value, tuple) else items)
     return value
@@ -297,9 +297,9 @@ def _remember_those_of(error: BaseException) -> None:
 
 def _redact_one(error: BaseException) -> None:
     """The message is in `args`, and most clients keep it in attributes besides."""
-    error.args = tuple(redact(item) if isinstance(item, str) else _plain_redacted(item) for item in error.args)
+    error.args = tuple(redact(item) if isinstance(item, str) else _redact_value(item) for item in error.args)
     for name, value in list(getattr(error, "__dict__", {}).items()):
-        changed = _plain_redacted(value)
+        changed = _redact_value(value)
         if changed is not value:
             try:
                 setattr(error, name, changed)
@@ -310,5 +310,5 @@ def _redact_one(error: BaseException) -> None:
         error.__notes__ = [redact(note) for note in notes]
 
 
-def _plain_redacted(value: Any) -> Any:
-    return _mapped(value, redact) if isinstance(value, str | list | tuple | dict) else value
+def _redact_value(value: Any) -> Any:
+    return _map_texts(value, redact) if isinstance(value, str | list | tuple | dict) else value

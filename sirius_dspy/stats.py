@@ -133,7 +133,7 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
         >>> mcnemar([False] * 6, [True] * 6).p_value
         0.03125
     """
-    pairs = list(_paired(before, after))
+    pairs = list(_pair(before, after))
     gained = sum(new and not old for old, new in pairs)
     lost = sum(old and not new for old, new in pairs)
     differing, rarer = gained + lost, min(gained, lost)
@@ -245,7 +245,7 @@ def paired_bootstrap(
         >>> paired_bootstrap([[0, 0, 1, 1]], [[1, 1, 1, 1]]).value
         0.5
     """
-    differences = [[b - a for a, b in _paired(old, new)] for old, new in _paired(before, after)]
+    differences = [[b - a for a, b in _pair(old, new)] for old, new in _pair(before, after)]
     return bootstrap(differences, groups=groups, resamples=resamples, confidence=confidence, seed=seed)
 
 
@@ -274,7 +274,7 @@ def _share(confidence: float) -> float:
     return confidence
 
 
-def _paired(first: Sequence[First], second: Sequence[Second]) -> Iterator[tuple[First, Second]]:
+def _pair(first: Sequence[First], second: Sequence[Second]) -> Iterator[tuple[First, Second]]:
     if len(first) != len(second):
         raise ValueError(f"{len(first)} against {len(second)} values. Pass both for the same items, in one order.")
     return zip(first, second, strict=True)

@@ -36,7 +36,7 @@ def fetch_checkpoint(uri: str) -> Path:
 
     client = mlflow.MlflowClient()
     try:
-        source, model_id = _found(client, uri)
+        source, model_id = _locate(client, uri)
         folder = home("registry", _folder_name(client, source, model_id))
         if not folder.is_dir():
             with new_folder(folder) as draft:
@@ -44,7 +44,7 @@ def fetch_checkpoint(uri: str) -> Path:
                     artifact_uri=source, dst_path=str(draft), tracking_uri=client.tracking_uri
                 )
     except MlflowException as error:
-        raise CheckpointError(_refused(client, uri, error)) from error
+        raise CheckpointError(_explain_refusal(client, uri, error)) from error
     manifest = next(folder.glob("data/*/manifest.json"), None)
     if manifest is None:
         raise CheckpointError(
@@ -53,7 +53,7 @@ def fetch_checkpoint(uri: str) -> Path:
     return manifest.parent
 
 
-def _found(client: Any, uri: str) -> tuple[str, str]:
+def _locate(client: Any, uri: str) -> tuple[str, str]:
     """The address that never changes, and MLflow's id of the logged model behind it."""
     match = _FORMS.fullmatch(uri)
     if match is None:
@@ -77,7 +77,7 @@ def _folder_name(client: Any, source: str, model_id: str) -> str:
     return f"{model_id}-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
 
 
-def _refused(client: Any, uri: str, error: Exception) -> str:
+def _explain_refusal(client: Any, uri: str, error: Exception) -> str:
     """What is there instead, as far as the registry tells."""
     text = f"{uri!r} cannot be loaded from the registry {redact(without_password(client.tracking_uri))!r}: {error}"
     if getattr(error, "error_code", "") not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):

@@ -69,7 +69,7 @@ def check_files(path: Path, manifest: Manifest) -> None:
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
-    found = set(_found(path, manifest))
+    found = set(_list_files(path, manifest))
     if missing := sorted(set(manifest.files) - found):
         raise CheckpointError(
             f"The checkpoint {str(path)!r} lacks the file {missing[0]!r}. Copy the whole folder again."
@@ -86,7 +86,7 @@ def _check_files(path: Path, manifest: Manifest) -> None:
             )
 
 
-def _found(path: Path, manifest: Manifest) -> Iterator[str]:
+def _list_files(path: Path, manifest: Manifest) -> Iterator[str]:
     """The files that count, relative to the folder."""
     parts = {"/".join(name.split("/")[:2]) for name in manifest.files}
     for entry in sorted(path.iterdir()):
@@ -121,7 +121,7 @@ def _is_ours(entry: str) -> bool:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replace_checkpoint(target: Path) -> Iterator[Path]:
     """A folder to fill with the parts and the manifest of a checkpoint, which becomes the one in `target`.
 
     Raises:
@@ -133,7 +133,7 @@ def replacing(target: Path) -> Iterator[Path]:
         target.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(target / _LOCK, timeout=_PATIENCE_S):
-                yield from _replaced(target)
+                yield from _replace(target)
         finally:
             if is_new and not (target / MANIFEST).exists():
                 shutil.rmtree(target, ignore_errors=True)
@@ -146,7 +146,7 @@ def replacing(target: Path) -> Iterator[Path]:
         ) from error
 
 
-def _replaced(target: Path) -> Iterator[Path]:
+def _replace(target: Path) -> Iterator[Path]:
     _clean(target)
     draft = target / f".draft-{uuid4().hex[:8]}"
     try:

@@ -12,7 +12,7 @@ from sirius_dspy.checkpoint.download import SCHEME, fetch_checkpoint
 from sirius_dspy.checkpoint.folder import check_files
 from sirius_dspy.checkpoint.manifest import MANIFEST, AdapterState, AgentEntry, LMState, Manifest, read_manifest
 from sirius_dspy.checkpoint.naming import Build
-from sirius_dspy.checkpoint.parts import built_adapter, built_lm, check_lm, described, is_known, stored_adapter
+from sirius_dspy.checkpoint.parts import build_adapter, build_lm, check_lm, describe_adapter, is_known, store_adapter
 from sirius_dspy.checkpoint.program import ProgramState, put_back, read_program, restore_program
 from sirius_dspy.dspy_internals import mark_compiled
 from sirius_dspy.errors import CheckpointError
@@ -48,7 +48,7 @@ def load(
             the adapter has to be given. The program that was passed is as it was then.
     """
     path = _local(folder)
-    manifest, state = _checked(path)
+    manifest, state = _check_and_read(path)
     if manifest.state is None or state is None:
         raise CheckpointError(
             f"{str(folder)!r} holds the agent {next(iter(manifest.agents))!r} alone. Call `load_agent` of "
@@ -65,7 +65,7 @@ def load(
                 f"The signatures of {type(loaded).__name__} are not those of the program in {str(path)!r}, which the "
                 "agents were trained for. Pass the program that was saved."
             )
-        set_lms(loaded, _built_lms(path, manifest, lms or {}))
+        set_lms(loaded, _build_lms(path, manifest, lms or {}))
     if adapter is not None:
         dspy.configure(adapter=adapter)
     mark_compiled(loaded)
@@ -90,7 +90,7 @@ def load_agent(folder: str | Path, agent: str | None = None) -> dspy.LM:
     if name is None or name not in agents:
         raise CheckpointError(f"{str(folder)!r} has the agents {list(agents)}, not {name!r}. Name one of them.")
     _check_lm(name, agents[name], agents[name].lm)
-    return _built(path, agents[name], agents[name].lm)
+    return _build(path, agents[name], agents[name].lm)
 
 
 def adapter_of(folder: str | Path) -> Adapter:
@@ -99,7 +99,7 @@ def adapter_of(folder: str | Path) -> Adapter:
     Raises:
         CheckpointError: It is one that is not built from a file.
     """
-    return built_adapter(read_manifest(_local(folder)).adapter)
+    return build_adapter(read_manifest(_local(folder)).adapter)
 
 
 def verify(folder: str | Path) -> Manifest:
@@ -108,7 +108,7 @@ def verify(folder: str | Path) -> Manifest:
     Raises:
         CheckpointError: A file is missing, changed, or not what `save` writes.
     """
-    return _checked(_local(folder))[0]
+    return _check_and_read(_local(folder))[0]
 
 
 def _local(folder: str | Path) -> Path:
@@ -117,7 +117,7 @@ def _local(folder: str | Path) -> Path:
     return fetch_checkpoint(folder) if isinstance(folder, str) and folder.startswith(SCHEME) else Path(folder)
 
 
-def _checked(path: Path) -> tuple[Manifest, ProgramState | None]:
+def _check_and_read(path: Path) -> tuple[Manifest, ProgramState | None]:
     for attempt in range(1, _ATTEMPTS + 1):
         before = _version(path)
         try:
@@ -193,11 +193,11 @@ def _check_lms(manifest: Manifest, lms: Mapping[str, dspy.LM]) -> None:
     if unknown := sorted(set(lms) - names):
         raise CheckpointError(f"`lms` names {unknown}; the checkpoint has the agents {list(manifest.agents)}.")
     for agent, entry in manifest.agents.items():
-        for name, state in _needed(agent, entry, lms):
+        for name, state in _list_needed_lms(agent, entry, lms):
             _check_lm(agent if not entry.settings else name, entry, state)
 
 
-def _needed(agent: str, entry: AgentEntry, lms: Mapping[str, dspy.LM]) -> Iterator[tuple[str, LMState]]:
+def _list_needed_lms(agent: str, entry: AgentEntry, lms: Mapping[str, dspy.LM]) -> Iterator[tuple[str, LMState]]:
     """The predictors whose LM the caller does not give, and what was stored of it."""
     if agent not in lms:
         yield from ((name, entry.settings.get(name, entry.lm)) for name in entry.predictors if name not in lms)
@@ -217,7 +217,7 @@ def _check_lm(name: str, entry: AgentEntry, state: LMState) -> None:
     check_lm(state)
 
 
-def _built_lms(path: Path, manifest: Manifest, lms: Mapping[str, dspy.LM]) -> dict[str, dspy.LM]:
+def _build_lms(path: Path, manifest: Manifest, lms: Mapping[str, dspy.LM]) -> dict[str, dspy.LM]:
     """Predictor to its LM; predictors of an agent share one unless they ask it differently."""
     built: dict[str, dspy.LM] = {}
     for agent, entry in manifest.agents.items():
@@ -229,14 +229,14 @@ def _built_lms(path: Path, manifest: Manifest, lms: Mapping[str, dspy.LM]) -> di
             state = entry.settings.get(name, entry.lm)
             key = state.model_dump_json()
             if key not in shared:
-                shared[key] = _built(path, entry, state)
+                shared[key] = _build(path, entry, state)
             built[name] = shared[key]
     return built
 
 
-def _built(path: Path, entry: AgentEntry, state: LMState) -> dspy.LM:
+def _build(path: Path, entry: AgentEntry, state: LMState) -> dspy.LM:
     is_inside = entry.weights is not None and state.model == entry.lm.model
-    return built_lm(state, path / str(entry.weights) if is_inside else None)
+    return build_lm(state, path / str(entry.weights) if is_inside else None)
 
 
 # The adapter
@@ -244,13 +244,14 @@ def _built(path: Path, entry: AgentEntry, state: LMState) -> dspy.LM:
 
 def _adapter(state: AdapterState, configure: bool) -> Adapter | None:
     """The adapter to make DSPy's default; `None` if it is already."""
-    active = stored_adapter(dspy.settings.adapter or dspy.ChatAdapter())
+    active = store_adapter(dspy.settings.adapter or dspy.ChatAdapter())
     if active == state:
         return None
     if not configure:
         raise CheckpointError(
-            f"The checkpoint was made under {described(state)}, the active adapter is {described(active)}. Let `load` "
+            f"The checkpoint was made under {describe_adapter(state)}, but the active adapter is "
+            f"{describe_adapter(active)}. Let `load` "
             "set it for all programs with `configure=True`, or call "
-            f"`dspy.configure(adapter={described(state)})` first."
+            f"`dspy.configure(adapter={describe_adapter(state)})` first."
         )
-    return built_adapter(state)
+    return build_adapter(state)

@@ -228,19 +228,19 @@ def read_manifest(path: Path) -> Manifest:
             f"The checkpoint {str(path)!r} has format {repr(plain.get('format'))[:40]}, this version reads {FORMAT}. "
             "Install the version of sirius-dspy that wrote it, or save the program again with this one."
         )
-    return checked_manifest(plain, str(path))
+    return check_manifest(plain, str(path))
 
 
-def checked_manifest(plain: dict[str, Any], where: str) -> Manifest:
+def check_manifest(plain: dict[str, Any], where: str) -> Manifest:
     """A manifest from its JSON.
 
     Raises:
         CheckpointError: It says something that a manifest cannot say.
     """
-    return validated(Manifest, plain, f"The {MANIFEST} of the checkpoint {where!r}")
+    return validate(Manifest, plain, f"The {MANIFEST} of the checkpoint {where!r}")
 
 
-def validated(model: type[Model], plain: Any, what: str) -> Model:
+def validate(model: type[Model], plain: Any, what: str) -> Model:
     """A value of a schema, or an error that names the first place that does not fit.
 
     Raises:

@@ -74,7 +74,7 @@ _EMPTY: tuple[Any, ...] = (None, {}, [], "", False)
 # LMs
 
 
-def stored_lm(lm: dspy.LM) -> tuple[LMState, list[str]]:
+def store_lm(lm: dspy.LM) -> tuple[LMState, list[str]]:
     """What is stored of an LM, and the names of the arguments that are not.
 
     Raises:
@@ -131,7 +131,7 @@ def check_lm(state: LMState) -> None:
         )
 
 
-def built_lm(state: LMState, weights: Path | None) -> dspy.LM:
+def build_lm(state: LMState, weights: Path | None) -> dspy.LM:
     """Build an LM, of which `is_known` and `check_lm` have said that it may be built.
 
     Args:
@@ -158,7 +158,7 @@ def built_lm(state: LMState, weights: Path | None) -> dspy.LM:
 # Adapters
 
 
-def stored_adapter(adapter: Adapter) -> AdapterState:
+def store_adapter(adapter: Adapter) -> AdapterState:
     """What is stored of an adapter."""
     names = _ADAPTERS.get(type(adapter), ())
     own = {"native_response_types"} & vars(adapter).keys() if type(adapter) in _ADAPTERS else set()
@@ -172,13 +172,13 @@ def stored_adapter(adapter: Adapter) -> AdapterState:
     )
 
 
-def described(state: AdapterState) -> str:
+def describe_adapter(state: AdapterState) -> str:
     """The adapter as one would write it."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in state.arguments.items())
     return f"{state.class_path.partition(':')[2]}({arguments})"
 
 
-def built_adapter(state: AdapterState) -> Adapter:
+def build_adapter(state: AdapterState) -> Adapter:
     """Build an adapter again.
 
     Raises:
@@ -187,7 +187,8 @@ def built_adapter(state: AdapterState) -> Adapter:
     adapter = next((known for known in _ADAPTERS if path_of(known) == state.class_path), None)
     if adapter is None or state.withheld or not set(state.arguments) <= set(_ADAPTERS[adapter]):
         raise CheckpointError(
-            f"The checkpoint was made under {described(state)}{_without(state)}, which is not built from a file. Call "
+            f"The checkpoint was made under {describe_adapter(state)}{_without(state)}, which `load` does not build "
+            "from a file. Call "
             f"`dspy.configure(adapter=...)` with a {state.class_path.partition(':')[2]} before `load`."
         )
     arguments: dict[str, Any] = dict(state.arguments)

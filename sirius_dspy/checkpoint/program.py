@@ -19,7 +19,7 @@ from dspy.adapters.types.base_type import Type
 from pydantic import BaseModel, Field, TypeAdapter
 
 from sirius_dspy.checkpoint.files import read_json
-from sirius_dspy.checkpoint.manifest import Name, Strict, validated
+from sirius_dspy.checkpoint.manifest import Name, Strict, validate
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.program import predictor_names, signature_of
 
@@ -69,16 +69,16 @@ class ProgramState(Strict):
 # Writing
 
 
-def stored_program(program: dspy.Module) -> dict[str, Any]:
+def store_program(program: dspy.Module) -> dict[str, Any]:
     """The state of a program's predictors as JSON.
 
     Raises:
         CheckpointError: A demonstration holds a value that cannot be stored, or a part of the program is code.
     """
     _check_parameters(program)
-    predictors = {name: _stored_predictor(name, part) for name, part in predictor_names(program).items()}
+    predictors = {name: _store_predictor(name, part) for name, part in predictor_names(program).items()}
     plain = {"predictors": predictors}
-    validated(ProgramState, plain, "The program's state")
+    validate(ProgramState, plain, "The program's state")
     return plain
 
 
@@ -90,16 +90,16 @@ def _check_parameters(program: dspy.Module) -> None:
             )
 
 
-def _stored_predictor(name: str, predictor: dspy.Predict) -> dict[str, Any]:
+def _store_predictor(name: str, predictor: dspy.Predict) -> dict[str, Any]:
     signature = signature_of(predictor)
     return {
         "signature": signature.dump_state(),
-        "demos": [_stored_demo(f"{name}.demos[{n}]", demo, signature) for n, demo in enumerate(predictor.demos)],
-        "criteria": _checked_json(f"{name}.fields", copy.deepcopy(getattr(predictor, "fields", {}))),
+        "demos": [_store_demo(f"{name}.demos[{n}]", demo, signature) for n, demo in enumerate(predictor.demos)],
+        "criteria": _check_json(f"{name}.fields", copy.deepcopy(getattr(predictor, "fields", {}))),
     }
 
 
-def _stored_demo(place: str, demo: Any, signature: type[dspy.Signature]) -> dict[str, Any]:
+def _store_demo(place: str, demo: Any, signature: type[dspy.Signature]) -> dict[str, Any]:
     if not isinstance(demo, Mapping | dspy.Example):
         raise CheckpointError(f"{place} is a {type(demo).__name__}, expected a `dspy.Example`. Remove it.")
     values: dict[str, Any] = {}
@@ -108,17 +108,17 @@ def _stored_demo(place: str, demo: Any, signature: type[dspy.Signature]) -> dict
         if _is_plain(value):
             values[name] = value
         elif name in signature.fields:  # no prompt shows the others
-            typed[name] = _typed(f"{place}[{name!r}]", value, signature.fields[name].annotation)
+            typed[name] = _encode(f"{place}[{name!r}]", value, signature.fields[name].annotation)
     inputs = getattr(demo, "_input_keys", None)
     return {"values": values, "typed": typed, "inputs": None if inputs is None else sorted(inputs)}
 
 
-def _typed(place: str, value: Any, annotation: Any) -> Any:
+def _encode(place: str, value: Any, annotation: Any) -> Any:
     """JSON that the annotation reads as the same value."""
     for plain in _candidates(value, annotation):
         try:
             if _same(_read(plain, annotation), value):
-                return _checked_json(place, plain)
+                return _check_json(place, plain)
         except Exception:  # the annotation is the user's, with validators that may raise anything
             continue
     raise CheckpointError(
@@ -172,7 +172,7 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _checked_json(place: str, plain: Any) -> Any:
+def _check_json(place: str, plain: Any) -> Any:
     try:
         json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -184,12 +184,12 @@ def _checked_json(place: str, plain: Any) -> Any:
 
 
 def read_program(path: Path) -> ProgramState:
-    """Read the file that `stored_program` was written to.
+    """Read the file that `store_program` was written to.
 
     Raises:
         CheckpointError: It is not one.
     """
-    return validated(ProgramState, read_json(path, MAX_STATE_BYTES), f"The program's state {str(path)!r}")
+    return validate(ProgramState, read_json(path, MAX_STATE_BYTES), f"The program's state {str(path)!r}")
 
 
 @contextmanager
@@ -231,7 +231,7 @@ def _restore_predictor(name: str, predictor: dspy.Predict, state: PredictorState
         )
     plain = {
         "signature": state.signature.model_dump(),
-        "demos": [_restored_demo(f"{name}.demos[{n}]", demo, signature) for n, demo in enumerate(state.demos)],
+        "demos": [_restore_demo(f"{name}.demos[{n}]", demo, signature) for n, demo in enumerate(state.demos)],
         "fields": state.criteria,
         "traces": [],
         "train": [],
@@ -243,14 +243,14 @@ def _restore_predictor(name: str, predictor: dspy.Predict, state: PredictorState
         raise CheckpointError(f"Predictor {name!r} does not take its state: {str(error)[:300]}") from error
 
 
-def _restored_demo(place: str, state: DemoState, signature: type[dspy.Signature]) -> dspy.Example:
+def _restore_demo(place: str, state: DemoState, signature: type[dspy.Signature]) -> dspy.Example:
     values = dict(state.values)
     for name, plain in state.typed.items():
         if name not in signature.fields or name in values:
             raise CheckpointError(f"{place} has a typed value {name!r}, which is no field of its own.")
         try:
             values[name] = _read(plain, signature.fields[name].annotation)
-        except Exception as error:  # as in `_typed`
+        except Exception as error:  # as in `_encode`
             raise CheckpointError(f"{place}[{name!r}] does not fit its field: {str(error)[:300]}") from error
     demo = dspy.Example(values)
     return demo if state.inputs is None else demo.with_inputs(*state.inputs)

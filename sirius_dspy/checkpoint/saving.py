@@ -13,12 +13,12 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy.checkpoint.folder import agent_name, digests, replacing, state_name
+from sirius_dspy.checkpoint.folder import agent_name, digests, replace_checkpoint, state_name
 from sirius_dspy.checkpoint.loading import verify
-from sirius_dspy.checkpoint.manifest import FORMAT, MANIFEST, checked_manifest
+from sirius_dspy.checkpoint.manifest import FORMAT, MANIFEST, check_manifest
 from sirius_dspy.checkpoint.naming import path_of
-from sirius_dspy.checkpoint.parts import stored_adapter, stored_lm
-from sirius_dspy.checkpoint.program import stored_program
+from sirius_dspy.checkpoint.parts import store_adapter, store_lm
+from sirius_dspy.checkpoint.program import store_program
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.optimizer.results import CompileResult
 from sirius_dspy.optimizer.run_dir import RunDir
@@ -50,17 +50,17 @@ def save(program: dspy.Module, folder: str | Path) -> Path:
     target = Path(folder)
     results = _results(program)
     agents = _agents(program, results)
-    state = json.dumps(stored_program(program), indent=2) + "\n"
+    state = json.dumps(store_program(program), indent=2) + "\n"
     plain = {
         "format": FORMAT,
         "program": path_of(type(program)),
         "fingerprint": program_fingerprint(program),
         "inputs": _inputs(program),
-        "adapter": stored_adapter(dspy.settings.adapter or dspy.ChatAdapter()).model_dump(by_alias=True),
+        "adapter": store_adapter(dspy.settings.adapter or dspy.ChatAdapter()).model_dump(by_alias=True),
         "results": results and replace(results, run_dir="", library="").to_dict(),
         "state": state_name(state),
     }
-    with replacing(target) as draft:
+    with replace_checkpoint(target) as draft:
         (draft / state_name(state)).write_text(state, encoding="utf-8")
         entries = {agent: _save_agent(draft, agent, names, program, results) for agent, names in agents.items()}
         _write_manifest(draft, {**plain, "agents": entries}, target)
@@ -83,7 +83,7 @@ def save_agent(folder: str | Path, agent: str, target: str | Path) -> Path:
     manifest = verify(source)
     if agent not in manifest.agents:
         raise CheckpointError(f"{str(folder)!r} has the agents {list(manifest.agents)}, not {agent!r}. Name one.")
-    with replacing(target) as draft:
+    with replace_checkpoint(target) as draft:
         if own := manifest.agents[agent].folder:
             _link_tree(source / own, draft / own)
         plain = manifest.model_dump(by_alias=True, exclude_unset=True)
@@ -95,7 +95,7 @@ def save_agent(folder: str | Path, agent: str, target: str | Path) -> Path:
 def _write_manifest(draft: Path, plain: dict[str, Any], target: Path) -> None:
     """Write the manifest last, if it is one that `load` takes."""
     whole = {**plain, "files": digests(draft)}
-    checked_manifest(whole, str(target))
+    check_manifest(whole, str(target))
     (draft / MANIFEST).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -126,7 +126,7 @@ def _save_agent(
     lms = {name: predictor_names(program)[name].lm or dspy.settings.lm for name in names}
     if missing := [name for name, lm in lms.items() if lm is None]:
         raise CheckpointError(f"Predictor {missing[0]!r} has no LM. Call `program.set_lm(lm)` before saving.")
-    stored = {name: stored_lm(lm) for name, lm in lms.items()}
+    stored = {name: store_lm(lm) for name, lm in lms.items()}
     states = {name: state.model_dump(by_alias=True, exclude_unset=True) for name, (state, _) in stored.items()}
     first, *others = names
     return {

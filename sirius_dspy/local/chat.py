@@ -57,7 +57,7 @@ class Chat:
         unfinished = messages[-1]["role"] == "assistant"
         return str(
             self.tokenizer.apply_chat_template(
-                [self._marked(message) for message in messages],
+                [self._mark(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=not unfinished,
                 continue_final_message=unfinished,
@@ -70,26 +70,26 @@ class Chat:
 
     def encode_completion(self, text: str) -> list[int]:
         """Token ids of a whole reply: its text and the end of the turn, which is what an engine stops at."""
-        return [*self.encode(self._of_replies.marked(text)), self.end_id]
+        return [*self.encode(self._of_replies.mark(text)), self.end_id]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return str(self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _marked(self, message: Mapping[str, str]) -> dict[str, str]:
+    def _mark(self, message: Mapping[str, str]) -> dict[str, str]:
         """The message with its control tokens marked, in whatever part of it."""
         marker = self._of_replies if message["role"] == "assistant" else self._of_others
-        return {name: marker.marked(text) for name, text in message.items()}
+        return {name: marker.mark(text) for name, text in message.items()}
 
     @cached_property
     def _of_others(self) -> control.Marker:
         """For what users and programs wrote: all that the template writes around messages is text there."""
-        return self._marker(self._written(with_replies=True))
+        return self._marker(self._render_markup(with_replies=True))
 
     @cached_property
     def _of_replies(self) -> control.Marker:
         """For what models wrote: a tag that the template writes into replies only, as `<think>`, is a token there."""
-        return self._marker(self._written(with_replies=False))
+        return self._marker(self._render_markup(with_replies=False))
 
     def _marker(self, written: str) -> control.Marker:
         """Marks what the tokenizer calls special, and what the template writes: some models do not call that special.
@@ -104,7 +104,7 @@ class Chat:
         }
         return control.Marker(backend, {text: number for text, number in tokens.items() if len(text) > 1})
 
-    def _written(self, *, with_replies: bool) -> str:
+    def _render_markup(self, *, with_replies: bool) -> str:
         """What the template writes around empty messages; one that refuses some roles is asked without them."""
         roles = ("system", "user", "assistant", "user") if with_replies else ("system", "user")
         for taken in (roles, roles[1:], ("user",)):

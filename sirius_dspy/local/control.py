@@ -36,7 +36,7 @@ class Marker:
         added = backend.get_added_tokens_decoder()
         self._is_fuzzy = backend.normalizer is not None and any(added[number].normalized for number in self._ids)
 
-    def marked(self, text: str) -> str:
+    def mark(self, text: str) -> str:
         """The text, in which `encode` finds none of the tokens."""
         text = text.replace(_MARK, _MARK * 2)
         if self._first is None:

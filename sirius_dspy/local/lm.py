@@ -147,7 +147,7 @@ class LocalLM(dspy.LM):
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Answer; see `dspy.LM`."""
-        prompt, kwargs = self._seeded(prompt, kwargs)
+        prompt, kwargs = self._add_seed(prompt, kwargs)
         token = _draws.set(itertools.count())
         try:
             return super().__call__(prompt, messages=messages, **kwargs)
@@ -156,14 +156,14 @@ class LocalLM(dspy.LM):
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Answer without blocking the event loop; see `dspy.LM`."""
-        prompt, kwargs = self._seeded(prompt, kwargs)
+        prompt, kwargs = self._add_seed(prompt, kwargs)
         token = _draws.set(itertools.count())
         try:
             return await super().acall(prompt, messages=messages, **kwargs)
         finally:
             _draws.reset(token)
 
-    def _seeded(self, prompt: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _add_seed(self, prompt: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The call with its rollout id as seed, unless it has a seed: DSPy keeps rollout ids from the engine."""
         settings = {**self.kwargs, **kwargs}
         rollout_id = settings.get("rollout_id")

@@ -87,7 +87,7 @@ class LoraOptions:
         """
         checks.check("LoraOptions", {name: getattr(self, name) for name in _SETTINGS}, _SETTINGS)
 
-    def updated(self, changes: Mapping[str, Any]) -> LoraOptions:
+    def replace(self, changes: Mapping[str, Any]) -> LoraOptions:
         """These options with some fields replaced.
 
         Raises:
@@ -134,7 +134,7 @@ def to_tokens(chat: Chat, messages: Sequence[Mapping[str, str]]) -> TokenRow:
     return TokenRow(tuple(prompt), tuple(chat.encode_completion(messages[-1]["content"])))
 
 
-def fitting(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
+def drop_long_rows(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
     """The rows that can be trained whole.
 
     Raises:

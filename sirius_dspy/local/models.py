@@ -65,7 +65,7 @@ def find(model: str | Path) -> Weights:
     if model.startswith("local/"):
         return resolve(model)
     if model.lower() in PACKAGED:
-        return register(_packaged(model.lower()))
+        return register(_find_packaged(model.lower()))
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?", model) and not Path(model).exists():
         return register(_from_hub(model))
     raise ModelNotFoundError(_advice(model))
@@ -84,7 +84,7 @@ def register(path: Path) -> Weights:
         raise ModelNotFoundError(_advice(str(path)))
     digits = content_digits(gguf)
     weights = Weights(f"local/{_name(gguf)}@{digits}", gguf)
-    known = [path for path in _indexed(digits) if path != str(gguf)]
+    known = [path for path in _read_index(digits) if path != str(gguf)]
     write_text(_entry(digits), json.dumps({"id": weights.id, "paths": [str(gguf), *known]}, indent=1))
     return weights
 
@@ -100,7 +100,7 @@ def resolve(model_id: str) -> Weights:
         raise ModelNotFoundError(
             f"{model_id!r} is not an id of local weights. Expected 'local/<name>@<12 hex digits>'."
         )
-    paths = _indexed(match["digits"])
+    paths = _read_index(match["digits"])
     for path in map(Path, paths):
         if path.is_file() and content_digits(path) == match["digits"]:
             return Weights(model_id, path)
@@ -138,7 +138,7 @@ def _entry(digits: str) -> Path:
     return home("index", f"{digits}.json")
 
 
-def _indexed(digits: str) -> Sequence[str]:
+def _read_index(digits: str) -> Sequence[str]:
     try:
         entry: dict[str, Any] = json.loads(_entry(digits).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -146,7 +146,7 @@ def _indexed(digits: str) -> Sequence[str]:
     return tuple(str(path) for path in entry.get("paths", ()))
 
 
-def _packaged(name: str) -> Path:
+def _find_packaged(name: str) -> Path:
     module, file, requirement = PACKAGED[name]
     spec = importlib.util.find_spec(module)  # not imported: its `__init__` needs packages that we do not
     for folder in (spec and spec.submodule_search_locations) or ():

@@ -54,7 +54,7 @@ class EnginePool:
         finally:
             self._give_back(model_id, slot)
 
-    def loaded(self) -> tuple[str, ...]:
+    def list_loaded(self) -> tuple[str, ...]:
         """Ids of loaded weight sets, least recently used first."""
         with self._changed:
             return tuple(self._slots)
@@ -108,7 +108,7 @@ class EnginePool:
         evicted: list[_Slot] = []
         self._hungry += 1
         try:
-            while model_id not in self._slots and self._slots and self._used() + size > self.limit:
+            while model_id not in self._slots and self._slots and self._count_bytes() + size > self.limit:
                 idle = next((key for key, slot in self._slots.items() if not slot.users), None)
                 if idle is None:
                     self._changed.wait()
@@ -119,7 +119,7 @@ class EnginePool:
             self._changed.notify_all()
         return evicted
 
-    def _used(self) -> int:
+    def _count_bytes(self) -> int:
         return sum(slot.size for slot in self._slots.values())
 
     def _fill(self, slot: _Slot, model_id: str) -> None:

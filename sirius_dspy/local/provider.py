@@ -71,7 +71,7 @@ class TrainingSettings:
         output_dir = rest.pop("output_dir", None)
         on_progress = rest.pop("on_progress", None)
         folder = None if output_dir is None else Path(output_dir).expanduser().absolute()
-        return cls(defaults.updated(rest), folder, on_progress)
+        return cls(defaults.replace(rest), folder, on_progress)
 
 
 class LocalProvider(Provider):
@@ -198,7 +198,7 @@ def _train_into(
     started = time.monotonic()
     chat = load_chat(base)
     tokens = [lora.to_tokens(chat, row["messages"]) for row in rows]
-    kept = lora.fitting(tokens, min(settings.options.max_length, chat.context))
+    kept = lora.drop_long_rows(tokens, min(settings.options.max_length, chat.context))
     if free_memory() < _TRAINING_BYTES + 6 * base.gguf.stat().st_size:
         engines().unload_idle()
     draft = folder.with_name(f".{folder.name}.draft")

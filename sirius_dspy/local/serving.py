@@ -27,7 +27,7 @@ Device = Literal["cpu", "cuda", "mps", "openvino"]
 _CACHE_BYTES = 1 << 30
 _turn = threading.Lock()  # one pipeline steps at a time: two side by side took a quarter longer for the same work
 _loading = threading.Lock()  # one engine loads at a time: a load uses all cores, and lazy imports are not thread-safe
-_founding = threading.Lock()  # guards the making of the pool: `lru_cache` alone would let racing threads make several
+_creating = threading.Lock()  # guards the making of the pool: `lru_cache` alone would let racing threads make several
 
 
 def pool_key(model_id: str, device: Device | None) -> str:
@@ -37,12 +37,12 @@ def pool_key(model_id: str, device: Device | None) -> str:
 
 def engines() -> EnginePool:
     """The pool of this process; it may take half of the memory that is free when it is first used."""
-    with _founding:
-        return _found()
+    with _creating:
+        return _create_pool()
 
 
 @lru_cache(maxsize=1)
-def _found() -> EnginePool:
+def _create_pool() -> EnginePool:
     pool = EnginePool(_load, _size, limit=free_memory() // 2)
     atexit.register(pool.close)  # else threads inside OpenVINO would outlive the interpreter's end and crash it
     return pool

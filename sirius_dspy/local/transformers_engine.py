@@ -74,7 +74,7 @@ class _Batch:
         """Continue until every call is answered."""
         import torch
 
-        tokens, mask = self._padded()
+        tokens, mask = self._pad()
         cache = None
         with torch.inference_mode():
             while not all(call.done.done() for call in self.calls):
@@ -93,7 +93,7 @@ class _Batch:
                 tokens = torch.tensor(chosen, device=self.device)[:, None]
                 mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
 
-    def _padded(self) -> tuple[Any, Any]:
+    def _pad(self) -> tuple[Any, Any]:
         """Prompts `(batch, time)`, padded on the left so that all end together, and their mask."""
         import torch
 
@@ -116,12 +116,12 @@ class _Batch:
             if call.done.done():
                 continue
             written.append(token)
-            if token == self.chat.end_id or self._stopped(call, written):
+            if token == self.chat.end_id or self._has_stopped(call, written):
                 call.done.set_result(Written(written, "stop"))
             elif len(written) >= call.max_tokens:
                 call.done.set_result(Written(written, "length"))
 
-    def _stopped(self, call: Call, written: list[int]) -> bool:
+    def _has_stopped(self, call: Call, written: list[int]) -> bool:
         if not call.options.stop:
             return False
         text = self.chat.decode(written)
