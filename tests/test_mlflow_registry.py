@@ -131,7 +131,10 @@ def test_versions_know_where_they_came_from(compiled, selected, tmp_path):
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("models:/nobody@champion", r"'models:/nobody@champion' cannot be loaded .*The registered models are \[.*'doubling'"),
+        (
+            "models:/nobody@champion",
+            r"'models:/nobody@champion' cannot be loaded .*The registered models are \[.*'doubling'",
+        ),
         ("models:/doubling@nobody", r"has the versions \[1.*aliases \{'champion': "),
         ("models:/doubling/999", r"has the versions \[1"),
         ("models:/m-0000", r"cannot be loaded"),

@@ -206,9 +206,7 @@ def _list_needed_lms(agent: str, entry: AgentEntry, lms: Mapping[str, dspy.LM]) 
 def _check_lm(name: str, entry: AgentEntry, state: LMState) -> None:
     advice = f"Pass the LM: `load(folder, lms={{{name!r}: ...}})`."
     if not is_known(state):
-        raise CheckpointError(
-            f"The LM of {name!r} is a {state.class_path!r}, which `load` does not build. {advice}"
-        )
+        raise CheckpointError(f"The LM of {name!r} is a {state.class_path!r}, which `load` does not build. {advice}")
     if entry.withheld:
         raise CheckpointError(
             f"The LM of {name!r} had the arguments {entry.withheld}. An endpoint or a header is never loaded from a "
