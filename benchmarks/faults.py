@@ -97,7 +97,7 @@ def ids(run_dir: Path) -> set[str]:
         return {trajectory.id for trajectory in library.trajectories()}
 
 
-def mixed(seed: int = 0, share: float = 0.05) -> Callable[[Prompt, int], Any]:
+def mix_faults(seed: int = 0, share: float = 0.05) -> Callable[[Prompt, int], Any]:
     """Faults at random."""
     rng, lock = random.Random(seed), threading.Lock()
 
@@ -121,15 +121,15 @@ def compare(number: int, outage_s: float, limit_s: float) -> dict[str, Any]:
         fit(server, data, root / "whole")
         whole = ids(root / "whole")
         found["whole"] = {"trajectories": len(whole), "calls": server.calls}
-        found["mixed"] = _mixed(server, data, root / "mixed", whole)
+        found["mixed"] = _run_mixed(server, data, root / "mixed", whole)
         found["never"] = _never(server, data, root / "never", whole)
         found["outage"] = _outage(server, data, root / "outage", whole, outage_s)
         found["silent"] = _silent(server, data, root / "silent", limit_s)
     return found
 
 
-def _mixed(server: FaultServer, data: list[dspy.Example], run_dir: Path, whole: set[str]) -> dict[str, Any]:
-    server.faults = mixed()
+def _run_mixed(server: FaultServer, data: list[dspy.Example], run_dir: Path, whole: set[str]) -> dict[str, Any]:
+    server.faults = mix_faults()
     server.failed.clear()
     with _seconds() as took:
         fit(server, data, run_dir)

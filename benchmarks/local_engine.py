@@ -212,7 +212,7 @@ def with_plain_loop(lm: LocalLM, chat: Chat, rows: Sequence[TokenRow], options: 
     optimizer = torch.optim.AdamW((p for p in learner.parameters() if p.requires_grad), lr=options.learning_rate)
     started = time.perf_counter()
     for start in range(0, len(rows), options.batch_size):
-        batch = padded(rows[start : start + options.batch_size], chat.end_id)
+        batch = pad(rows[start : start + options.batch_size], chat.end_id)
         with torch.autocast("cpu", torch.bfloat16, enabled=model.dtype == torch.bfloat16):
             loss = learner(**batch).loss
         loss.backward()
@@ -221,7 +221,7 @@ def with_plain_loop(lm: LocalLM, chat: Chat, rows: Sequence[TokenRow], options: 
     return sum(map(len, rows)) / (time.perf_counter() - started)
 
 
-def padded(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Any]:
+def pad(rows: Sequence[TokenRow], pad_id: int) -> dict[str, Any]:
     """`input_ids`, `attention_mask` and `labels`, each `(batch, time)`."""
     import torch
 

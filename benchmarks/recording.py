@@ -132,17 +132,17 @@ def _seconds(run: Callable[[], object]) -> float:
 
 def kept_bytes(program: dspy.Module, inputs: dict[str, str]) -> int:
     """Bytes that the steps of a recording keep alive, its DSPy trace left out: a trajectory does not have it."""
-    steps = _recorded(program, inputs).steps  # fills caches that the next run shares
+    steps = _record(program, inputs).steps  # fills caches that the next run shares
     tracemalloc.start()
     try:
-        before = _traced()
-        steps = _recorded(program, inputs).steps
-        return _traced() - before if steps else 0
+        before = _traced_memory()
+        steps = _record(program, inputs).steps
+        return _traced_memory() - before if steps else 0
     finally:
         tracemalloc.stop()
 
 
-def _recorded(program: dspy.Module, inputs: dict[str, str]) -> Recording:
+def _record(program: dspy.Module, inputs: dict[str, str]) -> Recording:
     """A recording, with what DSPy and the scripted LM keep of the calls themselves thrown away."""
     with dspy.context(disable_history=True):
         recording = record(program, inputs)
@@ -151,7 +151,7 @@ def _recorded(program: dspy.Module, inputs: dict[str, str]) -> Recording:
     return recording
 
 
-def _traced() -> int:
+def _traced_memory() -> int:
     gc.collect()
     return tracemalloc.get_traced_memory()[0]
 

@@ -105,7 +105,7 @@ def compile_once(arguments: argparse.Namespace, tracker: MLflowTracker | None) -
         return time.perf_counter() - began, time.process_time() - cpu
 
 
-def tracked(arguments: argparse.Namespace, folder: Path) -> tuple[float, float]:
+def compile_tracked(arguments: argparse.Namespace, folder: Path) -> tuple[float, float]:
     """The same with tracking."""
     tracker = MLflowTracker(tracking_uri=arguments.uri or f"sqlite:///{folder / 'mlflow.db'}", experiment="benchmark")
     result = compile_once(arguments, tracker)
@@ -141,7 +141,7 @@ def prepare(arguments: argparse.Namespace, folder: Path) -> None:
         client.create_experiment("benchmark", artifact_location=location)
     small = argparse.Namespace(**{**vars(arguments), "examples": 4, "samples": 1, "latency": 0.0})
     compile_once(small, None)
-    tracked(small, folder)
+    compile_tracked(small, folder)
 
 
 def _pair(
@@ -149,9 +149,9 @@ def _pair(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Seconds and CPU seconds of (plain, tracked)."""
     if swapped:
-        second = tracked(arguments, folder)
+        second = compile_tracked(arguments, folder)
         return compile_once(arguments, None), second
-    return compile_once(arguments, None), tracked(arguments, folder)
+    return compile_once(arguments, None), compile_tracked(arguments, folder)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import dspy
 
 from metrics.answer_line import answer_line
-from sirius_dspy.demo.gold import gold_answer, replied_answer
+from sirius_dspy.demo.gold import gold_answer, read_reply
 from sirius_dspy.errors import DatasetError
 
 LETTERS = "ABCD"
@@ -28,7 +28,7 @@ def choice(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
     gold = gold_answer(example).strip()
     if gold not in list(LETTERS):
         raise DatasetError(f"Gold answer {gold!r}, expected one of {list(LETTERS)}. Correct the example's `answer`.")
-    return float(parse(replied_answer(prediction)) == gold)
+    return float(parse(read_reply(prediction)) == gold)
 
 
 def parse(text: str, letters: str = LETTERS) -> str | None:

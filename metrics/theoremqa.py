@@ -12,7 +12,7 @@ import dspy
 
 from metrics import choice, number
 from metrics.answer_line import answer_line
-from sirius_dspy.demo.gold import gold_answer, replied_answer
+from sirius_dspy.demo.gold import gold_answer, read_reply
 from sirius_dspy.errors import DatasetError
 
 AnswerType = Literal["bool", "option", "integer", "float", "list of integer", "list of float"]
@@ -46,7 +46,7 @@ def theoremqa(example: dspy.Example, prediction: Any, trace: Any = None) -> floa
         the reply is read by an anchored parser, where the source searches it for words and calls `eval`.
     """
     kind, gold = gold_of(example)
-    reply = parse(replied_answer(prediction), kind)
+    reply = parse(read_reply(prediction), kind)
     return float(reply is not None and matches(reply, gold, kind))
 
 

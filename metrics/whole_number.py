@@ -8,7 +8,7 @@ import dspy
 
 from metrics import number
 from metrics.answer_line import answer_line
-from sirius_dspy.demo.gold import gold_answer, replied_answer
+from sirius_dspy.demo.gold import gold_answer, read_reply
 from sirius_dspy.errors import DatasetError
 
 
@@ -26,7 +26,7 @@ def whole_number(example: dspy.Example, prediction: Any, trace: Any = None) -> f
     gold = parse(gold_answer(example))
     if gold is None:
         raise DatasetError(f"Gold answer {example.answer!r}, expected a whole number. Correct the example's `answer`.")
-    return float(parse(replied_answer(prediction)) == gold)
+    return float(parse(read_reply(prediction)) == gold)
 
 
 def parse(text: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy.demo.gold import gold_answer, replied_answer
+from sirius_dspy.demo.gold import gold_answer, read_reply
 from sirius_dspy.errors import DatasetError
 
 LABELS = ("yes", "no", "maybe")
@@ -34,7 +34,7 @@ def yes_no_maybe(example: dspy.Example, prediction: Any, trace: Any = None) -> f
     gold = gold_answer(example).strip().lower()
     if gold not in LABELS:
         raise DatasetError(f"Gold answer {gold!r}, expected one of {LABELS}. Correct the example's `answer`.")
-    return float(parse(replied_answer(prediction)) == gold)
+    return float(parse(read_reply(prediction)) == gold)
 
 
 def parse(text: str) -> str | None:
@@ -56,17 +56,17 @@ def parse(text: str) -> str | None:
     """
     headers = list(_HEADER.finditer(text))
     answers = [text[header.end() :].strip(_MARKS).split("\n", 1)[0] for header in headers] or [text]
-    labels = {_leading_label(answer) for answer in answers}
+    labels = {_first_label(answer) for answer in answers}
     return labels.pop() if len(labels) == 1 else None
 
 
-def _leading_label(text: str) -> str | None:
+def _first_label(text: str) -> str | None:
     clauses = [clause.strip(_MARKS).lower() for clause in _CLAUSE_END.split(text.strip(_MARKS))]
-    offered = {label for clause in clauses for label in _offered(clause)}
+    offered = {label for clause in clauses for label in _find_labels(clause)}
     return clauses[0] if clauses[0] in LABELS and len(offered) == 1 else None
 
 
-def _offered(clause: str) -> set[str]:
+def _find_labels(clause: str) -> set[str]:
     """The labels in a clause that has nothing but labels and hedges: `or maybe no` offers two, `no deaths` none."""
     words = set(clause.split())
     return words & set(LABELS) if words <= {*LABELS, *_HEDGES} else set()

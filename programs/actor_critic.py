@@ -236,15 +236,15 @@ class VerdictCurator(Curator):
         every = Curator(self.max_per_example)  # balance first, or the cap would draw few of the rarer kind
         found = every.curate(program, trajectories, agents, threshold=threshold, seed=seed, is_own=is_own)
         signature = signature_of(predictor_names(program)["judge"])
-        return {agent: self._capped(_balanced(rows, signature)) for agent, rows in found.items()}
+        return {agent: self._cap(_balance(rows, signature)) for agent, rows in found.items()}
 
-    def _capped(self, found: TrainingSet) -> TrainingSet:
+    def _cap(self, found: TrainingSet) -> TrainingSet:
         kept = found.rows[: self.max_rows]
         over = len(found.rows) - len(kept)
-        return _reduced(found, kept, {"over the cap per agent": over})
+        return _reduce(found, kept, {"over the cap per agent": over})
 
 
-def _balanced(found: TrainingSet, signature: type[dspy.Signature]) -> TrainingSet:
+def _balance(found: TrainingSet, signature: type[dspy.Signature]) -> TrainingSet:
     """The same without the last of the more frequent verdicts; rows are in random order already."""
     verdicts = {row.id: _verdict(row, signature) for row in found.rows if row.predictor == "judge"}
     each = min(sum(verdict is kind for verdict in verdicts.values()) for kind in (True, False))
@@ -255,7 +255,7 @@ def _balanced(found: TrainingSet, signature: type[dspy.Signature]) -> TrainingSe
             seen[verdicts[row.id]] += 1
         if row.id not in verdicts or seen[verdicts[row.id]] <= each:
             kept.append(row)
-    return _reduced(found, kept, {"over the balance of verdicts": len(found.rows) - len(kept)})
+    return _reduce(found, kept, {"over the balance of verdicts": len(found.rows) - len(kept)})
 
 
 def _verdict(row: Row, signature: type[dspy.Signature]) -> bool | None:
@@ -263,7 +263,7 @@ def _verdict(row: Row, signature: type[dspy.Signature]) -> bool | None:
     return parse_verdict(adapter.parse(signature, row.messages[-1]["content"])["verdict"])
 
 
-def _reduced(found: TrainingSet, kept: Sequence[Row], dropped: Mapping[str, int]) -> TrainingSet:
+def _reduce(found: TrainingSet, kept: Sequence[Row], dropped: Mapping[str, int]) -> TrainingSet:
     counts = Counter(found.dropped) + Counter(dropped)
     return TrainingSet(found.agent, tuple(kept), dict(counts))
 

@@ -169,7 +169,7 @@ def examples(
     """
     _check_arguments(subject, split, sources, faulty)
     paths = {"mmlu": mmlu, "theoremqa": theoremqa, "gpqa": gpqa}
-    found = [item for source in sources for item in _divided(_read(subject, source, paths[source]), seed)[split]]
+    found = [item for source in sources for item in _divide(_read(subject, source, paths[source]), seed)[split]]
     marks = {} if faulty == "keep" else college_data.faults(subject, redux)
     chosen = [
         _example(item, marks.get(item.twin, "unchecked") if faulty == "mark" else None, option_seed)
@@ -185,7 +185,7 @@ def examples(
 # The split
 
 
-def _divided(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:
+def _divide(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:
     """Items of one source by split, whole groups in a seeded order that does not depend on the order of the source."""
     by_group: dict[str, list[Item]] = defaultdict(list)
     for item in sorted(items, key=lambda item: (item.twin, item.correct, item.answer)):
@@ -193,13 +193,13 @@ def _divided(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:
     groups = [by_group[name] for name in sorted(by_group)]
     random.Random(f"{seed}/split").shuffle(groups)
     num_training = len(items) * 2 // 3
-    test, training = _filled(groups, len(items) - num_training)
-    validation, train = _filled(training, round(num_training * _VALIDATION_SHARE))
+    test, training = _fill(groups, len(items) - num_training)
+    validation, train = _fill(training, round(num_training * _VALIDATION_SHARE))
     found = {"train": train, "validation": validation, "test": test}
     return {split: [item for group in chosen for item in group] for split, chosen in found.items()}
 
 
-def _filled(groups: Sequence[list[Item]], size: int) -> tuple[list[list[Item]], list[list[Item]]]:
+def _fill(groups: Sequence[list[Item]], size: int) -> tuple[list[list[Item]], list[list[Item]]]:
     """Whole groups with `size` items in all, and the other groups; fewer items if no group fits into the rest."""
     taken: list[list[Item]] = []
     left: list[list[Item]] = []
@@ -242,7 +242,7 @@ def _gpqa_of_hub(subject: Subject) -> list[Item] | DatasetError:
 
 
 def _example(item: Item, fault: str | None, option_seed: int | None) -> dspy.Example:
-    options, answer = _lettered(item, option_seed) if item.options else ("", item.answer)
+    options, answer = _add_letters(item, option_seed) if item.options else ("", item.answer)
     fields = {
         "question": item.question + options,
         "answer_form": _FORMS.get(item.answer_type, ""),
@@ -256,7 +256,7 @@ def _example(item: Item, fault: str | None, option_seed: int | None) -> dspy.Exa
     return example.with_inputs("question", "answer_form")
 
 
-def _lettered(item: Item, option_seed: int | None) -> tuple[str, str]:
+def _add_letters(item: Item, option_seed: int | None) -> tuple[str, str]:
     """The options as lines, and the letter of the right one."""
     order = list(range(len(item.options)))
     if option_seed is not None or item.source == "gpqa":  # GPQA gives the right option first

@@ -171,7 +171,7 @@ def examples(
     if split not in ("train", "validation", "test"):
         raise DatasetError(f"Split {split!r}, expected 'train', 'validation' or 'test'.")
     test, training = _halves(path)
-    pool = _stratified(test if split == "test" else training, seed)
+    pool = _stratify(test if split == "test" else training, seed)
     num_validation = round(len(training) * _VALIDATION_SHARE)
     chosen = {"test": pool, "validation": pool[:num_validation], "train": pool[num_validation:]}[split]
     if size is not None and not 0 < size <= len(chosen):
@@ -257,7 +257,7 @@ def _example(pmid: str, question: str, paragraphs: Sequence[str], answer: str) -
     return dspy.Example(**fields).with_inputs("context", "question")
 
 
-def _stratified(pool: Sequence[dspy.Example], seed: int) -> list[dspy.Example]:
+def _stratify(pool: Sequence[dspy.Example], seed: int) -> list[dspy.Example]:
     """Shuffle so that every prefix has the labels in about the same proportion: spread each label evenly over 0..1."""
     by_label: dict[str, list[dspy.Example]] = defaultdict(list)
     for example in pool:

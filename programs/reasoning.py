@@ -183,7 +183,7 @@ class ReasoningTask:
             right = {slip.field: run[slip.field]}
             regenerate[slip.predictor].append(dspy.Example(**asked, feedback=slip.feedback, **right))
             text = run[slip.field]
-            rephrase.append(dspy.Example(task=_listed(run, ["question"]), text=text, rewritten=text))
+            rephrase.append(dspy.Example(task=_list_fields(run, ["question"]), text=text, rewritten=text))
         return RepairDemos(critique=critique, regenerate=regenerate, rephrase=rephrase)
 
     def _critique(self, run: Mapping[str, str], slip: Slip) -> dspy.Example:
@@ -191,10 +191,10 @@ class ReasoningTask:
         wrong = {**run, slip.field: slip.wrong, **slip.later}
         written = {name: [wrong[field] for field in wiring.writes.values()] for name, wiring in wirings.items()}
         return dspy.Example(
-            task=_listed(run, ["question"]),
+            task=_list_fields(run, ["question"]),
             team="\n\n".join(f"[{name}]\n{' '.join(texts)}" for name, texts in written.items()),
             agent=slip.predictor,
-            agent_inputs=_listed(wrong, wirings[slip.predictor].reads.values()),
+            agent_inputs=_list_fields(wrong, wirings[slip.predictor].reads.values()),
             agent_answer=slip.wrong,
             correct_answer=run["answer"],
             feedback=slip.feedback,
@@ -210,7 +210,7 @@ class ReasoningTask:
         return None if is_shown else example
 
 
-def _listed(values: Mapping[str, str], fields: Iterable[str]) -> str:
+def _list_fields(values: Mapping[str, str], fields: Iterable[str]) -> str:
     return "\n".join(f"{field}: {values[field]}" for field in fields)
 
 

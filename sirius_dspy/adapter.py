@@ -1,8 +1,8 @@
-"""A short prompt format for small LMs, which cannot follow the scaffolding of DSPy's default one.
+"""A short prompt format for small LMs, which cannot follow the scaffolding of DSPy's default adapter.
 
 The prompt of a signature with one output is its instructions and `name: value` lines, nothing else; the reply *is* the
-output. It is a `dspy.ChatAdapter`, so DSPy accepts it wherever training rows are made, and a training prompt equals the
-inference prompt by construction.
+output. It is a `dspy.ChatAdapter`, so DSPy accepts it for training rows, and training prompts equal inference prompts
+by construction.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sirius_dspy.dspy_internals import FieldInfoWithName, apply_output_field_def
 class PlainAdapter(dspy.ChatAdapter):
     """Short prompts and lenient parsing for very small LMs.
 
-    One output field: the whole reply is its value, so a string field always parses. Several output fields: a line
-    `name: value` each; a reply without any such line is taken as the value of the last field, which is the answer by
-    convention. `Name:`, `**Name:**` and `**Name**:` are all read.
+    With one output field, the whole reply is its value, so a string field always parses. With several output fields,
+    the reply has a line `name: value` for each; a reply without any such line becomes the value of the last field,
+    which is the answer by convention. `Name:`, `**Name:**` and `**Name**:` are all accepted.
 
     Args:
-        **settings: Passed on to `dspy.ChatAdapter`. Its JSON fallback stays off: a second call with another prompt
-            would give an answer that is then trained under the first prompt.
+        **settings: Passed on to `dspy.ChatAdapter`. Its JSON fallback stays off, because the answer to its second
+            prompt would be trained under the first one.
 
     Examples:
         >>> adapter = PlainAdapter()
@@ -41,7 +41,7 @@ class PlainAdapter(dspy.ChatAdapter):
         super().__init__(use_json_adapter_fallback=False, **settings)
 
     def format_system_message(self, signature: type[dspy.Signature]) -> str:
-        """The signature's instructions, and nothing about fields or types."""
+        """Return the signature's instructions, without anything about fields or types."""
         return signature.instructions.strip()
 
     def format_user_message_content(
@@ -52,7 +52,7 @@ class PlainAdapter(dspy.ChatAdapter):
         suffix: str = "",
         main_request: bool = False,
     ) -> str:
-        """One `name: value` line per input; the names of the outputs only where there are several."""
+        """Write one `name: value` line per input, and the names of the outputs only if there are several."""
         lines = [prefix, *_lines(signature.input_fields, inputs)]
         if main_request and len(signature.output_fields) > 1:
             names = ", ".join(f"'{name}:'" for name in signature.output_fields)
@@ -60,7 +60,7 @@ class PlainAdapter(dspy.ChatAdapter):
         return "\n".join(line for line in [*lines, suffix] if line).strip()
 
     def format_field_with_value(self, fields_with_values: Mapping[FieldInfoWithName, Any]) -> str:
-        """The reply an LM should write: the bare value, or a line per field."""
+        """Write the reply that an LM should give: the bare value, or one line per field."""
         values = {item.name: str(format_field_value(item.info, value)) for item, value in fields_with_values.items()}
         if len(values) == 1:
             return next(iter(values.values()))
@@ -69,7 +69,7 @@ class PlainAdapter(dspy.ChatAdapter):
     def format_assistant_message_content(
         self, signature: type[dspy.Signature], outputs: dict[str, Any], missing_field_message: str | None = None
     ) -> str:
-        """The reply that stands for `outputs` in demonstrations and training rows."""
+        """Write the reply that represents `outputs` in demonstrations and training rows."""
         return self.format_field_with_value(
             {
                 FieldInfoWithName(name, info): outputs.get(name, missing_field_message)
@@ -78,10 +78,10 @@ class PlainAdapter(dspy.ChatAdapter):
         )
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
-        """Read the outputs from a reply.
+        """Parse the outputs from a reply.
 
         Raises:
-            AdapterParseError: A value does not fit its field's type, or a field without default is absent.
+            AdapterParseError: A value does not fit its field's type, or a field without a default is missing.
         """
         fields: dict[str, Any] = {}
         for name, text in _split(list(signature.output_fields), completion).items():
@@ -100,7 +100,7 @@ def _lines(fields: Mapping[str, FieldInfo], values: Mapping[str, Any]) -> list[s
 
 
 def _split(names: list[str], completion: str) -> dict[str, str]:
-    """Field name to its text; the first mention of a field counts."""
+    """Map each field name to its text; the first mention of a field counts."""
     if len(names) == 1:
         return {names[0]: completion.strip()}
     alternatives = "|".join(re.escape(name) for name in names)

@@ -1,7 +1,7 @@
-"""What settings may be: kinds of values, and the error for one that is of another kind.
+"""Validation of settings: kinds of values, and the error for a value of another kind.
 
-Constructors store, and `compile` checks everything before the first LM call. So each class says in a table of what kind
-its settings are, and hands it to `check`.
+Constructors only store their arguments, and `compile` checks them all before the first LM call. So each class has a
+table with the kind of each setting and passes it to `check`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from sirius_dspy.errors import SettingsError
 
 
 class Kind(NamedTuple):
-    """A kind of values."""
+    """A kind of value, and how to describe it in an error message."""
 
     fits: Callable[[Any], bool]
     expected: str
-    """For the message, after "expected"."""
+    """Completes the message after "expected"."""
 
 
 def check(owner: str, settings: Mapping[str, Any], kinds: Mapping[str, Kind]) -> None:
-    """Refuse the first setting that is of another kind.
+    """Raise an error for the first setting whose value is of the wrong kind.
 
     Args:
-        owner: Whose settings they are, for the message.
-        settings: By name; those without a kind are not looked at.
-        kinds: By name.
+        owner: Name of the class that has the settings, for the message.
+        settings: Name to value; settings without a kind are not checked.
+        kinds: Name to kind.
 
     Raises:
         SettingsError: The message names the setting, its value and what was expected.
@@ -41,24 +41,24 @@ def check(owner: str, settings: Mapping[str, Any], kinds: Mapping[str, Kind]) ->
     for name, kind in kinds.items():
         if not kind.fits(value := settings[name]):
             hint = f" Pass an object of the class: `{value.__name__}(...)`." if isinstance(value, type) else ""
-            raise SettingsError(f"`{name}` of {owner} is {shown(value)}, expected {kind.expected}.{hint}")
+            raise SettingsError(f"`{name}` of {owner} is {describe_value(value)}, expected {kind.expected}.{hint}")
 
 
-def shown(value: Any) -> str:
-    """A value for a message; objects by type and tables by their keys, as they may be long or hold credentials."""
+def describe_value(value: Any) -> str:
+    """Describe a value for a message: objects by type and mappings by keys, as they may be long or secret."""
     if isinstance(value, type):
         text = f"the class {value.__name__}"
     elif isinstance(value, Mapping):
-        text = f"a table with the keys {shown(list(value))}"
+        text = f"a mapping with the keys {describe_value(list(value))}"
     elif isinstance(value, list | tuple | AnySet):
-        text = f"[{', '.join(map(shown, value))}]"
+        text = f"[{', '.join(map(describe_value, value))}]"
     else:
         text = repr(value) if value is None or isinstance(value, str | bool | int | float) else type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def number(least: float = -math.inf, *, above: float = -math.inf, below: float = math.inf) -> Kind:
-    """A finite number in a range; `True` is none."""
+    """Accept a finite number in a range, but no bool."""
     words = {"from": least, "above": above, "below": below}
     limits = " and ".join(f"{word} {limit:g}" for word, limit in words.items() if math.isfinite(limit))
 
@@ -74,18 +74,18 @@ def number(least: float = -math.inf, *, above: float = -math.inf, below: float =
 
 
 def whole(least: int, most: float = math.inf) -> Kind:
-    """A whole number in a range."""
+    """Accept an integer in a range."""
     limits = f"from {least}" if most == math.inf else f"from {least} to {most:g}"
     fits = number(least).fits
     return Kind(lambda value: isinstance(value, int) and fits(value) and value <= most, f"a whole number {limits}")
 
 
-TEXT = Kind(lambda value: isinstance(value, str) and value != "", "a text")
+TEXT = Kind(lambda value: isinstance(value, str) and value != "", "a non-empty string")
 
 FLAG = Kind(lambda value: isinstance(value, bool), "True or False")
 
 SEED = whole(0, 2**31 - 1)
-"""What every random generator below us takes."""
+"""The range that every random generator in use accepts."""
 
 NAMES = Kind(
     lambda value: isinstance(value, list | tuple | AnySet) and all(isinstance(name, str) for name in value),
@@ -96,29 +96,29 @@ PATH = Kind(lambda value: isinstance(value, str | os.PathLike) and str(value) !=
 
 
 def optional(kind: Kind) -> Kind:
-    """The kind, or `None`."""
+    """Accept the given kind or `None`."""
     return Kind(lambda value: value is None or kind.fits(value), f"{kind.expected}, or None")
 
 
 def either(*kinds: Kind) -> Kind:
-    """One of several kinds."""
+    """Accept any of several kinds."""
     return Kind(lambda value: any(kind.fits(value) for kind in kinds), " or ".join(kind.expected for kind in kinds))
 
 
 def choice(*values: str | None) -> Kind:
-    """One of a few values."""
+    """Accept one of a few values."""
     *others, last = map(repr, values)
     return Kind(lambda value: isinstance(value, str | None) and value in values, f"{', '.join(others)} or {last}")
 
 
 def instance(*classes: type, hint: str = "") -> Kind:
-    """An object of one of these classes."""
+    """Accept an instance of one of these classes."""
     names = " or ".join(f"a `{cls.__name__}`" for cls in classes)
     return Kind(lambda value: isinstance(value, classes), names + hint)
 
 
 def able(*methods: str, expected: str) -> Kind:
-    """An object with these methods, whatever its class; a class is none."""
+    """Accept an object that has these methods, but no class."""
 
     def fits(value: Any) -> bool:
         return not isinstance(value, type) and all(callable(getattr(value, name, None)) for name in methods)
@@ -127,7 +127,7 @@ def able(*methods: str, expected: str) -> Kind:
 
 
 def pattern(expected: str) -> Kind:
-    """A regular expression as text."""
+    """Accept a regular expression as a string."""
 
     def fits(value: Any) -> bool:
         try:
@@ -139,7 +139,7 @@ def pattern(expected: str) -> Kind:
 
 
 def table(expected: str, fits: Callable[[Any], bool] = lambda item: True) -> Kind:
-    """A mapping with texts as keys."""
+    """Accept a mapping with string keys."""
 
     def all_fit(value: Any) -> bool:
         is_table = isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
@@ -148,11 +148,11 @@ def table(expected: str, fits: Callable[[Any], bool] = lambda item: True) -> Kin
     return Kind(all_fit, expected)
 
 
-# Kinds that several classes share
+# Kinds that several classes use
 
 METRIC = Kind(
     lambda value: callable(value) and not isinstance(value, type) and not _gives_later(value),
-    "a function `metric(example, prediction, trace=None)` that gives a number",
+    "a function `metric(example, prediction, trace=None)` that returns a number",
 )
 
 LM = instance(dspy.BaseLM, hint=", such as `dspy.LM('openai/gpt-4.1')`")
@@ -166,7 +166,7 @@ DEMOS_BY_NAME = table("predictor names with lists of `dspy.Example`, such as `{'
 
 
 def _gives_later(value: Any) -> bool:
-    """Whether a call gives no result, but something that has to be awaited or looped over for one."""
+    """Return whether calling the value gives a coroutine or a generator and not a result."""
     functions = (value, getattr(value, "__call__", None))  # noqa: B004
     asked = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
     return any(is_such(function) for is_such in asked for function in functions)

@@ -1,8 +1,8 @@
-"""Finds the values that are credentials: in settings of LMs, in addresses, in the environment.
+"""Finds credentials in LM settings, in URLs and in the environment.
 
-A name decides first. Names of a known harmless kind (`temperature`, `api_version`, `Content-Type`) hold no secret.
-Names that say so do (`api_key`, `Cookie`, and whatever else stands among headers), and of all other settings every
-value is one, unless it is a single word or a number.
+The name of a setting decides first. Harmless names (`temperature`, `api_version`, `Content-Type`) hold no secret. Names
+such as `api_key` or `Cookie`, and all other headers, hold one. The value of any other setting counts as a secret unless
+it is a single word or a number.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 MIN_LENGTH = 8
-"""Characters of the shortest secret that is looked for in texts; shorter ones would take ordinary words with them."""
+"""Length of the shortest secret that is searched for; shorter ones would also match ordinary words."""
 
 _PASSPHRASE_LENGTH = 16
-"""Letters of the shortest phrase of words that no ordinary text contains by chance."""
+"""Length of the shortest phrase that no ordinary text contains by chance."""
 _MAX_OBJECTS = 500
-"""Values to look at in one object: an LM may hold an engine, with all that this holds."""
+"""Maximum number of values to inspect in one object: an LM may hold an engine with everything in it."""
 _MAX_DEPTH = 6
 
 _ARGUMENTS = ("kwargs", "train_kwargs", "launch_kwargs")
-"""Attributes of an LM that hold what it was given."""
+"""Attributes in which an LM keeps its arguments."""
 _CODE = (type, FunctionType, BuiltinFunctionType, MethodType, ModuleType)
 _SECRET_WORDS = frozenset(
     ("apikey", "apikeys", "auth", "authorization", "bearer", "cookie", "cookies", "jwt", "key", "keys", "pass", "pat")
@@ -53,7 +53,7 @@ _KINDS_OF_KEYS = frozenset(
     )
 )
 _CONTAINERS = frozenset({"auth", "cookies", "headers"})
-"""Last words of names below which every value counts as a credential."""
+"""If a name ends in one of these words, every value below it counts as a credential."""
 
 _ENDINGS = """
 base dir domain effort email endpoint file folder format host id ids limit location mode model models name parallelism
@@ -75,7 +75,7 @@ content_type http_referer openai_beta openai_organization openai_project origin 
 """
 _HARMLESS_ENDINGS = frozenset(_ENDINGS.split())
 _HARMLESS = frozenset([*_ASKING.split(), *_HEADERS.split()])
-"""Settings of LMs, and headers, that say how to ask and not who asks."""
+"""LM settings and headers that describe the request and not the sender."""
 
 _WORDS = re.compile(r"(?:[A-Z]?[a-z]+|[A-Z]+)(?:[\s_./:@-]+(?:[A-Z]?[a-z]+|[A-Z]+))*")
 _WORDS_AND_NUMBER = re.compile(rf"{_WORDS.pattern}[\s_.-]?\d{{1,2}}")
@@ -87,26 +87,26 @@ _CREDENTIAL_ID = re.compile(r"_key_id$")
 
 @dataclass(frozen=True)
 class Credential:
-    """A value that must not be written down."""
+    """A value that must not be stored or logged."""
 
     text: str
     is_ordinary: bool = False
-    """It reads like words or a number, so that data may contain the same by chance: it is hidden in messages only."""
+    """True if it reads like words or a number. Data may contain such a text by chance, so only messages hide it."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a value stands."""
+    """The place of a value in a structure, as far as it tells whether the value is a secret."""
 
     is_secret: bool = False
-    """Its name, or one above, says that it is a credential."""
+    """True if its name, or a name above it, indicates a credential."""
     is_harmless: bool = False
     is_setting: bool = True
-    """It was passed as an argument; else it is an attribute of some object, of which only names that say so count."""
+    """True for an argument. For an attribute of an object, only a name that indicates a credential counts."""
     depth: int = 0
 
     def below(self, name: str) -> _Place:
-        """The place of an entry of this name."""
+        """Return the place of the entry with this name."""
         deeper = replace(self, depth=self.depth + 1)
         if is_harmless_name(name):
             return replace(deeper, is_harmless=True, is_secret=False)
@@ -115,14 +115,14 @@ class _Place:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a setting, header or variable of this name holds a credential."""
+    """Return whether a setting, header or variable with this name holds a credential."""
     if is_harmless_name(name):
         return False
     return any(word in _SECRET_WORDS or word.endswith(_SECRET_ENDINGS) for word in _words(name))
 
 
 def is_harmless_name(name: str) -> bool:
-    """Whether a setting of this name holds no credential, whatever its value."""
+    """Return whether a setting with this name never holds a credential, whatever its value."""
     words = _words(name)
     plain = "_".join(words)
     if plain in _HARMLESS:
@@ -131,31 +131,31 @@ def is_harmless_name(name: str) -> bool:
 
 
 def holds_only_credentials(name: str) -> bool:
-    """Whether everything below this name counts as one: headers, cookies."""
+    """Return whether everything below this name counts as a credential, as for headers and cookies."""
     return bool(words := _words(name)) and words[-1] in _CONTAINERS
 
 
 def in_settings(settings: Mapping[str, Any]) -> Iterator[Credential]:
-    """The credentials among arguments of an LM, at any depth."""
-    yield from _found(settings, _Place(), [_MAX_OBJECTS])
+    """Yield the credentials in the arguments of an LM, at any depth."""
+    yield from _search(settings, _Place(), [_MAX_OBJECTS])
 
 
 def in_lm(lm: Any) -> Iterator[Credential]:
-    """The credentials that an LM holds: in its arguments, its provider, its client."""
+    """Yield the credentials that an LM holds in its arguments, provider and client."""
     budget = [_MAX_OBJECTS]
     model = str(getattr(lm, "model", ""))
     for name in _ARGUMENTS:
         settings = getattr(lm, name, None)
-        yield from (item for item in _found(settings, _Place(), budget) if item.text not in model)
+        yield from (item for item in _search(settings, _Place(), budget) if item.text not in model)
     attributes = {name: value for name, value in getattr(lm, "__dict__", {}).items() if name not in _ARGUMENTS}
-    yield from (item for item in _found(attributes, _Place(is_setting=False), budget) if item.text not in model)
+    yield from (item for item in _search(attributes, _Place(is_setting=False), budget) if item.text not in model)
 
 
 def in_address(address: str) -> Iterator[Credential]:
-    """The credentials in a URL: passwords, a token in place of a user, secrets of its query; encoded and plain."""
+    """Yield the credentials in a URL: a password, a token as the user name, secrets in the query; encoded and plain."""
     try:
         parts = urlsplit(address)
-    except ValueError:  # no URL
+    except ValueError:  # not a URL
         return
     user, at, _ = parts.netloc.rpartition("@")
     name, colon, password = user.partition(":")
@@ -170,25 +170,25 @@ def in_address(address: str) -> Iterator[Credential]:
 
 
 def in_environment() -> Iterator[Credential]:
-    """The credentials among the process's own variables."""
+    """Yield the credentials in the environment variables of this process."""
     for name, value in os.environ.items():
         if "://" in value:
             yield from in_address(value)
         elif len(value) >= MIN_LENGTH and is_secret_name(name) and not _is_path(value):
-            found = _credential(value)
+            credential = _credential(value)
             words = [word for word in _words(name) if not word.isdigit()]
             last = words[-1]
-            if not found.is_ordinary or last in _SECRET_WORDS or last.endswith(_SECRET_ENDINGS):
-                yield found
+            if not credential.is_ordinary or last in _SECRET_WORDS or last.endswith(_SECRET_ENDINGS):
+                yield credential
 
 
-def _found(value: Any, place: _Place, budget: list[int]) -> Iterator[Credential]:
-    """The credentials in a value and below it.
+def _search(value: Any, place: _Place, budget: list[int]) -> Iterator[Credential]:
+    """Yield the credentials in a value, at any depth.
 
     Args:
-        value: Anything.
-        place: Where it stands.
-        budget: How many more values to look at, shared by the whole search.
+        value: Any object.
+        place: The place of the value.
+        budget: Number of values that may still be inspected; the whole search shares it.
     """
     budget[0] -= 1
     if budget[0] < 0 or place.depth > _MAX_DEPTH or value is None or isinstance(value, bool | int | float):
@@ -199,16 +199,16 @@ def _found(value: Any, place: _Place, budget: list[int]) -> Iterator[Credential]
         yield from _in_text(value, place, budget)
     elif isinstance(value, Mapping):
         for name, item in list(value.items()):
-            yield from _found(item, place.below(str(name)), budget)
+            yield from _search(item, place.below(str(name)), budget)
     elif isinstance(value, list | tuple | set | frozenset):
         for item in list(value)[:100]:
-            yield from _found(item, replace(place, depth=place.depth + 1), budget)
+            yield from _search(item, replace(place, depth=place.depth + 1), budget)
     elif not isinstance(value, _CODE):
         attributes = getattr(value, "__dict__", {})
         inside = replace(place, is_setting=False, is_harmless=False)
         for name, item in list(attributes.items()):
             if name not in ("history", "callbacks", "requests"):
-                yield from _found(item, inside.below(name), budget)
+                yield from _search(item, inside.below(name), budget)
 
 
 def _in_text(text: str, place: _Place, budget: list[int]) -> Iterator[Credential]:
@@ -224,14 +224,14 @@ def _in_text(text: str, place: _Place, budget: list[int]) -> Iterator[Credential
 
 
 def _in_secret(text: str, place: _Place, budget: list[int]) -> Iterator[Credential]:
-    """A text that is a credential, and the parts of it that are one alone."""
+    """Yield a text that is a credential, and its parts that are credentials themselves."""
     if _is_path(text):
         return
     yield _credential(text)
     if text.lstrip().startswith("{"):
         try:
-            yield from _found(json.loads(text), replace(place, depth=place.depth + 1), budget)
-        except ValueError:  # only looks like JSON
+            yield from _search(json.loads(text), replace(place, depth=place.depth + 1), budget)
+        except ValueError:  # it only looks like JSON
             return
     if scheme := _SCHEME.match(text):
         yield from _in_authorization(text[scheme.end() :])
@@ -243,7 +243,7 @@ def _in_secret(text: str, place: _Place, budget: list[int]) -> Iterator[Credenti
 
 
 def _in_authorization(text: str) -> Iterator[Credential]:
-    """What follows the scheme of an authorization; that of `Basic` holds a password."""
+    """Yield what follows the scheme of an `Authorization` header; after `Basic`, that includes a password."""
     if len(text) >= MIN_LENGTH:
         yield _credential(text)
     try:
@@ -255,13 +255,13 @@ def _in_authorization(text: str) -> Iterator[Credential]:
 
 
 def _credential(text: str) -> Credential:
-    """A text that is known to be one."""
+    """Make a credential of a text that is one for certain."""
     is_short = len(text) < _PASSPHRASE_LENGTH
     return Credential(text, is_ordinary=bool(_NUMBERS.fullmatch(text)) or (is_short and bool(_WORDS.fullmatch(text))))
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a value of a setting that nothing is known of is one word or a number, as a choice is."""
+    """Return whether the value of an unknown setting is a single word or a number, as a choice would be."""
     return text.isalpha() or bool(_NUMBERS.fullmatch(text))
 
 
@@ -270,7 +270,7 @@ def _is_path(text: str) -> bool:
 
 
 def is_secret_attribute(name: str) -> bool:
-    """Whether an attribute of some object says so; unlike that of a setting, a `key` or `token` is often a name."""
+    """Return whether an attribute's name indicates a credential; `key` and `token` alone are harmless."""
     words = _words(name)
     if words[-1:] in (("key",), ("keys",), ("token",)):
         return words[-2:-1] != () and words[-2] in _KINDS_OF_KEYS and is_secret_name(name)
@@ -279,5 +279,5 @@ def is_secret_attribute(name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _words(name: str) -> tuple[str, ...]:
-    """`x`, `api`, `key` of `X-Api-Key`, `x_api_key` and `xApiKey`."""
+    """Split a name into words: `X-Api-Key`, `x_api_key` and `xApiKey` all give `x`, `api` and `key`."""
     return tuple(word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name))

@@ -1,32 +1,32 @@
-"""Errors of sirius_dspy, each also a builtin so that a plain `except ValueError` works.
+"""Errors of sirius_dspy. Each is also a builtin error, so that a plain `except ValueError` works.
 
 SiriuSError
 ├── UnpreparedProgramError (ValueError)    the student cannot be compiled as given
 │   └── SettingsError                      a setting is of the wrong kind or out of its range
-├── GraphError             (ValueError)    agents that do not form a graph, or a graph called with other inputs
+├── GraphError             (ValueError)    the agents do not form a graph, or it was called with other inputs
 ├── DatasetError           (ValueError)    the examples cannot be used as given
 ├── MetricError            (ValueError)    the metric did not return a number, or raised in every run
-├── AugmenterError         (ValueError)    a repair edits what is no part of the program
+├── AugmenterError         (ValueError)    a repair edits a step that the program does not have
 ├── RunMismatchError       (ValueError)    a run directory belongs to another compile
-├── UnreadableValueError   (ValueError)    a stored value cannot be made again
+├── UnreadableValueError   (ValueError)    a value cannot be stored or restored
 ├── RunDirError            (OSError)       a run directory cannot be used
-├── ResultError            (ValueError)    a record of results is not what was written
-├── RunDamagedError        (ValueError)    a file of a run directory is missing, or is not what was written
+├── ResultError            (ValueError)    a stored result has other fields or values than were written
+├── RunDamagedError        (ValueError)    a file of a run directory is missing or damaged
 ├── UnrecordableCallError  (RuntimeError)  the program made LM calls that recording cannot see
 ├── ReplayDivergedError    (RuntimeError)  a rerun did not repeat its recording
-├── NoSuccessError         (RuntimeError)  nothing to learn from
+├── NoSuccessError         (RuntimeError)  no run succeeded, so there is nothing to learn from
 ├── ProgramError           (RuntimeError)  the program raised the same exception in every run
-├── RolloutError           (RuntimeError)  the LM or its account failed, not one example
-├── UnfinishedError        (RuntimeError)  some runs did not end, because the LM or the network failed
+├── RolloutError           (RuntimeError)  the LM failed in a way that affects every example
+├── UnfinishedError        (RuntimeError)  some runs did not finish, because the LM or the network failed
 ├── TimeLimitError         (TimeoutError)  an LM call or a run took longer than its limit
-├── PromptTooLongError     (ValueError)    one prompt does not fit into a local model's context window
-├── TrainingError          (RuntimeError)  a trainer gave up on an agent
+├── PromptTooLongError     (ValueError)    a prompt does not fit into a local model's context window
+├── TrainingError          (RuntimeError)  the fine-tuning of an agent failed
 ├── LibraryError           (RuntimeError)  the experience library cannot be used
 │   ├── LibraryDamagedError                its file is not a readable library
 │   └── LibraryVersionError                it was written by a newer version
 ├── CheckpointError        (ValueError)    a checkpoint cannot be written or read
-├── ModelNotFoundError     (FileNotFoundError)  weights are not where they should be
-└── MissingDependencyError (ImportError)   an optional package is absent
+├── ModelNotFoundError     (FileNotFoundError)  the weights of a local model cannot be found
+└── MissingDependencyError (ImportError)   an optional package is not installed
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from sirius_dspy.redact import redact
 
 
 class SiriuSError(Exception):
-    """Base of all errors that sirius_dspy raises on purpose; none of them shows a credential that its cause quotes."""
+    """Base class of all errors that sirius_dspy raises on purpose. Credentials are removed from their messages."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*(redact(item) if isinstance(item, str) else item for item in args))
 
 
 class UnpreparedProgramError(SiriuSError, ValueError):
-    """The student cannot be compiled as given: no LM, an LM or adapter that cannot train, a compiled student."""
+    """The student cannot be compiled as given: no LM, an LM or adapter that cannot be trained, a compiled student."""
 
 
 class SettingsError(UnpreparedProgramError):
@@ -54,7 +54,7 @@ class SettingsError(UnpreparedProgramError):
 
 
 class GraphError(SiriuSError, ValueError):
-    """The agents of an `AgentGraph` do not form one, or it was called with other fields than it declares."""
+    """The agents of an `AgentGraph` do not form a graph, or it was called with other fields than it declares."""
 
 
 class DatasetError(SiriuSError, ValueError):
@@ -62,11 +62,11 @@ class DatasetError(SiriuSError, ValueError):
 
 
 class MetricError(SiriuSError, ValueError):
-    """The metric returned something that is not a finite number, or rewards of unknown agents, or raised every time."""
+    """The metric returned something that is not a finite number, or rewards for unknown agents, or it always raised."""
 
 
 class AugmenterError(SiriuSError, ValueError):
-    """An augmenter gave a repair that cannot be of this program."""
+    """An augmenter returned a repair that does not fit the program."""
 
 
 class RunMismatchError(SiriuSError, ValueError):
@@ -74,15 +74,15 @@ class RunMismatchError(SiriuSError, ValueError):
 
 
 class UnreadableValueError(SiriuSError, ValueError):
-    """A value cannot be stored so that it reads back, or a stored one cannot be made again here."""
+    """A value cannot be stored so that it reads back equal, or a stored value cannot be restored here."""
 
 
 class RunDirError(SiriuSError, OSError):
-    """The run directory cannot be used: something else lies there, it may not be written to, or the disk is full."""
+    """The run directory cannot be used: it holds something else, it is not writable, or the disk is full."""
 
 
 class RunDamagedError(SiriuSError, ValueError):
-    """A file of a run directory is missing, cannot be read, or holds something else than was written.
+    """A file of a run directory is missing, cannot be read, or does not hold what was written.
 
     Attributes:
         path: The file.
@@ -94,11 +94,11 @@ class RunDamagedError(SiriuSError, ValueError):
 
 
 class ResultError(SiriuSError, ValueError):
-    """A record of results that was read from a file has other fields or values than were written."""
+    """Stored results have other fields or values than were written."""
 
 
 class UnrecordableCallError(SiriuSError, RuntimeError):
-    """The program called LMs where recording cannot see them, so its trajectories would have holes."""
+    """The program called LMs where recording cannot see them, so its trajectories would be incomplete."""
 
 
 class ReplayDivergedError(SiriuSError, RuntimeError):
@@ -110,19 +110,19 @@ class NoSuccessError(SiriuSError, RuntimeError):
 
 
 class ProgramError(SiriuSError, RuntimeError):
-    """The first runs of the program all raised the same exception at the same place: a bug, and no example's fault."""
+    """The first runs of the program all raised the same exception at the same place, which is a bug in the program."""
 
 
 class RolloutError(SiriuSError, RuntimeError):
-    """The LM failed in a way that every example would share: credentials, quota, configuration, an outage."""
+    """The LM failed in a way that affects every example: credentials, quota, configuration or an outage."""
 
 
 class UnfinishedError(SiriuSError, RuntimeError):
-    """Some runs did not end, because the LM or the network failed. The same `compile` call runs them again.
+    """Some runs did not finish, because the LM or the network failed. Calling `compile` again repeats them.
 
     Attributes:
         examples: Content keys of their examples; see `sirius_dspy.trajectory.example_key`.
-        reasons: What failed, and in how many runs.
+        reasons: Each failure to the number of runs in which it occurred.
     """
 
     def __init__(self, message: str, *, examples: Sequence[str] = (), reasons: Mapping[str, int] | None = None) -> None:
@@ -140,7 +140,7 @@ class PromptTooLongError(SiriuSError, ValueError):
 
 
 class TrainingError(SiriuSError, RuntimeError):
-    """A fine-tuning job gave up.
+    """A fine-tuning job failed.
 
     Attributes:
         agent: Name of the agent whose job failed.
@@ -168,8 +168,8 @@ class CheckpointError(SiriuSError, ValueError):
 
 
 class ModelNotFoundError(SiriuSError, FileNotFoundError):
-    """The weights of a local model are not where they should be."""
+    """The weights of a local model cannot be found."""
 
 
 class MissingDependencyError(SiriuSError, ImportError):
-    """An optional package is absent; the message has the install line."""
+    """An optional package is not installed; the message contains the install command."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and names that every file system takes."""
+"""Atomic writes, and file names that every file system accepts."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from uuid import uuid4
 from sirius_dspy.redact import hide
 
 _LONGEST_NAME = 100
-"""Characters of a name that a file keeps; file systems allow 255 bytes, and suffixes come on top."""
+"""Maximum length of a file name; file systems allow 255 bytes, and suffixes are added to it."""
 
 
 _HASH = 12
-"""Hexadecimal digits that tell names apart which look the same as file names."""
+"""Number of hexadecimal digits that distinguish names which would give the same file name."""
 
 
 _SIMPLE = re.compile(rf"(?=.{{1,{_LONGEST_NAME}}}\Z)[a-z0-9_][a-z0-9_.-]*(?<!\.)\Z")
 
 
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|.*(-[0-9a-f]{12}|\.sources)\Z")
-"""Names that are devices on Windows, and those that look like names which are made here."""
+"""Matches device names of Windows, and names that look like the ones `hash_name` makes."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, and stays through a power cut; credentials are left out."""
+    """Write a text file atomically and durably, with credentials removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
@@ -40,10 +40,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def file_name(name: str) -> str:
-    """A name as a file name that no other name has, on any file system.
+    """Return a file name that is unique to this name on any file system.
 
-    A simple name stays as it is. Any other, such as one with a slash, with capital letters (which some file systems
-    do not tell from small ones) or with 300 letters, becomes what can be kept of it and a hash of the whole.
+    A simple name is returned unchanged. Any other name, such as one with a slash, with capital letters (some file
+    systems ignore case) or with 300 letters, is shortened to its readable characters and a hash of the whole.
 
     Examples:
         >>> file_name("solver.predict")
@@ -51,11 +51,11 @@ def file_name(name: str) -> str:
         >>> file_name("agents[0]")
         'agents_0_-20fea097a975'
     """
-    return name if _SIMPLE.match(name) and not _RESERVED.match(name) else hashed_name(name)
+    return name if _SIMPLE.match(name) and not _RESERVED.match(name) else hash_name(name)
 
 
-def hashed_name(name: str) -> str:
-    """What can be kept of a name in letters, digits, hyphens and underscores, and a hash of the whole."""
+def hash_name(name: str) -> str:
+    """Return the letters, digits, hyphens and underscores of a name, followed by a hash of the whole name."""
     digits = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH]
     readable = re.sub(r"[^A-Za-z0-9_-]", "_", name)[: _LONGEST_NAME - _HASH - 1].lstrip("-")
     return f"{readable or '_'}-{digits}"

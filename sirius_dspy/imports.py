@@ -1,6 +1,6 @@
-"""Import what a user names: `module`, `module:name`, or `folder/file.py:name`.
+"""Imports objects by a name from the user: `module`, `module:name`, or `folder/file.py:name`.
 
-What is imported by such a name is code. The name has to come from the user, never from a file that somebody else wrote.
+Importing runs code, so the name must come from the user and never from a file that somebody else wrote.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from types import ModuleType
 from typing import Any
 
 FAILURES = (ImportError, AttributeError, ValueError)
-"""What `import_at` raises if there is nothing of that name."""
+"""The errors that `import_at` raises for a name that does not exist."""
 
 
 def import_at(path: str) -> Any:
-    """Return a module, or an object in it.
+    """Import a module, or an object in a module.
 
     Args:
         path: `module`, `module:name`, or either with the path of a `.py` file instead of the module.
 
     Raises:
-        ImportError: There is no such module or file.
+        ImportError: The module or file does not exist.
         AttributeError: The module has no such name.
-        ValueError: The path is not written like that.
+        ValueError: The path has another form.
     """
     place, _, name = path.rpartition(":") if ".py:" in path else path.partition(":")
-    found: Any = import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    target: Any = import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     for part in name.split(".") if name else ():
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target
 
 
 def import_file(file: Path) -> ModuleType:
-    """Import a file under its own name, with its folder on the path, so that it finds what lies beside it.
+    """Import a file by its stem, with its folder on `sys.path`, so that it can import its neighbors.
 
     Raises:
-        ImportError: There is no such file, or another module has its name.
+        ImportError: The file does not exist, or another module has its name.
     """
     if not file.is_file():
         raise ImportError(f"there is no file {str(file)!r}")

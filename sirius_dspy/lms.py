@@ -1,4 +1,4 @@
-"""Which LM answers for a predictor: shared weights under its own settings, unless `forward` chooses another LM."""
+"""Chooses the LM for a predictor: shared weights with its own settings, unless `forward` selects another LM."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from sirius_dspy.errors import TrainingError
 logger = logging.getLogger(__name__)
 
 _CONNECTION = frozenset({"api_base", "base_url", "api_key", "api_version"})
-"""LM arguments that say where weights are served; trained weights are where their trainer put them."""
+"""LM arguments that say where weights are served. The trainer sets them for trained weights."""
 
 _OUTSIDE = "sirius_dspy_outside_lm"
-"""DSPy setting: the default LM at the time when the program was called, before `forward` could choose another."""
+"""DSPy setting with the default LM at the time of the program's call, before `forward` could select another."""
 
 
 def keep_settings(trained: dspy.LM, base: dspy.LM, previous: dspy.LM) -> dspy.LM:
-    """Return new weights under the settings that one predictor's LM had before.
+    """Return new weights with the settings that a predictor's LM had before.
 
     Args:
-        trained: The weights, as training gave them.
-        base: The LM that was trained; a setting that `previous` shares with it stays as it is in `trained`.
-        previous: The predictor's LM before, of the same weights as `base`.
+        trained: The LM with the new weights, as returned by training.
+        base: The LM that was trained. A setting that it shares with `previous` is left as it is in `trained`.
+        previous: The predictor's LM before training, with the same weights as `base`.
     """
     if previous is base:
         return trained
@@ -46,25 +46,25 @@ def keep_settings(trained: dspy.LM, base: dspy.LM, previous: dspy.LM) -> dspy.LM
     return tuned
 
 
-# LMs that `forward` chooses
+# LMs that `forward` selects
 
 
 def note_outside_lm() -> AbstractContextManager[None]:
-    """Open a context around the call of a program: DSPy's LM at this moment was not chosen by its `forward`."""
+    """Return a context for the call of a program that notes DSPy's current LM, which `forward` did not select."""
     return dspy.context(**{_OUTSIDE: dspy.settings.lm})
 
 
-def chosen_lm() -> Any:
-    """The LM that `forward` has chosen by `dspy.context(lm=...)`; `None` if it has not."""
+def find_chosen_lm() -> Any:
+    """Return the LM that `forward` selected with `dspy.context(lm=...)`, or `None`."""
     if _OUTSIDE not in dspy.settings or dspy.settings.lm is dspy.settings[_OUTSIDE]:
         return None
     return dspy.settings.lm
 
 
 def follow_context(predictor: dspy.Predict) -> None:
-    """Let an LM that `forward` chooses by `dspy.context` answer, though the predictor has one of its own.
+    """Let a predictor use the LM that `forward` selects with `dspy.context`, although it has its own LM.
 
-    A predictor without an LM follows the context. Once it is given trained weights, DSPy would always ask these.
+    A predictor without an LM follows the context. Once it has trained weights, DSPy would always call those.
     """
     vars(predictor).update({name: _Following(predictor, name) for name in _Following.METHODS})
 
@@ -77,7 +77,7 @@ def follow_no_context(predictor: dspy.Predict) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Following:
-    """Stands in for a predictor's `forward` or `aforward`."""
+    """Replaces a predictor's `forward` or `aforward`."""
 
     METHODS = ("forward", "aforward")
 
@@ -85,26 +85,26 @@ class _Following:
     name: Literal["forward", "aforward"] | str
 
     def __call__(self, **inputs: Any) -> Any:
-        chosen = chosen_lm()
+        chosen = find_chosen_lm()
         if chosen is not None:
             inputs.setdefault("lm", chosen)
         return getattr(type(self.predictor), self.name)(self.predictor, **inputs)
 
 
 class OutsideLMCallback(BaseCallback):
-    """A program's callback that notes DSPy's LM at each call, for predictors that follow the context."""
+    """Notes DSPy's LM at each call of a program, for predictors that follow the context."""
 
     def __init__(self) -> None:
         self._open: dict[str, AbstractContextManager[None]] = {}
 
     def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """DSPy calls this in the context of the call."""
+        """Open the context; DSPy calls this in the context of the call."""
         context = note_outside_lm()
         context.__enter__()
         self._open[call_id] = context
 
     def on_module_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
-        """DSPy calls this in the same context."""
+        """Close the context; DSPy calls this in the same context."""
         if (context := self._open.pop(call_id, None)) is not None:
             context.__exit__(None, None, None)
 
@@ -114,22 +114,22 @@ class OutsideLMCallback(BaseCallback):
 
 @dataclass
 class Launches:
-    """The LMs that a compile has launched, by model id: those of providers that answer only after `launch`.
+    """The LMs that a compile has launched, by model id, for providers that must be launched before they answer.
 
-    DSPy's `launch` may be called for what runs already, and does nothing where a provider answers by itself.
+    `launch` may be called for an LM that is already running, and does nothing if its provider needs no launch.
     """
 
     running: dict[str, dspy.LM] = field(default_factory=dict)
 
     def launch(self, agent: str, lm: dspy.LM) -> dspy.LM:
-        """The LM, ready to answer.
+        """Return the LM, launched if necessary.
 
         Raises:
             TrainingError: Its provider could not launch it.
         """
         if lm.model not in self.running and needs_launch(lm):
-            # A copy, since `launch` writes the server's address and process into the LM, where training that starts
-            # from these weights would find them; the process of a server for the base is not this one's either.
+            # A copy, because `launch` writes the server's address and process into the LM, and training that starts
+            # from these weights would use them. The process of a server for the base does not belong to it either.
             launched = lm.copy()
             vars(launched).pop("process", None)
             try:
@@ -138,14 +138,14 @@ class Launches:
             except Exception as error:
                 raise TrainingError(
                     f"The new weights {lm.model!r} of agent {agent!r} are trained, but could not be launched: {error} "
-                    "Start what its provider needs, then run the same `compile` again to go on from there.",
+                    "Fix the server, then run the same `compile` again to resume.",
                     agent=agent,
                 ) from error
             self.running[lm.model] = launched
         return self.running.get(lm.model, lm)
 
     def keep(self, models: Collection[str]) -> None:
-        """Kill all launched LMs but these."""
+        """Kill all launched LMs except these."""
         for model in [model for model in self.running if model not in models]:
             lm = self.running.pop(model)
             try:
@@ -155,7 +155,7 @@ class Launches:
 
 
 def needs_launch(lm: dspy.LM) -> bool:
-    """Whether an LM's provider has a `launch` of its own, and does not say that it loads weights at the first call."""
+    """Return whether an LM's provider defines `launch` and does not declare that it loads weights at the first call."""
     provider = getattr(lm, "provider", None)
     if provider is None or getattr(provider, "loads_when_asked", False):
         return False

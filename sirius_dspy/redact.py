@@ -1,11 +1,11 @@
-"""Keeps credentials out of everything that is written down: servers quote keys in errors, and libraries live long.
+"""Removes credentials from everything that is stored or logged: servers quote keys in errors, and libraries live long.
 
-The values are known, and are replaced wherever they stand: those of every LM that is asked (`remember_secrets`), those
-of addresses (`remember_address`), and those of the process's environment. They are kept for the life of the process, in
-memory only. What merely has the shape of a key is replaced as well in texts for people.
+Known values are replaced wherever they occur: those of every LM that is called (`remember_secrets`), those in URLs
+(`remember_address`), and those in the environment of the process. They are kept in memory only, for the life of the
+process. Messages for people also lose anything that merely looks like a key.
 
-Messages lose every known value. Data (inputs, outputs, rows to train on) keeps those that read like ordinary words,
-such as a password `swordfish`, since nobody could say where in a text they are the password.
+Messages lose every known value. Data (inputs, outputs, training rows) keeps values that read like ordinary words, such
+as the password `swordfish`, because nobody can tell where in a text they are the password.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 HIDDEN = "[redacted]"
 
 _ENVIRONMENT_S = 1.0
-"""How old what is known of the environment may be when data is looked through, which happens for every LM call."""
+"""Age at which the values from the environment are read again. Data is searched at every LM call."""
 
 _KEYS = re.compile(
     r"(?<![\w-])(?:"
@@ -54,18 +54,18 @@ _KEYS = re.compile(
 )
 _PREFIXES = ("k-", "k_", "hf-", "hf_", "xai", "gh", "github", "glpat", "xox")
 _SIGNS = (*_PREFIXES, "AKIA", "ASIA", "AIza", "eyJ", "earer", "EARER", "E KEY")
-"""Each of those shapes has one of these, which are found much faster."""
+"""Every key shape contains one of these, and searching for them is much faster."""
 _HEX = re.compile(r"[0-9a-f]+")
 _MIN_RUN = 12
-"""Letters and digits in a row, without `-` and `_`, that a key has at least once."""
+"""A key has at least one run of this many letters and digits without `-` or `_`."""
 _LONG_RUN = 20
-"""The same after `sk-`, where they need not look random: hardly any word is that long."""
+"""The length of such a run after `sk-`, where it need not look random: hardly any word is that long."""
 _MIN_CHANGES = 0.3
-"""Share of places at which a random text goes on with another kind of character; words and years have fewer."""
+"""Share of positions at which the kind of character changes in a random text; words and years change less often."""
 
 
 class _Known:
-    """The values of this process; one store serves all threads."""
+    """Holds the known values of this process; all threads share one store."""
 
     lock = threading.Lock()  # protects all that follows
     remembered: ClassVar[set[Credential]] = set()
@@ -73,16 +73,16 @@ class _Known:
     read_at: float = float("-inf")
     lms: ClassVar[dict[int, tuple[weakref.ref[Any], dict[str, Any]]]] = {}
     in_messages: tuple[str, ...] = ()
-    """Longest first, so that a value which contains another goes as a whole."""
+    """Longest first, so that a value that contains another is replaced as a whole."""
     in_data: tuple[str, ...] = ()
 
 
 def remember_secrets(lm: Any, settings: Mapping[str, Any] | None = None) -> None:
-    """Know the credentials of an LM from now on; cheap enough to be called with every call of it.
+    """Remember the credentials of an LM. This is cheap enough to call before every LM call.
 
     Args:
         lm: A `dspy.LM` or any object with `kwargs`.
-        settings: Arguments of this one call.
+        settings: The arguments of this call.
     """
     if settings and not all(isinstance(value, int | float | None) for value in settings.values()):
         _remember(in_settings(settings))
@@ -95,41 +95,41 @@ def remember_secrets(lm: Any, settings: Mapping[str, Any] | None = None) -> None
     number = id(lm)
     try:
         reference = weakref.ref(lm, lambda _: _Known.lms.pop(number, None))
-    except TypeError:  # it will be looked at again
+    except TypeError:  # no weak reference: the LM is searched again next time
         return
     with _Known.lock:
         _Known.lms[number] = reference, dict(arguments)
 
 
 def remember_address(address: str) -> None:
-    """Know the passwords of a URL from now on."""
+    """Remember the passwords in a URL."""
     _remember(in_address(address))
 
 
 def redact(text: str, *secrets: str | None) -> str:
-    """A text for people without credentials: those that are known, those given, and what has the shape of a key."""
+    """Return a message without known credentials, the given secrets, and anything that looks like a key."""
     _read_environment()
     given = _forms(Credential(secret) for secret in secrets if secret and len(secret) >= MIN_LENGTH)
     return _without_keys(_without(text, (*given, *_Known.in_messages)))
 
 
 def hide(value: T) -> T:
-    """Plain data without the credentials that are known; itself if it has none. Ordinary words stay as they are."""
+    """Return plain data without known credentials, or the same object if it has none. Ordinary words are kept."""
     if time.monotonic() - _Known.read_at > _ENVIRONMENT_S:
         _read_environment()
     needles = _Known.in_data
-    return _mapped(value, lambda text: _without(text, needles)) if needles else value
+    return _map_texts(value, lambda text: _without(text, needles)) if needles else value
 
 
 def hide_keys(value: T) -> T:
-    """Like `hide`, and without what has the shape of a key: for data that others will read."""
+    """Like `hide`, but also remove anything that looks like a key; for data that others will read."""
     _read_environment()
     needles = _Known.in_data
-    return _mapped(value, lambda text: _without_keys(_without(text, needles)))
+    return _map_texts(value, lambda text: _without_keys(_without(text, needles)))
 
 
 def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as plain values without those that hold credentials, whatever their length, at any depth."""
+    """Return settings as plain values, without those that hold credentials, of any length and at any depth."""
     return {
         name: _without_secret_settings(value)
         for name, value in settings.items()
@@ -138,10 +138,10 @@ def without_secrets(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def redact_error(error: BaseException) -> BaseException:
-    """Take the credentials out of an exception and of those that caused it, in place, and give it back.
+    """Remove credentials from an exception and its causes in place, and return it.
 
-    An LM in the traceback is asked for its own: whoever raised may be one that nobody has seen before, as a judge that
-    a metric asks.
+    The LMs in the traceback are searched first, because the exception may come from an LM that was never seen before,
+    such as a judge that a metric calls.
     """
     chain = list(_chain(error))
     for item in chain:
@@ -152,8 +152,8 @@ def redact_error(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def redacting_errors() -> Iterator[None]:
-    """Let exceptions through without credentials."""
+def redact_errors() -> Iterator[None]:
+    """Remove credentials from any exception that leaves the block."""
     try:
         yield
     except BaseException as error:
@@ -161,11 +161,11 @@ def redacting_errors() -> Iterator[None]:
         raise
 
 
-# What is known
+# Known values
 
 
-def _remember(found: Iterable[Credential]) -> None:
-    new = {item for item in found if len(item.text) >= MIN_LENGTH and item.text.strip() not in ("", HIDDEN)}
+def _remember(credentials: Iterable[Credential]) -> None:
+    new = {item for item in credentials if len(item.text) >= MIN_LENGTH and item.text.strip() not in ("", HIDDEN)}
     with _Known.lock:
         if not new <= _Known.remembered:
             _Known.remembered = _Known.remembered | new
@@ -173,39 +173,39 @@ def _remember(found: Iterable[Credential]) -> None:
 
 
 def _read_environment() -> None:
-    found = frozenset(item for item in in_environment() if len(item.text) >= MIN_LENGTH)
+    current = frozenset(item for item in in_environment() if len(item.text) >= MIN_LENGTH)
     with _Known.lock:
         _Known.read_at = time.monotonic()
-        if found != _Known.environment:
-            _Known.environment = found
+        if current != _Known.environment:
+            _Known.environment = current
             _build()
 
 
 def _build() -> None:
-    known = _Known.remembered | _Known.environment
-    _Known.in_messages = _forms(known)
-    _Known.in_data = _forms(item for item in known if not item.is_ordinary)
+    credentials = _Known.remembered | _Known.environment
+    _Known.in_messages = _forms(credentials)
+    _Known.in_data = _forms(item for item in credentials if not item.is_ordinary)
 
 
-def _forms(found: Iterable[Credential]) -> tuple[str, ...]:
-    """Every form in which a value stands in texts, longest first."""
+def _forms(credentials: Iterable[Credential]) -> tuple[str, ...]:
+    """Return every form in which a value can occur in texts, longest first."""
     forms: set[str] = set()
-    for item in found:
+    for item in credentials:
         text = item.text
-        forms |= {text, repr(text)[1:-1], html.escape(text), *_quoted(text)}
+        forms |= {text, repr(text)[1:-1], html.escape(text), *_quote(text)}
         escaped = {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
         forms |= escaped | {json.dumps(form)[1:-1] for form in escaped}  # JSON in JSON, as in logs of requests
         forms.add(base64.b64encode(text.encode("utf-8", "surrogatepass")).decode())
     return tuple(sorted(forms, key=lambda form: (-len(form), form)))
 
 
-def _quoted(text: str) -> set[str]:
-    """As in addresses, where halves of surrogate pairs cannot stand at all."""
+def _quote(text: str) -> set[str]:
+    """Percent-encode a text, including lone surrogates, which `quote` refuses."""
     encoded = text.encode("utf-8", "surrogatepass")
     return {quote(encoded, safe=""), quote(encoded), quote_plus(encoded)}
 
 
-# Taking them out
+# Removal
 
 
 def _without(text: str, needles: Iterable[str]) -> str:
@@ -216,12 +216,12 @@ def _without(text: str, needles: Iterable[str]) -> str:
 
 
 def _without_keys(text: str) -> str:
-    return _KEYS.sub(_hidden_key, text) if any(sign in text for sign in _SIGNS) else text
+    return _KEYS.sub(_hide_key, text) if any(sign in text for sign in _SIGNS) else text
 
 
-def _hidden_key(found: re.Match[str]) -> str:
-    """The replacement of what has the shape of a key; a longer name of words stays."""
-    whole, body, bearer = found[0], found["body"], found["bearer"]
+def _hide_key(match: re.Match[str]) -> str:
+    """Return the replacement for a text that looks like a key; a long name made of words is kept."""
+    whole, body, bearer = match[0], match["body"], match["bearer"]
     if body is not None:
         is_sk = whole.startswith("sk-")
         runs = re.split("[-_]", body)
@@ -243,16 +243,16 @@ def _is_random(run: str, *, may_be_hex: bool) -> bool:
     return any(character.isalpha() for character in run) and changes >= _MIN_CHANGES * (len(run) - 1)
 
 
-def _mapped(value: Any, change: Any) -> Any:
-    """A plain value with its texts changed; the very same object where nothing changes."""
+def _map_texts(value: Any, change: Any) -> Any:
+    """Change every text in a plain value; return the same object if nothing changes."""
     if isinstance(value, str):
         return change(value) if len(value) >= MIN_LENGTH else value
     if isinstance(value, Mapping):
-        entries = {_mapped(name, change): _mapped(item, change) for name, item in value.items()}
+        entries = {_map_texts(name, change): _map_texts(item, change) for name, item in value.items()}
         same = all(name in entries and entries[name] is item for name, item in value.items())
         return value if same else entries
     if isinstance(value, list | tuple):
-        items = [_mapped(item, change) for item in value]
+        items = [_map_texts(item, change) for item in value]
         same = all(new is old for new, old in zip(items, value, strict=True))
         return value if same else (tuple(items) if isinstance(value, tuple) else items)
     return value
@@ -270,7 +270,7 @@ def _without_secret_settings(value: Any) -> Any:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception with all that caused it, each once."""
+    """Yield an exception and all its causes, each once."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -283,7 +283,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _remember_those_of(error: BaseException) -> None:
-    """Look for LMs in the frames that an exception came through."""
+    """Remember the credentials of LMs in the frames of an exception's traceback."""
     trace = error.__traceback__
     while trace is not None:
         here = trace.tb_frame.f_locals
@@ -296,10 +296,10 @@ def _remember_those_of(error: BaseException) -> None:
 
 
 def _redact_one(error: BaseException) -> None:
-    """The message is in `args`, and most clients keep it in attributes besides."""
-    error.args = tuple(redact(item) if isinstance(item, str) else _plain_redacted(item) for item in error.args)
+    """Redact `args`, attributes and notes: most clients keep the message in attributes as well."""
+    error.args = tuple(redact(item) if isinstance(item, str) else _redact_value(item) for item in error.args)
     for name, value in list(getattr(error, "__dict__", {}).items()):
-        changed = _plain_redacted(value)
+        changed = _redact_value(value)
         if changed is not value:
             try:
                 setattr(error, name, changed)
@@ -310,5 +310,5 @@ def _redact_one(error: BaseException) -> None:
         error.__notes__ = [redact(note) for note in notes]
 
 
-def _plain_redacted(value: Any) -> Any:
-    return _mapped(value, redact) if isinstance(value, str | list | tuple | dict) else value
+def _redact_value(value: Any) -> Any:
+    return _map_texts(value, redact) if isinstance(value, str | list | tuple | dict) else value

@@ -1,4 +1,4 @@
-"""How sure a measured number is, and how sure a difference: intervals, paired tests, several seeds and comparisons."""
+"""Uncertainty of scores and of their differences: intervals, paired tests, spread over seeds, multiple comparisons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-if TYPE_CHECKING:  # numpy comes late, with the first bootstrap
+if TYPE_CHECKING:  # numpy is imported late, with the first bootstrap
     import numpy as np
     from numpy.typing import NDArray
 
@@ -15,7 +15,7 @@ First = TypeVar("First")
 Second = TypeVar("Second")
 
 _BATCH = 500
-"""Bootstrap resamples at a time, so that many items do not fill the memory."""
+"""Number of bootstrap resamples at a time, which bounds the memory for many items."""
 
 
 class Interval(NamedTuple):
@@ -26,15 +26,15 @@ class Interval(NamedTuple):
 
 
 def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
-    """Bound the true success rate behind `successes` out of `trials` independent tries.
+    """Bound the true success rate behind `successes` out of `trials` independent trials.
 
     Stays inside [0, 1] and is useful for few trials and for rates near 0 or 1, where the textbook
     interval (rate plus or minus 1.96 standard errors) has no width at all.
 
     Args:
-        successes: Count, between 0 and `trials`.
-        trials: Count, at least 1.
-        confidence: Share of such intervals that hold the true rate; 0.95 by convention.
+        successes: Number of successes, from 0 to `trials`.
+        trials: Number of trials, at least 1.
+        confidence: Share of such intervals that contain the true rate; 0.95 by convention.
 
     Raises:
         ValueError: The counts or the confidence are out of range.
@@ -50,7 +50,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(
-            f"{successes!r} successes of {trials!r} trials is no share. Pass counts with 0 <= successes <= trials "
+            f"{successes!r} successes of {trials!r} trials is not a share. Pass counts with 0 <= successes <= trials "
             "and at least one trial."
         )
     z = NormalDist().inv_cdf(0.5 + _share(confidence) / 2)
@@ -65,7 +65,7 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval, or that of another confidence that was asked for."""
+    """A number with its confidence interval, 95 % unless another confidence was requested."""
 
     value: float
     low: float
@@ -73,22 +73,22 @@ class Estimate(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Results of several seeds."""
+    """Mean and standard deviation of scores over seeds."""
 
     mean: float
     sd: float | None
-    """Sample standard deviation, over n - 1; `None` for a single seed, which says nothing about it."""
+    """Sample standard deviation, with n - 1 in the denominator; `None` for a single seed."""
     seeds: int
 
 
 def spread(scores: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation over seeds.
+    """Compute the mean and sample standard deviation over seeds.
 
     Args:
-        scores: One per seed.
+        scores: One score per seed.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no scores.
 
     Examples:
         >>> result = spread([26 / 107, 28 / 107, 28 / 107])
@@ -101,25 +101,25 @@ def spread(scores: Sequence[float]) -> Spread:
 
 
 class McNemar(NamedTuple):
-    """The items on which two systems differ, and how surprising their split is."""
+    """Counts of the items on which two systems differ, and the p-value of the split."""
 
     gained: int
-    """Wrong before, right after."""
+    """Number of items that were wrong before and are right after."""
     lost: int
-    """Right before, wrong after."""
+    """Number of items that were right before and are wrong after."""
     p_value: float
     """Two-sided and exact; 1 if the systems never differ."""
 
 
 def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
-    """Compare two systems on the same items, by the items that only one of them gets right.
+    """Compare two systems on the same items, using the items that only one of them gets right.
 
-    If neither were better, each such item would be a toss of a coin. The sum is exact, so no count is too small for it;
-    six differences, all one way, are the fewest that give p < 0.05. Items must be independent: with groups of items,
-    use `paired_bootstrap`.
+    If neither system is better, each such item is a coin toss. The test is exact, so it holds for any count; six
+    differences in the same direction are the fewest that give p < 0.05. Items must be independent: use
+    `paired_bootstrap` for grouped items.
 
     Args:
-        before: One per item, whether system A is right.
+        before: Whether system A is right, one value per item.
         after: System B on the same items, in the same order.
 
     Raises:
@@ -133,7 +133,7 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
         >>> mcnemar([False] * 6, [True] * 6).p_value
         0.03125
     """
-    pairs = list(_paired(before, after))
+    pairs = list(_pair(before, after))
     gained = sum(new and not old for old, new in pairs)
     lost = sum(old and not new for old, new in pairs)
     differing, rarer = gained + lost, min(gained, lost)
@@ -142,16 +142,17 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> McNemar:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjust p-values for the number of comparisons, so that the chance of any false claim stays at the level.
+    """Adjust p-values for the number of comparisons, so that the chance of any false claim stays at the chosen level.
 
     Args:
-        p_values: Comparison to its p-value.
+        p_values: Name of each comparison to its p-value.
 
     Returns:
-        Comparison to adjusted p-value, in the order given; claim a difference where it is below, say, 0.05.
+        Name of each comparison to its adjusted p-value, in the given order; claim a difference where it is below, say,
+            0.05.
 
     Raises:
-        ValueError: One is not between 0 and 1.
+        ValueError: A p-value is not between 0 and 1.
 
     References:
         Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6.
@@ -161,7 +162,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
         {'a': 0.03, 'b': 0.06, 'c': 0.06}
     """
     if bad := {name: p for name, p in p_values.items() if not 0 <= p <= 1}:
-        raise ValueError(f"{bad!r} are no p-values. Pass numbers from 0 to 1.")
+        raise ValueError(f"{bad!r} are not p-values. Pass numbers from 0 to 1.")
     adjusted: dict[str, float] = {}
     highest = 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
@@ -178,19 +179,19 @@ def bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Mean score with a percentile bootstrap interval, over items, groups of items, and seeds.
+    """Compute the mean score with a percentile bootstrap interval over items, groups of items, and seeds.
 
-    Each resample draws seeds with replacement, then groups with replacement, the same ones for all seeds, since the
-    seeds share their items: so both the choice of items and that of seeds count as luck. With one seed, its own luck is
-    not in the interval, and with a handful it is underestimated.
+    Each resample draws seeds with replacement, then groups with replacement, the same groups for all seeds because
+    the seeds share their items. So the interval covers the choice of items and the choice of seeds. With one seed it
+    does not cover the variation between seeds; with a handful it underestimates it.
 
     Args:
-        scores: One row per seed, `(seeds, items)`, any range; a single row where there are no seeds.
-        groups: `(items,)`; items of equal group are drawn together, e.g. questions about one text. By default each item
-            is a group of its own.
-        resamples: More make the ends of the interval steadier; 10,000 leave about half a percent of its width.
-        confidence: Share of such intervals that hold the true value; 0.95 by convention.
-        seed: Equal arguments give equal intervals.
+        scores: `(seeds, items)`, any range, one row per seed; a single row if there are no seeds.
+        groups: `(items,)`; items of the same group are drawn together, e.g. questions about one text. By default each
+            item is its own group.
+        resamples: Number of resamples. With 10,000, the ends of the interval vary by about half a percent of its width.
+        confidence: Share of such intervals that contain the true value; 0.95 by convention.
+        seed: Seed of the resampling; equal arguments give equal intervals.
 
     Raises:
         ValueError: There are no scores, or the lengths differ.
@@ -228,14 +229,14 @@ def paired_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """Difference of two systems' mean scores on the same items, `after - before`, with its bootstrap interval.
+    """Compute the difference of two mean scores on the same items, `after - before`, with its bootstrap interval.
 
     Args:
-        before: System A, `(seeds, items)`; see `bootstrap`.
-        after: System B on the same items in the same order, and as many seeds; row s of both is one pair of runs.
+        before: Scores of system A, `(seeds, items)`; see `bootstrap`.
+        after: Scores of system B on the same items in the same order, with as many seeds; row s of both is one pair.
         groups: See `bootstrap`.
         resamples: See `bootstrap`.
-        confidence: Share of such intervals that hold the true value; 0.95 by convention.
+        confidence: Share of such intervals that contain the true value; 0.95 by convention.
         seed: See `bootstrap`.
 
     Raises:
@@ -245,23 +246,23 @@ def paired_bootstrap(
         >>> paired_bootstrap([[0, 0, 1, 1]], [[1, 1, 1, 1]]).value
         0.5
     """
-    differences = [[b - a for a, b in _paired(old, new)] for old, new in _paired(before, after)]
+    differences = [[b - a for a, b in _pair(old, new)] for old, new in _pair(before, after)]
     return bootstrap(differences, groups=groups, resamples=resamples, confidence=confidence, seed=seed)
 
 
 def _by_group(
     scores: Sequence[Sequence[float]], groups: Sequence[Hashable] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum of each group's scores, `(seeds, groups)`, and its number of items, `(groups,)`."""
+    """Return the sum of each group's scores, `(seeds, groups)`, and its number of items, `(groups,)`."""
     import numpy as np
 
     lengths = {len(row) for row in scores}
     if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"Rows of {sorted(lengths)} scores. Pass one row per seed, all of the same items.")
+        raise ValueError(f"The rows have {sorted(lengths)} scores. Pass one row per seed, with a score for each item.")
     names = list(range(lengths.pop())) if groups is None else list(groups)
     table = np.array([[float(score) for score in row] for row in scores])
     if len(names) != table.shape[1]:
-        raise ValueError(f"{len(names)} groups for {table.shape[1]} items. Pass one group per item.")
+        raise ValueError(f"There are {len(names)} groups for {table.shape[1]} items. Pass one group per item.")
     numbers: dict[Hashable, int] = {}
     member = np.array([numbers.setdefault(name, len(numbers)) for name in names])
     sums = np.stack([np.bincount(member, weights=row, minlength=len(numbers)) for row in table])
@@ -274,7 +275,9 @@ def _share(confidence: float) -> float:
     return confidence
 
 
-def _paired(first: Sequence[First], second: Sequence[Second]) -> Iterator[tuple[First, Second]]:
+def _pair(first: Sequence[First], second: Sequence[Second]) -> Iterator[tuple[First, Second]]:
     if len(first) != len(second):
-        raise ValueError(f"{len(first)} against {len(second)} values. Pass both for the same items, in one order.")
+        raise ValueError(
+            f"There are {len(first)} and {len(second)} values. Pass both for the same items in the same order."
+        )
     return zip(first, second, strict=True)

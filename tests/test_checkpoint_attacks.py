@@ -216,7 +216,7 @@ def test_the_program_s_class_is_never_looked_up(folder, name):
     manifest = manifest_of(folder)
     manifest["program"] = name
     write_manifest(folder, manifest)
-    with nothing_happens(), pytest.raises(CheckpointError, match=r"code is never taken from a file.*program="):
+    with nothing_happens(), pytest.raises(CheckpointError, match=r"code is never loaded from a file.*program="):
         sirius_dspy.load(folder)
     with nothing_happens():  # the name is for people
         sirius_dspy.load(folder, program=Doubling)

@@ -164,7 +164,7 @@ def test_stdin_that_holds_no_object_is_refused(text, checkpoint, tmp_path):
 def test_an_error_is_one_message(arguments, tmp_path):
     done = sirius(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"sirius-dspy: 'nowhere' is no checkpoint: .+\n", done.stderr)
+    assert re.fullmatch(r"sirius-dspy: 'nowhere' is not a checkpoint: .+\n", done.stderr)
 
 
 def test_a_negative_seed_is_refused(tmp_path):

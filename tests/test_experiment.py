@@ -31,7 +31,7 @@ from sirius_dspy.experiment import (
     Recipe,
     Results,
     Task,
-    offered,
+    list_methods,
     render_markdown,
 )
 from sirius_dspy.stats import wilson_interval
@@ -458,7 +458,7 @@ def test_a_bug_in_a_method_fails_its_cell_alone(tmp_path, lm, caplog):
     broken = Broken()
 
     def offer(bench):
-        return offered(bench) | {"broken": Entry(broken, PromptedTeam(), bench.folder / "broken")}
+        return list_methods(bench) | {"broken": Entry(broken, PromptedTeam(), bench.folder / "broken")}
 
     one = replace(experiment(), offer=offer)
     results = one.run(tmp_path, lm=lm, methods=["broken", "prompted team"], seeds=[0])
@@ -890,7 +890,7 @@ def test_every_recipe_names_methods_that_there_are(path, tmp_path):
     recipe = Recipe.from_file(path)
     bench = Bench(Task.of(recipe, files={}), ToyLM(skill=skill), 0, tmp_path)
     bench.task.check()
-    known = offered(bench)
+    known = list_methods(bench)
     assert recipe.methods
     assert [name for name in recipe.methods if name not in known] == []
     assert recipe.baseline in recipe.methods

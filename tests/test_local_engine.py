@@ -190,7 +190,7 @@ def test_least_recently_used_weights_make_room() -> None:
     for name in "abacab":
         depot.use(name)
     assert depot.loads == ["a", "b", "c", "b"]
-    assert depot.pool.loaded() == ("a", "b")
+    assert depot.pool.list_loaded() == ("a", "b")
     assert [weights.closed for weights in depot.made] == [0, 1, 1, 0]
 
 
@@ -216,7 +216,7 @@ def test_weights_in_use_are_never_unloaded_and_the_hungry_wait() -> None:
         leave.set()
         other.result(timeout=10)
         holder.result(timeout=10)
-    assert depot.pool.loaded() == ("b",)
+    assert depot.pool.list_loaded() == ("b",)
 
 
 def test_a_stream_of_calls_to_one_model_does_not_starve_another() -> None:
@@ -253,7 +253,7 @@ def test_threads_load_weights_once_and_never_share_them_after_closing() -> None:
 
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(use, range(300)))
-    assert len(depot.pool.loaded()) == 2
+    assert len(depot.pool.list_loaded()) == 2
     assert sum(weights.closed for weights in depot.made) == len(depot.made) - 2
 
 
@@ -263,7 +263,7 @@ def test_a_failed_load_reaches_all_who_asked_and_leaves_no_trace() -> None:
         with pytest.raises(RolloutError, match="cannot read"):
             depot.use("broken")
     assert depot.loads == ["broken", "broken"]
-    assert depot.pool.loaded() == ()
+    assert depot.pool.list_loaded() == ()
 
 
 def test_a_broken_engine_is_replaced_at_the_next_call() -> None:
@@ -284,7 +284,7 @@ def test_unloading_waits_for_the_calls_under_way() -> None:
     depot.pool.unload("a")
     depot.use("a")
     depot.pool.unload_idle()
-    assert depot.pool.loaded() == ()
+    assert depot.pool.list_loaded() == ()
     depot.use("b")
     depot.pool.close()
     assert [weights.closed for weights in depot.made] == [1, 1, 1]

@@ -136,7 +136,7 @@ def test_64_threads_get_the_answers_that_one_thread_gets(lm: LocalLM) -> None:
     with ThreadPoolExecutor(64) as threads:
         together = list(threads.map(ask, range(64)))
         again = list(threads.map(ask, range(64)))
-    assert len(engines().loaded()) == 1
+    assert len(engines().list_loaded()) == 1
     assert together == again
     assert [ask(number) for number in range(6)] == together[:6]
     assert len(set(together)) > 30
@@ -195,7 +195,7 @@ def test_copies_share_weights_and_state_is_plain(lm: LocalLM, tmp_path: Path) ->
     program.set_lm(lm)
     copied = program.deepcopy()
     assert copied.lm.model == lm.model
-    assert len([key for key in engines().loaded() if lm.model in key]) == 1
+    assert len([key for key in engines().list_loaded() if lm.model in key]) == 1
     program.save(tmp_path / "program.json")
     loaded = dspy.Predict("question -> answer")
     loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
@@ -229,10 +229,10 @@ def test_closing_an_engine_ends_a_long_answer_with_an_error(lm: LocalLM) -> None
 def test_launch_and_kill_may_come_twice(lm: LocalLM) -> None:
     lm.launch()
     lm.launch()
-    assert any(lm.model in key for key in engines().loaded())
+    assert any(lm.model in key for key in engines().list_loaded())
     lm.kill()
     lm.kill()
-    assert not any(lm.model in key for key in engines().loaded())
+    assert not any(lm.model in key for key in engines().list_loaded())
     assert lm("Hi")[0]  # loads again
 
 

@@ -11,7 +11,7 @@ import pytest
 from sirius_dspy.errors import MissingDependencyError, TrainingError
 from sirius_dspy.local import lora
 from sirius_dspy.local.chat import Chat
-from sirius_dspy.local.lora import LoraOptions, TokenRow, TrainingJob, fitting, to_tokens
+from sirius_dspy.local.lora import LoraOptions, TokenRow, TrainingJob, drop_long_rows, to_tokens
 from sirius_dspy.local.provider import LocalProvider, TrainingSettings
 
 pytest.importorskip("torch")
@@ -53,12 +53,12 @@ def test_a_row_without_a_reply_is_refused(messages: list[dict[str, str]]) -> Non
 
 def test_long_rows_are_left_out_and_counted_never_cut(caplog: pytest.LogCaptureFixture) -> None:
     short, long = to_tokens(CHAT, MESSAGES), TokenRow((1,) * 50, (2, 0))
-    assert fitting([short, long], 20) == [short]
+    assert drop_long_rows([short, long], 20) == [short]
     assert "1 of 2 training rows" in caplog.text
     with pytest.raises(TrainingError, match=r"All 1 .*the shortest has 52"):
-        fitting([long], 20)
+        drop_long_rows([long], 20)
     with pytest.raises(TrainingError, match="no training rows"):
-        fitting([], 20)
+        drop_long_rows([], 20)
 
 
 def test_unknown_or_impossible_settings_are_refused_before_training() -> None:

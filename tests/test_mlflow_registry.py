@@ -108,7 +108,7 @@ def test_agents_are_registered_and_go_into_another_program(registered, compiled,
     with dspy.context(adapter=toy.ADAPTER):
         assert mixed(**ODD).answer == "ans:10"
         assert toy.student()(**ODD).answer != "ans:10"
-    with pytest.raises(CheckpointError, match=r"holds the agent 'doubler' alone.*load_agent"):
+    with pytest.raises(CheckpointError, match=r"holds only the agent 'doubler'.*load_agent"):
         sirius_dspy.load("models:/doubling-doubler@champion")
     with pytest.raises(CheckpointError, match=r"\['doubler', 'writer.predict'\], not 'judge'"):
         load_agent("models:/doubling@champion", "judge")
@@ -134,11 +134,14 @@ def test_versions_know_where_they_came_from(compiled, selected, tmp_path):
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("models:/nobody@champion", r"'models:/nobody@champion' cannot be loaded .*Registered are \[.*'doubling'"),
+        (
+            "models:/nobody@champion",
+            r"'models:/nobody@champion' cannot be loaded .*The registered models are \[.*'doubling'",
+        ),
         ("models:/doubling@nobody", r"has the versions \[1.*aliases \{'champion': "),
         ("models:/doubling/999", r"has the versions \[1"),
         ("models:/m-0000", r"cannot be loaded"),
-        ("models:/a/b/c", r"'models:/a/b/c' names no model. Write"),
+        ("models:/a/b/c", r"'models:/a/b/c' is not the address of a model. Write"),
     ],
 )
 def test_an_unknown_address_says_what_there_is(uri, message, registered):
@@ -153,7 +156,7 @@ def test_a_model_of_somebody_else_is_no_checkpoint(selected, tmp_path):
     client.log_model_artifacts(model.model_id, str(tmp_path))
     client.create_registered_model("foreign")
     client.create_model_version("foreign", model.artifact_location, model_id=model.model_id)
-    with pytest.raises(CheckpointError, match="no program or agent of sirius_dspy"):
+    with pytest.raises(CheckpointError, match="not a program or agent of sirius_dspy"):
         sirius_dspy.load("models:/foreign/1")
 
 
@@ -228,7 +231,7 @@ def test_a_registry_cannot_say_where_its_files_go(identity, compiled, selected, 
     dspy.configure(adapter=toy.ADAPTER)
     entry = register(compiled, "hostile", agents=False)
     MlflowClient().set_model_version_tag("hostile", str(entry.version), "sirius.model_id", identity)
-    with pytest.raises(CheckpointError, match="none of MLflow's"):
+    with pytest.raises(CheckpointError, match="not one of MLflow's"):
         sirius_dspy.load(entry.uri, program=toy.Doubling)
     assert not (tmp_path / "home").exists()
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from programs.negotiation.configs import game_from, mirrored
+from programs.negotiation.configs import game_from, symmetric_exchange
 from programs.negotiation.engine import State, legal, step
 from programs.negotiation.errors import GameError, GameLogError
 from programs.negotiation.exchange import Exchange
@@ -490,7 +490,7 @@ def test_a_log_is_json_and_gives_the_game_back():
     assert to_log(replay(log)) == log
 
 
-@pytest.mark.parametrize("game", [mirrored(35, 15), Ultimatum(pot=7), arena(Sell(cost=1))])
+@pytest.mark.parametrize("game", [symmetric_exchange(35, 15), Ultimatum(pot=7), arena(Sell(cost=1))])
 def test_games_survive_json(game):
     assert game_from(json.loads(json.dumps(game.to_dict()))) == game
 

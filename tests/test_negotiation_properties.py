@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from programs.negotiation.bots import BOTS, bot
-from programs.negotiation.configs import GAMES, mirrored
+from programs.negotiation.configs import GAMES, symmetric_exchange
 from programs.negotiation.engine import State, legal, step
 from programs.negotiation.exchange import Exchange
 from programs.negotiation.log import replay, to_log
@@ -318,7 +318,7 @@ def outcome(game, red, blue, seed=0):
 def test_bots_play_as_they_are_called():
     assert outcome(Sell(), "fair", "fair") == ("deal", (10, 10))
     assert outcome(Ultimatum(), "fair", "fair") == ("deal", (50, 50))
-    assert outcome(mirrored(35, 15), "fair", "fair") == ("deal", (0, 0))
+    assert outcome(symmetric_exchange(35, 15), "fair", "fair") == ("deal", (0, 0))
     assert outcome(Exchange(), "greedy", "accepter") == ("deal", (15, -15))
     assert outcome(Exchange(), "greedy", "fair") == ("timeout", (0, 0))
     for game in STRICT:

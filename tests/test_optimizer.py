@@ -321,7 +321,7 @@ def test_the_same_call_goes_on_from_where_it_was_and_pays_nothing_twice(tmp_path
 
 def test_a_failed_job_keeps_what_was_collected(tmp_path):
     program = student(fail_training=True)
-    with pytest.raises(TrainingError, match=r"'doubler'.*go on from there") as caught:
+    with pytest.raises(TrainingError, match=r"'doubler'.*again to resume") as caught:
         compiled_by(tmp_path, program)
     assert caught.value.agent == "doubler"
     calls = program.doubler.lm.calls

@@ -18,7 +18,7 @@ from sirius_dspy.redact import (
     hide_keys,
     redact,
     redact_error,
-    redacting_errors,
+    redact_errors,
     remember_address,
     remember_secrets,
     without_secrets,
@@ -219,7 +219,7 @@ def test_an_exception_is_cleaned_with_all_that_caused_it():
             super().__init__(message)
             self.message, self.body = message, {"error": message}
 
-    @redacting_errors()
+    @redact_errors()
     def ask():
         try:
             raise ClientError("bad chained-key-1")

@@ -47,7 +47,7 @@ def test_interval_never_leaves_zero_to_one_and_holds_the_rate(successes, trials)
 
 @pytest.mark.parametrize(("successes", "trials"), [(1, 0), (0, 0), (-1, 5), (6, 5)])
 def test_impossible_counts_are_refused(successes, trials):
-    with pytest.raises(ValueError, match="is no share"):
+    with pytest.raises(ValueError, match="is not a share"):
         wilson_interval(successes, trials)
 
 
@@ -176,16 +176,16 @@ def test_paired_bootstrap_pairs_seeds_and_groups():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mcnemar([True], []), "1 against 0"),
+        (lambda: mcnemar([True], []), "1 and 0"),
         (lambda: spread([]), "0 scores"),
-        (lambda: holm({"a": 1.5}), "no p-values"),
-        (lambda: bootstrap([]), "Rows of"),
-        (lambda: bootstrap([[]]), "Rows of"),
-        (lambda: bootstrap([[1, 0], [1]]), r"Rows of \[1, 2\]"),
+        (lambda: holm({"a": 1.5}), "not p-values"),
+        (lambda: bootstrap([]), "The rows have"),
+        (lambda: bootstrap([[]]), "The rows have"),
+        (lambda: bootstrap([[1, 0], [1]]), r"The rows have \[1, 2\]"),
         (lambda: bootstrap([[1, 0]], groups=["a"]), "1 groups for 2 items"),
         (lambda: bootstrap([[1, 0]], confidence=95), "confidence"),
-        (lambda: paired_bootstrap([[1]], [[1], [0]]), "1 against 2"),
-        (lambda: paired_bootstrap([[1]], [[1, 0]]), "1 against 2"),
+        (lambda: paired_bootstrap([[1]], [[1], [0]]), "1 and 2"),
+        (lambda: paired_bootstrap([[1]], [[1, 0]]), "1 and 2"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, message):

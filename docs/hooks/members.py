@@ -27,7 +27,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def _entries(path: str, listed: Set[str]) -> Iterator[str]:
     module = importlib.import_module(path)
-    for name in getattr(module, "__all__", None) or _defined(module):
+    for name in getattr(module, "__all__", None) or _list_defined(module):
         if f"{path}.{name}" not in listed and not isinstance(getattr(module, name), ModuleType):
             yield f"::: {_address(module, name)}"
 
@@ -39,7 +39,7 @@ def _address(module: ModuleType, name: str) -> str:
     return f"{getattr(module, name).__module__}.{name}" if is_hidden else path
 
 
-def _defined(module: ModuleType) -> list[str]:
+def _list_defined(module: ModuleType) -> list[str]:
     """The public classes and functions that a module without `__all__` defines, in its order."""
     return [
         name

@@ -99,14 +99,14 @@ def _table(connection: sqlite3.Connection, table: str) -> Iterator[str]:
     for _, name, kind, required, _, key in connection.execute(f"PRAGMA table_info({table})"):
         nullable = "" if required or key else ", may be NULL"
         link = f"→ `{references[name]}`" if name in references else _content(columns[name].type)
-        yield f"| `{name}` | {kind}{nullable} | {link} | {_meaning(table, columns[name])} |"
+        yield f"| `{name}` | {kind}{nullable} | {link} | {_explain(table, columns[name])} |"
 
 
 def _content(kind: sa.types.TypeEngine[Any]) -> str:
     return "JSON" if isinstance(kind, JsonText) else "name" if isinstance(kind, NameText) else ""
 
 
-def _meaning(table: str, column: sa.Column[Any]) -> str:
+def _explain(table: str, column: sa.Column[Any]) -> str:
     """The column's comment, or the docstring of the field that it stores, or the text above."""
     fields = _fields(STORED[table]) if table in STORED else {}
     meaning = column.comment or fields.get(column.name) or MEANINGS[column.name]

@@ -18,7 +18,7 @@ The engine (up to `log.py`) is plain Python.
 """
 
 from programs.negotiation.bots import BOTS, Player, bot
-from programs.negotiation.configs import GAMES, game_from, mirrored
+from programs.negotiation.configs import GAMES, game_from, symmetric_exchange
 from programs.negotiation.engine import State, legal, step
 from programs.negotiation.errors import GameError, GameLogError
 from programs.negotiation.exchange import Exchange
@@ -49,10 +49,10 @@ __all__ = [
     "game_from",
     "legal",
     "metric",
-    "mirrored",
     "parse",
     "play",
     "replay",
     "step",
+    "symmetric_exchange",
     "to_log",
 ]

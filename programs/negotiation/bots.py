@@ -106,12 +106,12 @@ def greedy(seat: Seat, view: View) -> Act:
 
 def boulware(seat: Seat, view: View) -> Act:
     """Hard: holds out, and concedes near the end."""
-    return _conceding(seat, view, beta=0.2)
+    return _concede(seat, view, beta=0.2)
 
 
 def conceder(seat: Seat, view: View) -> Act:
     """Soft: concedes early."""
-    return _conceding(seat, view, beta=3.0)
+    return _concede(seat, view, beta=3.0)
 
 
 BOTS: Mapping[str, Callable[[Seat, View], Act]] = {
@@ -144,7 +144,7 @@ def bot(name: str, game: Game, role: Role, seed: int = 0) -> Player:
     return lambda view: Reply(to_text(rule(seat, view), game, role))
 
 
-def _conceding(seat: Seat, view: View, beta: float) -> Act:
+def _concede(seat: Seat, view: View, beta: float) -> Act:
     """Concede by the clock, from the best trade to the last that is no loss, which is the demand of the last word.
 
     References:

@@ -16,16 +16,16 @@ Name = Literal["exchange", "ultimatum", "sell"]
 Split = Literal["train", "validation", "test"]
 
 
-def mirrored(high: int, low: int) -> Exchange:
+def symmetric_exchange(high: int, low: int) -> Exchange:
     """Resource exchange where RED has `high` X and `low` Y, and BLUE the reverse."""
     return Exchange(red=Bundle.of({"X": high, "Y": low}), blue=Bundle.of({"X": low, "Y": high}))
 
 
 GAMES: Mapping[Name, Mapping[Split, tuple[Game, ...]]] = {
     "exchange": {
-        "train": (mirrored(25, 5),),
-        "validation": (mirrored(30, 10),),
-        "test": (mirrored(35, 15), mirrored(20, 4), mirrored(40, 8)),
+        "train": (symmetric_exchange(25, 5),),
+        "validation": (symmetric_exchange(30, 10),),
+        "test": (symmetric_exchange(35, 15), symmetric_exchange(20, 4), symmetric_exchange(40, 8)),
     },
     "ultimatum": {
         "train": (Ultimatum(),),

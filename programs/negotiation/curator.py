@@ -44,10 +44,10 @@ class GameCurator(Curator):
     ) -> dict[str, TrainingSet]:
         """See `Curator.curate`; which games stay is drawn with the seed."""
         won = [game for game in trajectories if any(reward >= threshold for reward in game.rewards.values())]
-        games = self._capped(won, seed)
+        games = self._cap(won, seed)
         return super().curate(program, games, agents, threshold=threshold, seed=seed, is_own=is_own)
 
-    def _capped(self, won: Iterable[Trajectory], seed: int) -> Iterator[Trajectory]:
+    def _cap(self, won: Iterable[Trajectory], seed: int) -> Iterator[Trajectory]:
         """Draw from a fixed order, so that the order in which threads finished has no say."""
         games = sorted(won, key=lambda game: game.id)
         random.Random(seed).shuffle(games)

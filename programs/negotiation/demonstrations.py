@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import dspy
 
-from programs.negotiation.configs import Name, mirrored
+from programs.negotiation.configs import Name, symmetric_exchange
 from programs.negotiation.engine import State, step
 from programs.negotiation.errors import GameError
 from programs.negotiation.game import Game
@@ -19,7 +19,7 @@ from programs.negotiation.values import ROLES, Role
 from programs.negotiation.view import briefing, view_of
 
 GAMES: Mapping[Name, Game] = {
-    "exchange": mirrored(18, 6),
+    "exchange": symmetric_exchange(18, 6),
     "ultimatum": Ultimatum(pot=40),
     "sell": Sell(cost=12, willingness=32, budget=50),
 }

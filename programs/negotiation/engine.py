@@ -74,7 +74,7 @@ class State:
 
 def open_kinds(state: State) -> tuple[Kind, ...]:
     """The moves that the rules allow now, not counting whether a proposal can be executed."""
-    possible = {"accept": state.standing is not None, "propose": not _capped(state)}
+    possible = {"accept": state.standing is not None, "propose": not _is_capped(state)}
     return tuple(kind for kind in state.game.kinds(state.t) if possible.get(kind, True))
 
 
@@ -86,7 +86,7 @@ def legal(state: State, act: Act) -> Act:
         return act if act != Accept() or state.standing is not None else Invalid("nothing to accept")
     if isinstance(act, Accept) and state.standing is None:
         return Invalid("nothing to accept")
-    if isinstance(act, Propose) and _capped(state):
+    if isinstance(act, Propose) and _is_capped(state):
         return Invalid(f"no proposals left: each may make {state.game.cap}")
     kind = type(act).__name__.lower()
     if kind not in state.game.kinds(state.t):
@@ -113,14 +113,14 @@ def step(state: State, reply: Reply | str) -> State:
     if state.game.is_arena and state.t == 1 and isinstance(act, Reject):
         act = Invalid("nothing to reject")
     turn = Turn(state.t, role, given, act, move.message, move.reason, move.note)
-    return _advanced(_applied(replace(state, log=(*state.log, turn)), act))
+    return _advance(_apply(replace(state, log=(*state.log, turn)), act))
 
 
-def _applied(state: State, act: Act) -> State:
+def _apply(state: State, act: Act) -> State:
     role = state.to_move
     match act:
         case Propose(trade):
-            return replace(state, standing=trade, proposed=_counted(state.proposed, role))
+            return replace(state, standing=trade, proposed=_count(state.proposed, role))
         case Accept():
             return replace(state, status=Status("deal", role, state.standing))
         case Reject():
@@ -134,12 +134,12 @@ def _applied(state: State, act: Act) -> State:
 def _struck(state: State, role: Role, reason: str) -> State:
     if state.game.is_arena:
         return replace(state, status=Status("void", role, reason=reason))
-    strikes = _counted(state.strikes, role)
+    strikes = _count(state.strikes, role)
     lost = strikes[ROLES.index(role)] > state.game.max_strikes
     return replace(state, standing=None, strikes=strikes, status=Status("forfeit", role) if lost else state.status)
 
 
-def _advanced(state: State) -> State:
+def _advance(state: State) -> State:
     if state.over:
         return state
     if state.t == state.game.turns:
@@ -153,10 +153,10 @@ def _legal_trade(game: Game, act: Propose) -> Act:
     return act if game.executable(act.trade) else Invalid(NOT_EXECUTABLE)
 
 
-def _capped(state: State) -> bool:
+def _is_capped(state: State) -> bool:
     cap = state.game.cap
     return not state.game.is_arena and cap is not None and state.proposed[ROLES.index(state.to_move)] >= cap
 
 
-def _counted(counts: tuple[int, int], role: Role) -> tuple[int, int]:
+def _count(counts: tuple[int, int], role: Role) -> tuple[int, int]:
     return (counts[0] + (role == "red"), counts[1] + (role == "blue"))

@@ -96,7 +96,7 @@ class Game(ABC):
     def executable(self, trade: Trade) -> bool:
         """Whether both hold what they give."""
         return not any(
-            trade.given_by(role).negative or (self.start(role) - trade.given_by(role)).negative
+            trade.gift_of(role).negative or (self.start(role) - trade.gift_of(role)).negative
             for role in ("red", "blue")
         )
 
@@ -104,7 +104,7 @@ class Game(ABC):
         """What a player holds once a deal is done, or as long as there is none."""
         if status.trade is None:
             return self.start(role)
-        return self.start(role) - status.trade.given_by(role) + status.trade.given_by(other(role))
+        return self.start(role) - status.trade.gift_of(role) + status.trade.gift_of(other(role))
 
     def _settings(self) -> dict[str, Any]:
         own = ("turns", "cap", "max_strikes", "rules")

@@ -46,7 +46,7 @@ def replay(log: Mapping[str, Any]) -> State:
     except GameError as error:
         raise GameLogError(f"The game log's `game` is damaged: {error}") from error
     for number, turn in enumerate(turns, start=1):
-        state = _replayed(state, turn, number)
+        state = _replay(state, turn, number)
     if _status(state.status) != status:
         raise GameLogError(
             f"The game log says {status!r}, but its {len(turns)} moves give {_status(state.status)!r}: moves are "
@@ -55,7 +55,7 @@ def replay(log: Mapping[str, Any]) -> State:
     return state
 
 
-def _replayed(state: State, turn: Any, number: int) -> State:
+def _replay(state: State, turn: Any, number: int) -> State:
     if state.over:
         raise GameLogError(f"The game log goes on at move {number} after its end as {state.status.kind!r}. Restore it.")
     texts = [turn.get(name) if isinstance(turn, Mapping) else None for name in ("text", "message", "reason")]

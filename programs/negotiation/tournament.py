@@ -202,7 +202,7 @@ def tournament(
     )
     return Table(
         tuple(
-            Pairing(red, blue, game, _played(rollouts, players[red], players[blue], game, games), seed)
+            Pairing(red, blue, game, _play(rollouts, players[red], players[blue], game, games), seed)
             for red in players
             for blue in players
         )
@@ -219,7 +219,7 @@ def cross(red: Entrant, blue: Entrant) -> NegotiationGame:
     return crossed
 
 
-def _played(rollouts: Rollouts, red: Entrant, blue: Entrant, game: Game, games: int) -> tuple[Trajectory, ...]:
+def _play(rollouts: Rollouts, red: Entrant, blue: Entrant, game: Game, games: int) -> tuple[Trajectory, ...]:
     names: dict[str, str] = {"red": _name(red), "blue": _name(blue)}
     dice = random.Random(rollouts.seed)
     tasks = []
@@ -265,15 +265,15 @@ def _row(pairing: Pairing, role: Role) -> tuple[str, ...]:
         role.upper(),
         against,
         str(pairing.started),
-        _told(pairing.rate("deal")),
-        f"{_told(pairing.win_rate(role))} of {wins + losses}",
+        _format_estimate(pairing.rate("deal")),
+        f"{_format_estimate(pairing.win_rate(role))} of {wins + losses}",
         f"{wins}-{losses}-{pairing.draws}",
-        _told(pairing.payoff(role)),
+        _format_estimate(pairing.payoff(role)),
         "-" if invalid is None else f"{invalid:.2f}",
     )
 
 
-def _told(estimate: Estimate | None) -> str:
+def _format_estimate(estimate: Estimate | None) -> str:
     if estimate is None:
         return "-"
     return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"

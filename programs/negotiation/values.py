@@ -75,7 +75,7 @@ class Trade:
     red_gives: Bundle
     blue_gives: Bundle
 
-    def given_by(self, role: Role) -> Bundle:
+    def gift_of(self, role: Role) -> Bundle:
         """What a player gives; the other one gets it."""
         return self.red_gives if role == "red" else self.blue_gives
 

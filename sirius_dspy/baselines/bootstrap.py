@@ -17,7 +17,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy import checks, dspy_internals
-from sirius_dspy.baselines.method import Demos, prepared, quiet
+from sirius_dspy.baselines.method import Demos, prepare_student, quiet
 from sirius_dspy.errors import NoSuccessError, SiriuSError, UnfinishedError, UnpreparedProgramError
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import predictor_names, signature_of
@@ -76,7 +76,7 @@ class BootstrapFinetune:
             TrainingError: A job failed.
         """
         checks.check("BootstrapFinetune", vars(self), _SETTINGS)
-        program = prepared(student, self.demos)
+        program = prepare_student(student, self.demos)
         check_adapter(dspy.settings.adapter or dspy.ChatAdapter())
         for name, predictor in predictor_names(program).items():
             self.trainer.check(name, cast(dspy.LM, predictor.lm))

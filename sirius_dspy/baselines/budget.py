@@ -98,11 +98,11 @@ class Meter(BaseCallback):
         """Called by DSPy before each LM call; refuses the one that would go beyond a limit."""
         spent = self.spent
         with self._lock:
-            if reached := self._reached(spent):
+            if reached := self._describe_limit(spent):
                 raise _Stop(self, reached)
             self._calls += 1
 
-    def _reached(self, spent: Spent) -> str:
+    def _describe_limit(self, spent: Spent) -> str:
         limits = self.limits
         if limits.calls is not None and self._calls >= limits.calls:
             return f"{limits.calls} LM calls"

@@ -37,7 +37,7 @@ class PromptedTeam:
 
     def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
         """See `Method.compile`."""
-        return prepared(student, self.demos)
+        return prepare_student(student, self.demos)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class SingleAgent:
         return self.method.compile(single, trainset=trainset, valset=valset)
 
 
-def prepared(student: dspy.Module, demos: Demos | None = None) -> dspy.Module:
+def prepare_student(student: dspy.Module, demos: Demos | None = None) -> dspy.Module:
     """A copy to work on, with the student's own LM objects, or DSPy's default LM, and demonstrations.
 
     Args:

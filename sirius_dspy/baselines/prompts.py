@@ -14,7 +14,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy import checks
-from sirius_dspy.baselines.method import prepared, put_lms_back, quiet, the_lm
+from sirius_dspy.baselines.method import prepare_student, put_lms_back, quiet, the_lm
 from sirius_dspy.errors import DatasetError, MissingDependencyError, TrainingError
 from sirius_dspy.plain import readable
 from sirius_dspy.running.metric import Metric, call_metric, to_score
@@ -60,7 +60,7 @@ class GEPA:
             DatasetError: `max_metric_calls` does not even pay for the first look at the valset.
         """
         checks.check("GEPA", vars(self), _SETTINGS | {"reflection_lm": checks.optional(checks.LM)})
-        program = prepared(student)
+        program = prepare_student(student)
         _check_calls(self.max_metric_calls, len(valset))
         optimizer = dspy.GEPA(
             metric=self._with_feedback,
@@ -124,7 +124,7 @@ class MIPROv2:
             raise MissingDependencyError("MIPROv2 needs optuna. Run `pip install 'optuna>=3.4'`, or use `GEPA`.")
         own = {"num_candidates": checks.whole(1), "max_demos": checks.whole(0), "prompt_lm": checks.optional(checks.LM)}
         checks.check("MIPROv2", vars(self), _SETTINGS | own)
-        program = prepared(student)
+        program = prepare_student(student)
         _check_calls(self.max_metric_calls, 4 * max(len(valset), self.num_candidates))
         half = self.max_metric_calls // 2
         optimizer = dspy.MIPROv2(

@@ -123,8 +123,10 @@ def _rationalize(failed: Trajectory, step: Step, example: dspy.Example, context:
     predictor.lm = own.lm
     labels = to_plain(example.labels())
     demos = context.rollouts.demos.get(step.predictor, own.demos)
-    predictor.demos = [_hinted(demo, name, list(labels)) for demo in demos]
-    inputs = {key: from_plain(value, signature.input_fields[key].annotation) for key, value in _known(step, signature)}
+    predictor.demos = [_add_hint(demo, name, list(labels)) for demo in demos]
+    inputs = {
+        key: from_plain(value, signature.input_fields[key].annotation) for key, value in _known_inputs(step, signature)
+    }
     sampling = Sampling(context.key(failed, example, "rationalize"))
     recording = record(predictor, {**inputs, name: _hint(labels)}, sampling)
     recording.check_ended()
@@ -137,11 +139,11 @@ def _fields(asked: Recording, signature: type[dspy.Signature]) -> Values | None:
     return outputs and {name: value for name, value in outputs.items() if name in signature.output_fields}
 
 
-def _known(step: Step, signature: type[dspy.Signature]) -> list[tuple[str, Any]]:
+def _known_inputs(step: Step, signature: type[dspy.Signature]) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in step.inputs.items() if name in signature.input_fields]
 
 
-def _hinted(demo: dspy.Example, name: str, labels: Sequence[str]) -> dspy.Example:
+def _add_hint(demo: dspy.Example, name: str, labels: Sequence[str]) -> dspy.Example:
     """A demonstration of how to use a hint: its own answer is the hint. One without an answer stays as it is."""
     labelled = {label: demo[label] for label in labels if label in demo}
     return demo.copy(**{name: _hint(labelled)}) if labelled else demo

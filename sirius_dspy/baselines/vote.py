@@ -13,7 +13,7 @@ from typing import Any
 import dspy
 
 from sirius_dspy import checks
-from sirius_dspy.baselines.method import Method, PromptedTeam, prepared
+from sirius_dspy.baselines.method import Method, PromptedTeam, prepare_student
 from sirius_dspy.dspy_internals import mark_compiled
 from sirius_dspy.program import copy_program, lms_of, set_lms
 from sirius_dspy.running.faults import fault_of, raise_if_systemic
@@ -57,7 +57,7 @@ class MajorityVote:
 
     def _voter(self, program: dspy.Module, number: int) -> dspy.Module:
         """A copy whose LMs draw for themselves: DSPy's cache tells them apart by the rollout id."""
-        voter = prepared(program)
+        voter = prepare_student(program)
         lms = {name: lm.copy(temperature=self.temperature, rollout_id=number) for name, lm in lms_of(voter).items()}
         set_lms(voter, lms)
         return voter

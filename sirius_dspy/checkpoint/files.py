@@ -1,4 +1,4 @@
-"""Reads files that somebody else may have written: no links, no devices, no endless or deeply nested JSON."""
+"""Reads untrusted files: refuses links, devices, and oversized or deeply nested JSON."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from sirius_dspy.dspy_internals import CUSTOM_TYPE_START_IDENTIFIER
 from sirius_dspy.errors import CheckpointError
 
 MAX_DEPTH = 64
-"""Levels of lists and objects in each other; results and demonstrations have a handful."""
+"""Maximum nesting of lists and objects; results and demonstrations have a handful of levels."""
 
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-"""Opening fails at a link, and does not wait for the other end of a pipe."""
+"""With these flags, opening fails at a link and does not block at a pipe."""
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a plain file; neither links nor devices are.
+    """Open a regular file; links and devices are refused.
 
     Raises:
-        FileNotFoundError: It is not there.
-        CheckpointError: It is something else.
+        FileNotFoundError: The file does not exist.
+    CheckpointError: It is not a regular file.
     """
     if not stat.S_ISREG(path.lstat().st_mode):
         raise CheckpointError(f"{str(path)!r} is not a plain file. A checkpoint holds no links and no devices.")
@@ -39,23 +39,23 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a plain file's content."""
+    """Return the hex digest of a regular file's content."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
-    """Read a JSON file as strictly as it is written.
+    """Read a JSON file strictly.
 
     Raises:
-        FileNotFoundError: It is not there.
-        CheckpointError: It is too large, not UTF-8, not JSON, names a key twice, or holds NaN, an infinite number, too
-            many levels, or text that DSPy would take for an image.
+        FileNotFoundError: The file does not exist.
+        CheckpointError: It is too large, not UTF-8, or not JSON, repeats a key, is nested too deeply, or holds NaN, an
+            infinite number, or text that DSPy would read as an image.
     """
     with open_regular(path) as file:
         raw = file.read(max_bytes + 1)
     if len(raw) > max_bytes:
-        raise CheckpointError(f"{str(path)!r} is larger than {max_bytes >> 20} MB, so it is not what `save` wrote.")
+        raise CheckpointError(f"{str(path)!r} is larger than {max_bytes >> 20} MB, so it was not written by `save`.")
     try:
         value = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_finite
@@ -88,7 +88,7 @@ def _finite(text: str) -> float:
 
 
 def _check_tree(value: Any) -> None:
-    """Bound the depth, and keep out the marks by which DSPy finds images in texts: their addresses would be fetched."""
+    """Limit the depth, and refuse the markers by which DSPy finds images in texts: it would fetch their addresses."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         if not level:

@@ -1,8 +1,8 @@
-"""The files of a checkpoint: read without following links, and replaced so that one is whole at every moment.
+"""Reads the files of a checkpoint without following links, and replaces them atomically.
 
-A part, which is the program's state or one agent's folder, has a name with a hash of its content, so a new part never
-takes the place of an old one. New parts come first, then the manifest in one step, then old parts go. A part that the
-manifest does not name is a leftover of a save that was interrupted.
+A part is the program's state or one agent's folder. Its name contains a hash of its content, so a new part never
+overwrites an old one. A save writes the new parts, then replaces the manifest atomically, then removes the old parts. A
+part that the manifest does not list is a leftover of an interrupted save.
 """
 
 from __future__ import annotations
@@ -29,36 +29,36 @@ _DRAFT = re.compile(r"\.draft-[0-9a-f]{8}")
 _STATE = re.compile(r"program-[0-9a-f]{12}\.json")
 _AGENT = re.compile(r"[\w.-]{1,80}-[0-9a-f]{12}", re.ASCII)
 _BESIDE = frozenset({_LOCK, ".git", ".gitattributes", ".gitignore", ".cache", ".DS_Store", "LICENSE", "README.md"})
-"""What file systems, git and model hubs put beside a checkpoint. It is never read."""
+"""Files that file systems, git and model hubs put into the folder. They are never read."""
 _PATIENCE_S = 60.0
-"""How long a save waits for another one into the same folder."""
+"""Seconds that a save waits for another save into the same folder."""
 
 
 # Names of parts
 
 
 def state_name(text: str) -> str:
-    """File of a program's state."""
+    """Return the file name of a program's state."""
     return f"program-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}.json"
 
 
 def agent_name(agent: str, folder: Path) -> str:
-    """Folder of an agent's files, which is another one for every agent and every content."""
-    found = hashlib.sha256(agent.encode("utf-8", "surrogatepass"))
+    """Return the folder name of an agent's files, which depends on the agent and on their content."""
+    content = hashlib.sha256(agent.encode("utf-8", "surrogatepass"))
     for name, digest in digests(folder).items():
-        found.update(f"\0{name}\0{digest}".encode("utf-8", "surrogatepass"))
-    shown = re.sub(r"[^\w.-]", "_", agent, flags=re.ASCII).strip("._")[:60] or "agent"
-    return f"{AGENTS}/{shown}-{found.hexdigest()[:12]}"
+        content.update(f"\0{name}\0{digest}".encode("utf-8", "surrogatepass"))
+    readable = re.sub(r"[^\w.-]", "_", agent, flags=re.ASCII).strip("._")[:60] or "agent"
+    return f"{AGENTS}/{readable}-{content.hexdigest()[:12]}"
 
 
 # Reading
 
 
 def check_files(path: Path, manifest: Manifest) -> None:
-    """Check that a folder holds the files of its manifest and nothing else.
+    """Check that a folder holds exactly the files of its manifest.
 
     Raises:
-        CheckpointError: A file is missing, changed, a link, or not of the checkpoint.
+        CheckpointError: A file is missing, changed, a link, or not part of the checkpoint.
     """
     try:
         _check_files(path, manifest)
@@ -69,12 +69,12 @@ def check_files(path: Path, manifest: Manifest) -> None:
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
-    found = set(_found(path, manifest))
-    if missing := sorted(set(manifest.files) - found):
+    present = set(_list_files(path, manifest))
+    if missing := sorted(set(manifest.files) - present):
         raise CheckpointError(
             f"The checkpoint {str(path)!r} lacks the file {missing[0]!r}. Copy the whole folder again."
         )
-    if strangers := sorted(found - set(manifest.files)):
+    if strangers := sorted(present - set(manifest.files)):
         raise CheckpointError(
             f"The checkpoint {str(path)!r} holds {strangers[0]!r}, which its manifest does not list. Move it out of "
             "the folder."
@@ -82,12 +82,12 @@ def _check_files(path: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         if sha256(path / name) != expected:
             raise CheckpointError(
-                f"The file {name!r} of the checkpoint {str(path)!r} is not the one that was saved. Copy it again."
+                f"The file {name!r} of the checkpoint {str(path)!r} has changed since it was saved. Copy it again."
             )
 
 
-def _found(path: Path, manifest: Manifest) -> Iterator[str]:
-    """The files that count, relative to the folder."""
+def _list_files(path: Path, manifest: Manifest) -> Iterator[str]:
+    """Yield the files of the checkpoint and any unexpected files, relative to the folder."""
     parts = {"/".join(name.split("/")[:2]) for name in manifest.files}
     for entry in sorted(path.iterdir()):
         if entry.name == AGENTS and stat.S_ISDIR(entry.lstat().st_mode):
@@ -99,7 +99,7 @@ def _found(path: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _walk(path: Path, name: str) -> Iterator[str]:
-    """The plain files at or below a name; anything else is an error."""
+    """Yield the regular files at or below a name; anything else is an error."""
     mode = (path / name).lstat().st_mode
     if stat.S_ISDIR(mode):
         for entry in sorted((path / name).iterdir()):
@@ -113,7 +113,7 @@ def _walk(path: Path, name: str) -> Iterator[str]:
 
 
 def _is_ours(entry: str) -> bool:
-    """Whether an entry of the folder is no stranger, though the manifest need not list it."""
+    """Return whether an entry may be in the folder although the manifest does not list it."""
     return entry in (MANIFEST, *_BESIDE) or bool(_DRAFT.fullmatch(entry) or _STATE.fullmatch(entry))
 
 
@@ -121,11 +121,11 @@ def _is_ours(entry: str) -> bool:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A folder to fill with the parts and the manifest of a checkpoint, which becomes the one in `target`.
+def replace_checkpoint(target: Path) -> Iterator[Path]:
+    """Yield an empty folder; its parts and manifest replace the checkpoint in `target` when the block ends.
 
     Raises:
-        CheckpointError: `target` holds something else, or cannot be written; the checkpoint in it is as before then.
+        CheckpointError: `target` holds something else or cannot be written. An old checkpoint in it is unchanged.
     """
     try:
         is_new = not target.exists()
@@ -133,7 +133,7 @@ def replacing(target: Path) -> Iterator[Path]:
         target.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(target / _LOCK, timeout=_PATIENCE_S):
-                yield from _replaced(target)
+                yield from _replace(target)
         finally:
             if is_new and not (target / MANIFEST).exists():
                 shutil.rmtree(target, ignore_errors=True)
@@ -141,12 +141,12 @@ def replacing(target: Path) -> Iterator[Path]:
         raise
     except (OSError, ValueError, NotImplementedError) as error:  # a path with a NUL; a file system without locks
         raise CheckpointError(
-            f"The checkpoint cannot be written to {str(target)!r}: {error}. What was there before is as it was. Free "
-            "space there, or choose another folder."
+            f"The checkpoint cannot be written to {str(target)!r}: {error}. An old checkpoint is unchanged. Free "
+            "space on the disk, or choose another folder."
         ) from error
 
 
-def _replaced(target: Path) -> Iterator[Path]:
+def _replace(target: Path) -> Iterator[Path]:
     _clean(target)
     draft = target / f".draft-{uuid4().hex[:8]}"
     try:
@@ -163,7 +163,7 @@ def _replaced(target: Path) -> Iterator[Path]:
 
 
 def _place(part: Path, final: Path) -> None:
-    """Put a part where it belongs; one of that name and content is there already if nothing in it changed."""
+    """Move a part to its place, unless the same part is already there."""
     if os.path.lexists(final):
         if not final.is_symlink() and digests(final) == digests(part):
             return
@@ -174,15 +174,15 @@ def _place(part: Path, final: Path) -> None:
 
 
 def _parts(folder: Path) -> list[str]:
-    found = [entry.name for entry in folder.iterdir() if _STATE.fullmatch(entry.name)]
+    parts = [entry.name for entry in folder.iterdir() if _STATE.fullmatch(entry.name)]
     agents = folder / AGENTS
     if agents.is_dir() and not agents.is_symlink():
-        found += [f"{AGENTS}/{entry.name}" for entry in agents.iterdir() if _AGENT.fullmatch(entry.name)]
-    return found
+        parts += [f"{AGENTS}/{entry.name}" for entry in agents.iterdir() if _AGENT.fullmatch(entry.name)]
+    return parts
 
 
 def _clean(target: Path) -> None:
-    """Remove what an interrupted save left. What cannot be removed takes space, and does no harm."""
+    """Remove the leftovers of interrupted saves. Those that cannot be removed do no harm."""
     with suppress(OSError):
         for entry in target.iterdir():
             if _DRAFT.fullmatch(entry.name):
@@ -190,7 +190,7 @@ def _clean(target: Path) -> None:
         try:
             files = read_manifest(target).files if (target / MANIFEST).exists() else {}
         except CheckpointError:
-            return  # nobody knows what a damaged manifest named
+            return  # a damaged manifest does not tell which parts it needs
         named = {"/".join(name.split("/")[:2]) for name in files}
         for part in _parts(target):
             if part not in named:
@@ -227,7 +227,7 @@ def _strangers(target: Path) -> Iterator[str]:
 
 
 def _is_foreign(manifest: Path) -> bool:
-    """Whether a manifest is of something else; a damaged one is taken for ours, since saving again is the remedy."""
+    """Return whether a manifest is not ours. A damaged one counts as ours, because saving again repairs it."""
     try:
         plain = read_json(manifest, MAX_MANIFEST_BYTES)
     except CheckpointError:
@@ -236,7 +236,7 @@ def _is_foreign(manifest: Path) -> bool:
 
 
 def digests(path: Path) -> dict[str, str]:
-    """The files at or below a path, and their SHA-256."""
+    """Map the files at or below a path to their SHA-256."""
     if not path.is_dir():
         return {"": sha256(path)}
     files = sorted(item.relative_to(path).as_posix() for item in path.rglob("*") if not item.is_dir())
@@ -250,9 +250,9 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file or the names in a folder to the disk, so that they stay through a power cut."""
+    """Flush a file or a folder to the disk, so that it survives a power cut."""
     if os.name == "nt":
-        return  # folders cannot be opened there, and a file only for writing
+        return  # Windows cannot open folders, and flushes files only if they are open for writing
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""What a manifest may say: one strict schema, in which nothing has a default meaning and nothing else is allowed."""
+"""The strict schema of the manifest; nothing else is allowed in it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SEGMENT = re.compile(r"[^\x00-\x1f\x7f\\/:*?\"<>|%]{1,200}")
 
 
 def _safe_path(name: str) -> str:
-    """A file name below the checkpoint that means the same on every system."""
+    """Accept a relative file name that means the same on every system."""
     parts = name.split("/")
     if len(name.encode("utf-8", "surrogatepass")) > 1000 or not all(_is_safe(part) for part in parts):
         raise ValueError("is not a plain relative path")
@@ -44,7 +44,7 @@ def _is_safe(part: str) -> bool:
 
 
 def _model_id(name: str) -> str:
-    """The id of an LM, which must not lead anywhere: some providers of LiteLLM take an address from it."""
+    """Accept the id of an LM without an address in it: some providers of LiteLLM would connect to that."""
     if not name.isprintable() or re.search(r"\s|\\|\.\.|://|^/|https?:", name, re.IGNORECASE):
         raise ValueError("is not the id of an LM")
     return name
@@ -64,13 +64,13 @@ Word = Annotated[str, Field(max_length=100, pattern=r"^[A-Za-z_]+$")]
 
 
 class Strict(BaseModel):
-    """No unknown keys and no conversions."""
+    """Base of the schemas: allows no unknown keys and no conversions."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
 
 class LMState(Strict):
-    """What is stored of an LM: what decides its answers, and nothing that decides where a request goes."""
+    """The stored state of an LM: what determines its answers, but not where requests are sent."""
 
     class_path: ClassPath = Field(alias="_dspy_lm_class")
     model: ModelId
@@ -100,24 +100,24 @@ class LMState(Strict):
     finetuning_model: ModelId | None = None
     train_kwargs: dict[Word, bool | Number] | None = None
     device: Literal["cuda", "mps", "cpu", "openvino"] | None = None
-    """Of `LocalLM`."""
+    """An argument of `LocalLM`."""
     lora: dict[Word, bool | Number] | None = None
-    """Of `LocalLM`."""
+    """An argument of `LocalLM`."""
     answers: dict[Literal["mapping"], dict[str, str]] | dict[Literal["sequence"], list[str]] | None = None
-    """Of `ScriptedLM`."""
+    """An argument of `ScriptedLM`."""
 
     def arguments(self) -> dict[str, Any]:
-        """What the LM is built with."""
+        """Return the arguments with which to build the LM."""
         return self.model_dump(exclude={"class_path"}, exclude_unset=True)
 
 
 class AdapterState(Strict):
-    """The adapter that the agents learnt under."""
+    """The adapter that the agents were trained with."""
 
     class_path: ClassPath = Field(alias="class")
     arguments: dict[Name, bool | None] = {}
     withheld: list[Name] = []
-    """Arguments that cannot be stored; with any, the adapter has to be made by the user."""
+    """Arguments that cannot be stored. If there are any, the user must create the adapter."""
 
 
 class AgentEntry(Strict):
@@ -126,17 +126,18 @@ class AgentEntry(Strict):
     predictors: Annotated[list[Name], Field(min_length=1)]
     lm: LMState
     settings: dict[Name, LMState] = {}
-    """Predictor to its own LM, where that differs from the agent's: the same weights may be asked in several ways."""
+    """Predictor to its LM if it differs from the agent's: the same weights may be used with several settings."""
     withheld: list[Name] = []
-    """Arguments of the LM that are never stored: endpoints, headers, keys. With any, the LM has to be passed."""
+    """Arguments of the LM that are never stored: endpoints, headers, keys. If there are any, the user must pass the
+    LM."""
     weights: SafePath | None = None
-    """Folder of the weights; `None` for an LM that finds them by its id."""
+    """Folder of the weights; `None` if the LM finds them by its id."""
     sources: SafePath | None = None
-    """File that lists the runs that the agent learnt from."""
+    """File that lists the runs that the agent was trained on."""
 
     @property
     def folder(self) -> str | None:
-        """Where the agent's files are."""
+        """The folder of the agent's files."""
         return self.weights or (self.sources and self.sources.rpartition("/")[0])
 
     @model_validator(mode="after")
@@ -164,18 +165,18 @@ Results = Annotated[
 
 
 class Manifest(Strict):
-    """A whole checkpoint, but for the content of its files."""
+    """Everything in a checkpoint except the content of its files."""
 
     format: Literal[2]
     program: ClassPath
-    """Class of the program, for people: it is never imported."""
+    """Class of the program, for information only: it is never imported."""
     fingerprint: Name
     inputs: dict[Name, Name] | None
     adapter: AdapterState
     agents: Annotated[dict[Name, AgentEntry], Field(min_length=1)]
     results: Results
-    """`detailed_results` of the compiled program, without places: those are of the machine that wrote it. `None` for a
-    program that was not compiled."""
+    """`detailed_results` of the compiled program, without paths of the machine that wrote it. `None` if the program was
+    not compiled."""
     state: SafePath | None
     """File of the program's state; `None` in a checkpoint of one agent."""
     files: Annotated[dict[SafePath, Digest], Field(max_length=10_000)]
@@ -205,7 +206,7 @@ class Manifest(Strict):
     @model_validator(mode="after")
     def _check_results(self) -> Manifest:
         if self.results is not None and (place := self.results.run_dir or self.results.library):
-            raise ValueError(f"the results name the place {place[:100]!r}, which is never taken from a file")
+            raise ValueError(f"the results name the place {place[:100]!r}, which is never loaded from a file")
         return self
 
 
@@ -213,38 +214,40 @@ def read_manifest(path: Path) -> Manifest:
     """Read the manifest of the checkpoint in a folder.
 
     Raises:
-        CheckpointError: There is none, or it is not one that `save` wrote.
+        CheckpointError: The manifest is missing, or was not written by `save`.
     """
     try:
         plain = read_json(path / MANIFEST, MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(
-            f"{str(path)!r} is no checkpoint: it has no {MANIFEST}. Pass the folder that `sirius_dspy.save` wrote."
+            f"{str(path)!r} is not a checkpoint: it has no {MANIFEST}. Pass the folder that `sirius_dspy.save` wrote."
         ) from error
     if not isinstance(plain, dict):
-        raise CheckpointError(f"The {MANIFEST} of the checkpoint {str(path)!r} is no object. Save the program again.")
+        raise CheckpointError(
+            f"The {MANIFEST} of the checkpoint {str(path)!r} is not a JSON object. Save the program again."
+        )
     if type(plain.get("format")) is not int or plain["format"] != FORMAT:
         raise CheckpointError(
             f"The checkpoint {str(path)!r} has format {repr(plain.get('format'))[:40]}, this version reads {FORMAT}. "
             "Install the version of sirius-dspy that wrote it, or save the program again with this one."
         )
-    return checked_manifest(plain, str(path))
+    return check_manifest(plain, str(path))
 
 
-def checked_manifest(plain: dict[str, Any], where: str) -> Manifest:
-    """A manifest from its JSON.
+def check_manifest(plain: dict[str, Any], where: str) -> Manifest:
+    """Validate a manifest.
 
     Raises:
-        CheckpointError: It says something that a manifest cannot say.
+        CheckpointError: It does not match the schema.
     """
-    return validated(Manifest, plain, f"The {MANIFEST} of the checkpoint {where!r}")
+    return validate(Manifest, plain, f"The {MANIFEST} of the checkpoint {where!r}")
 
 
-def validated(model: type[Model], plain: Any, what: str) -> Model:
-    """A value of a schema, or an error that names the first place that does not fit.
+def validate(model: type[Model], plain: Any, what: str) -> Model:
+    """Validate a value against a schema.
 
     Raises:
-        CheckpointError: A place does not fit.
+        CheckpointError: The value does not match; the message names the first place that does not fit.
     """
     try:
         return model.model_validate(plain)

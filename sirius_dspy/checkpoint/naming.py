@@ -1,6 +1,6 @@
-"""`module:name` of a program's class or of a function that builds it, for people and for servers.
+"""Names a program's class, or a function that builds it, as `module:name`.
 
-What is imported by such a name is code. The name has to come from the user, never from a checkpoint.
+Importing runs code, so the name must come from the user and never from a checkpoint.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from sirius_dspy.errors import CheckpointError
 from sirius_dspy.imports import FAILURES, import_at
 
 Build = Callable[[], dspy.Module]
-"""A program's class, or a function that builds it, without arguments."""
+"""A program's class, or a function that builds it, that takes no arguments."""
 
 
 def path_of(build: Any) -> str:
-    """`reviews:Reviews` of the class `Reviews` in the module `reviews`."""
+    """Return the name of a class or function, such as `reviews:Reviews`."""
     return f"{build.__module__}:{build.__qualname__}"
 
 
 def importable_path(build: Build) -> str:
-    """The same, of what another process can import.
+    """Return the name of a class or function that another process can import.
 
     Raises:
-        CheckpointError: It was defined in a script or notebook, or inside a function, or has no name.
+        CheckpointError: It was defined in a script, in a notebook or inside a function, or has no name.
     """
     path = f"{getattr(build, '__module__', None)}:{getattr(build, '__qualname__', None)}"
     if path.startswith("__main__:"):
@@ -42,16 +42,16 @@ def importable_path(build: Build) -> str:
 
 
 def build_at(path: str) -> Build:
-    """Import a program's class, or a function that builds it, by a name that the user gave.
+    """Import a program's class, or a function that builds it, by a name from the user.
 
     Args:
         path: `module:name`, or `file.py:name`.
 
     Raises:
-        CheckpointError: There is nothing of that name.
+        CheckpointError: The name does not exist.
     """
     if ":" not in path:
-        raise CheckpointError(f"{path!r} names no program. Write 'module:name', such as 'reviews:Reviews'.")
+        raise CheckpointError(f"{path!r} is not the name of a program. Write 'module:name', such as 'reviews:Reviews'.")
     try:
         build: Build = import_at(path)
     except FAILURES as error:

@@ -1,6 +1,6 @@
-"""The adapters and LMs that a checkpoint may name, what is stored of each, and how they are built again.
+"""The adapters and LMs that a checkpoint may name, how they are stored, and how they are built again.
 
-Both sets are closed: what is not in them is never imported, and comes from the caller of `load`.
+Both sets are closed. Anything else is never imported, and the caller of `load` must pass it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ADAPTERS: Mapping[type[Adapter], Sequence[str]] = {
     BAMLAdapter: _FLAGS,
     PlainAdapter: _FLAGS,
 }
-"""Adapter to the arguments that are stored: switches only."""
+"""Adapter class to the arguments that are stored, which are flags only."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class _Kind:
     """An LM class that a checkpoint may name."""
 
     module: str
-    """Imported when such an LM is built, and not before: the testing LMs stand above this module."""
+    """Imported only when such an LM is built, because the testing LMs are in a layer above this one."""
     name: str
     fields: frozenset[str] = frozenset()
     """Fields that only this class has."""
     left_out: frozenset[str] = frozenset()
-    """Arguments that a loaded LM does without."""
+    """Arguments that a loaded LM does not need."""
     ids: str = r".+"
-    """Ids that such an LM may have."""
+    """Pattern of the ids that such an LM may have."""
 
 
 _LMS = {
@@ -74,11 +74,11 @@ _EMPTY: tuple[Any, ...] = (None, {}, [], "", False)
 # LMs
 
 
-def stored_lm(lm: dspy.LM) -> tuple[LMState, list[str]]:
-    """What is stored of an LM, and the names of the arguments that are not.
+def store_lm(lm: dspy.LM) -> tuple[LMState, list[str]]:
+    """Return the stored state of an LM, and the names of the arguments that are not stored.
 
     Raises:
-        CheckpointError: Its id is none.
+        CheckpointError: Its id is not valid.
     """
     try:
         plain = lm.dump_state()
@@ -96,7 +96,7 @@ def stored_lm(lm: dspy.LM) -> tuple[LMState, list[str]]:
         return LMState.model_validate(state), sorted(withheld)
     except ValidationError as error:
         raise CheckpointError(
-            f"The LM {state['model']!r} cannot be written down: {error.errors()[0]['msg']}. Give it another id."
+            f"The LM {state['model']!r} cannot be stored: {error.errors()[0]['msg']}. Give it another id."
         ) from error
 
 
@@ -110,19 +110,21 @@ def _fits(state: Mapping[str, Any]) -> bool:
 
 
 def is_known(state: LMState) -> bool:
-    """Whether the LM's class is one that a checkpoint may name."""
+    """Return whether a checkpoint may name the LM's class."""
     return state.class_path in _LMS
 
 
 def check_lm(state: LMState) -> None:
-    """Refuse fields and ids of another class.
+    """Refuse fields and ids that belong to another class.
 
     Raises:
-        CheckpointError: There are some.
+        CheckpointError: The state has such a field or id.
     """
     kind = _LMS[state.class_path]
     if not re.fullmatch(kind.ids, state.model):
-        raise CheckpointError(f"{state.model!r} is no id of a {kind.name}. The checkpoint was not written by `save`.")
+        raise CheckpointError(
+            f"{state.model!r} is not the id of a {kind.name}. The checkpoint was not written by `save`."
+        )
     strangers = (_OWN_FIELDS - kind.fields) & state.model_fields_set
     if strangers:
         raise CheckpointError(
@@ -131,15 +133,15 @@ def check_lm(state: LMState) -> None:
         )
 
 
-def built_lm(state: LMState, weights: Path | None) -> dspy.LM:
-    """Build an LM, of which `is_known` and `check_lm` have said that it may be built.
+def build_lm(state: LMState, weights: Path | None) -> dspy.LM:
+    """Build an LM that `is_known` and `check_lm` have accepted.
 
     Args:
-        state: What was stored.
-        weights: Its folder, in a checkpoint that was verified.
+        state: The stored state of the LM.
+        weights: Folder of its weights, in a verified checkpoint.
 
     Raises:
-        CheckpointError: It cannot be built here, or the weights are others.
+        CheckpointError: It cannot be built here, or the weights are different ones.
     """
     kind = _LMS[state.class_path]
     lm_class = getattr(importlib.import_module(kind.module), kind.name)
@@ -158,11 +160,11 @@ def built_lm(state: LMState, weights: Path | None) -> dspy.LM:
 # Adapters
 
 
-def stored_adapter(adapter: Adapter) -> AdapterState:
-    """What is stored of an adapter."""
+def store_adapter(adapter: Adapter) -> AdapterState:
+    """Return the stored state of an adapter."""
     names = _ADAPTERS.get(type(adapter), ())
-    own = {"native_response_types"} & vars(adapter).keys() if type(adapter) in _ADAPTERS else set()
-    withheld = [name for name in sorted(own) if getattr(adapter, name) != getattr(type(adapter)(), name)]
+    overridden = {"native_response_types"} & vars(adapter).keys() if type(adapter) in _ADAPTERS else set()
+    withheld = [name for name in sorted(overridden) if getattr(adapter, name) != getattr(type(adapter)(), name)]
     return AdapterState.model_validate(
         {
             "class": path_of(type(adapter)),
@@ -172,22 +174,23 @@ def stored_adapter(adapter: Adapter) -> AdapterState:
     )
 
 
-def described(state: AdapterState) -> str:
-    """The adapter as one would write it."""
+def describe_adapter(state: AdapterState) -> str:
+    """Describe an adapter as the call that creates it."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in state.arguments.items())
     return f"{state.class_path.partition(':')[2]}({arguments})"
 
 
-def built_adapter(state: AdapterState) -> Adapter:
-    """Build an adapter again.
+def build_adapter(state: AdapterState) -> Adapter:
+    """Build an adapter from its stored state.
 
     Raises:
         CheckpointError: Its class is not one that a checkpoint may name, or it has other arguments.
     """
-    adapter = next((known for known in _ADAPTERS if path_of(known) == state.class_path), None)
+    adapter = next((cls for cls in _ADAPTERS if path_of(cls) == state.class_path), None)
     if adapter is None or state.withheld or not set(state.arguments) <= set(_ADAPTERS[adapter]):
         raise CheckpointError(
-            f"The checkpoint was made under {described(state)}{_without(state)}, which is not built from a file. Call "
+            f"The checkpoint was made under {describe_adapter(state)}{_without(state)}, which `load` does not build "
+            "from a file. Call "
             f"`dspy.configure(adapter=...)` with a {state.class_path.partition(':')[2]} before `load`."
         )
     arguments: dict[str, Any] = dict(state.arguments)
@@ -197,4 +200,4 @@ def built_adapter(state: AdapterState) -> Adapter:
 
 
 def _without(state: AdapterState) -> str:
-    return f" with {', '.join(state.withheld)} of its own" if state.withheld else ""
+    return f" with a custom {', '.join(state.withheld)}" if state.withheld else ""

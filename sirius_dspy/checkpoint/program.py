@@ -1,7 +1,7 @@
-"""What is stored of a program's predictors: signatures and demonstrations, as plain values.
+"""Stores signatures and demonstrations of a program's predictors as plain values.
 
-A demonstration's value keeps its type through its field's annotation, which is the program's and so the caller's own
-code. No class is named in the file.
+The annotation of a demonstration's field restores the type of its value. The annotation belongs to the program, which
+is the caller's code; the file names no class.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from dspy.adapters.types.base_type import Type
 from pydantic import BaseModel, Field, TypeAdapter
 
 from sirius_dspy.checkpoint.files import read_json
-from sirius_dspy.checkpoint.manifest import Name, Strict, validated
+from sirius_dspy.checkpoint.manifest import Name, Strict, validate
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.program import predictor_names, signature_of
 
 MAX_STATE_BYTES = 256 << 20
-"""Demonstrations may hold images."""
+"""Large, because demonstrations may hold images."""
 
 
 class FieldState(Strict):
-    """What a prompt says about a field."""
+    """The description of a field in prompts."""
 
     prefix: str
     description: str
 
 
 class SignatureState(Strict):
-    """What a prompt says about a task."""
+    """The description of a task in prompts."""
 
     instructions: str
     fields: list[FieldState]
@@ -45,9 +45,9 @@ class DemoState(Strict):
     """One demonstration."""
 
     values: dict[Name, Any]
-    """Values that are JSON as they are."""
+    """Values that JSON represents exactly."""
     typed: dict[Name, Any] = Field(default={})
-    """Values that their field's annotation reads."""
+    """Values that the annotation of their field restores."""
     inputs: list[Name] | None = None
 
 
@@ -69,16 +69,16 @@ class ProgramState(Strict):
 # Writing
 
 
-def stored_program(program: dspy.Module) -> dict[str, Any]:
-    """The state of a program's predictors as JSON.
+def store_program(program: dspy.Module) -> dict[str, Any]:
+    """Return the state of a program's predictors as JSON.
 
     Raises:
         CheckpointError: A demonstration holds a value that cannot be stored, or a part of the program is code.
     """
     _check_parameters(program)
-    predictors = {name: _stored_predictor(name, part) for name, part in predictor_names(program).items()}
+    predictors = {name: _store_predictor(name, part) for name, part in predictor_names(program).items()}
     plain = {"predictors": predictors}
-    validated(ProgramState, plain, "The program's state")
+    validate(ProgramState, plain, "The program's state")
     return plain
 
 
@@ -90,16 +90,16 @@ def _check_parameters(program: dspy.Module) -> None:
             )
 
 
-def _stored_predictor(name: str, predictor: dspy.Predict) -> dict[str, Any]:
+def _store_predictor(name: str, predictor: dspy.Predict) -> dict[str, Any]:
     signature = signature_of(predictor)
     return {
         "signature": signature.dump_state(),
-        "demos": [_stored_demo(f"{name}.demos[{n}]", demo, signature) for n, demo in enumerate(predictor.demos)],
-        "criteria": _checked_json(f"{name}.fields", copy.deepcopy(getattr(predictor, "fields", {}))),
+        "demos": [_store_demo(f"{name}.demos[{n}]", demo, signature) for n, demo in enumerate(predictor.demos)],
+        "criteria": _check_json(f"{name}.fields", copy.deepcopy(getattr(predictor, "fields", {}))),
     }
 
 
-def _stored_demo(place: str, demo: Any, signature: type[dspy.Signature]) -> dict[str, Any]:
+def _store_demo(place: str, demo: Any, signature: type[dspy.Signature]) -> dict[str, Any]:
     if not isinstance(demo, Mapping | dspy.Example):
         raise CheckpointError(f"{place} is a {type(demo).__name__}, expected a `dspy.Example`. Remove it.")
     values: dict[str, Any] = {}
@@ -107,18 +107,18 @@ def _stored_demo(place: str, demo: Any, signature: type[dspy.Signature]) -> dict
     for name, value in dict(demo.items()).items():
         if _is_plain(value):
             values[name] = value
-        elif name in signature.fields:  # no prompt shows the others
-            typed[name] = _typed(f"{place}[{name!r}]", value, signature.fields[name].annotation)
+        elif name in signature.fields:  # other values are in no prompt
+            typed[name] = _encode(f"{place}[{name!r}]", value, signature.fields[name].annotation)
     inputs = getattr(demo, "_input_keys", None)
     return {"values": values, "typed": typed, "inputs": None if inputs is None else sorted(inputs)}
 
 
-def _typed(place: str, value: Any, annotation: Any) -> Any:
-    """JSON that the annotation reads as the same value."""
+def _encode(place: str, value: Any, annotation: Any) -> Any:
+    """Return JSON that the annotation reads back as an equal value."""
     for plain in _candidates(value, annotation):
         try:
             if _same(_read(plain, annotation), value):
-                return _checked_json(place, plain)
+                return _check_json(place, plain)
         except Exception:  # the annotation is the user's, with validators that may raise anything
             continue
     raise CheckpointError(
@@ -136,7 +136,7 @@ def _candidates(value: Any, annotation: Any) -> Iterator[Any]:
 
 
 def _raw(value: Any) -> Any:
-    """The fields of DSPy's own types, which write themselves as parts of a prompt."""
+    """Return the fields of DSPy's types, which otherwise serialize themselves as parts of a prompt."""
     if isinstance(value, Type):
         return {name: _raw(item) for name, item in vars(value).items()}
     if isinstance(value, list | tuple):
@@ -147,7 +147,7 @@ def _raw(value: Any) -> Any:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON gives the very same value back."""
+    """Return whether a value survives JSON unchanged."""
     if type(value) is list:
         return all(map(_is_plain, value))
     if type(value) is dict:
@@ -158,7 +158,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values are of the same types all through, and equal."""
+    """Return whether two values are equal and have the same types at every level."""
     if type(one) is not type(other):
         return False
     if isinstance(one, list | tuple):
@@ -172,11 +172,11 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _checked_json(place: str, plain: Any) -> Any:
+def _check_json(place: str, plain: Any) -> Any:
     try:
         json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{place} cannot be written down: {error}. Use texts and numbers.") from error
+        raise CheckpointError(f"{place} cannot be stored: {error}. Use texts and numbers.") from error
     return plain
 
 
@@ -184,17 +184,17 @@ def _checked_json(place: str, plain: Any) -> Any:
 
 
 def read_program(path: Path) -> ProgramState:
-    """Read the file that `stored_program` was written to.
+    """Read the file that `store_program` was written to.
 
     Raises:
-        CheckpointError: It is not one.
+        CheckpointError: It is not such a file.
     """
-    return validated(ProgramState, read_json(path, MAX_STATE_BYTES), f"The program's state {str(path)!r}")
+    return validate(ProgramState, read_json(path, MAX_STATE_BYTES), f"The program's state {str(path)!r}")
 
 
 @contextmanager
 def put_back(program: dspy.Module) -> Iterator[None]:
-    """Leave the predictors as they were if the block fails."""
+    """Restore the predictors if the block fails."""
     parts = list(predictor_names(program).values())
     before = [dict(vars(part)) for part in parts]
     try:
@@ -207,16 +207,16 @@ def put_back(program: dspy.Module) -> Iterator[None]:
 
 
 def restore_program(program: dspy.Module, state: ProgramState) -> None:
-    """Give a program's predictors the state that was stored.
+    """Restore the stored state of a program's predictors.
 
     Raises:
         CheckpointError: The program has other predictors or fields, or a demonstration does not fit them.
     """
     predictors = predictor_names(program)
-    expected, found = sorted(state.predictors), sorted(predictors)
-    if expected != found:
+    expected, actual = sorted(state.predictors), sorted(predictors)
+    if expected != actual:
         raise CheckpointError(
-            f"The checkpoint has the predictors {expected}, the program has {found}. Pass the program that was saved."
+            f"The checkpoint has the predictors {expected}, the program has {actual}. Pass the program that was saved."
         )
     for name, predictor in predictors.items():
         _restore_predictor(name, predictor, state.predictors[name])
@@ -226,12 +226,12 @@ def _restore_predictor(name: str, predictor: dspy.Predict, state: PredictorState
     signature = signature_of(predictor)
     if len(state.signature.fields) != len(signature.fields):
         raise CheckpointError(
-            f"Predictor {name!r} has {len(signature.fields)} fields, in the checkpoint {len(state.signature.fields)}: "
-            "the signatures differ. Pass the program that was saved."
+            f"Predictor {name!r} has {len(signature.fields)} fields, but {len(state.signature.fields)} in the "
+            "checkpoint: the signatures differ. Pass the program that was saved."
         )
     plain = {
         "signature": state.signature.model_dump(),
-        "demos": [_restored_demo(f"{name}.demos[{n}]", demo, signature) for n, demo in enumerate(state.demos)],
+        "demos": [_restore_demo(f"{name}.demos[{n}]", demo, signature) for n, demo in enumerate(state.demos)],
         "fields": state.criteria,
         "traces": [],
         "train": [],
@@ -243,14 +243,14 @@ def _restore_predictor(name: str, predictor: dspy.Predict, state: PredictorState
         raise CheckpointError(f"Predictor {name!r} does not take its state: {str(error)[:300]}") from error
 
 
-def _restored_demo(place: str, state: DemoState, signature: type[dspy.Signature]) -> dspy.Example:
+def _restore_demo(place: str, state: DemoState, signature: type[dspy.Signature]) -> dspy.Example:
     values = dict(state.values)
     for name, plain in state.typed.items():
         if name not in signature.fields or name in values:
-            raise CheckpointError(f"{place} has a typed value {name!r}, which is no field of its own.")
+            raise CheckpointError(f"{place} has a typed value {name!r}, which is not one of its fields.")
         try:
             values[name] = _read(plain, signature.fields[name].annotation)
-        except Exception as error:  # as in `_typed`
+        except Exception as error:  # as in `_encode`
             raise CheckpointError(f"{place}[{name!r}] does not fit its field: {str(error)[:300]}") from error
     demo = dspy.Example(values)
     return demo if state.inputs is None else demo.with_inputs(*state.inputs)

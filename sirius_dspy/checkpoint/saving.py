@@ -1,4 +1,4 @@
-"""Writes checkpoints."""
+"""Saves checkpoints."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy.checkpoint.folder import agent_name, digests, replacing, state_name
+from sirius_dspy.checkpoint.folder import agent_name, digests, replace_checkpoint, state_name
 from sirius_dspy.checkpoint.loading import verify
-from sirius_dspy.checkpoint.manifest import FORMAT, MANIFEST, checked_manifest
+from sirius_dspy.checkpoint.manifest import FORMAT, MANIFEST, check_manifest
 from sirius_dspy.checkpoint.naming import path_of
-from sirius_dspy.checkpoint.parts import stored_adapter, stored_lm
-from sirius_dspy.checkpoint.program import stored_program
+from sirius_dspy.checkpoint.parts import store_adapter, store_lm
+from sirius_dspy.checkpoint.program import store_program
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.optimizer.results import CompileResult
 from sirius_dspy.optimizer.run_dir import RunDir
@@ -28,39 +28,39 @@ SOURCES = "sources.jsonl"
 
 
 def save(program: dspy.Module, folder: str | Path) -> Path:
-    """Write a program with its agents' weights.
+    """Save a program with the weights of its agents.
 
-    Of an LM, only what decides its answers is stored: model, temperature and the like. Endpoints and headers never are;
-    an LM that has them must be passed to `load`. Nor are keys, which an LM takes from the environment again.
+    Only the settings that determine an LM's answers are stored, such as model and temperature. Endpoints and headers
+    are never stored; an LM that has them must be passed to `load`. Keys are not stored either; a loaded LM reads them
+    from the environment.
 
     Args:
-        program: A compiled program, or any whose predictors have LMs. The adapter that is active now is written down
-            as the program's.
-        folder: Where to; a checkpoint that is there already is replaced, in one step.
+        program: A compiled program, or any program whose predictors have LMs. The active adapter is stored with it.
+        folder: The target folder. An existing checkpoint in it is replaced atomically.
 
     Returns:
         The folder.
 
     Raises:
         CheckpointError: The folder holds something else or cannot be written, an agent has no LM, or a demonstration
-            holds a value that cannot be stored. A checkpoint that was there is as it was.
+            holds a value that cannot be stored. An existing checkpoint is left unchanged.
     """
     if not isinstance(program, dspy.Module):
-        raise CheckpointError(f"{type(program).__name__} is no program. Pass a `dspy.Module`.")
+        raise CheckpointError(f"{type(program).__name__} is not a program. Pass a `dspy.Module`.")
     target = Path(folder)
     results = _results(program)
     agents = _agents(program, results)
-    state = json.dumps(stored_program(program), indent=2) + "\n"
+    state = json.dumps(store_program(program), indent=2) + "\n"
     plain = {
         "format": FORMAT,
         "program": path_of(type(program)),
         "fingerprint": program_fingerprint(program),
         "inputs": _inputs(program),
-        "adapter": stored_adapter(dspy.settings.adapter or dspy.ChatAdapter()).model_dump(by_alias=True),
+        "adapter": store_adapter(dspy.settings.adapter or dspy.ChatAdapter()).model_dump(by_alias=True),
         "results": results and replace(results, run_dir="", library="").to_dict(),
         "state": state_name(state),
     }
-    with replacing(target) as draft:
+    with replace_checkpoint(target) as draft:
         (draft / state_name(state)).write_text(state, encoding="utf-8")
         entries = {agent: _save_agent(draft, agent, names, program, results) for agent, names in agents.items()}
         _write_manifest(draft, {**plain, "agents": entries}, target)
@@ -68,24 +68,24 @@ def save(program: dspy.Module, folder: str | Path) -> Path:
 
 
 def save_agent(folder: str | Path, agent: str, target: str | Path) -> Path:
-    """Write a checkpoint of one agent out of one of a program.
+    """Save one agent of a program's checkpoint as a checkpoint of its own.
 
     Args:
-        folder: The program's.
-        agent: Its name.
-        target: Where to; a checkpoint that is there already is replaced, in one step.
+        folder: The program's checkpoint.
+        agent: Name of the agent.
+        target: The target folder. An existing checkpoint in it is replaced atomically.
 
     Raises:
-        CheckpointError: A file is missing or changed, there is no such agent, or `target` holds something else or
+        CheckpointError: A file is missing or changed, the agent does not exist, or `target` holds something else or
             cannot be written.
     """
     source, target = Path(folder), Path(target)
     manifest = verify(source)
     if agent not in manifest.agents:
         raise CheckpointError(f"{str(folder)!r} has the agents {list(manifest.agents)}, not {agent!r}. Name one.")
-    with replacing(target) as draft:
-        if own := manifest.agents[agent].folder:
-            _link_tree(source / own, draft / own)
+    with replace_checkpoint(target) as draft:
+        if files := manifest.agents[agent].folder:
+            _link_tree(source / files, draft / files)
         plain = manifest.model_dump(by_alias=True, exclude_unset=True)
         part = {**plain, "agents": {agent: plain["agents"][agent]}, "state": None}
         _write_manifest(draft, part, target)
@@ -93,20 +93,20 @@ def save_agent(folder: str | Path, agent: str, target: str | Path) -> Path:
 
 
 def _write_manifest(draft: Path, plain: dict[str, Any], target: Path) -> None:
-    """Write the manifest last, if it is one that `load` takes."""
+    """Check that `load` would accept the manifest, and write it as the last file."""
     whole = {**plain, "files": digests(draft)}
-    checked_manifest(whole, str(target))
+    check_manifest(whole, str(target))
     (draft / MANIFEST).write_text(json.dumps(whole, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _results(program: dspy.Module) -> CompileResult | None:
-    """The results of the compile; those of DSPy's own optimizers are not stored."""
+    """Return the results of the compile, or `None`: those of DSPy's optimizers are not stored."""
     results = getattr(program, "detailed_results", None)
     return results if isinstance(results, CompileResult) else None
 
 
 def _agents(program: dspy.Module, results: CompileResult | None) -> dict[str, Sequence[str]]:
-    """Agent to its predictors: as it was compiled, and each other predictor on its own."""
+    """Map agents to predictors as they were compiled; every other predictor is its own agent."""
     predictors = predictor_names(program)
     if not predictors:
         raise CheckpointError(f"{type(program).__name__} has no predictors, so there is nothing to save.")
@@ -126,7 +126,7 @@ def _save_agent(
     lms = {name: predictor_names(program)[name].lm or dspy.settings.lm for name in names}
     if missing := [name for name, lm in lms.items() if lm is None]:
         raise CheckpointError(f"Predictor {missing[0]!r} has no LM. Call `program.set_lm(lm)` before saving.")
-    stored = {name: stored_lm(lm) for name, lm in lms.items()}
+    stored = {name: store_lm(lm) for name, lm in lms.items()}
     states = {name: state.model_dump(by_alias=True, exclude_unset=True) for name, (state, _) in stored.items()}
     first, *others = names
     return {
@@ -139,7 +139,7 @@ def _save_agent(
 
 
 def _save_files(draft: Path, agent: str, lm: dspy.LM, results: CompileResult | None) -> dict[str, str | None]:
-    """Put the weights and the list of their sources into the draft, and say where."""
+    """Put the weights and the list of their sources into the draft, and return their paths."""
     job = _job(agent, lm.model, results)
     weights = getattr(lm, "folder", None) if job is not None and hasattr(type(lm), "from_folder") else None
     folder = draft / "agent"
@@ -159,7 +159,7 @@ def _save_files(draft: Path, agent: str, lm: dspy.LM, results: CompileResult | N
 
 
 def _job(agent: str, model: str, results: CompileResult | None) -> int | None:
-    """The iteration that trained these weights; `None` for the ones the agent started with."""
+    """Return the iteration that trained these weights; `None` for the agent's initial weights."""
     for entry in () if results is None else results.iterations:
         if agent in entry.agents and entry.agents[agent].lm == model:
             return entry.iteration
@@ -167,7 +167,7 @@ def _job(agent: str, model: str, results: CompileResult | None) -> int | None:
 
 
 def _sources(agent: str, job: int | None, results: CompileResult | None) -> Path | None:
-    """The list of runs that the agent learnt from; a program that was loaded has it beside its weights already."""
+    """Return the list of the agent's training runs; a loaded program has it beside its weights already."""
     if job is None or results is None or not results.run_dir:
         return None
     path = RunDir(Path(results.run_dir)).training_file(job, agent).with_suffix(".sources.jsonl")
@@ -175,7 +175,7 @@ def _sources(agent: str, job: int | None, results: CompileResult | None) -> Path
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """Copy a folder by hard links where the file system allows, since weights are large and never change."""
+    """Copy a folder with hard links if the file system allows, because weights are large and never change."""
 
     def link(origin: str, copy: str) -> str:
         try:

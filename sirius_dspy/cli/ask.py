@@ -12,8 +12,8 @@ from rich.text import Text
 
 import sirius_dspy
 from sirius_dspy.checkpoint.naming import build_at
-from sirius_dspy.cli.console import JsonFlag, complain, ending_cleanly, stdout_kept_clean
-from sirius_dspy.cli.inputs import check_inputs, declared_inputs, read_inputs
+from sirius_dspy.cli.console import JsonFlag, complain, exit_cleanly, stdout_kept_clean
+from sirius_dspy.cli.inputs import check_inputs, read_declared_inputs, read_inputs
 from sirius_dspy.plain import readable
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording
@@ -39,9 +39,9 @@ def ask(
 
     Values of inputs that are declared as numbers, lists or the like are read as JSON, all others are text.
     """
-    with ending_cleanly():
+    with exit_cleanly():
         with stdout_kept_clean():
-            declared = declared_inputs(checkpoint)
+            declared = read_declared_inputs(checkpoint)
             values = read_inputs(inputs or [], declared)
             loaded = sirius_dspy.load(checkpoint, program=build_at(program), configure=True)
             check_inputs(values, declared, loaded)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 import sirius_dspy
 from sirius_dspy.cli import options
-from sirius_dspy.cli.console import JsonFlag, ending_cleanly, new_table, percent, stdout_kept_clean
+from sirius_dspy.cli.console import JsonFlag, exit_cleanly, new_table, percent, stdout_kept_clean
 from sirius_dspy.cli.examples import read_examples
 from sirius_dspy.cli.programs import build_program, import_setting, make_adapter, set_lms
 from sirius_dspy.cli.settings import agents_of, budget_of, groups_in, names_in, values_in
@@ -109,7 +109,7 @@ def compile_program(
     """
     folder = run_dir or _default_folder(program, seed)
     notes = Console(stderr=True)
-    with ending_cleanly(f"Run the same command again to go on from {str(folder)!r}."):
+    with exit_cleanly(f"Run the same command again to go on from {str(folder)!r}."):
         with stdout_kept_clean():
             settings, members = values_in(lm_settings, "--lm-setting"), groups_in(groups)
             student = build_program(program)

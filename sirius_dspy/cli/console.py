@@ -32,7 +32,7 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 
 
 @contextlib.contextmanager
-def ending_cleanly(how_to_resume: str = "", *, failed: int = 1) -> Iterator[None]:
+def exit_cleanly(how_to_resume: str = "", *, failed: int = 1) -> Iterator[None]:
     """Turn what was raised on purpose into a message and an exit code.
 
     Args:

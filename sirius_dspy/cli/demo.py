@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sirius_dspy.cli.console import JsonFlag, ending_cleanly, new_table, percent, stdout_kept_clean
+from sirius_dspy.cli.console import JsonFlag, exit_cleanly, new_table, percent, stdout_kept_clean
 from sirius_dspy.cli.shell import command, next_steps
 from sirius_dspy.demo import needle_haystack
 from sirius_dspy.demo.run import DemoResult, DemoSettings, run
@@ -41,7 +41,7 @@ def demo(
     """
     folder = run_dir or Path("runs") / f"demo{'-quick' * quick}-seed-{seed}"
     notes = Console(stderr=True)
-    with ending_cleanly(f"Run the same command again to go on from {str(folder)!r}."):
+    with exit_cleanly(f"Run the same command again to go on from {str(folder)!r}."):
         tracker = MLflowTracker()
         with stdout_kept_clean():
             result = _run_demo(notes, folder, seed, tracker, quick=quick)

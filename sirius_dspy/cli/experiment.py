@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from sirius_dspy.cli.console import JsonFlag, complain, dspy_silent, ending_cleanly, new_table, wide_console
+from sirius_dspy.cli.console import JsonFlag, complain, dspy_silent, exit_cleanly, new_table, wide_console
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
@@ -51,7 +51,7 @@ def experiment(
     cell failed, after all others are done.
     """
     notes = Console(stderr=True)
-    with ending_cleanly("Run the same command again to go on."):
+    with exit_cleanly("Run the same command again to go on."):
         with dspy_silent():
             results, folder = _run_experiment(notes, name, lm, methods, seeds, limit, data or [], out, mlflow=mlflow)
         shown = notes if as_json else wide_console()
@@ -85,7 +85,7 @@ def _run_experiment(
     results = found.run(
         folder,
         lm=lm,
-        methods=None if methods is None else _listed(methods),
+        methods=None if methods is None else _split_list(methods),
         seeds=None if seeds is None else _numbers(seeds),
         limit=limit,
         files=_data_files(data, found.recipe.task.data),
@@ -100,13 +100,13 @@ def _experiment_folder(found: Experiment, lm: str | None, limit: int | None) -> 
     return Path("runs") / "-".join(["experiment", found.name, model, *([f"limit-{limit}"] if limit else [])])
 
 
-def _listed(text: str) -> list[str]:
+def _split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _numbers(text: str) -> list[int]:
     try:
-        return [int(part) for part in _listed(text)]
+        return [int(part) for part in _split_list(text)]
     except ValueError as error:
         raise typer.BadParameter(f"{text!r}, expected whole numbers with commas between them.") from error
 

@@ -19,7 +19,7 @@ _READ_AS_JSON = re.compile(r"(int|float|bool|list|dict|tuple|set)\b")
 """Types whose values are not text; what has no type is text."""
 
 
-def declared_inputs(checkpoint: Path) -> Mapping[str, str] | None:
+def read_declared_inputs(checkpoint: Path) -> Mapping[str, str] | None:
     """Input name to the name of its type, as the checkpoint says; `None` if its program takes anything."""
     return read_manifest(checkpoint).inputs
 
@@ -40,7 +40,7 @@ def read_inputs(given: Sequence[str], declared: Mapping[str, str] | None) -> dic
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
-            raise DatasetError(f"`--input` is {text!r}, expected NAME=VALUE.{_listed(declared)}")
+            raise DatasetError(f"`--input` is {text!r}, expected NAME=VALUE.{_explain_inputs(declared)}")
         inputs[name] = _read(name, value, (declared or {}).get(name, "str"))
     return inputs
 
@@ -57,7 +57,7 @@ def check_inputs(inputs: Mapping[str, Any], declared: Mapping[str, str] | None, 
     unknown = [name for name in inputs if name not in declared]
     problems = [f"{what} {', '.join(names)}" for what, names in (("missing:", missing), ("unknown:", unknown)) if names]
     if problems:
-        raise DatasetError(f"The inputs do not fit ({'; '.join(problems)}).{_listed(declared)}")
+        raise DatasetError(f"The inputs do not fit ({'; '.join(problems)}).{_explain_inputs(declared)}")
 
 
 def _from_stdin() -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _read(name: str, value: str, kind: str) -> Any:
         raise DatasetError(f"The input {name!r} is {value!r}, expected {kind} as JSON, such as `{name}=3`.") from error
 
 
-def _listed(declared: Mapping[str, str] | None) -> str:
+def _explain_inputs(declared: Mapping[str, str] | None) -> str:
     if not declared:
         return ""
     names = ", ".join(f"{name} ({kind})" for name, kind in declared.items())

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from sirius_dspy.cli import library_tables
-from sirius_dspy.cli.console import JsonFlag, ending_cleanly, wide_console
+from sirius_dspy.cli.console import JsonFlag, exit_cleanly, wide_console
 from sirius_dspy.errors import LibraryError
 from sirius_dspy.files import write_text
 from sirius_dspy.library.experience import ExperienceLibrary
@@ -95,14 +95,14 @@ class _Found:
 
 
 @contextmanager
-def _opened(where: str, threshold: float | None = None) -> Iterator[_Found]:
+def _open_library(where: str, threshold: float | None = None) -> Iterator[_Found]:
     """A library that is there; what goes wrong ends the command.
 
     Args:
         where: As the user gave it.
         threshold: As the user gave it, before what a compile's folder says.
     """
-    with ending_cleanly(failed=_FAILED):
+    with exit_cleanly(failed=_FAILED):
         found = _find(where, threshold)
         with found.library:
             yield found
@@ -131,7 +131,7 @@ def list_runs(
     as_json: JsonFlag = False,
 ) -> None:
     """List trajectories in the order in which they were added."""
-    with _opened(where, threshold) as found:
+    with _open_library(where, threshold) as found:
         filters = found.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
         entries = list(found.library.entries(limit=limit, offset=offset, **filters))
         total = found.library.count(**filters)
@@ -150,12 +150,12 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Show one trajectory: its steps, where it comes from, and what was tried to repair it."""
-    with _opened(where) as found:
+    with _open_library(where) as found:
         opened = found.library
         trajectory = opened.find(id)
         repairs = list(opened.repairs(parent=trajectory.id))
         children = [entry.id for entry in opened.entries(parent=trajectory.id)]
-        made_by = _made_by(opened, trajectory)
+        made_by = _find_repair(opened, trajectory)
         if as_json:
             _echo(
                 {
@@ -179,7 +179,7 @@ def stats(
     as_json: JsonFlag = False,
 ) -> None:
     """Count what is there, by run, iteration and origin, and by agent."""
-    with _opened(where, threshold) as found:
+    with _open_library(where, threshold) as found:
         groups = found.library.stats(threshold=found.threshold)
         repairs = library_tables.RepairStats.of(found.library.repairs())
         num_bytes = found.library.num_bytes()
@@ -214,7 +214,7 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write trajectories, or an agent's training rows, into one file."""
-    with _opened(where, threshold) as found:
+    with _open_library(where, threshold) as found:
         filters = found.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
         if format is Format.openai:
             others = [name for name, value in filters.items() if name not in ("iteration", "predictor") and value]
@@ -236,7 +236,7 @@ def verify(where: Where, as_json: JsonFlag = False) -> None:
 
     Of a `run_dir`, the training rows are checked, too: each prompt is the one that was sent in the run it is from.
     """
-    with _opened(where) as found:
+    with _open_library(where) as found:
         opened = found.library
         problems = opened.verify()
         if Path(where).is_dir():
@@ -255,7 +255,7 @@ def verify(where: Where, as_json: JsonFlag = False) -> None:
             raise typer.Exit(1)
 
 
-def _made_by(opened: ExperienceLibrary, trajectory: Trajectory) -> Repair | None:
+def _find_repair(opened: ExperienceLibrary, trajectory: Trajectory) -> Repair | None:
     """The repair that a trajectory came out of."""
     if trajectory.parent is None:
         return None

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from sirius_dspy.cli.console import JsonFlag, ending_cleanly
+from sirius_dspy.cli.console import JsonFlag, exit_cleanly
 
 
 def report(
@@ -27,7 +27,7 @@ def report(
     """Write what a compile did as one HTML page, and as Markdown beside it."""
     from sirius_dspy.report import write_run_report
 
-    with ending_cleanly():
+    with exit_cleanly():
         page, markdown = write_run_report(run_dir, page=out, library=library)
         if as_json:
             typer.echo(json.dumps({"html": str(page), "markdown": str(markdown)}))

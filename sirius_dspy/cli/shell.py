@@ -29,10 +29,11 @@ def next_steps(ask: str, run_dir: Path, tracker: MLflowTracker | None) -> list[s
     """
     lines = [ask, "Write a page about what it did:", command("sirius-dspy", "report", str(run_dir))]
     if tracker is not None and tracker.how_to_open and tracker.run_id:
-        lines += [f"Open run {tracker.run_id} of experiment {tracker.experiment!r} in MLflow:", _opening(tracker)]
+        where = f"run {tracker.run_id} of experiment {tracker.experiment!r}"
+        lines += [f"Open {where} in MLflow:", _format_command(tracker)]
     return lines
 
 
-def _opening(tracker: MLflowTracker) -> str:
+def _format_command(tracker: MLflowTracker) -> str:
     how = tracker.how_to_open or ""
     return command(*shlex.split(how)) if how.startswith("mlflow ") else how

@@ -6,7 +6,7 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy.demo.gold import gold_answer, replied_answer
+from sirius_dspy.demo.gold import gold_answer, read_reply
 
 _OPENING = " \t\r\n\"'`\u201c\u2018"
 _CLOSING = _OPENING + ".,;:!?\u201d\u2019"
@@ -27,7 +27,7 @@ def exact_word(example: dspy.Example, prediction: Any, trace: Any = None) -> flo
     Raises:
         DatasetError: The example has no gold word.
     """
-    reply = _normal(replied_answer(prediction))
+    reply = _normal(read_reply(prediction))
     return float(bool(reply) and reply == _normal(gold_answer(example)))
 
 

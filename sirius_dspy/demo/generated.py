@@ -57,7 +57,7 @@ def examples(
         raise DatasetError(f"Size {size!r} and seed {seed!r}, expected a size from 1 and a seed from 0.")
     found: dict[str, dspy.Example] = {}
     misses = 0
-    for item in _generated(task, seed, settings):
+    for item in _generate(task, seed, settings):
         example = read(item)
         if example is None or split_of(example.dspy_key) != split or example.dspy_key in found:
             misses += 1
@@ -80,7 +80,7 @@ def split_of(key: str) -> Split:
     return _SHARES[int(key, 16) % len(_SHARES)]
 
 
-def _generated(task: str, seed: int, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _generate(task: str, seed: int, settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         import reasoning_gym
     except ImportError as error:

@@ -24,7 +24,7 @@ def gold_answer(example: dspy.Example) -> str:
     return answer
 
 
-def replied_answer(prediction: Any) -> str:
+def read_reply(prediction: Any) -> str:
     """The prediction's `answer`, empty where there is none: a failed run is a wrong answer, not an error."""
     answer = getattr(prediction, "answer", None)
     return answer if isinstance(answer, str) else ""

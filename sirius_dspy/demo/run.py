@@ -115,7 +115,7 @@ class _Demo:
         results = compiled.detailed_results
         after = tuple(self._after(compiled, entry) for entry in results["iterations"][1:])
         best = results["best_iteration"]
-        swaps = {agent: self._swapped(compiled, agent) for agent in results["agents"]} if best else {}
+        swaps = {agent: self._score_without(compiled, agent) for agent in results["agents"]} if best else {}
         checkpoint = save(compiled, self.run_dir / "checkpoint")
         self._keep_for_the_report(best)
         self.seconds["total"] = time.perf_counter() - began
@@ -173,19 +173,19 @@ class _Demo:
         lms = {agent: self.base.copy(model=model) for agent, model in entry["lms"].items()}
         return self._test(f"iteration {entry['iteration']}", copy_program(compiled, lms))
 
-    def _swapped(self, compiled: dspy.Module, agent: str) -> float:
+    def _score_without(self, compiled: dspy.Module, agent: str) -> float:
         """Accuracy with one agent put back to the weights it started with."""
         names = compiled.detailed_results["agents"][agent]
         return self._test(f"{agent} back to base", copy_program(compiled, dict.fromkeys(names, self.base)))
 
     def _test(self, name: str, program: dspy.Module, demos: Mapping[str, list[dspy.Example]] | None = None) -> float:
-        with self._timed(f"test: {name}"):
+        with self._measure_time(f"test: {name}"):
             found = evaluate(program, self.test, needle_haystack.metric, demos=demos)
         self.evaluations[name] = found
         return found.score
 
     @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
+    def _measure_time(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began

@@ -14,7 +14,7 @@ from sirius_dspy.experiment.cell import Cell, Outcome
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.events import CellEnded, CellStarted, ExperimentEnded, ExperimentStarted
 from sirius_dspy.experiment.lms import lm_from
-from sirius_dspy.experiment.methods import Bench, Entry, offered
+from sirius_dspy.experiment.methods import Bench, Entry, list_methods
 from sirius_dspy.experiment.recipe import Recipe
 from sirius_dspy.experiment.render import render_markdown
 from sirius_dspy.experiment.results import Comparison, Results, Row
@@ -40,8 +40,8 @@ __all__ = [
     "Results",
     "Row",
     "Task",
+    "list_methods",
     "lm_from",
-    "offered",
     "render_markdown",
     "write_results",
 ]

@@ -61,7 +61,7 @@ class Ledger(BaseCallback):
 
 
 @contextmanager
-def metered(path: Path, limits: Limits | None = None, *, resumes: bool) -> Iterator[Ledger]:
+def count_usage(path: Path, limits: Limits | None = None, *, resumes: bool) -> Iterator[Ledger]:
     """Count what happens inside, and keep the count on disk.
 
     Args:

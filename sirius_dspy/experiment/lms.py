@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 
 from sirius_dspy.experiment.errors import ExperimentError
-from sirius_dspy.experiment.task import imported
+from sirius_dspy.experiment.task import import_path
 from sirius_dspy.local import LocalLM, LoraOptions
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -55,7 +55,7 @@ def _local(model: str, settings: Mapping[str, Any], training: Mapping[str, Any])
 
 
 def _own(path: str, settings: Mapping[str, Any]) -> dspy.LM:
-    target = imported(path, "lm")
+    target = import_path(path, "lm")
     made = target if isinstance(target, dspy.LM) else target(**settings)
     if not isinstance(made, dspy.LM):
         raise ExperimentError(f"{path!r} is {made!r}, expected a `dspy.LM`, or a function that makes one.")

@@ -12,7 +12,7 @@ import dspy
 
 from sirius_dspy.baselines import BudgetExceededError, Limits, Meter
 from sirius_dspy.experiment.cell import Cell, Outcome, Status
-from sirius_dspy.experiment.ledger import metered, read_spent
+from sirius_dspy.experiment.ledger import count_usage, read_spent
 from sirius_dspy.experiment.methods import Bench, Entry
 from sirius_dspy.experiment.task import Split, Task, answer_of, group_of
 from sirius_dspy.files import file_name
@@ -94,7 +94,7 @@ class Measurement:
         entry = self.offer(bench)[name]
         resumes = (entry.folder / "run.json").exists()
         try:
-            with metered(entry.folder / _COUNT, self.task.recipe.budget.limits, resumes=resumes) as ledger:
+            with count_usage(entry.folder / _COUNT, self.task.recipe.budget.limits, resumes=resumes) as ledger:
                 program = self._compile(entry, bench)
         except BudgetExceededError as error:
             return self._compile_so_far(name, bench, entry), "budget", ledger.spent, str(error)
@@ -137,7 +137,7 @@ class Measurement:
             runs = {trajectory.sample: trajectory for trajectory in library.trajectories(run=run)}
             tasks = [Rollout(example, place) for place, example in enumerate(self.test) if place not in runs]
             path = self._work(seed) / f"{file_name(name)}.tested.json"
-            with metered(path, resumes=bool(runs)) as ledger:
+            with count_usage(path, resumes=bool(runs)) as ledger:
                 for task, trajectory in rollouts.run_all(program, tasks):
                     library.add(trajectory, task.example)
                     runs[task.sample] = trajectory
@@ -150,7 +150,7 @@ class Measurement:
             group=group_of(example),
             reward=trajectory.reward,
             right=trajectory.succeeded(self.task.recipe.sirius.threshold),
-            parsed=self.task.parsed(example, trajectory),
+            parsed=self.task.is_readable(example, trajectory),
             answer=answer_of(trajectory),
             failure=None if failure is None else f"{failure.kind}: {failure.message}",
         )

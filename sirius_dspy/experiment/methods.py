@@ -27,7 +27,7 @@ from sirius_dspy.baselines.method import the_lm
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.lms import lm_from
 from sirius_dspy.experiment.recipe import Recipe, SiriusTable, StarTable
-from sirius_dspy.experiment.task import Demos, Task, imported
+from sirius_dspy.experiment.task import Demos, Task, import_path
 from sirius_dspy.files import file_name
 from sirius_dspy.local import LocalLM
 from sirius_dspy.optimizer import prepare
@@ -101,7 +101,7 @@ class Entry:
     folder: Path
 
 
-def offered(bench: Bench) -> dict[str, Entry]:
+def list_methods(bench: Bench) -> dict[str, Entry]:
     """Every method that there is for a task, by name.
 
     Raises:
@@ -111,14 +111,14 @@ def offered(bench: Bench) -> dict[str, Entry]:
     entries = {**_single_methods(bench), **_team_methods(bench, bench.task.build(), bench.folder)}
     for name, variant in bench.recipe.variants.items():
         program = bench.task.build(**variant.build)
-        entry = chosen(_team_methods(bench, program, bench.folder / file_name(name)), variant.method)
+        entry = choose_method(_team_methods(bench, program, bench.folder / file_name(name)), variant.method)
         entries[name] = dataclasses.replace(
             entry, method=_Instead(program, entry.method), before=_Instead(program, entry.before)
         )
     return entries
 
 
-def chosen(entries: Mapping[str, Entry], name: str) -> Entry:
+def choose_method(entries: Mapping[str, Entry], name: str) -> Entry:
     """One of them, whatever its capitals, and whether it is written with blanks, hyphens or underscores.
 
     Raises:
@@ -128,14 +128,14 @@ def chosen(entries: Mapping[str, Entry], name: str) -> Entry:
 
 
 def canonical_name(entries: Mapping[str, Entry], name: str) -> str:
-    """The name as the tables have it; see `chosen`."""
-    names = {_folded(listed): listed for listed in entries}
-    if _folded(name) not in names:
+    """The name as the tables have it; see `choose_method`."""
+    names = {_fold(listed): listed for listed in entries}
+    if _fold(name) not in names:
         raise ExperimentError(f"There is no method {name!r} for this task; there are {list(entries)}.")
-    return names[_folded(name)]
+    return names[_fold(name)]
 
 
-def _folded(name: str) -> str:
+def _fold(name: str) -> str:
     return name.casefold().removeprefix(PREFIX.casefold()).replace("-", " ").replace("_", " ").strip()
 
 
@@ -170,7 +170,7 @@ def _team_methods(bench: Bench, team: dspy.Module, folder: Path) -> dict[str, En
     entries |= _dspy_methods(bench, team, demos, folder)
     entries |= _sirius_methods(bench, team, demos, folder)
     vote = bench.recipe.vote
-    voters = chosen(entries, vote.method)
+    voters = choose_method(entries, vote.method)
     method = MajorityVote(vote.votes, voters.method, vote.temperature)
     return entries | {"majority vote": dataclasses.replace(voters, method=method)}
 
@@ -206,7 +206,7 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
     }
     entries: dict[str, Entry] = {}
     for name, change in changes.items():
-        settings = _shortened({**full, **change}, bench.most_iterations)
+        settings = _limit_iterations({**full, **change}, bench.most_iterations)
         optimizer = SiriuS(bench.task.metric, **settings, run_dir=folder / file_name(name))
         entries[name] = Entry(optimizer, PromptedTeam(), folder / file_name(name))
     agents = prepare.resolve_agents(team, full["agents"])
@@ -224,7 +224,7 @@ def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
     table = bench.recipe.sirius
     return {
         "iterations": table.iterations,
-        **_shared_settings(bench, demos, table),
+        **_common_settings(bench, demos, table),
         "trainer": with_start(bench.chosen_trainer, table.train_from),
         "augmenter": _augmenter(bench),
         "agents": dict(table.agents) or None,
@@ -234,11 +234,11 @@ def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
 
 def _star_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
     table = bench.recipe.star
-    settings = {"iterations": table.iterations, **_shared_settings(bench, demos, table)}
-    return _shortened(settings, bench.most_iterations)
+    settings = {"iterations": table.iterations, **_common_settings(bench, demos, table)}
+    return _limit_iterations(settings, bench.most_iterations)
 
 
-def _shared_settings(bench: Bench, demos: Demos, table: SiriusTable | StarTable) -> dict[str, Any]:
+def _common_settings(bench: Bench, demos: Demos, table: SiriusTable | StarTable) -> dict[str, Any]:
     """Settings of SiriuS and of STaR, each from a table of its own where both have one."""
     common = bench.recipe.sirius
     return {
@@ -260,12 +260,12 @@ def _shared_settings(bench: Bench, demos: Demos, table: SiriusTable | StarTable)
 
 def _curator(recipe: Recipe, *, cumulative: bool) -> Curator:
     table = recipe.sirius
-    make = imported(table.curator, "sirius.curator") if table.curator else Curator
+    make = import_path(table.curator, "sirius.curator") if table.curator else Curator
     curator: Curator = make(max_per_example=table.max_per_example, max_rows=table.max_rows, cumulative=cumulative)
     return curator
 
 
-def _shortened(settings: dict[str, Any], most_iterations: int | None) -> dict[str, Any]:
+def _limit_iterations(settings: dict[str, Any], most_iterations: int | None) -> dict[str, Any]:
     if most_iterations is None:
         return settings
     return {**settings, "iterations": min(settings["iterations"], most_iterations)}

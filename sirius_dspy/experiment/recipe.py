@@ -318,7 +318,7 @@ class Recipe:
                 json.dumps(dict(table), default=str)
             )  # TOML has dates, no field has
         except ValidationError as error:
-            raise ExperimentError(_explained(name, error)) from error
+            raise ExperimentError(_explain(name, error)) from error
         if secret := next((key for key in (*recipe.lm, *recipe.training) if is_secret_name(key)), None):
             raise ExperimentError(f"{name!r} holds {secret!r}. Keep keys in the environment, e.g. OPENAI_API_KEY.")
         return recipe
@@ -350,7 +350,7 @@ def _find(path: str | Path) -> Path:
     )
 
 
-def _explained(name: str, error: ValidationError) -> str:
+def _explain(name: str, error: ValidationError) -> str:
     """The first thing that is wrong, and what there is instead."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]

@@ -23,7 +23,7 @@ def render_markdown(results: Results) -> str:
         _head(results),
         recipe.notes.strip(),
         _section("Accuracy on the test split", *accuracy_table(results)),
-        _reading(results),
+        _explain_numbers(results),
         _section(f"Against {recipe.baseline!r}, on the same questions", *comparison_table(results)),
         _section("What it took, mean over seeds", *cost_table(results)),
         _section("Cells", *_cell_table(results)),
@@ -72,25 +72,25 @@ def _summary_row(results: Results, row: Row) -> list[str]:
     papers = [table.results.get(row.method, NONE) for table in results.recipe.paper]
     accuracy, compared = row.accuracy, row.comparison
     if accuracy is None:
-        return [_marked(row), *[NONE] * 8, *papers]
+        return [_mark_method(row), *[NONE] * 8, *papers]
     interval = f"{_percent(accuracy.low)} to {_percent(accuracy.high)}"
     against = [_points(compared.difference.value), _p(compared.p_holm)] if compared else [NONE, NONE]
     spent = [_count(row.mean("trained", "calls")), _count(row.mean("trained", "seconds"))]
     shares = [f"{row.num_right} of {row.n}", _percent(accuracy.value), interval, str(row.num_unparsed)]
-    return [_marked(row), *shares, *against, *spent, *papers]
+    return [_mark_method(row), *shares, *against, *spent, *papers]
 
 
 def _accuracy_row(results: Results, row: Row, names: Sequence[str]) -> list[str]:
     papers = [table.results.get(row.method, NONE) for table in results.recipe.paper]
     accuracy, seeds = row.accuracy, row.spread
     if accuracy is None or seeds is None:
-        return [_marked(row), *[NONE] * (6 + len(names)), *papers]
+        return [_mark_method(row), *[NONE] * (6 + len(names)), *papers]
     sd = NONE if seeds.sd is None else _percent(seeds.sd)
     measures = [_percent(row.measures[name]) if name in row.measures else NONE for name in names]
     interval = f"{_percent(accuracy.low)} to {_percent(accuracy.high)}"
     over = f"{_percent(seeds.mean)}, {sd} ({seeds.seeds})"
     counts = [str(row.n), str(row.num_right), str(row.num_unparsed)]
-    return [_marked(row), *counts, _percent(accuracy.value), interval, over, *measures, *papers]
+    return [_mark_method(row), *counts, _percent(accuracy.value), interval, over, *measures, *papers]
 
 
 def comparison_table(results: Results) -> Table:
@@ -204,7 +204,7 @@ def _head(results: Results) -> str:
     return "\n".join(f"- {line}" for line in lines if line)
 
 
-def _reading(results: Results) -> str:
+def _explain_numbers(results: Results) -> str:
     """How to read the table above."""
     several = len(results.recipe.seeds) > 1
     interval = (
@@ -222,7 +222,7 @@ def _troubles(results: Results) -> str:
     return "\n".join(["## What did not go to its end\n", *lines]) if lines else ""
 
 
-def _marked(row: Row) -> str:
+def _mark_method(row: Row) -> str:
     statuses = {cell.status for cell in row.cells}
     return row.method + " *" * ("budget" in statuses) + " !" * ("failed" in statuses)
 

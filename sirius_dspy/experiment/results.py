@@ -131,7 +131,7 @@ class Results:
         by_method: dict[str, list[Cell]] = {}
         for cell in self.cells:
             by_method.setdefault(cell.method, []).append(cell)
-        comparisons = _compared(by_method, self.recipe.baseline)
+        comparisons = _compare(by_method, self.recipe.baseline)
         return tuple(Row(name, tuple(cells), comparisons.get(name)) for name, cells in by_method.items())
 
     @property
@@ -216,7 +216,7 @@ def versions() -> dict[str, str]:
     return by_package
 
 
-def _compared(by_method: Mapping[str, Sequence[Cell]], baseline: str) -> dict[str, Comparison]:
+def _compare(by_method: Mapping[str, Sequence[Cell]], baseline: str) -> dict[str, Comparison]:
     """Every other method against the baseline, with p-values adjusted for their number."""
     before = {cell.seed: cell for cell in by_method.get(baseline, ()) if cell.outcomes}
     pairs: dict[str, list[tuple[Cell, Cell]]] = {}

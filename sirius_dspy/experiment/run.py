@@ -29,10 +29,10 @@ from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.events import CellEnded, CellStarted, ExperimentEnded, ExperimentStarted
 from sirius_dspy.experiment.lms import lm_from
 from sirius_dspy.experiment.measure import Measurement, Offer
-from sirius_dspy.experiment.methods import canonical_name, offered
+from sirius_dspy.experiment.methods import canonical_name, list_methods
 from sirius_dspy.experiment.recipe import CrossplayTable, Recipe
 from sirius_dspy.experiment.results import Results
-from sirius_dspy.experiment.task import Task, imported
+from sirius_dspy.experiment.task import Task, import_path
 from sirius_dspy.experiment.write import write_results
 from sirius_dspy.identity.describe import describe
 from sirius_dspy.identity.parts import FORMAT, Change, find_changes
@@ -54,14 +54,14 @@ class Experiment:
         recipe: What to do.
         name: For titles and MLflow.
         task: The module or object with `build`, `examples` and `metric`; by default the one that the recipe names.
-        offer: The methods that there are. For one of your own:
-            `lambda bench: offered(bench) | {"mine": Entry(Mine(bench.task.metric), PromptedTeam(), bench.folder)}`.
+        offer: Returns the available methods. To add your own:
+            `lambda bench: list_methods(bench) | {"mine": Entry(Mine(bench.task.metric), PromptedTeam(), ...)}`.
     """
 
     recipe: Recipe
     name: str = "experiment"
     task: Any = None
-    offer: Offer = field(default=offered)
+    offer: Offer = field(default=list_methods)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -144,11 +144,11 @@ class _Run:
 
     def all(self) -> Results:
         """Check, work, write."""
-        names = self._checked_methods()
+        names = self._check_methods()
         with self.folder.locked():
             run, _ = self.folder.begin(self._identity(), compare=_refuse_changes)
             cells = [(name, seed) for name in names for seed in self.recipe.seeds]
-            self.tracker.on_experiment_started(self._started(run, cells))
+            self.tracker.on_experiment_started(self._start_event(run, cells))
             try:
                 results, files = self._work(cells)
             except BaseException as error:
@@ -170,7 +170,7 @@ class _Run:
 
     # Before the first LM call
 
-    def _checked_methods(self) -> list[str]:
+    def _check_methods(self) -> list[str]:
         """Names of the methods as the tables have them, after each was seen to come as far as its first LM call.
 
         Raises:
@@ -203,14 +203,14 @@ class _Run:
         }
         return json.loads(json.dumps(to_plain(plain)))  # as it is read back
 
-    def _started(self, run: str, cells: Sequence[tuple[str, int]]) -> ExperimentStarted:
+    def _start_event(self, run: str, cells: Sequence[tuple[str, int]]) -> ExperimentStarted:
         return ExperimentStarted(
             name=self.name,
             id=run,
             folder=self.folder.path,
             lm=self.lm.model,
             cells=tuple(cells),
-            finished=tuple(cell for name, seed in cells if (cell := self._finished_cell(name, seed))),
+            finished=tuple(cell for name, seed in cells if (cell := self._read_cell(name, seed))),
             settings=to_plain({**self.recipe.identity, "limit": self.task.limit, "lm": self.lm.model}),
         )
 
@@ -218,7 +218,7 @@ class _Run:
 
     def _cell(self, name: str, seed: int) -> Cell:
         """The finished cell from disk, or a new one, which is on disk then."""
-        finished = self._finished_cell(name, seed)
+        finished = self._read_cell(name, seed)
         if finished is not None:
             return finished
         self.tracker.on_cell_started(CellStarted(name, seed))
@@ -234,7 +234,7 @@ class _Run:
         self.tracker.on_cell_ended(CellEnded(cell))
         return cell
 
-    def _finished_cell(self, name: str, seed: int) -> Cell | None:
+    def _read_cell(self, name: str, seed: int) -> Cell | None:
         """The cell from disk; a failed one is tried again.
 
         Raises:
@@ -272,7 +272,7 @@ class _Run:
         bench = self.measurement.bench(seed)
         players: dict[str, Any] = {name: self.measurement.compile(name, bench)[0] for name in names}
         players |= {bot: bot for bot in table.bots}
-        play, read = imported(table.path, "crossplay.path"), imported(table.read, "crossplay.read")
+        play, read = import_path(table.path, "crossplay.path"), import_path(table.read, "crossplay.read")
         played = play(players, read(table.game), table.games, seed, temperature=table.temperature)
         return {"title": table.title, "seed": seed, "pairings": played.to_dict(), "markdown": played.to_markdown()}
 

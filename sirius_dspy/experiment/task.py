@@ -66,7 +66,7 @@ class Task:
             ExperimentError: It cannot be imported, lacks a part, or takes no such file; or the limit is no number from
                 1.
         """
-        task = imported(recipe.task.path, "task") if source is None else source
+        task = import_path(recipe.task.path, "task") if source is None else source
         if missing := [name for name in _NEEDED if not hasattr(task, name)]:
             raise ExperimentError(f"The task {recipe.task.path or task!r} lacks {missing}; it needs {_NEEDED}.")
         if limit is not None and limit < 1:
@@ -83,7 +83,7 @@ class Task:
 
     def build(self, **more: Any) -> dspy.Module:
         """The team, untrained and without LMs; `more` overrides the recipe's arguments."""
-        return self._called("build", {**self.recipe.task.build, **more})
+        return self._call("build", {**self.recipe.task.build, **more})
 
     def single(self) -> dspy.Module | None:
         """The single agent, if the recipe has one."""
@@ -150,13 +150,13 @@ class Task:
             return None
         return float(self.source.majority_baseline(examples))
 
-    def parsed(self, example: dspy.Example, trajectory: Trajectory) -> bool:
+    def is_readable(self, example: dspy.Example, trajectory: Trajectory) -> bool:
         """Whether a run gave an answer that can be read."""
         if trajectory.failure is not None:
             return False
         if not self.recipe.task.parse:
             return True
-        parse = imported(self.recipe.task.parse, "task.parse")
+        parse = import_path(self.recipe.task.parse, "task.parse")
         text = str(answer_of(trajectory) or "")
         answer = parse(text) if _num_required(parse) == 1 else parse(example, text)
         return answer is not None
@@ -165,7 +165,7 @@ class Task:
         """What the recipe wants to know beside the accuracy; nothing of runs that the report is not made for."""
         if not self.recipe.task.report:
             return {}
-        report = imported(self.recipe.task.report, "task.report")
+        report = import_path(self.recipe.task.report, "task.report")
         try:
             reported = report(trajectories)
         except (KeyError, TypeError):  # e.g. runs of a single agent, which has no judge to count
@@ -182,17 +182,17 @@ class Task:
         named = {"task.parse": table.parse, "task.report": table.report, "sirius.curator": self.recipe.sirius.curator}
         for play in self.recipe.crossplay:
             named |= {"crossplay.path": play.path, "crossplay.read": play.read}
-            imported(play.read, "crossplay.read")(play.game)  # a game that there is not
+            import_path(play.read, "crossplay.read")(play.game)  # a game that there is not
         for setting, path in named.items():
             if path:
-                imported(path, setting)
+                import_path(path, setting)
 
     def _examples(self, split: str, size: int | None, seed: int) -> list[dspy.Example]:
         arguments = {**self.recipe.task.examples, **self.files, "split": split, "seed": seed}
-        examples = self._called("examples", arguments | ({} if size is None else {"size": size}))
+        examples = self._call("examples", arguments | ({} if size is None else {"size": size}))
         return check_examples(examples, split)[: self.limit]
 
-    def _called(self, name: str, arguments: Mapping[str, Any]) -> Any:
+    def _call(self, name: str, arguments: Mapping[str, Any]) -> Any:
         function = getattr(self.source, name)
         try:
             inspect.signature(function).bind(**arguments)
@@ -201,7 +201,7 @@ class Task:
         return function(**arguments)
 
 
-def imported(path: str, setting: str) -> Any:
+def import_path(path: str, setting: str) -> Any:
     """What an import path leads to: a module, or `module:name` for an object in it.
 
     Raises:

@@ -17,7 +17,7 @@ from sirius_dspy.experiment.results import Results, versions
 from sirius_dspy.mlflow.curves import now_ms
 from sirius_dspy.mlflow.outbox import Outbox
 from sirius_dspy.mlflow.patience import SHORT_WAITS
-from sirius_dspy.mlflow.store import Connection, Store, selected_store
+from sirius_dspy.mlflow.store import Connection, Store, current_store
 from sirius_dspy.tracking.events import Tracker
 
 _STATUS = {"finished": "FINISHED", "budget": "FINISHED", "failed": "FAILED"}
@@ -55,7 +55,7 @@ class MLflowRuns(Tracker):
     def on_experiment_started(self, event: ExperimentStarted) -> None:
         """Open the parent run, or go on with it, and write what earlier calls have finished."""
         SHORT_WAITS.shorten()
-        connection = Connection(self.tracking_uri or selected_store(), self.experiment)
+        connection = Connection(self.tracking_uri or current_store(), self.experiment)
         self._writer = _Writer(event, connection)
         self._outbox = Outbox(connection.is_up, secret=connection.password)
         self._send("start of the experiment", lambda writer, when: writer.start(when), is_essential=True)
@@ -65,7 +65,7 @@ class MLflowRuns(Tracker):
 
     def on_cell_started(self, event: CellStarted) -> None:
         """Open the cell's run."""
-        self._send("start of a cell", lambda writer, when: writer.cell_started(event.method, event.seed, when))
+        self._send("start of a cell", lambda writer, when: writer.start_cell(event.method, event.seed, when))
 
     def on_cell_ended(self, event: CellEnded) -> None:
         """Write the cell's numbers and close its run, unless that was done before."""
@@ -77,7 +77,7 @@ class MLflowRuns(Tracker):
         """Write the headline numbers and the tables, and close the parent run."""
         for path in event.files:
             self._send_file(path)
-        self._send("end of the experiment", lambda writer, when: writer.ended(event, when))
+        self._send("end of the experiment", lambda writer, when: writer.end(event, when))
         if self._outbox is not None:
             try:
                 self._outbox.close()
@@ -91,7 +91,7 @@ class MLflowRuns(Tracker):
             outbox.send(kind, lambda: write(writer, when), is_essential=is_essential)
 
     def _send_cell(self, cell: Cell) -> None:
-        self._send("cell", lambda writer, when: writer.cell_ended(cell, when))
+        self._send("cell", lambda writer, when: writer.end_cell(cell, when))
 
     def _send_file(self, path: Path) -> None:
         self._send("file", lambda writer, when: writer.store.upload(writer.parent, path, None))
@@ -121,11 +121,11 @@ class _Writer:
         packages = {f"version.{name}": version for name, version in versions().items()}
         self.store.params(self.parent, {**event.settings, **packages})
 
-    def cell_started(self, method: str, seed: int, when: int) -> None:
+    def start_cell(self, method: str, seed: int, when: int) -> None:
         """Open a cell's run."""
         self._cell_run(method, seed, when)
 
-    def cell_ended(self, cell: Cell, when: int) -> None:
+    def end_cell(self, cell: Cell, when: int) -> None:
         """Write a cell's numbers and close its run, unless that was done before."""
         run = self._cell_run(cell.method, cell.seed, when)
         if run is None:
@@ -137,7 +137,7 @@ class _Writer:
         self.store.tags(run, {"sirius.status": cell.status, **error})
         self.store.end(run, _STATUS[cell.status], when)
 
-    def ended(self, event: ExperimentEnded, when: int) -> None:
+    def end(self, event: ExperimentEnded, when: int) -> None:
         """Write the headline numbers and close the parent run."""
         results = event.results
         if results is None:

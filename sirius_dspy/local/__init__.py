@@ -1,4 +1,4 @@
-"""The embedded stack: open weights that answer and learn on this machine, with no key, server or download hub."""
+"""The embedded stack: runs and fine-tunes open weights on this machine, without a key, server or download hub."""
 
 from sirius_dspy.local.lm import LocalLM
 from sirius_dspy.local.lora import LoraOptions

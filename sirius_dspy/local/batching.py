@@ -1,4 +1,4 @@
-"""The half that all engines share: callers on many threads, one scheduler thread that answers them together."""
+"""The base of all engines: one scheduler thread answers the calls of many threads in batches."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.engine import Generation, GenerationOptions
 
 QUIET = 0.006
-"""Seconds without a new call after which a batch is taken to be complete. OpenVINO holds Python's lock during a step,
-so callers prepare their calls in between: together if they are waited for, else one per step, and the batch starts
-ragged (64 threads then took twice the steps, and half as long again)."""
+"""Seconds without a new call after which a batch is complete. OpenVINO holds Python's lock during a step, so callers
+can
+only prepare their calls between steps. Without this wait, one call arrives per step and the batch fills slowly: with 64
+threads, that doubled the number of steps and took half as long again."""
 
 PATIENCE = 0.2
-"""Seconds to wait for a batch at most."""
+"""Maximum number of seconds to wait for a batch."""
 
 
 class Written(NamedTuple):
-    """Raw tokens of one finished request."""
+    """The raw tokens of one finished request."""
 
     ids: list[int]
     finish_reason: Literal["stop", "length"]
@@ -36,16 +37,16 @@ class Call:
     ids: list[int]
     """The prompt's tokens."""
     max_tokens: int
-    """As asked, or what the context window leaves."""
+    """The requested number, or what the context window leaves."""
     options: GenerationOptions
     done: Future[Written] = field(default_factory=Future)
 
 
 class BatchingEngine(ABC):
-    """Gathers requests for one scheduler thread, which alone touches the model.
+    """Gathers requests for one scheduler thread, the only thread that uses the model.
 
-    A subclass says how to answer in `_advance`, keeps in `_live` the calls it has not answered yet, and calls `_start`
-    when it is ready. Whatever goes wrong in that thread reaches every caller as a `RolloutError`.
+    A subclass answers calls in `_advance`, keeps the unanswered ones in `_live`, and calls `_start` when it is ready.
+    Any error in that thread reaches every caller as a `RolloutError`.
     """
 
     def __init__(self, chat: Chat) -> None:
@@ -69,7 +70,7 @@ class BatchingEngine(ABC):
         return Generation(text, len(call.ids), len(written.ids), written.finish_reason)
 
     def close(self) -> None:
-        """End the scheduler thread and give the memory back; see `Engine.close`."""
+        """End the scheduler thread and free the memory; see `Engine.close`."""
         with self._changed:
             self.failure = self.failure or RolloutError("The engine was closed. Call the LM again to start a new one.")
             self._changed.notify()
@@ -78,7 +79,7 @@ class BatchingEngine(ABC):
 
     @abstractmethod
     def _advance(self, admitted: list[Call]) -> None:
-        """Take on new calls (perhaps none), work for a while, resolve what is finished."""
+        """Accept new calls (perhaps none), work for a while, and resolve finished calls."""
 
     @abstractmethod
     def _release(self) -> None:
@@ -92,12 +93,12 @@ class BatchingEngine(ABC):
     def _call(self, prompt: str, options: GenerationOptions) -> Call:
         ids = self.chat.encode(prompt)
         if not ids:
-            raise ValueError("The prompt is empty. Give the model at least one token to continue.")
+            raise ValueError("The prompt is empty. Pass at least one token.")
         room = self.chat.context - len(ids)
         if room < 1:
             raise PromptTooLongError(
-                f"The prompt has {len(ids)} tokens; the model reads at most {self.chat.context}, its reply included. "
-                "Shorten the inputs, give fewer demonstrations, or use a model with a longer context."
+                f"The prompt has {len(ids)} tokens; the model reads at most {self.chat.context}, including its reply. "
+                "Shorten the inputs, use fewer demonstrations, or use a model with a longer context."
             )
         return Call(ids, min(options.max_tokens, room), options)
 
@@ -107,21 +108,21 @@ class BatchingEngine(ABC):
             while (admitted := self._take(wait=not self._live, gather=len(self._live) < num_waiting)) is not None:
                 num_waiting = len(self._live) + len(admitted)
                 self._advance(admitted)
-        except Exception as error:  # engines raise bare RuntimeErrors for anything; nothing more precise can be caught
+        except Exception as error:  # engines raise bare RuntimeErrors for everything
             with self._changed:
                 self.failure = RolloutError(
-                    f"{type(self).__name__} broke while generating: {error}. Call the LM again to start a new one; "
-                    "if it repeats, free memory or choose another `device`."
+                    f"{type(self).__name__} failed while generating: {error}. Call the LM again to start a new one; "
+                    "if it fails again, free memory or choose another `device`."
                 )
         finally:
             self._abandon()
 
     def _take(self, *, wait: bool, gather: bool) -> list[Call] | None:
-        """What callers have put in; `None` once closed.
+        """Return the new calls; `None` once the engine is closed.
 
         Args:
-            wait: There is nothing to do until someone calls.
-            gather: Someone was answered a moment ago, and may call again at once.
+            wait: Whether to wait for a call, because there is nothing else to do.
+            gather: Whether to wait for a batch, because a caller was just answered and may call again at once.
         """
         with self._changed:
             while wait and not self._inbox and self.failure is None:
@@ -134,13 +135,13 @@ class BatchingEngine(ABC):
             return taken
 
     def _gather(self) -> None:
-        """Let callers who are on their way arrive."""
+        """Wait for calls that are about to arrive."""
         patience = time.monotonic() + PATIENCE
         while self.failure is None and time.monotonic() < patience and self._changed.wait(QUIET):
             pass
 
     def _abandon(self) -> None:
-        """Let the model go and tell everyone who still waits why there will be no answer."""
+        """Release the model, and raise the failure in every caller that still waits."""
         self._release()
         with self._changed:
             waiting = [*self._live, *self._inbox]
@@ -151,6 +152,6 @@ class BatchingEngine(ABC):
 
 
 def cut_at_stop(text: str, stops: tuple[str, ...]) -> str:
-    """The text before the first stop string."""
+    """Return the text before the first stop string."""
     ends = [text.find(stop) for stop in stops if stop in text]
     return text[: min(ends)] if ends else text

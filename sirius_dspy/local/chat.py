@@ -1,9 +1,9 @@
-"""Tokenizer and chat template of a model: the one place that turns messages into tokens, for inference and training.
+"""Tokenizer and chat template of a model, which turn messages into tokens for inference and training.
 
-Both come from the GGUF file through Hugging Face's reader, which takes seconds, so the converted files are kept in the
-home folder. The engines send token ids made here, never text, and the trainer uses the same functions: a training
-prompt is the inference prompt, token by token, by construction. Control tokens in messages and replies are text in
-both; see `sirius_dspy.local.control`.
+Hugging Face's reader converts both from the GGUF file, which takes seconds, so the converted files are kept in the home
+folder. Engines and trainer use the same functions, and engines receive token ids and never text, so a training prompt
+equals the inference prompt token by token. Control tokens in messages and replies are treated as text in both; see
+`sirius_dspy.local.control`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, str]]
 """Chat messages with `role` and `content`."""
 
-_loading = threading.Lock()  # one conversion at a time, and one import of Transformers, which is not thread-safe
+_loading = threading.Lock()  # allows one conversion, and one import of Transformers, which is not thread-safe
 
 
 class Chat:
-    """Turns messages into the prompt a model was tuned for, text into token ids, and back. Safe in many threads.
+    """Turns messages into the model's prompt, and text into token ids and back. Thread-safe.
 
     Args:
-        folder: Holds `tokenizer.json` and the chat template, as Hugging Face writes them.
-        context: The longest sequence the model can read, in tokens.
+        folder: Folder with `tokenizer.json` and the chat template in Hugging Face's format.
+        context: Length of the longest sequence that the model can read, in tokens.
     """
 
     def __init__(self, folder: Path, context: int) -> None:
@@ -46,18 +46,18 @@ class Chat:
 
     @property
     def end_id(self) -> int:
-        """The token that ends a turn."""
+        """Id of the token that ends a turn."""
         return int(self.tokenizer.eos_token_id)
 
     def prompt(self, messages: Messages) -> str:
-        """The text up to where the assistant's reply begins, or goes on if the last message is the assistant's own.
+        """Render the prompt for the assistant's reply, or for its continuation if the last message is the assistant's.
 
-        It is for `encode`: what looks like a control token in a message is marked as text.
+        The result is for `encode`: texts in messages that look like control tokens are marked as text.
         """
         unfinished = messages[-1]["role"] == "assistant"
         return str(
             self.tokenizer.apply_chat_template(
-                [self._marked(message) for message in messages],
+                [self._mark(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=not unfinished,
                 continue_final_message=unfinished,
@@ -65,36 +65,36 @@ class Chat:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text that already has its control tokens written out, as `prompt` does."""
+        """Return the token ids of a text that `prompt` returned."""
         return control.encode(self.tokenizer.backend_tokenizer, text)
 
     def encode_completion(self, text: str) -> list[int]:
-        """Token ids of a whole reply: its text and the end of the turn, which is what an engine stops at."""
-        return [*self.encode(self._of_replies.marked(text)), self.end_id]
+        """Return the token ids of a complete reply: its text and the end-of-turn token, where engines stop."""
+        return [*self.encode(self._of_replies.mark(text)), self.end_id]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, without special tokens."""
+        """Return the text of token ids, without special tokens."""
         return str(self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _marked(self, message: Mapping[str, str]) -> dict[str, str]:
-        """The message with its control tokens marked, in whatever part of it."""
+    def _mark(self, message: Mapping[str, str]) -> dict[str, str]:
+        """Mark the control tokens in every part of a message."""
         marker = self._of_replies if message["role"] == "assistant" else self._of_others
-        return {name: marker.marked(text) for name, text in message.items()}
+        return {name: marker.mark(text) for name, text in message.items()}
 
     @cached_property
     def _of_others(self) -> control.Marker:
-        """For what users and programs wrote: all that the template writes around messages is text there."""
-        return self._marker(self._written(with_replies=True))
+        """The marker for texts of users and programs, in which all markup of the template is text."""
+        return self._marker(self._render_markup(with_replies=True))
 
     @cached_property
     def _of_replies(self) -> control.Marker:
-        """For what models wrote: a tag that the template writes into replies only, as `<think>`, is a token there."""
-        return self._marker(self._written(with_replies=False))
+        """The marker for texts of models, in which the template's tags for replies, such as `<think>`, are tokens."""
+        return self._marker(self._render_markup(with_replies=False))
 
     def _marker(self, written: str) -> control.Marker:
-        """Marks what the tokenizer calls special, and what the template writes: some models do not call that special.
+        """Make a marker for special tokens and for markup of the template, which some models do not declare as special.
 
-        A single character is left alone, since it can be written in one way only.
+        Single characters are not marked, because marking cannot split them.
         """
         backend = self.tokenizer.backend_tokenizer
         tokens = {
@@ -104,8 +104,8 @@ class Chat:
         }
         return control.Marker(backend, {text: number for text, number in tokens.items() if len(text) > 1})
 
-    def _written(self, *, with_replies: bool) -> str:
-        """What the template writes around empty messages; one that refuses some roles is asked without them."""
+    def _render_markup(self, *, with_replies: bool) -> str:
+        """Render empty messages to get the template's markup, leaving out roles that the template refuses."""
         roles = ("system", "user", "assistant", "user") if with_replies else ("system", "user")
         for taken in (roles, roles[1:], ("user",)):
             messages = [{"role": role, "content": ""} for role in taken]
@@ -113,18 +113,18 @@ class Chat:
                 return str(
                     self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=with_replies)
                 )
-            except Exception as error:  # templates raise what they like
+            except Exception as error:  # templates may raise anything
                 logger.debug("The chat template does not take the roles %s: %s", taken, error)
         return ""
 
 
 def _is_markup(token: str, written: str) -> bool:
-    """Whether the template writes this token around messages; words and white space are not meant by it."""
+    """Return whether a token is markup of the template; words and whitespace are not."""
     return token in written and not (token.isspace() or token.isalnum())
 
 
 def load_chat(weights: Weights) -> Chat:
-    """The chat of some weights; converted from the GGUF file the first time.
+    """Load the chat of some weights; the first time, it is converted from the GGUF file.
 
     Raises:
         MissingDependencyError: `transformers` is not installed.
@@ -142,12 +142,12 @@ def _load_chat(gguf: Path, folder: Path) -> Chat:
 
 
 def chat_folder(weights: Weights) -> Path:
-    """Where the converted tokenizer of some weights is kept."""
+    """Return the folder of the converted tokenizer of some weights."""
     return home("tokenizers", weights.digits)
 
 
 def share_chat(source: Weights, target: Weights) -> None:
-    """Fine-tuning changes no token: give new weights the converted tokenizer of those they came from."""
+    """Copy the converted tokenizer to fine-tuned weights, since fine-tuning does not change it."""
     if chat_folder(target).is_dir():
         return
     with new_folder(chat_folder(target)) as draft:
@@ -177,7 +177,7 @@ def _auto_tokenizer() -> Any:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Without the bars of Transformers; the user's setting comes back."""
+    """Disable the progress bars of Transformers in the block, and restore the user's setting."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""What an engine is: one weight set that continues prompts, for many threads at once."""
+"""The interface of engines: an engine continues prompts with one weight set, for many threads at once."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ class GenerationOptions:
     """How to continue a prompt."""
 
     max_tokens: int = 256
-    """Tokens to write at most; fewer where the context window ends first."""
+    """Maximum number of tokens to generate; fewer if the context window ends first."""
     temperature: float = 0.0
-    """0 always takes the likeliest token."""
+    """0 always takes the most likely token."""
     top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability."""
+    """Sample from the most likely tokens that together have this probability."""
     top_k: int | None = None
-    """Sample from this many likeliest tokens; `None` is all."""
+    """Sample from this many most likely tokens; `None` means all."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
     seed: int | None = None
-    """Equal seeds repeat a sample; `None` draws a fresh one."""
+    """Equal seeds give equal samples; `None` draws a new seed."""
 
     def __post_init__(self) -> None:
-        """Refuse what no engine can do, before it reaches a batch that others share.
+        """Refuse invalid options before they reach a batch that other calls share.
 
         Raises:
             ValueError: A number is outside its range.
@@ -43,37 +43,37 @@ class GenerationOptions:
 
     @property
     def rng_seed(self) -> int:
-        """A seed that fits the engines' 32 bits: the given one, else a fresh one."""
+        """Return the given seed, or a new one, as a 32-bit number."""
         return secrets.randbits(31) if self.seed is None else self.seed % 2**31
 
 
 class Generation(NamedTuple):
-    """What a model wrote."""
+    """The text that a model generated."""
 
     text: str
     prompt_tokens: int
     completion_tokens: int
-    """All tokens that were generated, with the end of the turn and a stop string."""
+    """Number of generated tokens, including the end of the turn and a stop string."""
     finish_reason: Literal["stop", "length"]
 
 
 class Engine(Protocol):
-    """One weight set, ready to answer; called from many threads."""
+    """One weight set that is ready to answer, from many threads."""
 
     chat: Chat
     """The tokenizer and chat template of its weights."""
 
     def generate(self, prompt: str, options: GenerationOptions) -> Generation:
-        """Continue a prompt that already went through the chat template.
+        """Continue a prompt that the chat template has rendered.
 
         Raises:
             PromptTooLongError: The prompt fills the context window.
-            RolloutError: The engine is broken or closed.
+            RolloutError: The engine has failed or is closed.
         """
 
     @property
     def failure(self) -> Exception | None:
-        """Why this engine can no longer answer; `None` while it can."""
+        """The error because of which this engine can no longer answer; `None` while it can."""
 
     def close(self) -> None:
-        """Give the memory back; calls under way end in a `RolloutError`. Closing again does nothing."""
+        """Free the memory. Calls in progress raise a `RolloutError`. Closing again does nothing."""

@@ -1,7 +1,7 @@
-"""The few scalar facts at the head of a GGUF file, read in milliseconds.
+"""Reads the scalar metadata at the start of a GGUF file in milliseconds.
 
-`gguf.GGUFReader` parses every vocabulary entry into an array first, which takes seconds; names, sizes and numbers are
-all that choosing, naming and checking a model needs.
+`gguf.GGUFReader` first parses every vocabulary entry into an array, which takes seconds. To choose, name and check a
+model, names, sizes and numbers are enough.
 
 References:
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -20,10 +20,10 @@ Scalar = str | int | float | bool
 
 
 def read_header(path: Path) -> dict[str, Scalar]:
-    """Key to value for every entry that is not an array.
+    """Return the key and value of every entry that is not an array.
 
     Raises:
-        ValueError: The file is not GGUF, or is cut short.
+        ValueError: The file is not a GGUF file, or is truncated.
     """
     with path.open("rb") as file:
         try:
@@ -50,7 +50,7 @@ def _read_entries(file: BinaryIO) -> dict[str, Scalar]:
 
 
 def _value(file: BinaryIO, kind: int) -> Scalar | None:
-    """One value; `None` for an array, which is skipped."""
+    """Read one value; skip an array and return `None`."""
     if kind == _STRING:
         return _text(file)
     if kind != _ARRAY:

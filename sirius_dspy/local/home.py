@@ -1,7 +1,7 @@
-"""The folder where the local stack keeps what it can make again: hashes, index, tokenizers, training copies, models.
+"""The folder in which the local stack caches hashes, index, tokenizers, training copies and models.
 
-`SIRIUS_HOME` names it; `~/.sirius_dspy` by default. Everything in it is written under a temporary name and renamed, so
-several processes may share it and a kill leaves no half file.
+`SIRIUS_HOME` sets it; the default is `~/.sirius_dspy`. Everything in it can be created again. Files are written under a
+temporary name and renamed, so several processes can share it and a killed process leaves no partial file.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from pathlib import Path
 
 
 def home(*parts: str) -> Path:
-    """A path below the home folder; nothing is created. Reads the environment each time, so that tests can move it."""
+    """Return a path below the home folder, without creating it. The environment is read at every call."""
     root = os.environ.get("SIRIUS_HOME") or "~/.sirius_dspy"
     return Path(root).expanduser().absolute().joinpath(*parts)
 
 
 @contextmanager
 def alone(file: Path) -> Iterator[Path]:
-    """The same file in a folder of its own, under the same name.
+    """Yield the same file in a folder that contains nothing else, under the same name.
 
-    Transformers reads what lies beside a file as well: templates, adapters, and code to run. An id stands for one file,
-    and a checkpoint of somebody else may hold anything.
+    Transformers also reads the neighbors of a file: templates, adapters, and code to run. An id identifies one file
+    only, and the folder of an untrusted checkpoint may hold anything.
     """
     with tempfile.TemporaryDirectory(prefix="sirius-alone-") as folder:
         place = Path(folder) / file.name
         try:
             place.symlink_to(file.absolute())
-        except OSError:  # not everybody may do that on Windows
+        except OSError:  # on Windows, not every user may create links
             shutil.copyfile(file, place)
         yield place
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield an empty folder that becomes `path` if the block succeeds, and is removed if it fails.
 
-    If another process finished the same folder first, its result stays and ours is dropped: both hold the same content.
+    If another process has finished the same folder first, its result is kept, because both have the same content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))

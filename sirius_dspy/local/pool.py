@@ -1,7 +1,7 @@
-"""Engines of several weight sets at once, under a memory limit.
+"""A pool of engines for several weight sets, with a memory limit.
 
-Every distinct weight set has one engine, loaded when it is first asked and unloaded, least recently used first, when
-another needs its room. An engine that is answering is never unloaded.
+Each weight set has one engine, which is loaded at its first call. If another engine needs the memory, the least
+recently used idle engine is unloaded. A busy engine is never unloaded.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class _Slot:
 
 
 class EnginePool:
-    """Lends engines by model id. Safe in many threads.
+    """Lends engines by model id. Thread-safe.
 
-    Who needs room that only busy engines hold waits until one is idle. Meanwhile no new call is let onto a loaded
-    engine, so that a steady stream to one weight set cannot keep another out for ever.
+    If only busy engines could be unloaded, a call waits until one of them is idle. Meanwhile, loaded engines accept no
+    new calls, so that a steady stream of calls to one weight set cannot block another one forever.
 
     Args:
-        load: Starts the engine of a model id.
-        size: Bytes that engine will take, known before it is loaded.
-        limit: Bytes that all engines may take. One engine is always allowed, however large.
+        load: Loads the engine of a model id.
+        size: Returns the bytes that an engine will need, before it is loaded.
+        limit: Maximum number of bytes for all engines. One engine is always allowed, whatever its size.
     """
 
     def __init__(self, load: Callable[[str], Engine], size: Callable[[str], int], limit: int) -> None:
@@ -40,12 +40,12 @@ class EnginePool:
         self.size = size
         self.limit = limit
         self._slots: OrderedDict[str, _Slot] = OrderedDict()  # least recently used first
-        self._hungry = 0  # threads that wait for room
-        self._changed = threading.Condition()  # guards all of the above, never held while loading or generating
+        self._hungry = 0  # number of threads that wait for memory
+        self._changed = threading.Condition()  # guards the attributes above; never held while loading or generating
 
     @contextmanager
     def lend(self, model_id: str) -> Iterator[Engine]:
-        """The engine of a model id, kept loaded until the block ends; loads it, and makes room, where needed."""
+        """Yield the engine of a model id, loading it if needed, and keep it loaded until the block ends."""
         slot, mine = self._take(model_id)
         try:
             if mine:
@@ -54,22 +54,22 @@ class EnginePool:
         finally:
             self._give_back(model_id, slot)
 
-    def loaded(self) -> tuple[str, ...]:
-        """Ids of loaded weight sets, least recently used first."""
+    def list_loaded(self) -> tuple[str, ...]:
+        """List the ids of loaded weight sets, least recently used first."""
         with self._changed:
             return tuple(self._slots)
 
     def unload(self, model_id: str) -> None:
-        """Drop an engine: at once if idle, else as soon as its calls have ended. Unknown ids are fine."""
+        """Unload an engine, at once if it is idle, otherwise after its calls. Unknown ids are ignored."""
         with self._changed:
             slot = self._slots.pop(model_id, None)
             if slot is None or slot.users:
-                return  # the last user closes a slot that is no longer listed
+                return  # its last user closes an unlisted slot
             self._changed.notify_all()
         _close(slot)
 
     def unload_idle(self) -> None:
-        """Drop every engine that is not answering."""
+        """Unload every idle engine."""
         with self._changed:
             idle = [model_id for model_id, slot in self._slots.items() if not slot.users]
             slots = [self._slots.pop(model_id) for model_id in idle]
@@ -78,7 +78,7 @@ class EnginePool:
             _close(slot)
 
     def close(self) -> None:
-        """Drop all engines; calls under way end in an error."""
+        """Unload all engines; calls in progress raise an error."""
         with self._changed:
             slots = list(self._slots.values())
             self._slots.clear()
@@ -87,7 +87,7 @@ class EnginePool:
             _close(slot)
 
     def _take(self, model_id: str) -> tuple[_Slot, bool]:
-        """A slot with one more user, and whether this thread is the one to fill it."""
+        """Add a user to a slot, and return the slot and whether this thread must fill it."""
         size = self.size(model_id)
         with self._changed:
             while self._hungry and model_id in self._slots:
@@ -104,11 +104,11 @@ class EnginePool:
         return slot, mine
 
     def _make_room(self, model_id: str, size: int) -> list[_Slot]:
-        """Wait for and unlist what must go; stops early if another thread has brought the model in meanwhile."""
+        """Wait for idle engines and unlist them to make room, unless another thread loads the model meanwhile."""
         evicted: list[_Slot] = []
         self._hungry += 1
         try:
-            while model_id not in self._slots and self._slots and self._used() + size > self.limit:
+            while model_id not in self._slots and self._slots and self._count_bytes() + size > self.limit:
                 idle = next((key for key, slot in self._slots.items() if not slot.users), None)
                 if idle is None:
                     self._changed.wait()
@@ -119,7 +119,7 @@ class EnginePool:
             self._changed.notify_all()
         return evicted
 
-    def _used(self) -> int:
+    def _count_bytes(self) -> int:
         return sum(slot.size for slot in self._slots.values())
 
     def _fill(self, slot: _Slot, model_id: str) -> None:
@@ -130,7 +130,7 @@ class EnginePool:
             raise
 
     def _give_back(self, model_id: str, slot: _Slot) -> None:
-        """One user less; a broken or unlisted slot ends with its last user."""
+        """Remove a user from a slot; the last user closes a broken or unlisted slot."""
         with self._changed:
             slot.users -= 1
             listed = self._slots.get(model_id) is slot

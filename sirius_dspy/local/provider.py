@@ -1,4 +1,4 @@
-"""Fine-tuning of local weights behind DSPy's `Provider`: one call of `lm.finetune` gives one new weight folder."""
+"""Fine-tunes local weights as a DSPy `Provider`: each call of `lm.finetune` writes one new weight folder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from sirius_dspy.local.serving import Device, engines, free_memory, pool_key
 from sirius_dspy.trajectory import digest
 
 _TRAINING_BYTES = 4 << 30
-"""What training a small model takes beside its weights; below this much free memory, idle engines make room."""
+"""Memory that training a small model needs besides its weights. If less is free, idle engines are unloaded."""
 
 
 class LocalTrainingJob(TrainingJob):
-    """A future of the fine-tuned LM that can be asked for its state and stopped."""
+    """A future for the fine-tuned LM, with a status and a way to cancel it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -38,13 +38,14 @@ class LocalTrainingJob(TrainingJob):
         self.stop = threading.Event()
 
     def status(self) -> TrainingStatus:
-        """Where the job is."""
+        """Return the status of the job."""
         return self.state
 
     def cancel(self) -> bool:
-        """Stop training; `result()` then is a `TrainingError`. Says whether there was anything left to stop.
+        """Stop training, so that `result()` is a `TrainingError`; return whether the job was still running.
 
-        Not `Future.cancel`: DSPy's thread sets a result in any case, which a cancelled future refuses.
+        This does not call `Future.cancel`, because DSPy's thread always sets a result, which a cancelled future
+        refuses.
         """
         self.stop.set()
         return not self.done()
@@ -52,42 +53,42 @@ class LocalTrainingJob(TrainingJob):
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
-    """What `train_kwargs` can say."""
+    """The settings that `train_kwargs` may contain."""
 
     options: LoraOptions
     output_dir: Path | None = None
-    """The weight folder to write; a folder named by the job's content, below the home folder, by default."""
+    """The weight folder to write; by default, a folder below the home folder, named after the job's content."""
     on_progress: Progress | None = None
 
     @classmethod
     def read(cls, train_kwargs: Mapping[str, Any], defaults: LoraOptions) -> TrainingSettings:
-        """Settings from keyword arguments.
+        """Read settings from keyword arguments.
 
         Raises:
-            TypeError: A name is not known.
+            TypeError: A name is unknown.
             ValueError: A number is outside its range.
         """
         rest = dict(train_kwargs)
         output_dir = rest.pop("output_dir", None)
         on_progress = rest.pop("on_progress", None)
         folder = None if output_dir is None else Path(output_dir).expanduser().absolute()
-        return cls(defaults.updated(rest), folder, on_progress)
+        return cls(defaults.replace(rest), folder, on_progress)
 
 
 class LocalProvider(Provider):
-    """Trains LoRA adapters and merges them. Holds settings only, so that all copies of an LM share it.
+    """Trains LoRA adapters and merges them. It holds only settings, so all copies of an LM share it.
 
     `train_kwargs` may hold `output_dir`, `on_progress` (step, number of steps, loss) and any field of `LoraOptions`.
 
     Args:
-        options: Where `train_kwargs` says nothing.
-        device: Where the engines of this provider's LMs run; see `LocalLM`.
+        options: Defaults for settings that are not in `train_kwargs`.
+        device: Device of the engines of this provider's LMs; see `LocalLM`.
     """
 
     writes_weights: ClassVar[bool] = True
-    """An optimizer may pass `output_dir` in `train_kwargs` to say where the weight folder goes."""
+    """An optimizer may pass `output_dir` in `train_kwargs` to set the weight folder."""
     loads_when_asked: ClassVar[bool] = True
-    """Weights are loaded at the first call, so that nothing has to be launched."""
+    """Weights are loaded at the first call, so nothing must be launched."""
 
     def __init__(self, options: LoraOptions | None = None, device: Device | None = None) -> None:
         super().__init__()
@@ -100,24 +101,24 @@ class LocalProvider(Provider):
         return self
 
     def check(self) -> None:
-        """Say before any work is paid for whether training can start here.
+        """Check that training can start on this machine.
 
         Raises:
-            MissingDependencyError: A package is absent.
+            MissingDependencyError: A package is not installed.
         """
         lora.check_packages()
 
     def launch(  # type: ignore[override]  # DSPy declares it static and calls it on the instance
         self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Load the LM's weights now rather than at its first call; does nothing if they are loaded."""
+        """Load the LM's weights now and not at its first call. Does nothing if they are loaded."""
         with engines().lend(pool_key(lm.model, self.device)):
             pass
 
     def kill(  # type: ignore[override]  # as above
         self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Unload the LM's weights, once its calls have ended; does nothing if they are not loaded."""
+        """Unload the LM's weights after its current calls. Does nothing if they are not loaded."""
         engines().unload(pool_key(lm.model, self.device))
 
     def finetune(  # type: ignore[override]  # as above; the job is of the class that `TrainingJob` names
@@ -128,10 +129,10 @@ class LocalProvider(Provider):
         train_data_format: Any,
         train_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """Train and return the id of the new weights; called by DSPy, in the job's thread.
+        """Train and return the id of the new weights; DSPy calls this in the job's thread.
 
         Raises:
-            TrainingError: Nothing could be learnt, or the job failed or was cancelled.
+            TrainingError: There was nothing to train on, or the job failed or was cancelled.
         """
         job.state = TrainingStatus.running
         try:
@@ -140,7 +141,7 @@ class LocalProvider(Provider):
             job.state = TrainingStatus.cancelled if job.stop.is_set() else TrainingStatus.failed
             if isinstance(error, Exception):
                 raise
-            raise TrainingError(f"The training ended in {error!r}.") from error  # else DSPy never resolves the job
+            raise TrainingError(f"The training failed with {error!r}.") from error  # DSPy would never resolve the job
         job.state = TrainingStatus.succeeded
         return new_id
 
@@ -167,10 +168,10 @@ class LocalProvider(Provider):
 
 
 def _is_finished(folder: Path, key: str) -> bool:
-    """Whether the very same job was done before, e.g. by a run that was killed right after it.
+    """Return whether the same job has already finished, e.g. in a run that was killed right after it.
 
     Raises:
-        TrainingError: The folder holds something else, which is not ours to replace.
+        TrainingError: The folder holds something else.
     """
     if not folder.exists():
         return False
@@ -181,8 +182,8 @@ def _is_finished(folder: Path, key: str) -> bool:
     if done and (folder / "model.gguf").is_file():
         return True
     raise TrainingError(
-        f"The output folder {str(folder)!r} exists and was not written by this very job. "
-        "Give another `output_dir`, or move the folder away."
+        f"The output folder {str(folder)!r} exists and was not written by this job. "
+        "Pass another `output_dir`, or move the folder away."
     )
 
 
@@ -194,15 +195,15 @@ def _train_into(
     key: str,
     stop: threading.Event,
 ) -> None:
-    """Train next to the folder and rename at the end, so that it is there whole or not at all."""
+    """Train into a temporary folder and rename it at the end, so that the folder is always complete."""
     started = time.monotonic()
     chat = load_chat(base)
     tokens = [lora.to_tokens(chat, row["messages"]) for row in rows]
-    kept = lora.fitting(tokens, min(settings.options.max_length, chat.context))
+    kept = lora.drop_long_rows(tokens, min(settings.options.max_length, chat.context))
     if free_memory() < _TRAINING_BYTES + 6 * base.gguf.stat().st_size:
         engines().unload_idle()
     draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)  # left by a run that was killed
+    shutil.rmtree(draft, ignore_errors=True)  # leftover of a killed run
     draft.mkdir(parents=True)
     try:
         task = lora.TrainingJob(
@@ -233,7 +234,7 @@ def _train_into(
 
 
 def _training_copy(base: Weights) -> Path | None:
-    """Base models are trained from again and again; fine-tuned ones hardly, and each copy is as large as the model."""
+    """Return where to keep a copy for training. Fine-tuned weights are rarely trained again, so they get none."""
     return None if (base.folder / "training.json").exists() else home("training", base.digits)
 
 

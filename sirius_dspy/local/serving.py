@@ -1,7 +1,6 @@
-"""The engines of this process: which kind a machine gets, and the one pool that lends them out.
+"""The engines of this process: chooses their kind for the machine, and lends them from one pool.
 
-Everything here is shared by all `LocalLM` objects, so that LMs hold no weights, no threads and no locks, and can be
-copied, saved and pickled freely.
+All `LocalLM` objects share this state, so LMs hold no weights, threads or locks and can be copied, saved and pickled.
 """
 
 from __future__ import annotations
@@ -22,35 +21,35 @@ from sirius_dspy.local.pool import EnginePool
 from sirius_dspy.local.transformers_engine import TransformersEngine
 
 Device = Literal["cpu", "cuda", "mps", "openvino"]
-"""`openvino` is OpenVINO on the CPU; the others are PyTorch's names, for the Transformers engine."""
+"""`openvino` means OpenVINO on the CPU; the others are PyTorch devices of the Transformers engine."""
 
 _CACHE_BYTES = 1 << 30
-_turn = threading.Lock()  # one pipeline steps at a time: two side by side took a quarter longer for the same work
-_loading = threading.Lock()  # one engine loads at a time: a load uses all cores, and lazy imports are not thread-safe
-_founding = threading.Lock()  # guards the making of the pool: `lru_cache` alone would let racing threads make several
+_turn = threading.Lock()  # one pipeline steps at a time: two at once took a quarter longer for the same work
+_loading = threading.Lock()  # one engine loads at a time: loading uses all cores, and lazy imports are not thread-safe
+_creating = threading.Lock()  # guards the creation of the pool: with `lru_cache` alone, threads could create several
 
 
 def pool_key(model_id: str, device: Device | None) -> str:
-    """What the pool knows an engine by."""
+    """Return the key of an engine in the pool."""
     return f"{device or best_device()}:{model_id}"
 
 
 def engines() -> EnginePool:
-    """The pool of this process; it may take half of the memory that is free when it is first used."""
-    with _founding:
-        return _found()
+    """Return the pool of this process. It may use half of the memory that is free at its first use."""
+    with _creating:
+        return _create_pool()
 
 
 @lru_cache(maxsize=1)
-def _found() -> EnginePool:
+def _create_pool() -> EnginePool:
     pool = EnginePool(_load, _size, limit=free_memory() // 2)
-    atexit.register(pool.close)  # else threads inside OpenVINO would outlive the interpreter's end and crash it
+    atexit.register(pool.close)  # otherwise OpenVINO's threads outlive the interpreter and crash it
     return pool
 
 
 @lru_cache(maxsize=1)
 def best_device() -> Device:
-    """CUDA where there is a GPU, else OpenVINO where it is installed, else PyTorch on the CPU."""
+    """Return CUDA if there is a GPU, otherwise OpenVINO if it is installed, otherwise PyTorch on the CPU."""
     if Path("/dev/nvidiactl").exists() and importlib.util.find_spec("torch") is not None:
         import torch
 
@@ -60,7 +59,7 @@ def best_device() -> Device:
 
 
 def free_memory() -> int:
-    """Bytes that can be used without swapping; all of the machine's where the system does not say."""
+    """Return the bytes that can be used without swapping, or the machine's memory if the system does not tell."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
@@ -81,5 +80,5 @@ def _load(key: str) -> Engine:
 
 
 def _size(key: str) -> int:
-    """A guess from above: OpenVINO repacks the weights, and the cache of keys and values comes on top."""
+    """Estimate an upper bound: OpenVINO repacks the weights, and the key-value cache is added to it."""
     return 2 * resolve(key.split(":", 1)[1]).gguf.stat().st_size + _CACHE_BYTES

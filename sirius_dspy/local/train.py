@@ -1,7 +1,7 @@
 """The child process that fine-tunes: `python -m sirius_dspy.local.train job.json`.
 
-Writes one JSON object per line to standard output, `{"step", "total", "loss"}` after every step and the measurements
-at the end, and leaves `adapter/` and `model.gguf` in the job's folder. It ends itself when its parent dies.
+It writes one JSON object per line to standard output, `{"step", "total", "loss"}` after every step and the measurements
+at the end, and writes `adapter/` and `model.gguf` into the job's folder. It exits when its parent dies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sirius_dspy.local.merge import merge
 from sirius_dspy.local.trl_internals import SamplingTrainer
 
 IGNORED = -100
-"""Label of a token that carries no loss; PyTorch's convention."""
+"""Label of a token without loss, by PyTorch's convention."""
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -40,15 +40,15 @@ def completion_loss(
     head: Callable[[torch.Tensor], torch.Tensor],
     num_tokens: torch.Tensor | int,
 ) -> torch.Tensor:
-    """Sum the next-token loss over the tokens the model should learn to write, divided by `num_tokens`.
+    """Sum the next-token loss over the labeled tokens, and divide it by `num_tokens`.
 
-    Only the positions before such tokens go through the vocabulary head, which is a fifth of a 135M model.
+    Only the positions before labeled tokens go through the vocabulary head, which is a fifth of a 135M model.
 
     Args:
         hidden: `(batch, time, width)`, float; the last layer's output.
         labels: `(batch, time)`, int64; token ids, `IGNORED` for prompt and padding.
         head: Maps `(n, width)` to logits `(n, vocabulary)`.
-        num_tokens: Labelled tokens in the whole optimizer step, which may be several batches.
+        num_tokens: Number of labeled tokens in the whole optimizer step, which may have several batches.
 
     Returns:
         A scalar, in nats per completion token.
@@ -63,12 +63,12 @@ def completion_loss(
 
 
 class LengthBatches(torch.utils.data.Sampler[int]):
-    """Rows of similar length together, so that little is padding; the batches in a new order every epoch.
+    """Puts rows of similar length into a batch, to reduce padding, and shuffles the batches every epoch.
 
     Args:
-        lengths: Tokens per row.
-        batch_size: Rows per batch.
-        seed: Of the order.
+        lengths: Number of tokens of each row.
+        batch_size: Number of rows per batch.
+        seed: Seed of the order.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -81,7 +81,7 @@ class LengthBatches(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = list(range(len(self.lengths)))
-        self.random.shuffle(order)  # rows of equal length meet different neighbours in every epoch
+        self.random.shuffle(order)  # rows of equal length get different neighbors in every epoch
         order.sort(key=lambda row: self.lengths[row])
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         incomplete = batches.pop() if len(batches[-1]) < self.batch_size else []
@@ -93,7 +93,7 @@ class CompletionTrainer(SamplingTrainer):
     """TRL's trainer with the loss, precision and batches of this package."""
 
     autocast: torch.dtype | None = None
-    """Precision of matrix products; `None` keeps that of the weights."""
+    """Precision of matrix products; `None` keeps the precision of the weights."""
 
     def compute_loss(
         self,
@@ -119,10 +119,10 @@ class CompletionTrainer(SamplingTrainer):
 
 
 class Reporter(TrainerCallback):
-    """Passes each step's loss on, and ends training when there is nothing left to learn.
+    """Reports the loss of each step, and ends training when the loss is low enough.
 
     Args:
-        report: Is given step, number of steps and loss.
+        report: Called with step, number of steps and loss.
         stop_loss: See `LoraOptions.stop_loss`.
     """
 
@@ -132,7 +132,7 @@ class Reporter(TrainerCallback):
         self.losses: list[float] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Called by the trainer after every step."""
+        """Report the loss; the trainer calls this after every step."""
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
             self.report({"step": state.global_step, "total": state.max_steps, "loss": self.losses[-1]})
@@ -144,7 +144,7 @@ class Reporter(TrainerCallback):
 def build_trainer(
     model: Any, tokenizer: Any, rows: Sequence[TokenRow], options: LoraOptions, scratch: Path
 ) -> CompletionTrainer:
-    """A trainer that is ready to `train()`; the model gets its adapter here."""
+    """Add an adapter to the model, and return a trainer that is ready to `train()`."""
     trainer = CompletionTrainer(
         model=model,
         args=_trainer_settings(options, scratch),
@@ -158,7 +158,7 @@ def build_trainer(
             task_type="CAUSAL_LM",
         ),
     )
-    trainer.remove_callback(PrinterCallback)  # progress is reported; a print per step would bury error texts
+    trainer.remove_callback(PrinterCallback)  # progress is reported already, and printing it would bury error messages
     trainer.autocast = torch.bfloat16 if model.dtype == torch.bfloat16 else None
     return trainer
 
@@ -176,9 +176,9 @@ def _trainer_settings(options: LoraOptions, scratch: Path) -> SFTConfig:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        bf16=False,  # `compute_loss` does its own autocast: it does not go through the forward that this would wrap
-        gradient_checkpointing=False,  # short rows fit into memory; recomputing would cost a third more time
-        dataset_kwargs={"skip_prepare_dataset": True},  # rows come as tokens
+        bf16=False,  # `compute_loss` uses its own autocast, because it bypasses the forward that this would wrap
+        gradient_checkpointing=False,  # short rows fit into memory, and recomputing would take a third more time
+        dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokenized already
         max_length=None,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
@@ -194,7 +194,7 @@ def _dataset(rows: Sequence[TokenRow]) -> datasets.Dataset:
 
 
 def fast_precision() -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively, else float32; elsewhere bfloat16 is emulated and slower."""
+    """Return bfloat16 if the processor multiplies it natively, otherwise float32, since emulation is slower."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if torch.backends.mps.is_available():
@@ -204,7 +204,7 @@ def fast_precision() -> torch.dtype:
 
 
 def load_model(gguf: Path, training_copy: Path | None) -> Any:
-    """The weights as a PyTorch model; from their de-quantised copy, which is made first where it is wanted."""
+    """Load the weights as a PyTorch model, from their de-quantized copy if there is to be one."""
     if training_copy is None:
         return _read_gguf(gguf, fast_precision())
     if not training_copy.is_dir():
@@ -215,9 +215,9 @@ def load_model(gguf: Path, training_copy: Path | None) -> Any:
 
 
 def keep_training_copy(gguf: Path, folder: Path) -> None:
-    """De-quantise a GGUF file to bfloat16 safetensors, which rounds less than the file's own quantisation.
+    """De-quantize a GGUF file to bfloat16 safetensors, which round less than the file's quantization.
 
-    `save_pretrained` refuses a model that came from GGUF, hence the two files are written one by one.
+    `save_pretrained` refuses a model that was loaded from GGUF, so the two files are written separately.
     """
     model = _read_gguf(gguf, torch.bfloat16)
     tied = set(model.all_tied_weights_keys)
@@ -228,7 +228,7 @@ def keep_training_copy(gguf: Path, folder: Path) -> None:
 
 
 def _read_gguf(gguf: Path, dtype: torch.dtype) -> Any:
-    """De-quantised weights; Transformers goes on calling them quantised and then refuses to train them."""
+    """Load de-quantized weights, and clear the mark because of which Transformers would refuse to train them."""
     with alone(gguf) as file:
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=dtype, local_files_only=True, trust_remote_code=False
@@ -241,7 +241,7 @@ def _read_gguf(gguf: Path, dtype: torch.dtype) -> Any:
 
 
 def run(job: TrainingJob, report: Report) -> None:
-    """Train, merge, and report what was measured."""
+    """Train, merge, and report the measurements."""
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
     model = load_model(job.gguf, job.training_copy)
     reporter = Reporter(report, job.options.stop_loss)
@@ -267,10 +267,10 @@ def run(job: TrainingJob, report: Report) -> None:
 
 
 def end_with_parent() -> None:
-    """Leave when standard input breaks, which it does when the parent dies, however it dies."""
+    """Exit when standard input closes, which happens whenever the parent dies."""
 
     def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # not `sys.stdin.read`, whose lock would be held at a normal exit
+        while os.read(sys.stdin.fileno(), 1):  # `sys.stdin.read` would hold a lock at a normal exit
             pass
         os._exit(1)
 
@@ -278,7 +278,7 @@ def end_with_parent() -> None:
 
 
 def main(note: str) -> None:
-    """Run the job that a file describes. Only reports reach standard output; what libraries print is an error text."""
+    """Run the job in a file. Only reports go to standard output; the output of libraries goes to standard error."""
     reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

@@ -1,6 +1,6 @@
 """The engine for CUDA and MPS, and for CPUs without OpenVINO: PyTorch and Transformers.
 
-Batches are static: requests that wait are gathered, continued together until the last is done, and answered as each
+Batches are static: waiting requests form a batch that runs until the last one is done, and each is answered when it
 finishes. Every row has its own temperature, seed and length, so any requests can share a batch.
 """
 
@@ -20,11 +20,12 @@ class TransformersEngine(BatchingEngine):
     """Answers many threads in static batches.
 
     Args:
-        weights: The GGUF file; its de-quantised copy in the home folder is used, and made first, as for training.
-        chat: Its tokenizer.
+        weights: The GGUF file. Its de-quantized copy in the home folder is used, and created if needed, as for
+            training.
+        chat: The tokenizer of the weights.
         device: `cpu`, `cuda` or `mps`.
-        adapter: A PEFT adapter on top of the weights.
-        max_sequences: Requests in one batch.
+        adapter: A PEFT adapter to add to the weights.
+        max_sequences: Maximum number of requests in one batch.
 
     Raises:
         MissingDependencyError: `torch`, `transformers` or `peft` is not installed.
@@ -68,13 +69,13 @@ class _Batch:
         self.written: list[list[int]] = [[] for _ in calls]
         self.generators = [
             torch.Generator(device="cpu").manual_seed(call.options.rng_seed) for call in calls
-        ]  # on the CPU, so that a seed means the same sample on every device
+        ]  # on the CPU, so that equal seeds give equal samples on every device
 
     def run(self) -> None:
         """Continue until every call is answered."""
         import torch
 
-        tokens, mask = self._padded()
+        tokens, mask = self._pad()
         cache = None
         with torch.inference_mode():
             while not all(call.done.done() for call in self.calls):
@@ -93,8 +94,8 @@ class _Batch:
                 tokens = torch.tensor(chosen, device=self.device)[:, None]
                 mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
 
-    def _padded(self) -> tuple[Any, Any]:
-        """Prompts `(batch, time)`, padded on the left so that all end together, and their mask."""
+    def _pad(self) -> tuple[Any, Any]:
+        """Return the prompts `(batch, time)`, padded on the left so that all end together, and their mask."""
         import torch
 
         width = max(len(call.ids) for call in self.calls)
@@ -103,7 +104,7 @@ class _Batch:
         return torch.tensor(tokens, device=self.device), torch.tensor(mask, device=self.device)
 
     def _choose(self, logits: Any) -> list[int]:
-        """The next token of every row, from `(batch, vocabulary)` scores."""
+        """Choose the next token of every row from scores `(batch, vocabulary)`."""
         chosen: list[int] = logits.argmax(-1).tolist()
         for row, call in enumerate(self.calls):
             if call.options.temperature > 0 and not call.done.done():
@@ -111,17 +112,17 @@ class _Batch:
         return chosen
 
     def _settle(self, chosen: list[int]) -> None:
-        """Note the new tokens and answer the calls that are done with them."""
+        """Append the new tokens, and answer the calls that are done."""
         for call, written, token in zip(self.calls, self.written, chosen, strict=True):
             if call.done.done():
                 continue
             written.append(token)
-            if token == self.chat.end_id or self._stopped(call, written):
+            if token == self.chat.end_id or self._has_stopped(call, written):
                 call.done.set_result(Written(written, "stop"))
             elif len(written) >= call.max_tokens:
                 call.done.set_result(Written(written, "length"))
 
-    def _stopped(self, call: Call, written: list[int]) -> bool:
+    def _has_stopped(self, call: Call, written: list[int]) -> bool:
         if not call.options.stop:
             return False
         text = self.chat.decode(written)

@@ -1,6 +1,6 @@
-"""Everything that this package uses of TRL, and of the trainer of transformers beneath it, beyond the documented API.
+"""Uses of undocumented API of TRL and of the underlying trainer of Transformers.
 
-A new version may rename it. Then this is the one file to change, and `tests/test_trl_internals.py` says what broke.
+If a new version changes that API, `tests/test_trl_internals.py` fails, and only this file must be changed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from trl import SFTTrainer
 
 
 class SamplingTrainer(SFTTrainer):
-    """TRL's trainer, with a method to override that orders the rows."""
+    """TRL's trainer, with a method to override that determines the order of the rows."""
 
     def build_sampler(self, rows: Any) -> torch.utils.data.Sampler[int]:
-        """The order of the training rows.
+        """Return a sampler for the order of the training rows.
 
         Args:
             rows: A dataset with the column `input_ids`.

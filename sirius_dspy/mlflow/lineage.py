@@ -105,7 +105,7 @@ class Lineage:
     def model_of(self, lm: str) -> str | None:
         """The id of the LoggedModel of an LM that this compile has trained."""
         if self._by_lm is None:
-            self._by_lm = self._store.trained_models(self._run)
+            self._by_lm = self._store.list_trained_models(self._run)
         return self._by_lm.get(lm)
 
     def find(self, run_id: str) -> str | None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sirius_dspy.files import hashed_name
+from sirius_dspy.files import hash_name
 from sirius_dspy.redact import hide_keys
 
 MAX_VALUE = 6000
@@ -17,7 +17,7 @@ _PATH = re.compile(r"(?=.{1,100}\Z)[A-Za-z_]\w*(\.\w+)*(?<!\.[0-9a-f]{12})\Z", r
 """A path of attributes, which has no hyphens; the end must not look like that of a name with a hash."""
 
 
-def cleaned(values: Mapping[str, Any]) -> dict[str, str]:
+def clean(values: Mapping[str, Any]) -> dict[str, str]:
     """Text values under keys that MLflow takes, without credentials."""
     return {key_of(hide_keys(key)): hide_keys(str(value))[:MAX_VALUE] for key, value in values.items()}
 
@@ -37,9 +37,9 @@ def agent_name(agent: str) -> str:
 
     The dots of a path of attributes, as `writer.predict`, become hyphens; any other name gets a hash.
     """
-    return agent.replace(".", "-") if _PATH.match(agent) else hashed_name(agent)
+    return agent.replace(".", "-") if _PATH.match(agent) else hash_name(agent)
 
 
-def quoted(value: str) -> str:
+def quote(value: str) -> str:
     """A string literal of MLflow's filter language, which knows no escapes but two kinds of quotes."""
     return f'"{value}"' if "'" in value else f"'{value}'"

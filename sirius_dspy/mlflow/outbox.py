@@ -128,7 +128,7 @@ class Outbox:
             try:
                 parcel.write()
             except Exception as error:
-                self._failed(parcel, error, time.monotonic() - began)
+                self._handle_failure(parcel, error, time.monotonic() - began)
             else:
                 self._done()
 
@@ -143,7 +143,7 @@ class Outbox:
             self._waiting.popleft()
             self._changed.notify_all()
 
-    def _failed(self, parcel: _Parcel, error: Exception, seconds: float) -> None:
+    def _handle_failure(self, parcel: _Parcel, error: Exception, seconds: float) -> None:
         """Drop a write that a working server refuses; after anything else, stop trying."""
         self._warn(error)
         is_slow = seconds >= self._slow_s

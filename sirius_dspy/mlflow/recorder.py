@@ -134,7 +134,7 @@ class Recorder:
         """Open the run of an iteration."""
         self._iteration(number, when)
 
-    def curated(self, event: Curated, when: int) -> None:
+    def write_training_set(self, event: Curated, when: int) -> None:
         """Keep a training set as an artifact of the root run."""
         self._curated[event.iteration, event.agent] = event, DataRef(event.agent, _file_digest(event.path))
         if self._iteration(event.iteration, when):
@@ -142,7 +142,7 @@ class Recorder:
                 copied = copy_text(event.path, Path(folder), f"{file_name(event.agent)}.jsonl")
                 self.store.upload(self.root, copied, f"training_sets/iteration-{event.iteration}")
 
-    def trained(self, event: Trained, points: Sequence[Point], when: int) -> None:
+    def write_fine_tune(self, event: Trained, points: Sequence[Point], when: int) -> None:
         """Write a fine-tune: its run, its loss curve, its rows, and the agent's new version."""
         losses = points if len(points) >= len(event.losses) else [(i, x, when) for i, x in enumerate(event.losses, 1)]
         run = self._finetune(event.iteration, event.agent, when - round(1000 * event.seconds), when)
@@ -166,7 +166,7 @@ class Recorder:
         self._agents.setdefault(event.iteration, {})[event.agent] = run, model
         self.store.end(run, "FINISHED", when)
 
-    def evaluated(self, event: Evaluated, when: int) -> None:
+    def write_score(self, event: Evaluated, when: int) -> None:
         """Start the score curve with the student's, and write what the gate saw."""
         if event.label != "program":
             if run := self._iteration(event.iteration, when):
@@ -201,7 +201,7 @@ class Recorder:
         self._close_iteration("FINISHED", when)
         self._iterations[number] = None
 
-    def unfinished(self, iteration: int, agent: str, points: Sequence[Point], status: str, when: int) -> None:
+    def write_unfinished(self, iteration: int, agent: str, points: Sequence[Point], status: str, when: int) -> None:
         """Write the losses of a job that did not end."""
         if run := self._finetune(iteration, agent, points[0][2], when):
             self.store.curve(run, "train/loss", points)

@@ -24,7 +24,7 @@ from sirius_dspy.errors import CheckpointError
 from sirius_dspy.files import file_name
 from sirius_dspy.mlflow.files import write_agent, write_program
 from sirius_dspy.mlflow.lineage import NOTE
-from sirius_dspy.mlflow.names import agent_name, cleaned, slug
+from sirius_dspy.mlflow.names import agent_name, clean, slug
 from sirius_dspy.mlflow.store import experiment_id, open_client
 from sirius_dspy.optimizer.results import CompileResult
 from sirius_dspy.report import Report
@@ -84,7 +84,7 @@ def register(
     Raises:
         CheckpointError: The program cannot be saved, or `build` cannot be imported elsewhere.
     """
-    served = _served(program, build)
+    served = _find_served(program, build)
     with _checkpoint(program) as folder, tempfile.TemporaryDirectory(prefix="sirius-register-") as temporary:
         manifest = verify(folder)
         client = open_client(tracking_uri)
@@ -187,13 +187,13 @@ class _Desk:
         self, name: str, kind: str, params: Mapping[str, Any], tags: Mapping[str, Any]
     ) -> Iterator[tuple[_Stored, Path]]:
         """A logged model and a folder to fill; with the block's end the folder is uploaded and the model ready."""
-        all_tags = cleaned({**self.tags, **tags})
+        all_tags = clean({**self.tags, **tags})
         model = self.client.create_logged_model(
             self.experiment_id,
             slug(name),
             source_run_id=self.run_id,
             tags=all_tags,
-            params=cleaned(params),
+            params=clean(params),
             model_type=kind,
         )
         with tempfile.TemporaryDirectory(dir=self.temporary) as folder:
@@ -253,7 +253,7 @@ def _result_tags(manifest: Manifest) -> dict[str, Any]:
     return {name: value for name, value in tags.items() if value is not None}
 
 
-def _served(program: dspy.Module | str | Path, build: Build | None) -> str | None:
+def _find_served(program: dspy.Module | str | Path, build: Build | None) -> str | None:
     """What a server imports and calls; `None` where nobody has said it."""
     if build is not None:
         return importable_path(build)

@@ -77,13 +77,13 @@ def _redact_cells(database: sqlite3.Connection) -> bool:
     for table in tables:
         columns = [name for _, name, kind, *_ in database.execute(f'PRAGMA table_info("{table}")') if kind == "TEXT"]
         for column in columns:
-            changes = list(_changed_cells(database, table, column))
+            changes = list(_find_changed_cells(database, table, column))
             database.executemany(f'UPDATE "{table}" SET "{column}" = ? WHERE rowid = ?', changes)
             changed = changed or bool(changes)
     return changed
 
 
-def _changed_cells(database: sqlite3.Connection, table: str, column: str) -> Iterator[tuple[str, int]]:
+def _find_changed_cells(database: sqlite3.Connection, table: str, column: str) -> Iterator[tuple[str, int]]:
     """New text and row of each cell that holds something like a key; most pages hold none and are read once."""
     cursor = database.execute(f'SELECT rowid, "{column}" FROM "{table}" WHERE "{column}" IS NOT NULL')
     while page := cursor.fetchmany(_CELLS_AT_ONCE):

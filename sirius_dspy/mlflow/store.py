@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from sirius_dspy.mlflow.curves import Point
 from sirius_dspy.mlflow.mlflow_internals import resolve_experiment_id, resolve_tags
-from sirius_dspy.mlflow.names import cleaned, key_of, quoted
+from sirius_dspy.mlflow.names import clean, key_of, quote
 from sirius_dspy.mlflow.patience import SHORT_WAITS
 from sirius_dspy.redact import hide_keys, remember_address
 
@@ -44,7 +44,7 @@ class Store:
 
     def find(self, tags: Mapping[str, str], *, started_at: int | None = None) -> Any | None:
         """The latest run with these tags, and with this start if one is given."""
-        conditions = [f"tags.`{key}` = {quoted(value)}" for key, value in tags.items()]
+        conditions = [f"tags.`{key}` = {quote(value)}" for key, value in tags.items()]
         if started_at is not None:
             conditions.append(f"attributes.start_time = {started_at}")
         runs = self.client.search_runs(
@@ -54,7 +54,7 @@ class Store:
 
     def start(self, name: str, tags: Mapping[str, str], parent: str | None, started_at: int) -> str:
         """Make a run."""
-        all_tags = origin({**cleaned(tags), **({"mlflow.parentRunId": parent} if parent else {})})
+        all_tags = origin({**clean(tags), **({"mlflow.parentRunId": parent} if parent else {})})
         run = self.client.create_run(self.experiment_id, start_time=started_at, tags=all_tags, run_name=hide_keys(name))
         return str(run.info.run_id)
 
@@ -87,7 +87,7 @@ class Store:
         from mlflow.entities import Param
 
         there = {} if is_fresh else self.client.get_run(run_id).data.params
-        fresh = [Param(key, value) for key, value in cleaned(params).items() if key not in there]
+        fresh = [Param(key, value) for key, value in clean(params).items() if key not in there]
         for batch in _batches(fresh, 100):
             self.client.log_batch(run_id, params=batch)
 
@@ -95,7 +95,7 @@ class Store:
         """Set tags, over what was there."""
         from mlflow.entities import RunTag
 
-        for batch in _batches([RunTag(key, value) for key, value in cleaned(tags).items()], 100):
+        for batch in _batches([RunTag(key, value) for key, value in clean(tags).items()], 100):
             self.client.log_batch(run_id, tags=batch)
 
     def metrics(
@@ -194,9 +194,9 @@ class Store:
         """
         from mlflow.entities import LoggedModelInput, LoggedModelOutput
 
-        all_tags = {**cleaned(tags), "mlflow.model.isExternal": "true"}
+        all_tags = {**clean(tags), "mlflow.model.isExternal": "true"}
         model = self.client.create_logged_model(
-            self.experiment_id, name, source_run_id=run_id, tags=all_tags, params=cleaned(params), model_type=kind
+            self.experiment_id, name, source_run_id=run_id, tags=all_tags, params=clean(params), model_type=kind
         )
         self.client.finalize_logged_model(model.model_id, "READY")
         if sources:
@@ -216,16 +216,16 @@ class Store:
     def find_model(self, run_id: str) -> str | None:
         """The latest LoggedModel that a run made, also if the run does not know it yet."""
         models = self.client.search_logged_models(
-            [self.experiment_id], filter_string=f"source_run_id = {quoted(run_id)}", max_results=1
+            [self.experiment_id], filter_string=f"source_run_id = {quote(run_id)}", max_results=1
         )
         return str(models[0].model_id) if models else None
 
-    def trained_models(self, run: str) -> dict[str, str]:
+    def list_trained_models(self, run: str) -> dict[str, str]:
         """Id of the LM to the LoggedModel, of all agent versions that a compile has made."""
         models: dict[str, str] = {}
         token = None
         while True:
-            condition = f"tags.`sirius.run` = {quoted(run)} and tags.`sirius.level` = 'agent'"
+            condition = f"tags.`sirius.run` = {quote(run)} and tags.`sirius.level` = 'agent'"
             page = self.client.search_logged_models([self.experiment_id], filter_string=condition, page_token=token)
             for model in page:
                 models.setdefault(model.params.get("lm", ""), str(model.model_id))  # the latest come first
@@ -285,7 +285,7 @@ def origin(tags: Mapping[str, str] | None = None) -> dict[str, str]:
     return hide_keys(resolved)
 
 
-def selected_store() -> str:
+def current_store() -> str:
     """The address of the store that MLflow is set to at this moment."""
     import mlflow
 
@@ -296,7 +296,7 @@ def open_client(tracking_uri: str | None) -> Any:
     """A client of MLflow, for what it is set to now if there is no address."""
     import mlflow
 
-    address = tracking_uri or selected_store()
+    address = tracking_uri or current_store()
     remember_address(address)
     return mlflow.MlflowClient(tracking_uri=address)
 
@@ -309,7 +309,7 @@ def experiment_id(client: Any, name: str | None) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    if name is None and client.tracking_uri == selected_store():
+    if name is None and client.tracking_uri == current_store():
         return resolve_experiment_id()
     name = name or "Default"
     if experiment := client.get_experiment_by_name(name):

@@ -12,7 +12,7 @@ from sirius_dspy.mlflow.outbox import Outbox
 from sirius_dspy.mlflow.patience import SHORT_WAITS
 from sirius_dspy.mlflow.recorder import STATUS, Recorder
 from sirius_dspy.mlflow.sample import RepairStory, Sample
-from sirius_dspy.mlflow.store import Connection, selected_store
+from sirius_dspy.mlflow.store import Connection, current_store
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
@@ -94,7 +94,7 @@ class MLflowTracker(Tracker):
     @override
     def on_compile_started(self, event: CompileStarted) -> None:
         """Open the root run."""
-        store = self.tracking_uri or selected_store()
+        store = self.tracking_uri or current_store()
         parent, place = self._place(store)
         self._reset()
         SHORT_WAITS.shorten()
@@ -134,7 +134,7 @@ class MLflowTracker(Tracker):
     @override
     def on_curated(self, event: Curated) -> None:
         """Keep the training set as an artifact of the root run."""
-        self._send("training set", lambda recorder, when: recorder.curated(event, when))
+        self._send("training set", lambda recorder, when: recorder.write_training_set(event, when))
 
     @override
     def on_training_progress(self, event: TrainingProgress) -> None:
@@ -145,12 +145,12 @@ class MLflowTracker(Tracker):
     def on_trained(self, event: Trained) -> None:
         """Write the fine-tune: its run, its loss curve, its rows and the agent's new version."""
         points = self._curves.take(event.iteration, event.agent)
-        self._send("fine-tune", lambda recorder, when: recorder.trained(event, points, when))
+        self._send("fine-tune", lambda recorder, when: recorder.write_fine_tune(event, points, when))
 
     @override
     def on_evaluated(self, event: Evaluated) -> None:
         """Start the score curve with the student's, and write what the gate saw."""
-        self._send("score", lambda recorder, when: recorder.evaluated(event, when))
+        self._send("score", lambda recorder, when: recorder.write_score(event, when))
 
     @override
     def on_iteration_ended(self, event: IterationEnded) -> None:
@@ -180,7 +180,7 @@ class MLflowTracker(Tracker):
         """The caller's active run in this store, and its experiment, as they are in the caller's thread."""
         import mlflow
 
-        if store != selected_store():
+        if store != current_store():
             return None, None
         if active := mlflow.active_run():
             return active.info.run_id, active.info.experiment_id
@@ -209,4 +209,6 @@ class MLflowTracker(Tracker):
         self._send("trace", lambda recorder, when: recorder.write_trace(iteration, story, when))
 
     def _send_unfinished(self, iteration: int, agent: str, points: list[Point], status: str) -> None:
-        self._send("fine-tune", lambda recorder, when: recorder.unfinished(iteration, agent, points, status, when))
+        self._send(
+            "fine-tune", lambda recorder, when: recorder.write_unfinished(iteration, agent, points, status, when)
+        )

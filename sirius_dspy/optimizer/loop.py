@@ -28,7 +28,7 @@ from sirius_dspy.optimizer.results import CompileResult, Ended, IterationResult
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.optimizer.trackers import make_trackers
 from sirius_dspy.optimizer.weights import Weights
-from sirius_dspy.redact import redacting_errors
+from sirius_dspy.redact import redact_errors
 from sirius_dspy.tracking.events import CompileEnded, CompileStarted, IterationEnded
 from sirius_dspy.trajectory import to_plain
 
@@ -50,10 +50,10 @@ class Loop:
     def run(self) -> dspy.Module:
         """Iterate, and return the best program with a `CompileResult` as its `detailed_results`."""
         with self.plan.run_dir.locked(), dspy.context(disable_history=True):
-            with redacting_errors():
+            with redact_errors():
                 session, resumed = self._begin()
             # Errors lose their credentials before the tracker hears of them.
-            with self._tracked(session, resumed), redacting_errors(), self._serving(session):
+            with self._tracked(session, resumed), redact_errors(), self._serving(session):
                 with session.account.listening(), dspy_warnings_dropped():
                     self._work(session)
                 return self._finish(session)

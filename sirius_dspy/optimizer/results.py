@@ -323,7 +323,9 @@ def _require_mapping(kind: type[Result], data: Any) -> dict[str, Any]:
         ResultError: It is none.
     """
     if not isinstance(data, Mapping):
-        raise ResultError(f"{kind.__name__} is {checks.shown(data)}, expected a mapping, as `to_dict` gives one.")
+        raise ResultError(
+            f"{kind.__name__} is {checks.describe_value(data)}, expected a mapping, as `to_dict` gives one."
+        )
     return dict(data)
 
 

@@ -65,14 +65,14 @@ def _funnels(repairs: Iterable[Repair], agent_of: Mapping[str, str]) -> list[Fun
             by_agent[agent_of.get(attempt.predictor, attempt.predictor)].append(attempt)
         for agent, attempts in [(ALL_AGENTS, list(repair.attempts)), *by_agent.items()]:
             by_stage = counts.setdefault((repair.iteration, agent), dict.fromkeys((*FUNNEL, "leaked"), 0))
-            for stage in _reached(attempts):
+            for stage in _list_stages(attempts):
                 by_stage[stage] += 1
     order = {agent: number for number, agent in enumerate([ALL_AGENTS, *dict.fromkeys(agent_of.values())])}
     places = sorted(counts, key=lambda place: (place[0], order.get(place[1], len(order)), place[1]))
     return [Funnel(iteration, agent, counts[iteration, agent]) for iteration, agent in places]
 
 
-def _reached(attempts: Sequence[Attempt]) -> Iterator[str]:
+def _list_stages(attempts: Sequence[Attempt]) -> Iterator[str]:
     """How far one failed run came."""
     yield "failed"
     if any(attempt.feedback for attempt in attempts):

@@ -26,8 +26,8 @@ def render_markdown(report: Report) -> str:
         is left out.
     """
     sections = [
-        f"# {_escaped(title(report))}",
-        _escaped(summary(report)),
+        f"# {_escape(title(report))}",
+        _escape(summary(report)),
         _list(facts(report)),
         _list(details(report), quoted=True),
         *(_section(table) for table in tables(report)),
@@ -37,21 +37,21 @@ def render_markdown(report: Report) -> str:
 
 
 def _list(pairs: Iterable[tuple[str, str]], *, quoted: bool = False) -> str:
-    return "\n".join(f"- {label}: {_code(value) if quoted else _escaped(value)}" for label, value in pairs)
+    return "\n".join(f"- {label}: {_code(value) if quoted else _escape(value)}" for label, value in pairs)
 
 
 def _section(table: Table) -> str:
     rule = ["---" if is_text else "---:" for is_text in table.is_text]
     note = [table.note, ""] if table.note else []
-    rows = (_line(map(_escaped, row)) for row in table.rows)
-    return "\n".join([f"## {table.title}", "", *note, _line(map(_escaped, table.header)), _line(rule), *rows])
+    rows = (_line(map(_escape, row)) for row in table.rows)
+    return "\n".join([f"## {table.title}", "", *note, _line(map(_escape, table.header)), _line(rule), *rows])
 
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     """A text within a line."""
     marked = _MARKUP.sub(r"\\\g<0>", _one_line(text))
     return html.escape(marked, quote=False)

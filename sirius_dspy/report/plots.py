@@ -123,7 +123,7 @@ def _draw_funnel(axes: Axes, experience: Experience) -> None:
     for number, funnel in enumerate(funnels):
         places = [stage + (number - (len(funnels) - 1) / 2) * height for stage in range(len(stages))]
         counts = [funnel.counts[name] for name in stages]
-        bars = axes.barh(places, counts, height, color=_cycled(number), label=f"iteration {funnel.iteration}")
+        bars = axes.barh(places, counts, height, color=_cycle_color(number), label=f"iteration {funnel.iteration}")
         axes.bar_label(bars, padding=3, color=INK, fontsize="small")
     _rows(axes, stages)
     axes.margins(x=0.12)  # room for the counts
@@ -149,7 +149,7 @@ def _draw_seconds(axes: Axes, seconds: Mapping[int, Mapping[str, float]]) -> Non
     ends = [0.0] * len(seconds)
     for number, stage in enumerate(dict.fromkeys(stage for parts in seconds.values() for stage in parts)):
         widths = [parts.get(stage, 0.0) for parts in seconds.values()]
-        axes.barh(range(len(seconds)), widths, left=ends, height=0.6, color=_cycled(number), label=stage)
+        axes.barh(range(len(seconds)), widths, left=ends, height=0.6, color=_cycle_color(number), label=stage)
         ends = [end + width for end, width in zip(ends, widths, strict=True)]
     _rows(axes, list(map(str, seconds)))
     _name(axes, "seconds", "iteration")
@@ -159,7 +159,7 @@ def _draw_seconds(axes: Axes, seconds: Mapping[int, Mapping[str, float]]) -> Non
 # What they share
 
 
-def _cycled(number: int) -> str:
+def _cycle_color(number: int) -> str:
     return (FIRST, SECOND, THIRD, FOURTH, FIFTH)[number % 5]
 
 

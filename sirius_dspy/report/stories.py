@@ -74,12 +74,14 @@ def choose_stories(
     """
     repairs = {repair.parent: repair for repair in library.repairs(run=run)}
     failures = list(islice(_failures(library, run, threshold, repairs), NUM_STORIES))
-    repaired = list(_repaired(library, repairs, predictors))
+    repaired = list(_pick_repairs(library, repairs, predictors))
     num_repaired = max(NUM_REPAIRED, NUM_STORIES - len(failures))
     return tuple([*repaired[:num_repaired], *failures][:NUM_STORIES])
 
 
-def _repaired(library: ExperienceLibrary, repairs: Mapping[str, Repair], predictors: Sequence[str]) -> Iterator[Story]:
+def _pick_repairs(
+    library: ExperienceLibrary, repairs: Mapping[str, Repair], predictors: Sequence[str]
+) -> Iterator[Story]:
     """At most `NUM_STORIES`, one predictor after the other."""
     by_predictor: dict[str, list[tuple[int, str, str]]] = {name: [] for name in predictors}
     for repair in repairs.values():

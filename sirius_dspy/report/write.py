@@ -48,7 +48,7 @@ def write_report(
         LibraryError: The library is not there or cannot be read.
     """
     folder = Path(folder)
-    with _opened(library) as opened:
+    with _open(library) as opened:
         experience = None if opened is None else read_experience(opened, results)
     report = Report(results, experience, date=day)
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def write_run_report(
         LibraryError: As for `write_report`.
     """
     folder = RunDir(Path(run_dir))
-    with _opened(_own_library(folder.path) if library is None else library) as opened:
+    with _open(_own_library(folder.path) if library is None else library) as opened:
         results = read_results(run_dir)
         experience = None if opened is None else read_experience(opened, results)
     report = Report(results, experience, folder.test(), folder.last_change().date())
@@ -92,7 +92,7 @@ def write_run_report(
 
 
 @contextmanager
-def _opened(library: AnyLibrary | None) -> Iterator[ExperienceLibrary | None]:
+def _open(library: AnyLibrary | None) -> Iterator[ExperienceLibrary | None]:
     """The library, closed afterwards unless the caller brought it open."""
     if library is None or isinstance(library, ExperienceLibrary):
         yield library

@@ -9,7 +9,7 @@ import dspy
 
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.examples import check_examples
-from sirius_dspy.redact import redacting_errors
+from sirius_dspy.redact import redact_errors
 from sirius_dspy.running.metric import Metric, check_metric
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.running.standing import Standing
@@ -81,6 +81,6 @@ def evaluate(
     check_metric(metric)
     rollouts = Rollouts(metric, origin="validation", demos=demos or {}, num_threads=num_threads)
     tasks = [Task(example, position) for position, example in enumerate(checked)]  # equal examples stay apart
-    with redacting_errors():
+    with redact_errors():
         runs = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
     return Evaluation(tuple(runs[position] for position in range(len(tasks))))

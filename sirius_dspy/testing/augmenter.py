@@ -41,12 +41,12 @@ class AugmenterContract:
     def test_every_run_continues_the_failed_one(self, augmenter: Augmenter) -> None:
         """A run that cannot be traced back to its failure, or that edits nothing, must not become a training row."""
         for unparsed in ("", "facts", "answer"):
-            with _failed(1, unparsed) as case:
+            with _fail_run(1, unparsed) as case:
                 _check_lineage(case, _repair(augmenter, case, EVERYBODY), EVERYBODY)
 
     def test_a_repaired_attempt_names_a_run_that_succeeded(self, augmenter: Augmenter) -> None:
         """The metric decides what a success is, not the augmenter."""
-        with _failed(1) as case:
+        with _fail_run(1) as case:
             repair, trajectories = _repair(augmenter, case, EVERYBODY)
             rewards = {trajectory.id: trajectory.reward for trajectory in trajectories}
             for attempt in repair.attempts:
@@ -56,7 +56,7 @@ class AugmenterContract:
 
     def test_what_it_returns_can_be_stored(self, augmenter: Augmenter, tmp_path: Path) -> None:
         """The library takes a repair with all its runs, or not at all."""
-        with _failed(1) as case, ExperienceLibrary(tmp_path / "library.db") as library:
+        with _fail_run(1) as case, ExperienceLibrary(tmp_path / "library.db") as library:
             repair, trajectories = _repair(augmenter, case, EVERYBODY)
             library.add(case.failed)
             library.add_repair(repair, trajectories)
@@ -66,20 +66,20 @@ class AugmenterContract:
     def test_agents_that_are_not_editable_keep_what_they_wrote(self, augmenter: Augmenter) -> None:
         """A frozen agent, such as a judge, is no part of the learning."""
         for editable in (frozenset({"solver"}), frozenset({"analyst"}), frozenset[str]()):
-            with _failed(1) as case:
+            with _fail_run(1) as case:
                 _check_lineage(case, _repair(augmenter, case, editable), editable)
 
     def test_a_run_that_did_not_parse_raises_nothing(self, augmenter: Augmenter) -> None:
         """A failed run is data, also where it ended half way; who wrote nothing is no agent to edit."""
         for unparsed in ("facts", "answer"):
-            with _failed(1, unparsed) as case:
+            with _fail_run(1, unparsed) as case:
                 assert case.failed.failure is not None
                 repair, _ = _repair(augmenter, case, EVERYBODY)
                 assert all(attempt.position < len(case.failed.steps) for attempt in repair.attempts)
 
     def test_the_program_stays_as_it_was(self, augmenter: Augmenter) -> None:
         """All repairs of an iteration share it."""
-        with _failed(1) as case:
+        with _fail_run(1) as case:
             before = case.program.dump_state()
             _repair(augmenter, case, EVERYBODY)
             assert case.program.dump_state() == before
@@ -87,14 +87,14 @@ class AugmenterContract:
     def test_repairs_in_several_threads_do_not_mix(self, augmenter: Augmenter) -> None:
         """`repair` is called from as many threads as there are rollouts at a time."""
 
-        def repaired(number: int) -> None:
-            with _failed(number) as case:
+        def repair_one(number: int) -> None:
+            with _fail_run(number) as case:
                 result = _repair(augmenter, case, EVERYBODY)
                 _check_lineage(case, result, EVERYBODY)
                 assert all(_question(number) == step.inputs["question"] for run in result[1] for step in run.steps)
 
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(repaired, range(16)))
+            list(pool.map(repair_one, range(16)))
 
 
 class _Team(dspy.Module):
@@ -156,7 +156,7 @@ def _right(example: dspy.Example, prediction: dspy.Prediction) -> bool:
 
 
 @contextmanager
-def _failed(number: int, unparsed: str = "") -> Iterator[_Case]:
+def _fail_run(number: int, unparsed: str = "") -> Iterator[_Case]:
     """A run that failed, in the context in which to repair it.
 
     Args:

@@ -174,17 +174,17 @@ class EngineLM(dspy.LM):
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """See `dspy.LM`; a `rollout_id` is the sampling seed, too."""
-        return super().__call__(prompt, messages=messages, **self._seeded(prompt, kwargs))
+        return super().__call__(prompt, messages=messages, **self._add_seed(prompt, kwargs))
 
     async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Like a call, without blocking the event loop."""
-        return await super().acall(prompt, messages=messages, **self._seeded(prompt, kwargs))
+        return await super().acall(prompt, messages=messages, **self._add_seed(prompt, kwargs))
 
     def dump_state(self) -> dict[str, Any]:
         """State without the engines, which a loaded LM builds again."""
         return {key: value for key, value in super().dump_state().items() if key not in ("engine", "async_engine")}
 
-    def _seeded(self, prompt: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _add_seed(self, prompt: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         options = {**self.kwargs, **kwargs}
         rollout_id = options.get("rollout_id")
         if rollout_id is None or options.get("seed") is not None or isinstance(prompt, Request):

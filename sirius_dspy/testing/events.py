@@ -32,20 +32,20 @@ def compile_events(
     """
     agents = {"analyst": ("analyst",), "solver.predict": ("solver.predict", "helpers[0]")}
     lms = dict.fromkeys(agents, "toy/base")
-    yield "on_compile_started", _started(run_dir, run, resumed, agents, lms)
+    yield "on_compile_started", _start_event(run_dir, run, resumed, agents, lms)
     yield from _evaluation(0, 0.0)
     yield from _collection(run)
     for agent in agents:
-        yield from _training(run_dir, agent)
+        yield from _train_events(run_dir, agent)
         lms[agent] = f"toy/{agent}+1"
     yield from _evaluation(1, 0.5)
     metrics = {"val/score": 0.5, "collect/success_rate": 0.5, "repair/repaired": 1.0}
     iteration = make_iteration(1, 0.5, num_val=2, lms=dict(lms), metrics=metrics)
     yield "on_iteration_ended", events.IterationEnded(iteration)
-    yield "on_compile_ended", _ended(status, run, iteration)
+    yield "on_compile_ended", _end_event(status, run, iteration)
 
 
-def _started(
+def _start_event(
     run_dir: Path, run: str, resumed: bool, agents: Mapping[str, Sequence[str]], lms: Mapping[str, str]
 ) -> events.CompileStarted:
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def _started(
     )
 
 
-def _ended(status: str, run: str, iteration: IterationResult) -> events.CompileEnded:
+def _end_event(status: str, run: str, iteration: IterationResult) -> events.CompileEnded:
     if status != "finished":
         return events.CompileEnded(status, make_result([], run=run, ended="unfinished"), "TrainingError: it gave up")
     return events.CompileEnded(status, make_result([0.0, iteration], run=run))
@@ -81,7 +81,7 @@ def _evaluation(iteration: int, score: float) -> Iterator[Event]:
 
 
 def _collection(run: str) -> Iterator[Event]:
-    good, bad, crashed = _trajectory(run, "2", 1.0), _trajectory(run, "5", 0.0), _crashed(run)
+    good, bad, crashed = _trajectory(run, "2", 1.0), _trajectory(run, "5", 0.0), _crash(run)
     yield "on_stage_started", events.StageStarted(iteration=1, stage="collect", total=3)
     for trajectory in (good, bad, crashed):
         event = events.RolledOut(iteration=1, trajectory=trajectory, succeeded=trajectory.reward >= 1.0)
@@ -94,7 +94,7 @@ def _collection(run: str) -> Iterator[Event]:
     yield "on_repaired", events.Repaired(1, Repair(crashed.id, (), run, 1, 0.0), [])
 
 
-def _training(run_dir: Path, agent: str) -> Iterator[Event]:
+def _train_events(run_dir: Path, agent: str) -> Iterator[Event]:
     rows = run_dir / f"{agent}.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
     yield "on_stage_started", events.StageStarted(iteration=1, stage="train", total=2)
@@ -120,7 +120,7 @@ def _trajectory(run: str, answer: str, reward: float, **lineage: Any) -> Traject
     return Trajectory(digest(answer), steps, prediction, reward, program="p", run=run, iteration=1, **lineage)
 
 
-def _crashed(run: str) -> Trajectory:
+def _crash(run: str) -> Trajectory:
     failure = Failure("AdapterParseError", "no answer field", "well, well")
     steps = (Step("analyst", 0, {"question": "0?"}, None, "toy/base", failure, started=1, ended=2),)
     return Trajectory(digest("0"), steps, None, 0.0, failure=failure, program="p", run=run, iteration=1)

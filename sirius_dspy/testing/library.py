@@ -75,8 +75,8 @@ class LibraryContract:
     def test_an_unknown_id_is_an_error_that_names_it(self, library: ExperienceLibrary) -> None:
         """Never `None`, and never a `KeyError`."""
         library.add(make_run())
-        _refused(lambda: library.get("nowhere"), "'nowhere'")
-        _refused(lambda: library.example("nowhere"), "'nowhere'")
+        _check_refusal(lambda: library.get("nowhere"), "'nowhere'")
+        _check_refusal(lambda: library.example("nowhere"), "'nowhere'")
 
     def test_what_would_not_read_back_is_refused(self, library: ExperienceLibrary) -> None:
         """Before it is stored, not when somebody reads it."""
@@ -90,13 +90,13 @@ class LibraryContract:
             {"run": 5},
         )
         for fields in bad:
-            _refused(partial(library.add, make_run(**fields)))
+            _check_refusal(partial(library.add, make_run(**fields)))
         assert library.count() == 0
 
     def test_a_run_whose_parent_is_unknown_is_refused(self, library: ExperienceLibrary) -> None:
         """Lineage has no holes."""
         failed, _, replayed = make_repair()
-        _refused(lambda: library.add(replayed[0]), "before its repairs")
+        _check_refusal(lambda: library.add(replayed[0]), "before its repairs")
         assert library.add_all([*replayed, failed]) == 3  # in one transaction the order is free
 
     # Examples
@@ -118,7 +118,7 @@ class LibraryContract:
 
     def test_another_example_than_the_trajectorys_is_refused(self, library: ExperienceLibrary) -> None:
         """And the trajectory is not stored, either."""
-        _refused(lambda: library.add(make_run(), EXAMPLE.copy(answer="5")), "Pass the example")
+        _check_refusal(lambda: library.add(make_run(), EXAMPLE.copy(answer="5")), "Pass the example")
         assert library.count() == 0
 
     # Selections
@@ -151,8 +151,8 @@ class LibraryContract:
     def test_an_unknown_filter_is_an_error(self, library: ExperienceLibrary) -> None:
         """A misspelt filter must not select everything."""
         filters: dict[str, Any] = {"rum": "first"}
-        _refused(lambda: library.trajectories(**filters), "'rum'", TypeError)
-        _refused(lambda: library.count(**filters), "'rum'", TypeError)
+        _check_refusal(lambda: library.trajectories(**filters), "'rum'", TypeError)
+        _check_refusal(lambda: library.count(**filters), "'rum'", TypeError)
 
     def test_stats_count_by_run_iteration_and_origin(self, library: ExperienceLibrary) -> None:
         """With the cost of each, and the steps of each agent."""
@@ -209,7 +209,7 @@ class LibraryContract:
         """An attempt never names a run that is not there."""
         failed, repair, replayed = make_repair()
         library.add(failed)
-        _refused(lambda: library.add_repair(repair, replayed[:1]), "pass every replayed run")
+        _check_refusal(lambda: library.add_repair(repair, replayed[:1]), "pass every replayed run")
         assert library.count() == 1
         assert list(library.repairs()) == []
         assert library.verify() == []
@@ -299,7 +299,7 @@ def _runs_of_all_kinds() -> list[Trajectory]:
     return runs
 
 
-def _refused(action: Callable[[], Any], match: str = "", error: type[Exception] = LibraryError) -> None:
+def _check_refusal(action: Callable[[], Any], match: str = "", error: type[Exception] = LibraryError) -> None:
     import pytest
 
     with pytest.raises(error, match=match or None):

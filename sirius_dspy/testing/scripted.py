@@ -63,7 +63,7 @@ class ScriptedLM(EngineLM):
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> ScriptedLM:
         """The LM that `dump_state` described, at the start of its script."""
-        state = {**state, "answers": _revived_script(state.get("answers"))}
+        state = {**state, "answers": _revive_script(state.get("answers"))}
         return super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)
 
 
@@ -76,7 +76,7 @@ class _Script(Engine):
     def answer(self, prompt: Prompt) -> str:
         if callable(self.answers):
             return self.answers(prompt)
-        found = self._matching(prompt) if isinstance(self.answers, Mapping) else self._next()
+        found = self._match(prompt) if isinstance(self.answers, Mapping) else self._next()
         if found is None:
             raise UnexpectedCallError(
                 f"Call {len(self.requests)} of the scripted LM {prompt.model!r} has no answer in its script of "
@@ -86,7 +86,7 @@ class _Script(Engine):
             raise found
         return found
 
-    def _matching(self, prompt: Prompt) -> str | None:
+    def _match(self, prompt: Prompt) -> str | None:
         answers: Mapping[str, str] = self.answers  # type: ignore[assignment]  # narrowed by the caller
         return next((reply for text, reply in answers.items() if text in prompt.user), None)
 
@@ -103,6 +103,6 @@ def _plain_script(answers: Answers) -> Any:
     return {"sequence": [answer for answer in answers if isinstance(answer, str)]}
 
 
-def _revived_script(plain: Mapping[str, Any] | None) -> Answers:
+def _revive_script(plain: Mapping[str, Any] | None) -> Answers:
     kind, value = next(iter((plain or {"sequence": ()}).items()))
     return function_at(value) or () if kind == "function" else value

@@ -252,7 +252,7 @@ class _ToyTraining(Provider):
         if not rows:
             raise TrainingError(f"The toy LM {model!r} was given 0 rows, expected at least one.")
         start = _weights(model, self._registry)
-        memory = _memorised(start.memory, _pairs(rows, options.get("seed", 0)), job, options.get("on_progress"))
+        memory = _memorize(start.memory, _pairs(rows, options.get("seed", 0)), job, options.get("on_progress"))
         weights = _ToyWeights(start.base, start.id, memory)
         place = options.get("output_dir") or self._registry or os.environ.get("SIRIUS_TOY_REGISTRY")
         _TRAINED[weights.id] = weights.write(Path(place)) if place else weights
@@ -273,7 +273,7 @@ def _pairs(rows: Sequence[Mapping[str, Any]], seed: int) -> list[_Pair]:
     return pairs
 
 
-def _memorised(
+def _memorize(
     known: Mapping[tuple[str, str], str],
     pairs: Sequence[_Pair],
     job: _ToyJob,

@@ -173,7 +173,7 @@ class Curator:
         sets = {}
         for agent, predictors in agents.items():
             kept = [self._kept(rows[predictor].values(), seed, dropped[agent]) for predictor in predictors]
-            sets[agent] = TrainingSet(agent, _shuffled(kept, seed), dict(+dropped[agent]))
+            sets[agent] = TrainingSet(agent, _shuffle(kept, seed), dict(+dropped[agent]))
         return sets
 
     def _kept(self, rows: Iterable[Row], seed: int, dropped: Counter[str]) -> tuple[Row, ...]:
@@ -190,7 +190,7 @@ class Curator:
         return tuple(kept[: self.max_rows])
 
 
-def _shuffled(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
+def _shuffle(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
     """The rows of an agent's predictors among one another; those of a single one are in a random order already."""
     rows = [row for part in parts for row in part]
     if len(parts) > 1:

@@ -161,7 +161,7 @@ class ProviderTrainer(Trainer):
             except BaseException:
                 _cancel(job)
                 raise
-        return _checked(result, request, job)
+        return _check_result(result, request, job)
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`; a provider that keeps weights in folders finds them by a `restore(model, workdir)`."""
@@ -222,10 +222,10 @@ def _cancel(job: TrainingJob) -> None:
     try:
         job.cancel()
     except Exception as error:
-        logger.warning("The fine-tuning job%s could not be cancelled.", _named(job), exc_info=redact_error(error))
+        logger.warning("The fine-tuning job%s could not be cancelled.", _format_id(job), exc_info=redact_error(error))
 
 
-def _named(job: TrainingJob) -> str:
+def _format_id(job: TrainingJob) -> str:
     """The provider's id of a job, to look it up there; nothing if it has none."""
     name = getattr(job, "provider_job_id", None)
     return f" {name!r}" if name else ""
@@ -245,11 +245,11 @@ def _reason(lm: dspy.LM, job: TrainingJob) -> str:
     return redact(f"OpenAI says: {error.message} ({error.code}) ") if error is not None and error.message else ""
 
 
-def _checked(result: Any, request: TrainingRequest, job: TrainingJob) -> dspy.LM:
+def _check_result(result: Any, request: TrainingRequest, job: TrainingJob) -> dspy.LM:
     """DSPy gives a failed job's exception back as its result, and takes any string for a model."""
     if isinstance(result, Exception):
         raise TrainingError(
-            f"The job{_named(job)} of agent {request.agent!r} failed on {len(request.rows)} rows: {result} "
+            f"The job{_format_id(job)} of agent {request.agent!r} failed on {len(request.rows)} rows: {result} "
             f"{_reason(request.lm, job)}Everything collected so far is kept; run the same `compile` again to go on "
             "from there.",
             agent=request.agent,
