@@ -322,6 +322,7 @@ def test_an_interrupted_compile_shows_what_is_there(run_dir, tmp_path):
     left = copied(run_dir, tmp_path, "results", "iteration-2")
     text = write_run_report(left)[1].read_text(encoding="utf-8")
     whole = write_run_report(run_dir, page=tmp_path / "whole.html")[1].read_text(encoding="utf-8")
+    assert text.startswith("# SiriuS report: Doubling\n")
     assert "- State: not finished" in text
     assert "- State: finished" in whole
     assert [row[0] for row in table(text, "Validation score")] == ["0", "1"]
@@ -349,7 +350,7 @@ def test_a_compile_at_its_budget_says_so_and_shows_what_it_began(tmp_path):
 
 
 def test_an_unfinished_first_evaluation_is_no_score(run_dir, tmp_path, library):
-    left = copied(run_dir, tmp_path, "results", "iteration-1", "iteration-2")
+    left = copied(run_dir, tmp_path, "results", "iteration-0", "iteration-1", "iteration-2")
     remove_library(left)
     with ExperienceLibrary(RunDir(left).library) as partial:
         first = next(library.trajectories(iteration=0, origin="validation"))

@@ -22,7 +22,7 @@ from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
 _QUICK = DemoSettings(train_items=16, validation_items=8, test_items=10, iterations=1, samples=2)
-"""Sizes that go through every stage in a minute or two; too small to learn much."""
+"""Sizes that go through every stage in about two minutes on two cores; too small to learn much."""
 
 
 def demo(
@@ -30,9 +30,9 @@ def demo(
     run_dir: Annotated[
         Path | None, typer.Option(help="Where the run keeps its work; by default `runs/demo-seed-N`.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few examples, a minute or two: works, learns little.")] = (
-        False
-    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few examples, about two minutes on two cores: works, learns little.")
+    ] = (False),
     as_json: JsonFlag = False,
 ) -> None:
     """Let a two-agent program teach itself on this machine, and show who learnt what.

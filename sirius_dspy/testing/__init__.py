@@ -4,7 +4,7 @@
     ToyLM            an LM that learns by heart, through DSPy's own fine-tuning interface
     FaultServer      a server of the OpenAI chat API on this machine that fails as it is told
     ScriptedTrainer  hands out LMs instead of training
-    TrainerContract, TrackerContract, AugmenterContract, LibraryContract
+    TrainerContract, TrackerContract, AugmenterContract, CuratorContract, GateContract, LibraryContract
                      tests to inherit: subclass in a test file, define the fixtures that the class names
 
 All of it works in threads and under asyncio, and nothing needs pytest before a contract suite runs. An LM's copies,
@@ -12,8 +12,10 @@ which DSPy makes at many places, share one script, one count of calls and one me
 """
 
 from sirius_dspy.testing.augmenter import AugmenterContract
+from sirius_dspy.testing.curator import CuratorContract
 from sirius_dspy.testing.engine import Prompt, UnexpectedCallError
 from sirius_dspy.testing.events import compile_events
+from sirius_dspy.testing.gate import GateContract
 from sirius_dspy.testing.library import LibraryContract
 from sirius_dspy.testing.scripted import ScriptedLM, chat_reply
 from sirius_dspy.testing.server import FaultServer
@@ -23,7 +25,9 @@ from sirius_dspy.testing.trainer import ScriptedTrainer, TrainerContract
 
 __all__ = [
     "AugmenterContract",
+    "CuratorContract",
     "FaultServer",
+    "GateContract",
     "LibraryContract",
     "Prompt",
     "ScriptedLM",
