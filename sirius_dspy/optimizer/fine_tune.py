@@ -58,7 +58,7 @@ def _check_sets(session: Session, sets: Any) -> None:
     )
     if not fits:
         raise SettingsError(
-            f"The curator {type(session.settings.curator).__name__} returned {checks.show(sets)}, expected a dict of "
+            f"The curator {type(session.settings.curator).__name__} returned {checks.describe_value(sets)}, expected a dict of "
             f"agent names, out of {list(known)}, with a `TrainingSet` each."
         )
 
