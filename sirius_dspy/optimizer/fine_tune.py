@@ -57,9 +57,10 @@ def _check_sets(session: Session, sets: Any) -> None:
         agent in known and isinstance(rows, TrainingSet) for agent, rows in sets.items()
     )
     if not fits:
+        curator = type(session.settings.curator).__name__
         raise SettingsError(
-            f"The curator {type(session.settings.curator).__name__} returned {checks.describe_value(sets)}, expected a dict of "
-            f"agent names, out of {list(known)}, with a `TrainingSet` each."
+            f"The curator {curator} returned {checks.describe_value(sets)}, expected a `TrainingSet` for each of some "
+            f"agents out of {list(known)}."
         )
 
 
