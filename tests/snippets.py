@@ -99,8 +99,8 @@ def reply_to(user: str, *, knows: bool) -> str:
     return chat_reply(**{name: values.get(name, f"about {name}") for name in asked if name != "completed"})
 
 
-PRICES = itertools.cycle(range(45, 60))
-"""A model does not always say the same, or its won games would be one training row."""
+PRICES = itertools.cycle(range(30, 70))
+"""Models vary their prices; if they did not, all won games would give one row, and OpenAI needs ten."""
 
 GOOD = r"wonderful|beautiful|perfect|excellent|great|lovely"
 
