@@ -122,8 +122,12 @@ class MIPROv2:
         """
         if importlib.util.find_spec("optuna") is None:
             raise MissingDependencyError("MIPROv2 needs optuna. Run `pip install 'optuna>=3.4'`, or use `GEPA`.")
-        own = {"num_candidates": checks.whole(1), "max_demos": checks.whole(0), "prompt_lm": checks.optional(checks.LM)}
-        checks.check("MIPROv2", vars(self), _SETTINGS | own)
+        kinds = {
+            "num_candidates": checks.whole(1),
+            "max_demos": checks.whole(0),
+            "prompt_lm": checks.optional(checks.LM),
+        }
+        checks.check("MIPROv2", vars(self), _SETTINGS | kinds)
         program = prepare_student(student)
         _check_calls(self.max_metric_calls, 4 * max(len(valset), self.num_candidates))
         half = self.max_metric_calls // 2

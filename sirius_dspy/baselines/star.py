@@ -115,14 +115,14 @@ class Rationalizer(Augmenter):
 
 def _rationalize(failed: Trajectory, step: Step, example: dspy.Example, context: RepairContext) -> Recording:
     """One LM call: the agent's own question with the gold answer beside it, in demonstrations as well."""
-    own = predictor_names(context.program)[step.predictor]
-    signature = signature_of(own)
+    original = predictor_names(context.program)[step.predictor]
+    signature = signature_of(original)
     name = free_name(HINT, signature)
     field = dspy.InputField(desc="the correct answer; explain how to get there, as if you had found it yourself")
     predictor = dspy.Predict(signature.append(name, field, type_=str))
-    predictor.lm = own.lm
+    predictor.lm = original.lm
     labels = to_plain(example.labels())
-    demos = context.rollouts.demos.get(step.predictor, own.demos)
+    demos = context.rollouts.demos.get(step.predictor, original.demos)
     predictor.demos = [_add_hint(demo, name, list(labels)) for demo in demos]
     inputs = {
         key: from_plain(value, signature.input_fields[key].annotation) for key, value in _known_inputs(step, signature)

@@ -59,8 +59,8 @@ def _print_recording(recording: Recording) -> None:
     console = Console()
     for number, step in enumerate(recording.steps, start=1):
         outputs = step.outputs if step.outputs is not None else {"failed": step.failure and step.failure.message}
-        shown = "; ".join(f"{name}: {value}" for name, value in readable(outputs).items())
-        console.print(Text(f"{number}. {step.predictor} [{step.lm}] {shown}"), soft_wrap=True)
+        values = "; ".join(f"{name}: {value}" for name, value in readable(outputs).items())
+        console.print(Text(f"{number}. {step.predictor} [{step.lm}] {values}"), soft_wrap=True)
     if recording.failure is None:
         console.print(Text(f"answer: {_answer(recording)}"), soft_wrap=True)
 
@@ -74,8 +74,8 @@ def _plain_recording(recording: Recording) -> dict[str, Any]:
 
 
 def _plain_step(step: Step) -> dict[str, Any]:
-    shown = ("predictor", "lm", "inputs", "outputs", "seconds")
-    return {name: readable(getattr(step, name)) for name in shown}
+    names = ("predictor", "lm", "inputs", "outputs", "seconds")
+    return {name: readable(getattr(step, name)) for name in names}
 
 
 def _answer(recording: Recording) -> Any:

@@ -164,11 +164,11 @@ def _run(job: Job, notes: Console, *, as_json: bool) -> None:
         compiled = job.optimizer.compile(**job.arguments)
         sirius_dspy.save(compiled, job.checkpoint)
     result: CompileResult = compiled.detailed_results
-    shown = notes if as_json else Console()
-    shown.print(_table(result))
+    out = notes if as_json else Console()
+    out.print(_table(result))
     if result.reason:
-        shown.print(Text(f"Ended early: {result.reason}."), soft_wrap=True)
-    shown.print(Text("\n".join(next_steps(_ask(job), job.run_dir, job.tracker))), soft_wrap=True)
+        out.print(Text(f"Ended early: {result.reason}."), soft_wrap=True)
+    out.print(Text("\n".join(next_steps(_ask(job), job.run_dir, job.tracker))), soft_wrap=True)
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(job.checkpoint), "results": result.to_dict()}))
 
@@ -183,8 +183,8 @@ def _default_folder(program: str, seed: int) -> Path:
 def _demos(path: str | None) -> Any:
     if path is None:
         return None
-    found = import_setting(path, "--demos")
-    return found() if callable(found) else found
+    demos = import_setting(path, "--demos")
+    return demos() if callable(demos) else demos
 
 
 def _augmenter(critic: str | None, settings: Mapping[str, Any], max_repairs: int | None) -> CriticAugmenter:

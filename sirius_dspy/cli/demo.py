@@ -45,10 +45,10 @@ def demo(
         tracker = MLflowTracker()
         with stdout_kept_clean():
             result = _run_demo(notes, folder, seed, tracker, quick=quick)
-        shown = notes if as_json else Console()
+        out = notes if as_json else Console()
         for table in _tables(result):
-            shown.print(table)
-        _print_next_steps(shown, result, tracker)
+            out.print(table)
+        _print_next_steps(out, result, tracker)
         if as_json:
             typer.echo(json.dumps(result.to_dict()))
 
@@ -74,11 +74,11 @@ def _tables(result: DemoResult) -> Iterator[Table]:
 def _accuracy_table(result: DemoResult) -> Table:
     table = new_table(f"Test accuracy, seed {result.seed}", "program", "accuracy", "95 % interval", "items")
     table.add_row("majority baseline", percent(result.majority), "", str(result.test_items))
-    for name, found in result.evaluations.items():
-        low, high = found.interval()
+    for name, evaluation in result.evaluations.items():
+        low, high = evaluation.interval()
         best = " (best on validation)" if name == f"iteration {result.best_iteration}" else ""
         interval = f"{percent(low)} to {percent(high)}"
-        table.add_row(_label(name) + best, percent(found.score), interval, str(len(found.rewards)))
+        table.add_row(_label(name) + best, percent(evaluation.score), interval, str(len(evaluation.rewards)))
     return table
 
 

@@ -54,9 +54,9 @@ def experiment(
     with exit_cleanly("Run the same command again to go on."):
         with dspy_silent():
             results, folder = _run_experiment(notes, name, lm, methods, seeds, limit, data or [], out, mlflow=mlflow)
-        shown = notes if as_json else wide_console()
-        shown.print(_experiment_table(results))
-        shown.print(Text(f"All of it: {folder / 'results.md'}"), soft_wrap=True)
+        out_console = notes if as_json else wide_console()
+        out_console.print(_experiment_table(results))
+        out_console.print(Text(f"All of it: {folder / 'results.md'}"), soft_wrap=True)
         if as_json:
             typer.echo(json.dumps(results.to_dict()))
         for cell in results.failed:
@@ -80,24 +80,24 @@ def _run_experiment(
     from sirius_dspy.experiment import Experiment, MLflowRuns
     from sirius_dspy.experiment.notes import Notes
 
-    found = Experiment.from_file(name)
-    folder = out or _experiment_folder(found, lm, limit)
-    results = found.run(
+    experiment = Experiment.from_file(name)
+    folder = out or _experiment_folder(experiment, lm, limit)
+    results = experiment.run(
         folder,
         lm=lm,
         methods=None if methods is None else _split_list(methods),
         seeds=None if seeds is None else _numbers(seeds),
         limit=limit,
-        files=_data_files(data, found.recipe.task.data),
+        files=_data_files(data, experiment.recipe.task.data),
         tracker=Trackers([Notes(notes), *([MLflowRuns()] if mlflow else []), RichProgress(notes)]),
         command=shlex.join(["sirius-dspy", *sys.argv[1:]]),
     )
     return results, folder
 
 
-def _experiment_folder(found: Experiment, lm: str | None, limit: int | None) -> Path:
-    model = re.sub(r"[^\w.-]", "_", (lm or str(found.recipe.lm.get("model", ""))).rpartition("/")[2])
-    return Path("runs") / "-".join(["experiment", found.name, model, *([f"limit-{limit}"] if limit else [])])
+def _experiment_folder(experiment: Experiment, lm: str | None, limit: int | None) -> Path:
+    model = re.sub(r"[^\w.-]", "_", (lm or str(experiment.recipe.lm.get("model", ""))).rpartition("/")[2])
+    return Path("runs") / "-".join(["experiment", experiment.name, model, *([f"limit-{limit}"] if limit else [])])
 
 
 def _split_list(text: str) -> list[str]:
@@ -113,14 +113,14 @@ def _numbers(text: str) -> list[int]:
 
 def _data_files(given: Sequence[str], arguments: Sequence[str]) -> dict[str, Path]:
     """Argument of the task's `examples` to file; a bare path is for the first one."""
-    found = {}
+    files = {}
     for text in given:
         name, equals, path = text.partition("=")
         named = bool(equals) and name in arguments
         if not named and not arguments:
             raise typer.BadParameter(f"The task of this recipe takes no data file, got {text!r}.")
-        found[name if named else arguments[0]] = Path(path if named else text)
-    return found
+        files[name if named else arguments[0]] = Path(path if named else text)
+    return files
 
 
 def _experiment_table(results: Results) -> Table:

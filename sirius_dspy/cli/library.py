@@ -64,7 +64,7 @@ ThresholdOption = Annotated[
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Source:
     """A library, and what the folder of a compile says about it."""
 
     library: ExperienceLibrary
@@ -95,7 +95,7 @@ class _Found:
 
 
 @contextmanager
-def _open_library(where: str, threshold: float | None = None) -> Iterator[_Found]:
+def _open_library(where: str, threshold: float | None = None) -> Iterator[_Source]:
     """A library that is there; what goes wrong ends the command.
 
     Args:
@@ -103,16 +103,16 @@ def _open_library(where: str, threshold: float | None = None) -> Iterator[_Found
         threshold: As the user gave it, before what a compile's folder says.
     """
     with exit_cleanly(failed=_FAILED):
-        found = _find(where, threshold)
-        with found.library:
-            yield found
+        source = _find(where, threshold)
+        with source.library:
+            yield source
 
 
-def _find(where: str, threshold: float | None) -> _Found:
+def _find(where: str, threshold: float | None) -> _Source:
     is_folder = "://" not in where and Path(where).is_dir()
     identity = (RunDir(Path(where)).shown_identity() or {}) if is_folder else {}
-    known = identity.get("settings", {}).get("threshold", 1.0) if threshold is None else threshold
-    return _Found(open_library(where), identity.get("agents", {}), float(known))
+    value = identity.get("settings", {}).get("threshold", 1.0) if threshold is None else threshold
+    return _Source(open_library(where), identity.get("agents", {}), float(value))
 
 
 @library.command("ls")
@@ -131,15 +131,15 @@ def list_runs(
     as_json: JsonFlag = False,
 ) -> None:
     """List trajectories in the order in which they were added."""
-    with _open_library(where, threshold) as found:
-        filters = found.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
-        entries = list(found.library.entries(limit=limit, offset=offset, **filters))
-        total = found.library.count(**filters)
+    with _open_library(where, threshold) as source:
+        filters = source.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
+        entries = list(source.library.entries(limit=limit, offset=offset, **filters))
+        total = source.library.count(**filters)
         if as_json:
             _echo({"total": total, "offset": offset, "trajectories": [asdict(entry) for entry in entries]})
             return
         console = wide_console()
-        console.print(library_tables.entries_table(entries, found.threshold))
+        console.print(library_tables.entries_table(entries, source.threshold))
         console.print(Text(library_tables.position(len(entries), offset, total)))
 
 
@@ -150,8 +150,8 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Show one trajectory: its steps, where it comes from, and what was tried to repair it."""
-    with _open_library(where) as found:
-        opened = found.library
+    with _open_library(where) as source:
+        opened = source.library
         trajectory = opened.find(id)
         repairs = list(opened.repairs(parent=trajectory.id))
         children = [entry.id for entry in opened.entries(parent=trajectory.id)]
@@ -179,16 +179,16 @@ def stats(
     as_json: JsonFlag = False,
 ) -> None:
     """Count what is there, by run, iteration and origin, and by agent."""
-    with _open_library(where, threshold) as found:
-        groups = found.library.stats(threshold=found.threshold)
-        repairs = library_tables.RepairStats.of(found.library.repairs())
-        num_bytes = found.library.num_bytes()
+    with _open_library(where, threshold) as source:
+        groups = source.library.stats(threshold=source.threshold)
+        repairs = library_tables.RepairStats.of(source.library.repairs())
+        num_bytes = source.library.num_bytes()
         if as_json:
-            _echo(library_tables.plain_stats(groups, repairs, num_bytes, found.threshold, found.agents))
+            _echo(library_tables.plain_stats(groups, repairs, num_bytes, source.threshold, source.agents))
             return
         console = wide_console()
-        console.print(library_tables.groups_table(groups, found.threshold))
-        console.print(library_tables.agents_table(groups, found.agents))
+        console.print(library_tables.groups_table(groups, source.threshold))
+        console.print(library_tables.agents_table(groups, source.agents))
         console.print(Text(library_tables.size(groups, repairs, num_bytes)))
 
 
@@ -214,16 +214,16 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write trajectories, or an agent's training rows, into one file."""
-    with _open_library(where, threshold) as found:
-        filters = found.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
+    with _open_library(where, threshold) as source:
+        filters = source.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
         if format is Format.openai:
             others = [name for name, value in filters.items() if name not in ("iteration", "predictor") and value]
             _refuse_filters(others)
-            num_rows = _copy_training_rows(RunDir(Path(where)), found.agents, agent, iteration, out)
+            num_rows = _copy_training_rows(RunDir(Path(where)), source.agents, agent, iteration, out)
         elif format is Format.jsonl:
-            num_rows = found.library.to_jsonl(out, **filters)
+            num_rows = source.library.to_jsonl(out, **filters)
         else:
-            num_rows = found.library.to_parquet(out, **filters)
+            num_rows = source.library.to_parquet(out, **filters)
         if as_json:
             _echo({"path": str(out), "rows": num_rows})
         else:
@@ -236,8 +236,8 @@ def verify(where: Where, as_json: JsonFlag = False) -> None:
 
     Of a `run_dir`, the training rows are checked, too: each prompt is the one that was sent in the run it is from.
     """
-    with _open_library(where) as found:
-        opened = found.library
+    with _open_library(where) as source:
+        opened = source.library
         problems = opened.verify()
         if Path(where).is_dir():
             problems += [

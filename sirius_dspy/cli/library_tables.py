@@ -180,11 +180,11 @@ def plain_stats(
 def _steps_by_agent(groups: Sequence[LibraryStats], agents: Mapping[str, Sequence[str]]) -> dict[str, Counter[str]]:
     """Agent, or predictor where no agents are known, to origin to number of steps."""
     agent_of = {name: agent for agent, names in agents.items() for name in names}
-    found: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     for group in groups:
         for predictor, number in group.num_steps.items():
-            found.setdefault(agent_of.get(predictor, predictor), Counter())[group.origin] += number
-    return dict(sorted(found.items()))
+            counts.setdefault(agent_of.get(predictor, predictor), Counter())[group.origin] += number
+    return dict(sorted(counts.items()))
 
 
 def _step_lines(step: Step, number: int, *, is_edited: bool) -> Iterator[Text]:
@@ -201,13 +201,13 @@ def _attempt_lines(attempt: Attempt) -> Iterator[Text]:
     style = "green" if attempt.verdict == "repaired" else ""
     made = f", run {attempt.trajectory[:_ID]}" if attempt.trajectory else ""
     yield Text(f"  step {attempt.position + 1}, {attempt.predictor}: ").append(attempt.verdict, style).append(made)
-    shown = {
+    fields = {
         "feedback": attempt.feedback,
         "answered anew": attempt.regenerated,
         "rephrased": attempt.rephrased if attempt.rephrased != attempt.regenerated else None,
         "because": attempt.detail or None,
     }
-    for line in _lines({name: value for name, value in shown.items() if value is not None}):
+    for line in _lines({name: value for name, value in fields.items() if value is not None}):
         yield Text("  ").append_text(line)
 
 

@@ -30,9 +30,9 @@ def build_program(path: str) -> dspy.Module:
         CheckpointError: There is nothing of that name.
         UnpreparedProgramError: It is no program, and builds none.
     """
-    found: Any = build_at(path)
+    target: Any = build_at(path)
     try:
-        program = found if isinstance(found, dspy.Module) else found()
+        program = target if isinstance(target, dspy.Module) else target()
     except TypeError as error:
         raise UnpreparedProgramError(f"{path!r} cannot be called without arguments: {error}.") from error
     if not isinstance(program, dspy.Module):

@@ -55,19 +55,19 @@ def examples(
         raise DatasetError(f"Split {split!r}, expected 'train', 'validation' or 'test'.")
     if size < 1 or seed < 0:
         raise DatasetError(f"Size {size!r} and seed {seed!r}, expected a size from 1 and a seed from 0.")
-    found: dict[str, dspy.Example] = {}
+    questions: dict[str, dspy.Example] = {}
     misses = 0
     for item in _generate(task, seed, settings):
         example = read(item)
-        if example is None or split_of(example.dspy_key) != split or example.dspy_key in found:
+        if example is None or split_of(example.dspy_key) != split or example.dspy_key in questions:
             misses += 1
         else:
-            found[example.dspy_key], misses = example, 0
-        if len(found) == size:
-            return list(found.values())
+            questions[example.dspy_key], misses = example, 0
+        if len(questions) == size:
+            return list(questions.values())
         if misses == _PATIENCE:
             break
-    raise DatasetError(f"The split {split!r} has {len(found)} questions, {size!r} were asked for: take fewer.")
+    raise DatasetError(f"The split {split!r} has {len(questions)} questions, {size!r} were asked for: take fewer.")
 
 
 def key_of(question: str) -> str:

@@ -92,8 +92,8 @@ class NeedleHaystack(dspy.Module):
 
     async def aforward(self, context: str, question: str) -> dspy.Prediction:
         """Like `forward`, without blocking the event loop."""
-        found = await self.analyst.acall(context=context, question=question)
-        return await self.solver.acall(relevant=found.relevant, question=question)
+        analysis = await self.analyst.acall(context=context, question=question)
+        return await self.solver.acall(relevant=analysis.relevant, question=question)
 
 
 def build() -> dspy.Module:
@@ -127,13 +127,13 @@ def demonstrations() -> dict[str, list[dspy.Example]]:
 
     They serve cold starts and the few-shot baseline; training prompts never have any.
     """
-    shown: dict[str, list[dspy.Example]] = {"analyst": [], "solver": []}
+    demos: dict[str, list[dspy.Example]] = {"analyst": [], "solver": []}
     for story in _STORIES:
-        found = dspy.Example(context=story.context, question=story.question, relevant=story.relevant)
+        sentence = dspy.Example(context=story.context, question=story.question, relevant=story.relevant)
         named = dspy.Example(relevant=story.relevant, question=story.question, answer=story.name)
-        shown["analyst"].append(found.with_inputs("context", "question"))
-        shown["solver"].append(named.with_inputs("relevant", "question"))
-    return shown
+        demos["analyst"].append(sentence.with_inputs("context", "question"))
+        demos["solver"].append(named.with_inputs("relevant", "question"))
+    return demos
 
 
 def repair_demonstrations() -> RepairDemos:

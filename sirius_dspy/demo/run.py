@@ -63,13 +63,13 @@ class DemoResult:
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
-        shown = ("seed", "zero_shot", "demonstrated", "best_iteration", "final", "test_items", "majority")
+        names = ("seed", "zero_shot", "demonstrated", "best_iteration", "final", "test_items", "majority")
         return {
-            **{name: getattr(self, name) for name in shown},
+            **{name: getattr(self, name) for name in names},
             "iterations": list(self.iterations),
             "swaps": dict(self.swaps),
             "seconds": dict(self.seconds),
-            "intervals": {name: list(found.interval()) for name, found in self.evaluations.items()},
+            "intervals": {name: list(evaluation.interval()) for name, evaluation in self.evaluations.items()},
             "repair": [entry["repair"] for entry in self.results["iterations"][1:]],
             "validation": [entry["score"] for entry in self.results["iterations"]],
             "checkpoint": str(self.checkpoint),
@@ -138,8 +138,8 @@ class _Demo:
     def _keep_for_the_report(self, best: int | None) -> None:
         """`sirius-dspy report` shows it: what each program scored, and without what each agent learnt."""
         programs = tuple(
-            ProgramScore(name, found.score, len(found.rewards), found.interval())
-            for name, found in self.evaluations.items()
+            ProgramScore(name, evaluation.score, len(evaluation.rewards), evaluation.interval())
+            for name, evaluation in self.evaluations.items()
         )
         compiled = f"iteration {best}" if best else "zero-shot"
         RunDir(self.run_dir).finish_test(HeldOutScores(programs, compiled))
@@ -180,9 +180,9 @@ class _Demo:
 
     def _test(self, name: str, program: dspy.Module, demos: Mapping[str, list[dspy.Example]] | None = None) -> float:
         with self._measure_time(f"test: {name}"):
-            found = evaluate(program, self.test, needle_haystack.metric, demos=demos)
-        self.evaluations[name] = found
-        return found.score
+            evaluation = evaluate(program, self.test, needle_haystack.metric, demos=demos)
+        self.evaluations[name] = evaluation
+        return evaluation.score
 
     @contextmanager
     def _measure_time(self, name: str) -> Iterator[None]:

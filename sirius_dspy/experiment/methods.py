@@ -75,8 +75,8 @@ class Bench:
     @property
     def chosen_trainer(self) -> Trainer:
         """The trainer of all methods; a local LM knows its training settings itself."""
-        own = {} if isinstance(self.lm, LocalLM) else dict(self.recipe.training)
-        return self.trainer or ProviderTrainer(own)
+        train_kwargs = {} if isinstance(self.lm, LocalLM) else dict(self.recipe.training)
+        return self.trainer or ProviderTrainer(train_kwargs)
 
     @cached_property
     def student(self) -> dspy.Module:

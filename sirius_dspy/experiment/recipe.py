@@ -343,9 +343,9 @@ def _find(path: str | Path) -> Path:
             f"There is no recipe {str(path)!r}: the working directory has no folder {str(FOLDER)!r}. Recipes come with "
             "a clone of the repository; run the command there, or name the path of a TOML file."
         )
-    known = sorted(found.stem for found in FOLDER.glob("*.toml"))
+    names = sorted(file.stem for file in FOLDER.glob("*.toml"))
     raise ExperimentError(
-        f"There is no recipe {str(path)!r}; {str(FOLDER)!r} in the working directory has {known}. Name one of them, or "
+        f"There is no recipe {str(path)!r}; {str(FOLDER)!r} in the working directory has {names}. Name one of them, or "
         "the path of a TOML file."
     )
 
@@ -357,8 +357,8 @@ def _explain(name: str, error: ValidationError) -> str:
     where = ".".join(place)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _class_at(place[:-1])
-        known = f" There are {[item.name for item in dataclasses.fields(owner)]}." if owner else ""
-        return f"Recipe {name!r} has an unknown setting {where!r}.{known}"
+        advice = f" There are {[item.name for item in dataclasses.fields(owner)]}." if owner else ""
+        return f"Recipe {name!r} has an unknown setting {where!r}.{advice}"
     return f"Recipe {name!r}: {where!r} is {first.get('input')!r}. {first['msg']}."
 
 

@@ -319,8 +319,8 @@ def _lm(lm: dspy.LM | str | None, recipe: Recipe) -> tuple[dspy.LM, bool]:
     if isinstance(lm, dspy.LM):
         return lm, False
     settings = {key: value for key, value in recipe.lm.items() if key != "model"}
-    own = str(recipe.lm.get("model", ""))
-    return lm_from(lm or own, settings, recipe.training), lm is None or lm == own
+    model = str(recipe.lm.get("model", ""))
+    return lm_from(lm or model, settings, recipe.training), lm is None or lm == model
 
 
 def _adapter(recipe: Recipe) -> Adapter:

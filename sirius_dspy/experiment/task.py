@@ -99,9 +99,9 @@ class Task:
 
         Those for predictors that the program does not have are left out: a variant may have fewer.
         """
-        own = {name: _examples(rows) for name, rows in self.recipe.demonstrations.items()}
+        demos = {name: _examples(rows) for name, rows in self.recipe.demonstrations.items()}
         make = getattr(self.source, "demonstrations", None)
-        demos = own or (make() if callable(make) else {})
+        demos = demos or (make() if callable(make) else {})
         return {name: demos[name] for name in predictor_names(program) if demos.get(name)}
 
     def single_demonstrations(self, program: dspy.Module) -> Demos:

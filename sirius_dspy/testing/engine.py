@@ -53,8 +53,8 @@ class Prompt:
         """
         chat = rf"\[\[ ## {re.escape(name)} ## \]\]\n(.*?)(?=\n\n\[\[ ## |\n\nRespond with |\Z)"
         plain = rf"^{re.escape(name)}: (.*?)(?=\n\w+: |\nReply with |\Z)"
-        found = re.search(chat, self.user, re.S) or re.search(plain, self.user, re.S | re.M)
-        return found and found.group(1).strip()
+        match = re.search(chat, self.user, re.S) or re.search(plain, self.user, re.S | re.M)
+        return match and match.group(1).strip()
 
     def asks_for(self, name: str) -> bool:
         """Return whether the prompt names this output field. A prompt for a single plain output names none."""
@@ -206,7 +206,7 @@ def function_at(path: str | None) -> Callable[..., Any] | None:
     if path is None:
         return None
     module, _, name = path.partition(":")
-    found: Any = importlib.import_module(module)
+    target: Any = importlib.import_module(module)
     for part in name.split("."):
-        found = getattr(found, part)
-    return found
+        target = getattr(target, part)
+    return target

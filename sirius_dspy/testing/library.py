@@ -60,7 +60,7 @@ class LibraryContract:
         for reward in rewards:
             run = make_run(reward=reward)
             assert library.get(library.add(run)).id == run.id
-            assert make_run(reward=reward).id in {found.id for found in library.trajectories(min_reward=reward)}
+            assert make_run(reward=reward).id in {run.id for run in library.trajectories(min_reward=reward)}
         assert library.verify() == []
 
     def test_writing_twice_stores_once(self, library: ExperienceLibrary) -> None:
@@ -194,8 +194,8 @@ class LibraryContract:
             failed, repair, replayed = make_repair(run, iteration)
             library.add(failed)
             library.add_repair(repair, replayed)
-        found = [(repair.run, repair.iteration) for repair in library.repairs(run="a")]
-        assert found == [("a", 0), ("a", 1)]
+        stored = [(repair.run, repair.iteration) for repair in library.repairs(run="a")]
+        assert stored == [("a", 0), ("a", 1)]
         assert [repair.run for repair in library.repairs(iteration=1)] == ["a", "b"]
         assert list(library.repairs(run="b", iteration=0)) == []
 

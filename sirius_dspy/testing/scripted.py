@@ -75,15 +75,15 @@ class _Script(Engine):
     def answer(self, prompt: Prompt) -> str:
         if callable(self.answers):
             return self.answers(prompt)
-        found = self._match(prompt) if isinstance(self.answers, Mapping) else self._next()
-        if found is None:
+        reply = self._match(prompt) if isinstance(self.answers, Mapping) else self._next()
+        if reply is None:
             raise UnexpectedCallError(
                 f"Call {len(self.requests)} of the scripted LM {prompt.model!r} has no answer in its script of "
                 f"{len(self.answers)}. Add one, or find out why the call was made:\n{prompt.text}"
             )
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def _match(self, prompt: Prompt) -> str | None:
         answers: Mapping[str, str] = self.answers  # type: ignore[assignment]  # narrowed by the caller

@@ -81,14 +81,14 @@ class ToyLM(EngineLM):
     def dump_state(self) -> dict[str, Any]:
         """Return the state with the path of `skill`, if it can be imported, and without the weights."""
         provider = self._training
-        own = {
+        extra = {
             "skill": path_of(self.engine.skill),
             "registry": provider._registry and str(provider._registry),
             "fail_training": provider._fail_training,
             "writes_weights": provider.writes_weights,
             "latency_s": self.engine.latency_s,
         }
-        return {**super().dump_state(), **own}
+        return {**super().dump_state(), **extra}
 
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> ToyLM:
@@ -275,12 +275,12 @@ def _pairs(rows: Sequence[Mapping[str, Any]], seed: int) -> list[_Pair]:
 
 
 def _memorize(
-    known: Mapping[tuple[str, str], str],
+    learned: Mapping[tuple[str, str], str],
     pairs: Sequence[_Pair],
     job: _ToyJob,
     on_progress: Callable[[int, int, float], None] | None,
 ) -> dict[tuple[str, str], str]:
-    memory = dict(known)
+    memory = dict(learned)
     total = min(10, len(pairs))
     for step in range(total):
         if job.stop.is_set():

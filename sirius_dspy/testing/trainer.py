@@ -51,8 +51,8 @@ class ScriptedTrainer(Trainer):
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """Return the LM with that id from the mapping, or a copy of `lm` with that id."""
-        known = self.lms.values() if isinstance(self.lms, Mapping) else ()
-        return next((candidate for candidate in known if candidate.model == model), None) or lm.copy(model=model)
+        candidates = self.lms.values() if isinstance(self.lms, Mapping) else ()
+        return next((candidate for candidate in candidates if candidate.model == model), None) or lm.copy(model=model)
 
     def _refuse_unknown(self, agent: str) -> None:
         if isinstance(self.lms, Mapping) and agent not in self.lms:
