@@ -286,7 +286,7 @@ def test_refuses_what_it_cannot_serve(arguments):
 def test_a_task_with_few_questions_says_how_many_it_has(monkeypatch):
     monkeypatch.setattr(generated, "_PATIENCE", 2000)
     few = dataclasses.replace(reasoning.chain_sum, settings={**reasoning.chain_sum.settings, "max_digits": 1})
-    with pytest.raises(DatasetError, match=r"has (3|4)\d questions, 500 were asked for: take fewer"):
+    with pytest.raises(DatasetError, match=r"has (3|4)\d questions, not 500. Request fewer"):
         few.examples("test", 500)
 
 

@@ -212,8 +212,8 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
     agents = prepare.resolve_agents(team, full["agents"])
     trained = [agent for agent in agents if agent not in full["frozen"]]
     for agent in trained if len(trained) > 1 else ():
-        back = _BackToBase(entries["SiriuS"].method, agent)
-        entries[f"{PREFIX}{agent} back to base"] = dataclasses.replace(entries["SiriuS"], method=back)
+        untrained = _UntrainedAgent(entries["SiriuS"].method, agent)
+        entries[f"{PREFIX}untrained {agent}"] = dataclasses.replace(entries["SiriuS"], method=untrained)
     return entries
 
 
@@ -321,7 +321,7 @@ class _Instead:
 
 
 @dataclass(frozen=True)
-class _BackToBase:
+class _UntrainedAgent:
     """What another method made, with one agent put back to the weights it started with.
 
     References:
