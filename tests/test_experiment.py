@@ -862,7 +862,7 @@ def make_failing_lm(**settings):
         (["doubling", "--lm", "tests.test_experiment:nobody"], "cannot be imported", 1),
         (["doubling", "--lm", "tests.test_experiment:parse"], "does not take", 1),
         (["doubling", "--seeds", "one"], "expected whole numbers", 2),
-        (["doubling", "--data", "file"], "takes no data file", 2),
+        (["doubling", "--data", "file"], "accepts no data file", 2),
     ],
 )
 def test_the_command_refuses_with_a_message(command, arguments, message, code):

@@ -1,4 +1,4 @@
-"""`sirius-dspy ask`: one question for a trained program."""
+"""`sirius-dspy ask`: asks a trained program a question."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def ask(
     program: Annotated[
         str,
         typer.Option(
-            help="The program's class, or a function that builds it, as `module:name` or `file.py:name`; it is "
+            help="The program's class, or a function that builds it, as `module:name` or `file.py:name`. It is "
             "imported and called."
         ),
     ],
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", help="NAME=VALUE, for each input of the program; without any, JSON on stdin."),
+        typer.Option("--input", help="NAME=VALUE for each input of the program; by default, JSON is read from stdin."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask a trained program, and show each agent's step.
 
-    Values of inputs that are declared as numbers, lists or the like are read as JSON, all others are text.
+    Values of inputs with a declared type such as a number or a list are read as JSON, all others as text.
     """
     with exit_cleanly():
         with stdout_kept_clean():
@@ -79,6 +79,6 @@ def _plain_step(step: Step) -> dict[str, Any]:
 
 
 def _answer(recording: Recording) -> Any:
-    """The prediction's `answer`, or all of it where it has none."""
+    """Return the prediction's `answer`, or the whole prediction if it has none."""
     prediction = readable(to_plain(recording.prediction))
     return prediction.get("answer", prediction) if isinstance(prediction, dict) else prediction

@@ -1,4 +1,4 @@
-"""`sirius-dspy demo` shows the loop on this machine."""
+"""`sirius-dspy demo`: runs the whole loop on this machine."""
 
 from __future__ import annotations
 
@@ -22,26 +22,24 @@ from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
 _QUICK = DemoSettings(train_items=16, validation_items=8, test_items=10, iterations=1, samples=2)
-"""Sizes that go through every stage in a minute or two; too small to learn much."""
+"""Sizes with which every stage takes a minute or two in total, too small to learn much."""
 
 
 def demo(
-    seed: Annotated[int, typer.Option(help="Of data, sampling and training.", min=0)] = 0,
-    run_dir: Annotated[
-        Path | None, typer.Option(help="Where the run keeps its work; by default `runs/demo-seed-N`.")
-    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of data, sampling and training.", min=0)] = 0,
+    run_dir: Annotated[Path | None, typer.Option(help="Run directory; `runs/demo-seed-N` by default.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few examples, a minute or two: works, learns little.")] = (
         False
     ),
     as_json: JsonFlag = False,
 ) -> None:
-    """Let a two-agent program teach itself on this machine, and show who learnt what.
+    """Fine-tune a two-agent program on this machine, and show what each agent has learned.
 
-    The same command goes on from an interrupted run, and reuses a finished one.
+    The same command resumes an interrupted run and reuses a finished one.
     """
     folder = run_dir or Path("runs") / f"demo{'-quick' * quick}-seed-{seed}"
     notes = Console(stderr=True)
-    with exit_cleanly(f"Run the same command again to go on from {str(folder)!r}."):
+    with exit_cleanly(f"Run the same command again to resume from {str(folder)!r}."):
         tracker = MLflowTracker()
         with stdout_kept_clean():
             result = _run_demo(notes, folder, seed, tracker, quick=quick)
@@ -58,7 +56,7 @@ def _run_demo(notes: Console, folder: Path, seed: int, tracker: MLflowTracker, *
     if RunDir(folder).results() is not None:
         notes.print(
             f"{folder} holds a finished run: its trained agents are reused and tested again. Pass another "
-            "--run-dir, or delete the folder, to train anew.",
+            "--run-dir, or delete the folder, to train again.",
             soft_wrap=True,
         )
     return run(folder, seed=seed, tracker=Trackers([RichProgress(notes), tracker]), settings=settings)
@@ -106,7 +104,7 @@ def _seconds_table(seconds: Mapping[str, float]) -> Table:
 
 
 def _print_next_steps(console: Console, result: DemoResult, tracker: MLflowTracker) -> None:
-    """Name the commands that go on from here, as they can be pasted into a shell."""
+    """Print the next commands, ready to be pasted into a shell."""
     example = needle_haystack.examples("test", 1, result.seed)[0]
     arguments = ["ask", str(result.checkpoint), "--program", "sirius_dspy.demo.needle_haystack:build"]
     arguments += [word for name in ("question", "context") for word in ("--input", f"{name}={example[name]}")]
