@@ -115,17 +115,17 @@ def never(questions: set[str]) -> Callable[[Prompt, int], Any]:
 
 def compare(number: int, outage_s: float, limit_s: float) -> dict[str, Any]:
     """Compile without faults and with each kind, and compare."""
-    data, found = examples(number), {}
+    data, results = examples(number), {}
     with FaultServer(answer) as server, tempfile.TemporaryDirectory() as folder, _quiet():
         root = Path(folder)
         fit(server, data, root / "whole")
         whole = ids(root / "whole")
-        found["whole"] = {"trajectories": len(whole), "calls": server.calls}
-        found["mixed"] = _run_mixed(server, data, root / "mixed", whole)
-        found["never"] = _never(server, data, root / "never", whole)
-        found["outage"] = _outage(server, data, root / "outage", whole, outage_s)
-        found["silent"] = _silent(server, data, root / "silent", limit_s)
-    return found
+        results["whole"] = {"trajectories": len(whole), "calls": server.calls}
+        results["mixed"] = _run_mixed(server, data, root / "mixed", whole)
+        results["never"] = _never(server, data, root / "never", whole)
+        results["outage"] = _outage(server, data, root / "outage", whole, outage_s)
+        results["silent"] = _silent(server, data, root / "silent", limit_s)
+    return results
 
 
 def _run_mixed(server: FaultServer, data: list[dspy.Example], run_dir: Path, whole: set[str]) -> dict[str, Any]:
@@ -195,9 +195,9 @@ def _difference(run_dir: Path, whole: set[str]) -> dict[str, int]:
 
 @contextmanager
 def _seconds() -> Iterator[dict[str, float]]:
-    began, found = time.perf_counter(), {"seconds": 0.0}
-    yield found
-    found["seconds"] = round(time.perf_counter() - began, 1)
+    began, took = time.perf_counter(), {"seconds": 0.0}
+    yield took
+    took["seconds"] = round(time.perf_counter() - began, 1)
 
 
 @contextmanager
@@ -215,13 +215,13 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=5.0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    found = compare(arguments.examples, arguments.outage_s, arguments.limit_s)
+    results = compare(arguments.examples, arguments.outage_s, arguments.limit_s)
     if arguments.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(results, indent=2))
         return
-    for name, figures in found.items():
-        shown = ", ".join(f"{key}: {value}" for key, value in figures.items())
-        print(f"{name:8} {shown}")
+    for name, figures in results.items():
+        line = ", ".join(f"{key}: {value}" for key, value in figures.items())
+        print(f"{name:8} {line}")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def parse(text: str, letters: str = LETTERS) -> str | None:
         ['C', 'C', None, None]
     """
     line = answer_line(text)
-    found = line and re.match(rf"(?:option |choice )?\(?\s*([{letters}])\s*(?:[).:,;]+\W*|\Z)", line, re.IGNORECASE)
-    if not line or not found:
+    match = line and re.match(rf"(?:option |choice )?\(?\s*([{letters}])\s*(?:[).:,;]+\W*|\Z)", line, re.IGNORECASE)
+    if not line or not match:
         return None
     another = rf"(?:(?:or|and) )?\(?[{letters}]\)?\s*(?:\Z|[),.;:/]|or\b|and\b)"
-    return None if re.match(another, line[found.end() :], re.IGNORECASE) else found.group(1).upper()
+    return None if re.match(another, line[match.end() :], re.IGNORECASE) else match.group(1).upper()

@@ -42,15 +42,15 @@ def parse(line: str) -> Fraction | None:
     if len(line) > _LONGEST:
         return None
     text = _LATEX_FRACTION.sub(r"\1/\2", line.replace("\u2212", "-").replace("\\,", " "))
-    text = re.sub(r"(?<=10)([\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+)", _spelt_power, text)
+    text = re.sub(r"(?<=10)([\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207b]+)", _spell_power, text)
     *left, text = re.split(r"=|\u2248|\\approx", text)
     if left and _UNSOLVED.search(left[0]) and re.search(r"[A-Za-z]", left[0]):
         return None
     text = _LEAD.sub("", re.split(r"[.;](?=\s)|\s\(", text.strip())[0].strip(), count=1).rstrip(" .;")
-    found = _BARE_POWER.match(text) or _VALUE.match(text)  # in this order: 10^5 is no 10 with a unit
-    if found is None or not is_unit(text[found.end() :]):
+    match = _BARE_POWER.match(text) or _VALUE.match(text)  # in this order: 10^5 is no 10 with a unit
+    if match is None or not is_unit(text[match.end() :]):
         return None
-    return _value(found.groupdict())
+    return _value(match.groupdict())
 
 
 def is_unit(text: str) -> bool:
@@ -65,8 +65,8 @@ def is_unit(text: str) -> bool:
     )
 
 
-def _spelt_power(found: re.Match[str]) -> str:
-    return "^" + found.group(1).translate(_SUPERSCRIPTS)
+def _spell_power(match: re.Match[str]) -> str:
+    return "^" + match.group(1).translate(_SUPERSCRIPTS)
 
 
 def _value(parts: dict[str, str | None]) -> Fraction | None:

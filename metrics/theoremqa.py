@@ -135,10 +135,10 @@ def _truth(line: str) -> bool | None:
 
 def _numbers(line: str) -> tuple[Fraction, ...] | None:
     text = line.rpartition("=")[2]
-    found = re.match(r"[^\[(]{0,40}[\[(]([^\[\]()]{1,500})[\])]", text)
-    if found is None or not number.is_unit(text[found.end() :].strip(" .")):
+    match = re.match(r"[^\[(]{0,40}[\[(]([^\[\]()]{1,500})[\])]", text)
+    if match is None or not number.is_unit(text[match.end() :].strip(" .")):
         return None
-    items = found.group(1).split(",")
+    items = match.group(1).split(",")
     values = [number.parse(item.strip()) for item in items[:_MOST_ITEMS]]
     numbers = tuple(value for value in values if value is not None)
     return numbers if len(numbers) == len(items) else None

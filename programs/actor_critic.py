@@ -234,28 +234,28 @@ class VerdictCurator(Curator):
     ) -> dict[str, TrainingSet]:
         """See `Curator.curate`; which verdicts stay is drawn with the seed."""
         every = Curator(self.max_per_example)  # balance first, or the cap would draw few of the rarer kind
-        found = every.curate(program, trajectories, agents, threshold=threshold, seed=seed, is_own=is_own)
+        sets = every.curate(program, trajectories, agents, threshold=threshold, seed=seed, is_own=is_own)
         signature = signature_of(predictor_names(program)["judge"])
-        return {agent: self._cap(_balance(rows, signature)) for agent, rows in found.items()}
+        return {agent: self._cap(_balance(rows, signature)) for agent, rows in sets.items()}
 
-    def _cap(self, found: TrainingSet) -> TrainingSet:
-        kept = found.rows[: self.max_rows]
-        over = len(found.rows) - len(kept)
-        return _reduce(found, kept, {"over the cap per agent": over})
+    def _cap(self, training: TrainingSet) -> TrainingSet:
+        kept = training.rows[: self.max_rows]
+        over = len(training.rows) - len(kept)
+        return _reduce(training, kept, {"over the cap per agent": over})
 
 
-def _balance(found: TrainingSet, signature: type[dspy.Signature]) -> TrainingSet:
+def _balance(training: TrainingSet, signature: type[dspy.Signature]) -> TrainingSet:
     """The same without the last of the more frequent verdicts; rows are in random order already."""
-    verdicts = {row.id: _verdict(row, signature) for row in found.rows if row.predictor == "judge"}
+    verdicts = {row.id: _verdict(row, signature) for row in training.rows if row.predictor == "judge"}
     each = min(sum(verdict is kind for verdict in verdicts.values()) for kind in (True, False))
     seen: Counter[bool | None] = Counter()
     kept = []
-    for row in found.rows:
+    for row in training.rows:
         if row.id in verdicts:
             seen[verdicts[row.id]] += 1
         if row.id not in verdicts or seen[verdicts[row.id]] <= each:
             kept.append(row)
-    return _reduce(found, kept, {"over the balance of verdicts": len(found.rows) - len(kept)})
+    return _reduce(training, kept, {"over the balance of verdicts": len(training.rows) - len(kept)})
 
 
 def _verdict(row: Row, signature: type[dspy.Signature]) -> bool | None:
@@ -263,9 +263,9 @@ def _verdict(row: Row, signature: type[dspy.Signature]) -> bool | None:
     return parse_verdict(adapter.parse(signature, row.messages[-1]["content"])["verdict"])
 
 
-def _reduce(found: TrainingSet, kept: Sequence[Row], dropped: Mapping[str, int]) -> TrainingSet:
-    counts = Counter(found.dropped) + Counter(dropped)
-    return TrainingSet(found.agent, tuple(kept), dict(counts))
+def _reduce(training: TrainingSet, kept: Sequence[Row], dropped: Mapping[str, int]) -> TrainingSet:
+    counts = Counter(training.dropped) + Counter(dropped)
+    return TrainingSet(training.agent, tuple(kept), dict(counts))
 
 
 def report(trajectories: Iterable[Trajectory]) -> Report:
@@ -283,10 +283,10 @@ def _events(trajectory: Trajectory) -> list[str]:
     first, final = trajectory.rewards["actor"] >= 1.0, trajectory.reward >= 1.0
     was = "right" if first else "wrong"
     verdict = trajectory.prediction["verdict"]
-    found = [f"{was}_unparsed" if verdict is None else f"{was}_judged_{'right' if verdict else 'wrong'}"]
+    names = [f"{was}_unparsed" if verdict is None else f"{was}_judged_{'right' if verdict else 'wrong'}"]
     if first != final:
-        found.append("right_to_wrong" if first else "wrong_to_right")
-    return [*found, *(["overall_right"] if final else [])]
+        names.append("right_to_wrong" if first else "wrong_to_right")
+    return [*names, *(["overall_right"] if final else [])]
 
 
 def _demonstrations() -> dict[str, list[dspy.Example]]:
@@ -297,18 +297,18 @@ def _demonstrations() -> dict[str, list[dspy.Example]]:
         ("Solve for w: 40 - w = 33", "7", "73", "Find what is taken from 40 to leave 33."),
         ("Determine the value of v that satisfies: v + 50 = 61", "11", "10", "Count again from 50 up to 61."),
     ]
-    shown: dict[str, list[dspy.Example]] = {"actor": [], "judge": [], "critic": [], "reviser": []}
+    demos: dict[str, list[dspy.Example]] = {"actor": [], "judge": [], "critic": [], "reviser": []}
     for number, (question, answer, mistake, feedback) in enumerate(cases):
         asked = dspy.Example(question=question)
         proposed, verdict = (answer, "right") if number % 2 else (mistake, "wrong")
-        shown["actor"].append(asked.copy(answer=answer).with_inputs("question"))
+        demos["actor"].append(asked.copy(answer=answer).with_inputs("question"))
         judged = asked.copy(proposed_answer=proposed, verdict=verdict)
-        shown["judge"].append(judged.with_inputs("question", "proposed_answer"))
+        demos["judge"].append(judged.with_inputs("question", "proposed_answer"))
         advised = asked.copy(proposed_answer=mistake, feedback=feedback)
-        shown["critic"].append(advised.with_inputs("question", "proposed_answer"))
+        demos["critic"].append(advised.with_inputs("question", "proposed_answer"))
         revised = asked.copy(earlier_answer=mistake, feedback=feedback, answer=answer)
-        shown["reviser"].append(revised.with_inputs("question", "earlier_answer", "feedback"))
-    return shown
+        demos["reviser"].append(revised.with_inputs("question", "earlier_answer", "feedback"))
+    return demos
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,7 @@ class Task:
         instructions: Of the actor.
         answer_metric: Scores one answer.
         examples: Loads a split; see the function behind it.
-        shown: Demonstrations by predictor name, whose questions are in no split.
+        demos: Demonstrations by predictor name, whose questions are in no split.
     """
 
     name: str
@@ -329,7 +329,7 @@ class Task:
     instructions: str
     answer_metric: Metric
     examples: Callable[..., list[dspy.Example]]
-    shown: Mapping[str, Sequence[dspy.Example]] = field(default_factory=dict)
+    demos: Mapping[str, Sequence[dspy.Example]] = field(default_factory=dict)
 
     def build(self, single: bool = False, self_correct: bool = False) -> dspy.Module:
         """The untrained program, without LMs.
@@ -350,8 +350,8 @@ class Task:
     def demonstrations(self, single: bool = False) -> dict[str, list[dspy.Example]]:
         """For cold starts and the few-shot baseline, by predictor name; training prompts never have any."""
         if single:
-            return {"self": list(self.shown["actor"])} if self.shown else {}
-        return {name: list(demos) for name, demos in self.shown.items()}
+            return {"self": list(self.demos["actor"])} if self.demos else {}
+        return {name: list(demos) for name, demos in self.demos.items()}
 
     def majority_baseline(self, examples: Sequence[dspy.Example]) -> float:
         """Share of the examples that the most frequent answer gets right."""

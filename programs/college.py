@@ -169,11 +169,11 @@ def examples(
     """
     _check_arguments(subject, split, sources, faulty)
     paths = {"mmlu": mmlu, "theoremqa": theoremqa, "gpqa": gpqa}
-    found = [item for source in sources for item in _divide(_read(subject, source, paths[source]), seed)[split]]
+    items = [item for source in sources for item in _divide(_read(subject, source, paths[source]), seed)[split]]
     marks = {} if faulty == "keep" else college_data.faults(subject, redux)
     chosen = [
         _example(item, marks.get(item.twin, "unchecked") if faulty == "mark" else None, option_seed)
-        for item in found
+        for item in items
         if not (drop_pictures and item.has_picture) and not (faulty == "drop" and marks.get(item.twin, "ok") != "ok")
     ]
     random.Random(f"{seed}/{split}").shuffle(chosen)
@@ -195,8 +195,8 @@ def _divide(items: Sequence[Item], seed: int) -> dict[str, list[Item]]:
     num_training = len(items) * 2 // 3
     test, training = _fill(groups, len(items) - num_training)
     validation, train = _fill(training, round(num_training * _VALIDATION_SHARE))
-    found = {"train": train, "validation": validation, "test": test}
-    return {split: [item for group in chosen for item in group] for split, chosen in found.items()}
+    splits = {"train": train, "validation": validation, "test": test}
+    return {split: [item for group in chosen for item in group] for split, chosen in splits.items()}
 
 
 def _fill(groups: Sequence[list[Item]], size: int) -> tuple[list[list[Item]], list[list[Item]]]:
@@ -220,12 +220,12 @@ def _read(subject: Subject, source: Source, path: str | Path | None) -> list[Ite
         return college_data.theoremqa(path) if subject == "physics" else []
     if path is not None:
         return college_data.gpqa(subject, path)
-    found = _gpqa_of_hub(subject)
-    if not isinstance(found, DatasetError):
-        return found
+    gpqa = _gpqa_of_hub(subject)
+    if not isinstance(gpqa, DatasetError):
+        return gpqa
     others = tuple(other for other in _SOURCES if other != "gpqa")
     warnings.warn(
-        f"College {subject} goes on without GPQA: {found} Pass `gpqa=` a CSV of it, or `sources={others}` to silence "
+        f"College {subject} goes on without GPQA: {gpqa} Pass `gpqa=` a CSV of it, or `sources={others}` to silence "
         "this.",
         stacklevel=3,
     )

@@ -236,7 +236,7 @@ def read_rows(place: str | Path, rows: Iterable[Any], read: Callable[[Any], Any]
     Raises:
         DatasetError: There is no row, or one is not in the source's format; the message has its number.
     """
-    found = []
+    items = []
     for number, row in enumerate(rows, start=1):
         try:
             item = read(row)
@@ -246,10 +246,10 @@ def read_rows(place: str | Path, rows: Iterable[Any], read: Callable[[Any], Any]
                 "source publishes it."
             ) from error
         if item is not None:
-            found.append(item)
-    if not found:
+            items.append(item)
+    if not items:
         raise DatasetError(f"{str(place)!r} has no rows of this subject; expected {columns}. Pass another file.")
-    return found
+    return items
 
 
 def from_hub(name: str, config: str | None, split: str, columns: list[str] | None = None) -> Iterable[dict[str, Any]]:
@@ -267,8 +267,8 @@ def from_hub(name: str, config: str | None, split: str, columns: list[str] | Non
             f"The hub data set {name!r} could not be loaded: {error} Check the network (and, for a gated set, your "
             "token), or pass the path of a local file."
         ) from error
-    found: Iterable[dict[str, Any]] = rows if columns is None else rows.select_columns(columns)
-    return found
+    records: Iterable[dict[str, Any]] = rows if columns is None else rows.select_columns(columns)
+    return records
 
 
 def _stream(path: str | Path) -> io.StringIO:

@@ -182,16 +182,16 @@ def examples(
 def _halves(path: str | Path | None) -> tuple[list[dspy.Example], list[dspy.Example]]:
     """The test half and the training half, each in the order of the PMIDs, whatever the order of the source."""
     if path is None:
-        found, test_pmids = _from_hub(), set(_TEST_PMIDS.read_text(encoding="utf-8").split())
+        examples, test_pmids = _from_hub(), set(_TEST_PMIDS.read_text(encoding="utf-8").split())
     else:
-        found, test_pmids = _from_file(Path(path)), _test_pmids(Path(path).with_name(_GOLD_FILE))
-    missing = test_pmids - {example.dspy_key for example in found}
+        examples, test_pmids = _from_file(Path(path)), _test_pmids(Path(path).with_name(_GOLD_FILE))
+    missing = test_pmids - {example.dspy_key for example in examples}
     if missing:
         raise DatasetError(
             f"{len(missing)} test questions are missing, among them PMID {min(missing)!r}; expected all "
             f"{len(test_pmids)}. Take both files from the same version of github.com/pubmedqa/pubmedqa."
         )
-    ordered = sorted(found, key=lambda example: int(example.dspy_key))
+    ordered = sorted(examples, key=lambda example: int(example.dspy_key))
     halves: dict[bool, list[dspy.Example]] = {True: [], False: []}
     for example in ordered:
         halves[example.dspy_key in test_pmids].append(example)

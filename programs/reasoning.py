@@ -130,7 +130,7 @@ class ReasoningTask:
     alone: tuple[str, str]
     """Signature and instructions of the single agent. It has one output, since small models miss formats with two, and
     writes its work into that: the metrics of numbers read the last line that begins with `Answer:`."""
-    shown: Sequence[Mapping[str, str]]
+    runs: Sequence[Mapping[str, str]]
     """Runs written by hand: every field that some agent reads or writes, `key`, and `alone`, a single agent's reply."""
     slips: Sequence[Slip] = ()
     """One for each shown run, for demonstrations of repairs."""
@@ -154,13 +154,13 @@ class ReasoningTask:
         They serve cold starts and the few-shot baseline; training prompts never have any.
         """
         wirings = self.build(single).wirings
-        shown = [{**run, "answer": run["alone"]} for run in self.shown] if single else self.shown
+        runs = [{**run, "answer": run["alone"]} for run in self.runs] if single else self.runs
         return {
             name: [
                 dspy.Example(
                     **{field: run[field] for field in [*wiring.reads.values(), *wiring.writes.values()]}
                 ).with_inputs(*wiring.reads.values())
-                for run in shown
+                for run in runs
             ]
             for name, wiring in wirings.items()
         }
@@ -177,7 +177,7 @@ class ReasoningTask:
             raise DatasetError(f"There are no demonstrations of repairs for {self.name!r}. Repair without them.")
         critique, rephrase = [], []
         regenerate: dict[str, list[dspy.Example]] = defaultdict(list)
-        for run, slip in zip(self.shown, self.slips, strict=True):
+        for run, slip in zip(self.runs, self.slips, strict=True):
             critique.append(self._critique(run, slip))
             asked = {field: run[field] for field in self.build().wirings[slip.predictor].reads.values()}
             right = {slip.field: run[slip.field]}
@@ -206,7 +206,7 @@ class ReasoningTask:
 
     def _read_unshown(self, item: dict[str, Any]) -> dspy.Example | None:
         example = self.read(item)
-        is_shown = example is not None and any(example.dspy_key == run["key"] for run in self.shown)
+        is_shown = example is not None and any(example.dspy_key == run["key"] for run in self.runs)
         return None if is_shown else example
 
 

@@ -244,4 +244,4 @@ def test_an_interrupt_says_how_to_go_on(tmp_path):
         output, errors = process.communicate(timeout=120)
     assert (started, process.returncode, output) == (True, 130, ""), errors
     last = errors.splitlines()[-1]
-    assert last == "sirius-dspy: Interrupted. Run the same command again to go on from 'runs/demo-quick-seed-0'."
+    assert last == "sirius-dspy: Interrupted. Run the same command again to resume from 'runs/demo-quick-seed-0'."

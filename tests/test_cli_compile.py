@@ -231,7 +231,7 @@ def test_an_interrupt_waits_for_the_runs_in_flight(here):
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert errors.endswith("Run the same command again to go on from 'runs/compile-slow-build-seed-0'.\n")
+    assert errors.endswith("Run the same command again to resume from 'runs/compile-slow-build-seed-0'.\n")
 
 
 def test_a_second_interrupt_drops_them(here):

@@ -154,7 +154,7 @@ def whole(tmp_path_factory):
         "BootstrapFinetune",
         "SiriuS",
         "SiriuS: no repair",
-        "SiriuS: doubler back to base",
+        "SiriuS: untrained doubler",
     ]
     return experiment(methods=methods).run(folder, lm=lm), folder, lm
 
@@ -170,7 +170,7 @@ def test_every_method_is_measured_on_every_seed(whole):
         "BootstrapFinetune": EVEN,
         "SiriuS": LEARNT,
         "SiriuS: no repair": EVEN,
-        "SiriuS: doubler back to base": EVEN,
+        "SiriuS: untrained doubler": EVEN,
     }
     assert right == {(method, seed): count for method, count in expected.items() for seed in (0, 1)}
     assert results.failed == ()
@@ -212,7 +212,7 @@ def test_lm_calls_are_counted_where_they_were_made(whole):
     results, _, lm = whole
     found = cells(results)
     shared = found["SiriuS", 0].trained.calls
-    assert found["SiriuS: doubler back to base", 0].trained.calls == shared > 0
+    assert found["SiriuS: untrained doubler", 0].trained.calls == shared > 0
     assert found["prompted team", 0].trained.calls == 0
     assert found["prompted team", 0].tested.calls == 23  # 7 does not get as far as the writer
     assert found["majority vote", 0].tested.calls == 5 * 23
@@ -862,7 +862,7 @@ def make_failing_lm(**settings):
         (["doubling", "--lm", "tests.test_experiment:nobody"], "cannot be imported", 1),
         (["doubling", "--lm", "tests.test_experiment:parse"], "does not take", 1),
         (["doubling", "--seeds", "one"], "expected whole numbers", 2),
-        (["doubling", "--data", "file"], "takes no data file", 2),
+        (["doubling", "--data", "file"], "accepts no data file", 2),
     ],
 )
 def test_the_command_refuses_with_a_message(command, arguments, message, code):

@@ -232,7 +232,7 @@ def test_demonstrations_fit_the_predictors_and_are_right(task, single):
         for demo in demos:
             assert set(demo.inputs().keys()) == set(predictors[name].signature.input_fields)
             assert set(demo.labels().keys()) == set(predictors[name].signature.output_fields)
-    for run in task.shown:
+    for run in task.runs:
         assert task.metric(dspy.Example(**run), dspy.Prediction(answer=run["answer"])) == 1.0
         assert task.metric(dspy.Example(**run), dspy.Prediction(answer=run["alone"])) == 1.0
         if "working" in run:
@@ -246,8 +246,8 @@ def test_demonstrations_fit_the_predictors_and_are_right(task, single):
 
 @pytest.mark.parametrize("task", [reasoning.chain_sum, reasoning.simple_equations], ids=lambda task: task.name)
 def test_what_is_demonstrated_is_in_no_split(task):
-    shown = {run["key"] for run in task.shown}
-    blind = dataclasses.replace(task, shown=())
+    shown = {run["key"] for run in task.runs}
+    blind = dataclasses.replace(task, runs=())
     small = {"max_digits": 1} if task is reasoning.chain_sum else {"max_value": 9}
     settings = {**task.settings, **small}
 
@@ -264,9 +264,9 @@ def test_names_and_animals_of_the_demonstrations_cannot_be_generated():
     from reasoning_gym.graphs.family_relationships import FamilyRelationshipsConfig
 
     config = FamilyRelationshipsConfig()
-    for run in reasoning.family_relationships.shown:
+    for run in reasoning.family_relationships.runs:
         assert not set(re.findall(r"[A-Z]\w+", run["context"])) & {*config.male_names, *config.female_names}
-    for run in reasoning.leg_counting.shown:
+    for run in reasoning.leg_counting.runs:
         assert not [animal for animal in ANIMALS if re.search(rf"\b{animal}s?\b", run["question"])]
 
 
@@ -286,7 +286,7 @@ def test_refuses_what_it_cannot_serve(arguments):
 def test_a_task_with_few_questions_says_how_many_it_has(monkeypatch):
     monkeypatch.setattr(generated, "_PATIENCE", 2000)
     few = dataclasses.replace(reasoning.chain_sum, settings={**reasoning.chain_sum.settings, "max_digits": 1})
-    with pytest.raises(DatasetError, match=r"has (3|4)\d questions, 500 were asked for: take fewer"):
+    with pytest.raises(DatasetError, match=r"has (3|4)\d questions, not 500. Request fewer"):
         few.examples("test", 500)
 
 

@@ -184,12 +184,12 @@ def test_a_compile_that_stopped_before_its_first_score_has_a_report_without_a_pl
 def test_a_measured_test_says_what_each_agent_learnt(results):
     scores = (
         ProgramScore("after iteration 1", 0.5, 10, (0.25, 0.75)),
-        ProgramScore("solver back to base", 0.1, 10),
+        ProgramScore("untrained solver", 0.1, 10),
     )
     markdown = render_markdown(Report(results, test=HeldOutScores(scores, "after iteration 1")))
-    assert table(markdown, "What each agent learnt") == [
+    assert table(markdown, "What each agent learned") == [
         ["after iteration 1", "50.0 %", "25.0 to 75.0 %", "10"],
-        ["solver back to base", "10.0 %", "1.8 to 40.4 %", "10"],
+        ["untrained solver", "10.0 %", "1.8 to 40.4 %", "10"],
     ]
     assert "\n0 % to 50 % (validation), 50 % on test\n" in markdown
     assert "- Test score: 50.0 %\n" in markdown

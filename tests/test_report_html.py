@@ -283,7 +283,7 @@ def test_long_texts_are_folded_and_directions_are_their_own(hostile):
 
 def test_hostile_texts_do_not_break_a_markdown_table(hostile):
     lines = hostile[0].read_text(encoding="utf-8").splitlines()
-    section = lines[lines.index("## What each agent learnt") :]
+    section = lines[lines.index("## What each agent learned") :]
     rows = [line for line in section if line.startswith("|")][2 : 2 + len(HOSTILE)]
     assert all(line.count(" | ") == 3 for line in rows)
 

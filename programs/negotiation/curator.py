@@ -60,6 +60,6 @@ class GameCurator(Curator):
 
 
 def _group(game: Trajectory) -> str:
-    found = game.prediction
-    winners = [role for role in ROLES if found["sirius"][role] > 0]
-    return canonical([found["log"]["game"], found["players"], winners, found["moves"]])
+    prediction = game.prediction
+    winners = [role for role in ROLES if prediction["sirius"][role] > 0]
+    return canonical([prediction["log"]["game"], prediction["players"], winners, prediction["moves"]])

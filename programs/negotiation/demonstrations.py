@@ -82,8 +82,8 @@ def demonstrations(game: Name) -> dict[str, list[dspy.Example]]:
     """
     if game not in GAMES:
         raise GameError(f"The game is {game!r}, expected one of {list(GAMES)}.")
-    shown = {role: [_example(GAMES[game], moves) for moves in POSITIONS[game][role]] for role in ROLES}
-    return {name: shown[role] for role in ROLES for name in (role, f"base_{role}")}
+    demos = {role: [_example(GAMES[game], moves) for moves in POSITIONS[game][role]] for role in ROLES}
+    return {name: demos[role] for role in ROLES for name in (role, f"base_{role}")}
 
 
 def _example(game: Game, moves: Sequence[str]) -> dspy.Example:

@@ -55,10 +55,10 @@ class Exchange(Game):
 
     def rung(self, number: int, role: Role) -> Trade:
         """Ask that much for half of one's own surplus, which would even out a mirrored start."""
-        own, asked = self.start(role), self.start(other(role))
-        surplus = max(own["X"], own["Y"]) - min(own["X"], own["Y"])
-        give = min(max(1, surplus // 2), own[_most(own)])
-        return trade_of(role, Bundle.of({_most(own): give}), Bundle.of({_most(asked): number}))
+        own_half, asked = self.start(role), self.start(other(role))
+        surplus = max(own_half["X"], own_half["Y"]) - min(own_half["X"], own_half["Y"])
+        give = min(max(1, surplus // 2), own_half[_most(own_half)])
+        return trade_of(role, Bundle.of({_most(own_half): give}), Bundle.of({_most(asked): number}))
 
     def describe(self, role: Role) -> str:
         """See `Game`."""

@@ -107,8 +107,8 @@ class Game(ABC):
         return self.start(role) - status.trade.gift_of(role) + status.trade.gift_of(other(role))
 
     def _settings(self) -> dict[str, Any]:
-        own = ("turns", "cap", "max_strikes", "rules")
-        return {"game": self.name, **{name: getattr(self, name) for name in own}}
+        common = ("turns", "cap", "max_strikes", "rules")
+        return {"game": self.name, **{name: getattr(self, name) for name in common}}
 
     def _check(self, name: str, value: Any, least: int) -> None:
         if type(value) is not int or value < least:

@@ -92,9 +92,9 @@ def _status(status: Status) -> dict[str, Any]:
 
 def _part(log: Mapping[str, Any], name: str, kind: type) -> Any:
     if not isinstance(log, Mapping) or not isinstance(log.get(name), kind):
-        found = log.get(name) if isinstance(log, Mapping) else log
+        value = log.get(name) if isinstance(log, Mapping) else log
         raise GameLogError(
-            f"`{name}` is missing from the game log, or damaged: {found!r}, expected {kind.__name__}. Pass the whole "
+            f"`{name}` is missing from the game log, or damaged: {value!r}, expected {kind.__name__}. Pass the whole "
             "JSON object that `to_log` gave."
         )
     return log[name]

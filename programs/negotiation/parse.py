@@ -160,13 +160,13 @@ def trade_text(trade: Trade, game: Game, role: Role) -> str:
 
 def split_sides(text: str, role: Role) -> list[tuple[bool, str]]:
     """(whether it is what `role` gives, its content) of each side; nothing if there is text before the first."""
-    found = list(_SIDE.finditer(text))
-    if not found or text[: found[0].start()].strip():
+    matches = list(_SIDE.finditer(text))
+    if not matches or text[: matches[0].start()].strip():
         return []
-    ends = [match.start() for match in found[1:]] + [len(text)]
+    ends = [match.start() for match in matches[1:]] + [len(text)]
     return [
         (match[1].lower() == role if match[1] else match[2].lower() == "give", text[match.end() : end])
-        for match, end in zip(found, ends, strict=True)
+        for match, end in zip(matches, ends, strict=True)
     ]
 
 
@@ -191,29 +191,29 @@ def parse_bundle(text: str, resources: Sequence[str]) -> Bundle | Invalid:
 
 
 def _resource(name: str, resources: Sequence[str]) -> str | None:
-    return next((known for known in resources if known.lower() == name.lower()), None)
+    return next((resource for resource in resources if resource.lower() == name.lower()), None)
 
 
 def _parse_json(text: str, game: Game, role: Role) -> Move:
     try:
-        found = json.loads(text)
+        data = json.loads(text)
     except (ValueError, RecursionError):  # `{` ten thousand times is a reply, too
         return Move(Invalid("not JSON"))
-    action = found.get("action")
+    action = data.get("action")
     if not isinstance(action, str):
         return Move(Invalid("JSON without an action"))
-    message, reason = (value if isinstance(value := found.get(name), str) else "" for name in ("message", "reason"))
-    if "give" in found or "get" in found:
-        return Move(_json_trade(action, found, game, role), message, reason)
+    message, reason = (value if isinstance(value := data.get(name), str) else "" for name in ("message", "reason"))
+    if "give" in data or "get" in data:
+        return Move(_json_trade(action, data, game, role), message, reason)
     return Move(parse_action(action, game, role), message, reason)
 
 
-def _json_trade(action: str, found: Mapping[str, Any], game: Game, role: Role) -> Act:
+def _json_trade(action: str, data: Mapping[str, Any], game: Game, role: Role) -> Act:
     if action.strip().lower() not in PROPOSING:
         return Invalid("a trade without the action offer")
     sides = []
     for name in ("give", "get"):
-        bundle = _json_bundle(found.get(name), game.resources)
+        bundle = _json_bundle(data.get(name), game.resources)
         if bundle is None:
             return Invalid(f"{name!r} is no object of whole amounts from 0 by resource")
         sides.append(bundle)
@@ -233,14 +233,14 @@ def _json_bundle(value: Any, resources: Sequence[str]) -> Bundle | None:
 
 
 def _parse_tags(text: str, game: Game, role: Role) -> Move:
-    found = sections(text)
-    if isinstance(found, Invalid):
-        return Move(found)
-    message, reason = found.get("message", ""), found.get("reason", "")
-    answer = found.get(ANSWER, "NONE").rstrip(" .!?").lower()
-    trade = found.get(TRADE, "NONE")
+    parts = sections(text)
+    if isinstance(parts, Invalid):
+        return Move(parts)
+    message, reason = parts.get("message", ""), parts.get("reason", "")
+    answer = parts.get(ANSWER, "NONE").rstrip(" .!?").lower()
+    trade = parts.get(TRADE, "NONE")
     offered = trade.rstrip(" .!?").lower() not in ("none", "")
-    if ANSWER not in found and TRADE not in found:
+    if ANSWER not in parts and TRADE not in parts:
         return Move(Invalid("neither an answer nor a trade"), message, reason)
     if answer in ("accept", "reject"):
         note = "a trade beside the answer was ignored" if offered else ""
@@ -252,7 +252,7 @@ def _parse_tags(text: str, game: Game, role: Role) -> Move:
 
 def sections(text: str) -> dict[str, str] | Invalid:
     """Tag to content, of the outermost tags: one that is quoted inside another is text."""
-    found: dict[str, str] = {}
+    parts: dict[str, str] = {}
     lowered, position = text.lower(), 0
     if len(lowered) != len(text):  # a few letters of other scripts grow; positions must stay comparable
         return Invalid("characters that change their length in lower case")
@@ -261,8 +261,8 @@ def sections(text: str) -> dict[str, str] | Invalid:
         end = lowered.find(f"</{name}>", match.end())
         if end < 0:
             return Invalid("a tag is not closed")
-        if name in found:
+        if name in parts:
             return Invalid("a tag comes twice")
-        found[name] = text[match.end() : end].strip()
+        parts[name] = text[match.end() : end].strip()
         position = end + len(name) + 3
-    return found
+    return parts

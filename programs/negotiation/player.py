@@ -39,10 +39,10 @@ def ask(predictor: dspy.Predict, position: Briefing) -> Reply:
         position: Its inputs.
     """
     try:
-        found = predictor(rules=position.rules, history=position.history, moves=position.moves)
+        prediction = predictor(rules=position.rules, history=position.history, moves=position.moves)
     except AdapterParseError as error:
         return Reply(str(error.lm_response))
-    return Reply(found.action, found.get("message", ""), found.get("reason", ""))
+    return Reply(prediction.action, prediction.get("message", ""), prediction.get("reason", ""))
 
 
 def agent(predictor: dspy.Predict, game: Game) -> Player:

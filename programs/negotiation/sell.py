@@ -95,5 +95,5 @@ class Sell(Game):
 
     def to_dict(self) -> dict[str, Any]:
         """See `Game`."""
-        own = {"cost": self.cost, "willingness": self.willingness, "budget": self.budget}
-        return {**self._settings(), **own}
+        values = {"cost": self.cost, "willingness": self.willingness, "budget": self.budget}
+        return {**self._settings(), **values}

@@ -68,12 +68,12 @@ def report(trajectories: Iterable[Trajectory]) -> Report:
     """Count what scored runs did, e.g. `evaluate(program, test, metric).trajectories`."""
     runs = list(trajectories)
     played = [run.prediction for run in runs if run.failure is None]
-    tested = [(found, role) for found in played for role in ROLES if found["players"][role] == AGENT]
+    tested = [(game, role) for game in played for role in ROLES if game["players"][role] == AGENT]
     return Report(
         total=len(runs),
-        deals=sum(found["status"] == "deal" for found in played),
-        invalid=sum(found["invalid"][role] for found, role in tested),
-        moves=sum(found["moves"][role] for found, role in tested),
+        deals=sum(game["status"] == "deal" for game in played),
+        invalid=sum(game["invalid"][role] for game, role in tested),
+        moves=sum(game["moves"][role] for game, role in tested),
     )
 
 

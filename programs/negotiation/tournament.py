@@ -54,7 +54,10 @@ class Pairing:
 
     def count(self, status: str, by: Role | None = None) -> int:
         """Games that ended so, and through whom, if that matters; `failed` are those that raised."""
-        return sum(_status(found) == status and (by is None or found.prediction["by"] == by) for found in self.games)
+        return sum(
+            _status(trajectory) == status and (by is None or trajectory.prediction["by"] == by)
+            for trajectory in self.games
+        )
 
     def rate(self, status: str) -> Estimate:
         """Share of the started games that ended so, with Wilson's interval."""
@@ -62,7 +65,7 @@ class Pairing:
 
     def invalid(self, role: Role) -> float | None:
         """Share of a player's moves that were invalid; `None` if it made none."""
-        played = [found.prediction for found in self.games if found.failure is None]
+        played = [trajectory.prediction for trajectory in self.games if trajectory.failure is None]
         moves = sum(prediction["moves"][role] for prediction in played)
         return sum(prediction["invalid"][role] for prediction in played) / moves if moves else None
 
@@ -71,12 +74,12 @@ class Pairing:
 
         A game that failed counts as one without a deal. `None` if all were void.
         """
-        values = [payoff[role] for found in self.games if (payoff := self._payoffs(found, kind)) is not None]
+        values = [payoff[role] for trajectory in self.games if (payoff := self._payoffs(trajectory, kind)) is not None]
         return bootstrap([values], seed=self.seed) if values else None
 
     def wins(self, role: Role) -> int:
         """Games that a player ended with a `sirius` payoff above 0 while the other did not."""
-        return sum(self._winner(found) == role for found in self.games)
+        return sum(self._winner(trajectory) == role for trajectory in self.games)
 
     @property
     def draws(self) -> int:
@@ -121,20 +124,20 @@ class Pairing:
             "price": self.price,
         }
 
-    def _payoffs(self, found: Trajectory, kind: str) -> Mapping[str, float] | None:
-        if found.failure is None:
-            payoffs: Mapping[str, float] | None = found.prediction[kind]
+    def _payoffs(self, trajectory: Trajectory, kind: str) -> Mapping[str, float] | None:
+        if trajectory.failure is None:
+            payoffs: Mapping[str, float] | None = trajectory.prediction[kind]
             return payoffs
         none = self.game.payoffs(Status("timeout"))
         return dict(zip(ROLES, none.raw if kind == "raw" else none.sirius, strict=True))
 
-    def _winner(self, found: Trajectory) -> Role | None:
-        payoffs = self._payoffs(found, "sirius")
+    def _winner(self, trajectory: Trajectory) -> Role | None:
+        payoffs = self._payoffs(trajectory, "sirius")
         above = [role for role in ROLES if payoffs is not None and payoffs[role] > 0]
         return above[0] if len(above) == 1 else None
 
     def _trades(self) -> list[Trade]:
-        trades = [found.prediction["trade"] for found in self.games if _status(found) == "deal"]
+        trades = [trajectory.prediction["trade"] for trajectory in self.games if _status(trajectory) == "deal"]
         return [Trade(Bundle.of(trade["red_gives"]), Bundle.of(trade["blue_gives"])) for trade in trades]
 
 
@@ -226,8 +229,8 @@ def _play(rollouts: Rollouts, red: Entrant, blue: Entrant, game: Game, games: in
     for number in range(games):
         fields = {"game": game.to_dict(), **names, "seed": dice.getrandbits(48)}
         tasks.append(Task(dspy.Example(**fields).with_inputs(*fields), number))
-    found = {task.sample: trajectory for task, trajectory in rollouts.run_all(cross(red, blue), tasks)}
-    return tuple(found[number] for number in range(games))
+    by_number = {task.sample: trajectory for task, trajectory in rollouts.run_all(cross(red, blue), tasks)}
+    return tuple(by_number[number] for number in range(games))
 
 
 def _name(entrant: Entrant) -> str:
@@ -239,8 +242,8 @@ def _no_metric(example: dspy.Example, prediction: Any, trace: Any = None) -> flo
     return 0.0
 
 
-def _status(found: Trajectory) -> str:
-    return "failed" if found.failure is not None else str(found.prediction["status"])
+def _status(trajectory: Trajectory) -> str:
+    return "failed" if trajectory.failure is not None else str(trajectory.prediction["status"])
 
 
 def _share(successes: int, trials: int) -> Estimate:

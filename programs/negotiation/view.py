@@ -66,9 +66,9 @@ def view_of(state: State) -> View:
     made = state.proposed[ROLES.index(role)]
     history = []
     for turn in state.log:
-        own = turn.role == role
-        act = turn.act if own or not isinstance(turn.act, Invalid) else Invalid("")
-        history.append(Seen(turn.t, turn.role, act, turn.message, turn.reason if own else ""))
+        is_own = turn.role == role
+        act = turn.act if is_own or not isinstance(turn.act, Invalid) else Invalid("")
+        history.append(Seen(turn.t, turn.role, act, turn.message, turn.reason if is_own else ""))
     return View(
         game=game.name,
         role=role,

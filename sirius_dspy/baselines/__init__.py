@@ -1,13 +1,13 @@
-"""Methods to compare SiriuS with, each an object with `compile(student, trainset=, valset=)`, and one meter for all.
+"""Methods to compare SiriuS with. Each has `compile(student, trainset=, valset=)`, and one meter counts for all.
 
-PromptedTeam        the program as it is, with or without demonstrations
-SingleAgent         one predictor in place of the team, alone or under any other method
+PromptedTeam        the untrained program, with or without demonstrations
+SingleAgent         one predictor that replaces the team, untrained or with any other method
 star                STaR: `SingleAgent(program, star(metric))`
-BootstrapFinetune   DSPy's, with one set of weights per predictor or a shared one
+BootstrapFinetune   DSPy's optimizer, with one set of weights per predictor or a shared one
 GEPA, MIPROv2       DSPy's prompt optimizers
 ablations           SiriuS with one setting changed
-Meter, Limits       what a method used, and the end of it at a limit
-feedback_quality    what the critic's advice did
+Meter, Limits       count what a method uses, and stop it at a limit
+feedback_quality    measures the effects of the critic's advice
 """
 
 from sirius_dspy.baselines.ablations import ablations, with_feedback

@@ -1,4 +1,4 @@
-"""Ablations of SiriuS: each is a name and the settings in which it differs from the full method.
+"""Ablations of SiriuS: a name, and the settings in which the ablation differs from the full method.
 
     settings = {"iterations": 2, "augmenter": CriticAugmenter(), ...}
     for name, change in ablations(program, settings).items():
@@ -6,7 +6,7 @@
 
 References:
     Table 4 of SiriuS (arXiv:2502.04780): one agent trained, one model for both roles, no augmentation, one more
-    iteration. `max_feedback`, `train_from` and the start without demonstrations are ours.
+    iteration. The paper does not have `max_feedback`, `train_from` and the start without demonstrations.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.training.trainers import Trainer, TrainFrom
 
 FEEDBACKS: Sequence[int] = (0, 1, 2, 3)
-"""Values of `max_feedback` to compare; 0 is no repair by another way, which must give the same."""
+"""Values of `max_feedback` to compare; 0 must give the same result as no repair."""
 
 
 def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every ablation that makes sense for a program and the settings of its full method.
+    """Return every ablation that applies to a program and the settings of its full method.
 
     Args:
-        program: Names the agents; the settings' `agents` and `frozen` count.
-        settings: Keyword arguments of `SiriuS` in the full method; what is absent has SiriuS's default.
+        program: The program whose agents are trained, subject to `agents` and `frozen` in the settings.
+        settings: Keyword arguments of `SiriuS` in the full method; missing ones have their default.
 
     Returns:
         Name to the settings to change. `only <agent>` freezes all others; it and `mixed` are left out where one agent
@@ -62,14 +62,14 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
 
 
 def with_start(trainer: Trainer, train_from: TrainFrom) -> Trainer:
-    """The same trainer, starting each iteration from other weights."""
+    """Return a copy of the trainer that starts each iteration from other weights."""
     other = copy.copy(trainer)
     other.train_from = train_from
     return other
 
 
 def with_feedback(augmenter: CriticAugmenter = AUGMENTER, max_feedback: int = 1) -> CriticAugmenter:
-    """The same repair with another number of critiques per step."""
+    """Return a copy of the augmenter with another number of critiques per step."""
     other = copy.copy(augmenter)
     other.max_feedback = max_feedback
     return other

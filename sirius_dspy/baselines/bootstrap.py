@@ -1,9 +1,10 @@
-"""DSPy's own fine-tuning optimizer as a baseline, on the same trainer as everything else here.
+"""DSPy's fine-tuning optimizer as a baseline, with the same trainer as the other methods.
 
-`dspy.BootstrapFinetune` runs each example once, keeps the runs that the metric likes, and fine-tunes on all of their
-steps. Its algorithm is used as it is. What would keep it from being compared is avoided from outside: it changes the
-student in place, starts all jobs at once, ends on the first example whose run raises, takes a run that does not parse
-for a success (its score is -1, and any number but 0 is true), and a step's place in the run for its predictor.
+`dspy.BootstrapFinetune` runs each example once, keeps the runs that the metric accepts, and fine-tunes on all of their
+steps. Its algorithm is unchanged. This wrapper avoids what would prevent a comparison: DSPy changes the student in
+place, starts all jobs at once, stops at the first example whose run raises, counts a run that does not parse as a
+success (its score is -1, and any number but 0 is true), and identifies the predictor of a step by its position in the
+run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _SETTINGS = {
     "num_threads": checks.optional(checks.whole(1)),
     "seed": checks.SEED,
 }
-"""Of what kind each setting of a `BootstrapFinetune` is."""
+"""The kind of each setting of `BootstrapFinetune`."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class BootstrapFinetune:
 
     Attributes:
         metric: See `sirius_dspy.running.metric.Metric`.
-        run_dir: The weights go here; a finished job is not done again.
-        threshold: A run is good if its reward is at least this.
-        shared: One set of weights for all predictors (DSPy's `multitask`); by default one for each.
-        demos: Shown while collecting, and in no training prompt, like `Collect.demos`.
-        trainer: By default through the provider of the LM.
-        num_threads: Runs at a time; DSPy's setting by default.
-        seed: Of the trainer; DSPy's order of rows does not depend on it.
+        run_dir: Folder of the weights; finished jobs in it are not repeated.
+        threshold: A run succeeds if its reward is at least this value.
+        shared: Whether all predictors share one set of weights (DSPy's `multitask`); by default, each has its own.
+        demos: Demonstrations in the prompts while collecting, but not in training prompts, like `Collect.demos`.
+        trainer: Trainer of the agents; `ProviderTrainer()` by default.
+        num_threads: Number of parallel runs; DSPy's setting by default.
+        seed: Seed of the trainer; DSPy's order of the rows does not depend on it.
     """
 
     metric: Metric
@@ -68,11 +69,11 @@ class BootstrapFinetune:
 
         Raises:
             SettingsError: A setting is of the wrong kind or out of its range.
-            UnpreparedProgramError: The LMs or the adapter cannot be trained, or DSPy would give one predictor's rows to
-                another.
-            NoSuccessError: No run was good enough.
-            RolloutError: The LM refused for credentials, credit or configuration.
-            UnfinishedError: An LM failed in one of the runs.
+            UnpreparedProgramError: The LMs or the adapter cannot be trained, or DSPy would assign a predictor's rows to
+                another one.
+            NoSuccessError: No run succeeded.
+            RolloutError: The LM failed because of credentials, credit or configuration.
+            UnfinishedError: An LM failed during a run.
             TrainingError: A job failed.
         """
         checks.check("BootstrapFinetune", vars(self), _SETTINGS)
@@ -85,17 +86,17 @@ class BootstrapFinetune:
         with quiet():
             try:
                 optimizer.compile(whole, trainset=trainset)
-            except ValueError as error:  # DSPy's words for runs that raised
+            except ValueError as error:  # DSPy raises this for runs that raised
                 raise whole.fatal or error from error
         return program
 
     def good(self, example: dspy.Example, prediction: Any, trace: Any = None) -> bool:
-        """The metric as DSPy wants it."""
+        """Adapt the metric to DSPy."""
         return to_score(call_metric(self.metric, example, prediction, trace), example).reward >= self.threshold
 
 
 class _FailsAsOne(dspy.Module):
-    """The program, with every failure of a run in the one form that DSPy's collector survives."""
+    """Wraps the program, and raises every failure of a run as the one error that DSPy's collector handles."""
 
     def __init__(self, program: dspy.Module) -> None:
         super().__init__()
@@ -112,7 +113,7 @@ class _FailsAsOne(dspy.Module):
             raise AdapterParseError(adapter_name="none", signature=cast(Any, signature), lm_response=reply) from error
 
     def _note(self, error: Exception) -> None:
-        """Keep an error that every example would share; DSPy would count it as one failed example."""
+        """Store an error that affects every example; DSPy would count it as one failed example."""
         try:
             raise_if_systemic(error)
         except SiriuSError as fatal:
@@ -126,7 +127,7 @@ class _FailsAsOne(dspy.Module):
 
 
 class _Optimizer(dspy_internals.BootstrapFinetune):
-    """DSPy's optimizer with our rule for success and our trainer."""
+    """DSPy's optimizer with the success rule and the trainer of this package."""
 
     def __init__(self, settings: BootstrapFinetune, whole: _FailsAsOne) -> None:
         num_predictors = len(predictor_names(whole.program))
@@ -140,21 +141,21 @@ class _Optimizer(dspy_internals.BootstrapFinetune):
         self.whole = whole
 
     def choose_runs(self, runs: list[Any], place: int | None) -> list[Any]:
-        """Leave out runs that failed, whose score DSPy takes for true."""
+        """Drop failed runs, whose score DSPy takes for true."""
         if self.whole.fatal is not None:
             raise self.whole.fatal
         good = [item for item in runs if item["score"] is True]
         if not good:
             raise NoSuccessError(
                 f"None of {len(runs)} runs reached the threshold {self.settings.threshold}, so BootstrapFinetune "
-                "has nothing to train on. Give it demonstrations (`demos=`), a better LM, or easier examples."
+                "has nothing to train on. Pass demonstrations (`demos=`), a better LM, or easier examples."
             )
         if place is not None:
             _check_places(good, place, self.whole.program)
         return good
 
     def finetune_lms(self, finetune_dict: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dspy.LM]:  # type: ignore[override]  # static there, called on the instance
-        """Train one after the other through our trainer."""
+        """Train one LM after the other with the trainer of this package."""
         names = list(predictor_names(self.whole.program))
         trained: dict[Any, dspy.LM] = {}
         for number, ((lm, place), job) in enumerate(finetune_dict.items()):
@@ -169,14 +170,14 @@ class _Optimizer(dspy_internals.BootstrapFinetune):
 
 
 def _check_places(runs: Sequence[Mapping[str, Any]], place: int, program: dspy.Module) -> None:
-    """Refuse programs whose n-th call is not always that of the n-th predictor: DSPy would mix up their rows.
+    """Refuse programs whose n-th call is not always of the n-th predictor, because DSPy would mix up their rows.
 
     Raises:
-        UnpreparedProgramError: The message names the predictor.
+        UnpreparedProgramError: Another predictor makes that call.
     """
     name, predictor = list(predictor_names(program).items())[place]
     if any(place < len(run["trace"]) and run["trace"][place][0] is not predictor for run in runs):
         raise UnpreparedProgramError(
-            f"BootstrapFinetune trains predictor {name!r} on call number {place + 1} of each run, which is another "
-            "predictor's in this program. Use `BootstrapFinetune(shared=True)`, one set of weights for all."
+            f"BootstrapFinetune trains predictor {name!r} on call number {place + 1} of each run, which another "
+            "predictor makes in this program. Use `BootstrapFinetune(shared=True)`, one set of weights for all."
         )

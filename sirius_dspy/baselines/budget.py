@@ -1,8 +1,8 @@
-"""One meter for every method: LM calls, tokens and seconds, and a limit that really ends the work.
+"""A meter that counts LM calls, tokens and seconds of any method, and stops it at a limit.
 
-The meter hangs on DSPy's context, not on LMs or programs: a callback hears of each LM call before it is made, and the
-usage tracker of what each answer took. So a `LocalLM`, a scripted LM and a hosted one count alike, in all threads that
-DSPy or this package starts, and a checkpoint of a metered program is like any other.
+The meter is part of DSPy's context and not of LMs or programs: a callback counts each LM call before it is made, and
+the usage tracker counts the tokens of each answer. So local, scripted and hosted LMs are counted alike, in all threads
+that DSPy or this package starts, and the meter does not change checkpoints.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sirius_dspy.trajectory import Usage
 
 
 class BudgetExceededError(SiriuSError, RuntimeError):
-    """A method wanted more than its limit.
+    """A method reached its limit.
 
     Attributes:
-        spent: What it had used by then.
+        spent: What the method had used by then.
     """
 
     def __init__(self, message: str, spent: Spent) -> None:
@@ -37,28 +37,29 @@ class BudgetExceededError(SiriuSError, RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a method may use; `None` is no limit."""
+    """The limits of a method; `None` means no limit."""
 
     calls: int | None = None
-    """LM calls, counted when they are made, those that a cache answers included: what a method may ask must not depend
-    on which method asked before it. The limit is kept to the call."""
+    """LM calls, counted when they are made. Calls that a cache answers count as well, so that the limit does not
+    depend on
+    the methods that ran before. The limit is exact."""
     tokens: int | None = None
-    """Prompt and completion tokens of answers that no cache gave. Calls in flight when it is reached still count."""
+    """Prompt and completion tokens of answers that no cache gave. Calls in progress at the limit still count."""
     seconds: float | None = None
-    """Wall time, looked at before each LM call: a fine-tuning job is not interrupted."""
+    """Wall time, checked before each LM call, so fine-tuning jobs are not interrupted."""
 
 
 class Meter(BaseCallback):
-    """Counts the LM calls made inside `with Meter(...) as meter:`, and ends the block at a limit.
+    """Counts the LM calls inside `with Meter(...) as meter:`, and ends the block at a limit.
 
-    Cheap enough for everything: a lock and an addition per call. Meters nest; the outer one counts what the inner does.
-    Threads that a program starts itself, without DSPy's context, are not seen, as nowhere in this package.
+    The cost is one lock and one addition per call. Meters can be nested; the outer one includes the calls of the inner
+    one. Calls in threads that a program starts without DSPy's context are not counted.
 
     Args:
-        limits: By default none.
+        limits: Limits of the block; by default, there are none.
 
     Raises:
-        BudgetExceededError: The block wanted one more LM call beyond a limit. What a method had stored by then, stays.
+        BudgetExceededError: The block made an LM call beyond a limit. Stored results of the method are kept.
 
     Examples:
         >>> with Meter(Limits(calls=100)) as meter:
@@ -69,7 +70,7 @@ class Meter(BaseCallback):
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._lock = threading.Lock()  # protects the counts: LMs are called from many threads
+        self._lock = threading.Lock()  # protects the counts, since LMs are called from many threads
         self._calls = 0
         self._answers = _Answers(self._lock)
         self._began = time.perf_counter()
@@ -80,7 +81,7 @@ class Meter(BaseCallback):
 
     @property
     def spent(self) -> Spent:
-        """What the block has used up to now, or in all once it has ended."""
+        """What the block has used so far, or in total after its end."""
         seconds = (self._ended or time.perf_counter()) - self._began
         with self._lock:
             usages, calls = list(self._answers.by_model.items()), self._calls
@@ -95,7 +96,7 @@ class Meter(BaseCallback):
         )
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Called by DSPy before each LM call; refuses the one that would go beyond a limit."""
+        """Count a call, or refuse it at a limit; DSPy calls this before each LM call."""
         spent = self.spent
         with self._lock:
             if reached := self._describe_limit(spent):
@@ -115,7 +116,7 @@ class Meter(BaseCallback):
     def __enter__(self) -> Self:
         self._began = time.perf_counter()
         self._answers.parent = usage_tracker()
-        callbacks = [self, *dspy.settings.callbacks]  # first, so that an outer meter hears of no refused call
+        callbacks = [self, *dspy.settings.callbacks]  # first, so that an outer meter does not count a refused call
         self._context = dspy.context(callbacks=callbacks, usage_tracker=self._answers)
         self._context.__enter__()
         return self
@@ -127,17 +128,17 @@ class Meter(BaseCallback):
         self._ended = time.perf_counter()
         if isinstance(error, _Stop) and error.meter is self:
             raise BudgetExceededError(
-                f"The method wanted more than its limit of {error.reached}. Give it more, or smaller settings; a "
-                "method with a `run_dir` goes on from where it stopped.",
+                f"The method reached its limit of {error.reached}. Raise the limit, or use smaller settings; a method "
+                "with a `run_dir` resumes where it stopped.",
                 self.spent,
             ) from None
 
 
 class _Stop(BaseException):
-    """Unwinds a method that is over its limit.
+    """Unwinds a method that has reached its limit.
 
-    Not an `Exception`, because DSPy's callbacks, evaluators and optimizers catch every one of those, call it a failed
-    example and go on.
+    It is not an `Exception`, because DSPy's callbacks, evaluators and optimizers catch those, count a failed example
+    and continue.
     """
 
     def __init__(self, meter: Meter, reached: str) -> None:
@@ -147,7 +148,7 @@ class _Stop(BaseException):
 
 
 class _Answers:
-    """What DSPy takes for its usage tracker: sums up by LM, and passes on to the one that was there before."""
+    """Replaces DSPy's usage tracker: adds up the usage by LM, and passes it on to the previous tracker."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self.parent: Any = None
@@ -158,7 +159,7 @@ class _Answers:
         return self  # DSPy copies the tracker into each of its threads
 
     def add_usage(self, lm: str, entry: Mapping[str, Any]) -> None:
-        """Called by DSPy for each answer that no cache gave."""
+        """Add the usage of an answer; DSPy calls this for each answer that no cache gave."""
         with self._lock:
             self.by_model[lm] = self.by_model.get(lm, Usage()) + usage_of(entry)
         if self.parent is not None:

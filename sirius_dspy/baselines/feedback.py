@@ -1,4 +1,4 @@
-"""How good the critic's advice is: what it turns right, what it gives away, and what it spoils."""
+"""Measures the critic's advice: how often it fixes an answer, gives the answer away, or spoils it."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Attempt, Step, Values
 
 _GUARD = LeakGuard(traces=r"(?!)")
-"""Looks for the gold answer and for nothing else."""
+"""A guard that only looks for the gold answer."""
 
 
 @dataclass(frozen=True)
 class FeedbackQuality:
-    """Counts of repair attempts; one attempt is one new answer of one agent after one piece of advice.
+    """Counts of repair attempts. An attempt is a new answer of an agent after one piece of advice.
 
-    Whether a text carries the gold answer is decided as the leak guard does, by whole words. Where the gold answer is a
-    common word (`no`, `a`), the counts of what carries it are upper bounds.
+    Like the leak guard, this compares whole words to decide whether a text contains the gold answer. If the gold answer
+    is a common word (`no`, `a`), these counts are upper bounds.
     """
 
     attempts: int = 0
-    """Attempts for which the critic gave advice at all."""
+    """Attempts for which the critic gave advice."""
     turned_right: int = 0
     """The run succeeded after the edit."""
     advice_leaks: int = 0
-    """The advice itself states the gold answer, which the advised agent had not seen or written before."""
+    """The advice contains the gold answer, which the agent had not seen or written before."""
     edits_refused: int = 0
-    """The leak guard refused the new answer: it newly carries the gold answer, or speaks of a correction."""
+    """The leak guard refused the new answer, because it newly contains the gold answer or mentions a correction."""
     right_before: int = 0
-    """The edited step carried the gold answer already, so that what was wrong came later."""
+    """The edited step already contained the gold answer, so the mistake was made later."""
     made_wrong: int = 0
-    """Of these, the ones whose new answer does not carry it any more."""
+    """The attempts of `right_before` whose new answer does not contain the gold answer."""
     unanswered: int = 0
-    """After the advice, the agent's new answer did not parse, or was the old one."""
+    """The new answer did not parse, or was the old one."""
 
     def __add__(self, other: FeedbackQuality) -> FeedbackQuality:
         return FeedbackQuality(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
     def interval(self, name: str) -> Interval:
-        """Wilson's 95 % interval of a count as a share: `made_wrong` of `right_before`, the others of all attempts.
+        """Compute Wilson's 95 % interval of a share: `made_wrong` of `right_before`, other counts of all attempts.
 
         Raises:
-            ValueError: There is nothing to take a share of.
+            ValueError: The denominator is zero.
         """
         return wilson_interval(getattr(self, name), self.right_before if name == "made_wrong" else self.attempts)
 
@@ -53,15 +53,15 @@ class FeedbackQuality:
 def feedback_quality(
     library: ExperienceLibrary, *, run: str | None = None, iteration: int | None = None
 ) -> dict[str, FeedbackQuality]:
-    """Look at all repairs in a library.
+    """Measure the quality of the feedback in all repairs of a library.
 
     Args:
-        library: Holds the repairs, their failed runs and the examples.
-        run: Id of a compile (`detailed_results["run"]`); all of them by default.
-        iteration: From 1; all by default.
+        library: Library with the repairs, their failed runs and the examples.
+        run: Id of a compile (`detailed_results["run"]`); all compiles by default.
+        iteration: Number of an iteration, from 1; all iterations by default.
 
     Returns:
-        By predictor name; `total` gives their sum.
+        Predictor name to its counts; `total` adds them up.
 
     Raises:
         LibraryError: The library cannot be read.
@@ -77,7 +77,7 @@ def feedback_quality(
 
 
 def total(by_predictor: Mapping[str, FeedbackQuality] | Iterable[FeedbackQuality]) -> FeedbackQuality:
-    """The sum over predictors."""
+    """Add up the counts of all predictors."""
     parts = by_predictor.values() if isinstance(by_predictor, Mapping) else by_predictor
     return sum(parts, FeedbackQuality())
 
@@ -99,6 +99,6 @@ def _quality(attempt: Attempt, step: Step, labels: Values) -> FeedbackQuality:
 
 
 def _carries(values: Mapping[str, Any], labels: Values) -> bool:
-    """Whether a text holds the gold answer: what the guard says of it if nothing was known before."""
+    """Return whether a text contains the gold answer."""
     blank = Step(predictor="", occurrence=0, inputs={}, outputs={}, lm="")
     return bool(_GUARD.leak(values, blank, labels, answers=False))

@@ -1,4 +1,4 @@
-"""What all methods have in common: one `compile`, and a student that stays as it is."""
+"""The interface of all methods: `compile`, which leaves the student unchanged."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Demos = Mapping[str, Sequence[dspy.Example]]
 
 
 class Method(Protocol):
-    """A way to make a program better, or to leave it as it is; `SiriuS` is one."""
+    """A method that improves a program or leaves it unchanged. `SiriuS` is one."""
 
     def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
-        """Give back a program to be tested; the student is left untouched."""
+        """Return a program to test; the student is left unchanged."""
 
 
 @dataclass(frozen=True)
 class PromptedTeam:
-    """The program as it is, without any training.
+    """The program without any training.
 
     Attributes:
-        demos: Demonstrations to show in its prompts, by predictor name; zero-shot without.
+        demos: Predictor name to demonstrations for its prompts; without them, the program is zero-shot.
     """
 
     demos: Demos = field(default_factory=dict)
@@ -42,11 +42,11 @@ class PromptedTeam:
 
 @dataclass(frozen=True)
 class SingleAgent:
-    """A program with one predictor in place of the team, on the team's LM.
+    """A program with one predictor that replaces the team and uses its LM.
 
     Attributes:
-        program: Solves the same examples with one predictor.
-        method: What is done with it; nothing by default.
+        program: Program with one predictor for the same examples.
+        method: Method that is applied to the program; by default, it is left untrained.
 
     Examples:
         ```python
@@ -59,28 +59,30 @@ class SingleAgent:
     method: Method = field(default_factory=PromptedTeam)
 
     def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
-        """See `Method.compile`; the student gives its LM and nothing else.
+        """See `Method.compile`; only the LM of the student is used.
 
         Raises:
             UnpreparedProgramError: The program has several predictors, or the student's have different LMs.
         """
         names = list(predictor_names(self.program))
         if len(names) != 1:
-            raise UnpreparedProgramError(f"A single agent has one predictor; the program has {names}. Pass such a one.")
+            raise UnpreparedProgramError(
+                f"A single agent has one predictor; the program has {names}. Pass a program with one predictor."
+            )
         single = copy_program(self.program)
         single.set_lm(the_lm(student))
         return self.method.compile(single, trainset=trainset, valset=valset)
 
 
 def prepare_student(student: dspy.Module, demos: Demos | None = None) -> dspy.Module:
-    """A copy to work on, with the student's own LM objects, or DSPy's default LM, and demonstrations.
+    """Copy a student, with its LM objects or DSPy's default LM, and add demonstrations.
 
     Args:
         student: Any program.
-        demos: By predictor name; other predictors keep their own.
+        demos: Predictor name to demonstrations; other predictors keep theirs.
 
     Raises:
-        UnpreparedProgramError: It has no predictors, one of them has no LM, or `demos` names an unknown one.
+        UnpreparedProgramError: The student has no predictors, a predictor has no LM, or `demos` names an unknown one.
     """
     prepare.check_student(student)
     prepare.check_demos(demos or {}, student)
@@ -92,10 +94,10 @@ def prepare_student(student: dspy.Module, demos: Demos | None = None) -> dspy.Mo
 
 
 def the_lm(program: dspy.Module) -> dspy.LM:
-    """The one LM of a program.
+    """Return the only LM of a program.
 
     Raises:
-        UnpreparedProgramError: There is none, or there are several.
+        UnpreparedProgramError: The program has no LM, or several.
     """
     names = list(predictor_names(program))
     lms = prepare.starting_lms(program, {name: (name,) for name in names})
@@ -106,16 +108,16 @@ def the_lm(program: dspy.Module) -> dspy.LM:
 
 
 def put_lms_back(program: dspy.Module, source: dspy.Module) -> dspy.Module:
-    """Give a program the LM objects of another one, by predictor name: DSPy's optimizers return copies of LMs."""
+    """Give a program the LM objects of another one, since DSPy's optimizers return copies of LMs."""
     set_lms(program, lms_of(source))
     return program
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep stdout for results, and keep no history of LM calls.
+    """Redirect stdout to stderr, and keep no history of LM calls.
 
-    DSPy's evaluators draw a progress bar on stdout for every few examples, thousands of them in a search for prompts.
+    DSPy's evaluators draw thousands of progress bars on stdout while they search for prompts.
     """
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,

@@ -1,7 +1,7 @@
-"""DSPy's prompt optimizers as baselines: the same program and metric, better instructions in place of better weights.
+"""DSPy's prompt optimizers as baselines. They improve instructions instead of weights, for the same program and metric.
 
-Both ask the team's own LM for new instructions unless another one is given, and get a number of metric calls: one run
-of the program on one example is one. What they ask the LM beyond that shows up in the `Meter`, as for every method.
+By default, the team's LM writes the new instructions. The budget is a number of metric calls, which are runs of the
+program on one example. Other calls of the LM are counted by the `Meter`, as for every method.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sirius_dspy.running.metric import Metric, call_metric, to_score
 from sirius_dspy.trajectory import to_plain
 
 _INSTRUCTION_TOKENS = 512
-"""Room for the instructions of one agent, and for what is thought before."""
+"""Maximum number of tokens for the instructions of one agent, including the reasoning before them."""
 
 
 _SETTINGS = {
@@ -30,7 +30,7 @@ _SETTINGS = {
     "num_threads": checks.optional(checks.whole(1)),
     "seed": checks.SEED,
 }
-"""Of what kind the settings are that both methods have."""
+"""The kind of each setting that both methods have."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class GEPA:
 
     Attributes:
         metric: See `sirius_dspy.running.metric.Metric`.
-        max_metric_calls: Runs of the program, about: GEPA finishes the round it is in.
-        reflection_lm: Writes the instructions; by default the program's own LM, as for the other methods.
+        max_metric_calls: Approximate number of runs of the program; GEPA finishes its current round.
+        reflection_lm: LM that writes the instructions; by default, the program's LM.
         num_threads: Runs at a time; DSPy's setting by default.
-        seed: Of GEPA's choices.
+        seed: Seed of GEPA's random choices.
     """
 
     metric: Metric
@@ -57,7 +57,7 @@ class GEPA:
         Raises:
             SettingsError: A setting is of the wrong kind or out of its range.
             UnpreparedProgramError: A predictor has no LM, or there are several LMs and no `reflection_lm`.
-            DatasetError: `max_metric_calls` does not even pay for the first look at the valset.
+            DatasetError: `max_metric_calls` is too small for the first evaluation on the valset.
         """
         checks.check("GEPA", vars(self), _SETTINGS | {"reflection_lm": checks.optional(checks.LM)})
         program = prepare_student(student)
@@ -81,7 +81,7 @@ class GEPA:
         pred_trace: Any = None,
         program_trace: Any = None,
     ) -> Any:
-        """The score, and the gold answer in words: what the critic of a repair sees, too."""
+        """Return the score and the gold answer, which the critic of a repair also sees."""
         reward = _reward(self.metric, gold, pred)
         expected = "\n".join(f"{name}: {value}" for name, value in readable(to_plain(gold.labels())).items())
         return dspy.Prediction(score=reward, feedback=f"The score of this run is {reward}. Expected was:\n{expected}")
@@ -93,13 +93,15 @@ class MIPROv2:
 
     Attributes:
         metric: See `sirius_dspy.running.metric.Metric`.
-        max_metric_calls: Runs of the program at most. A half goes into demonstrations, from as many training examples
-            as it pays for (each candidate set may run them all); the other into trials, each on the whole valset.
-        num_candidates: Instructions and sets of demonstrations to choose from.
-        max_demos: Demonstrations per predictor, own good runs and labelled examples each; 0 for instructions only.
-        prompt_lm: Writes the instructions; by default the program's own LM.
+        max_metric_calls: Maximum number of runs of the program. One half is for demonstrations, from as many training
+            examples as possible (each candidate set may run them all); the other half is for trials on the whole
+            valset.
+        num_candidates: Number of instructions, and of sets of demonstrations, to choose from.
+        max_demos: Maximum number of demonstrations per predictor, for successful runs and labeled examples each; 0
+            optimizes instructions only.
+        prompt_lm: LM that writes the instructions; by default, the program's LM.
         num_threads: Runs at a time; DSPy's setting by default.
-        seed: Of MIPROv2's choices.
+        seed: Seed of MIPROv2's random choices.
     """
 
     metric: Metric
@@ -117,13 +119,17 @@ class MIPROv2:
             MissingDependencyError: optuna is not installed.
             SettingsError: A setting is of the wrong kind or out of its range.
             UnpreparedProgramError: A predictor has no LM, or there are several LMs.
-            TrainingError: The LM that writes instructions cannot be parsed.
-            DatasetError: `max_metric_calls` does not pay for two looks at the valset and one training example.
+            TrainingError: A reply of the LM that writes instructions cannot be parsed.
+            DatasetError: `max_metric_calls` is too small for two evaluations on the valset and one training example.
         """
         if importlib.util.find_spec("optuna") is None:
             raise MissingDependencyError("MIPROv2 needs optuna. Run `pip install 'optuna>=3.4'`, or use `GEPA`.")
-        own = {"num_candidates": checks.whole(1), "max_demos": checks.whole(0), "prompt_lm": checks.optional(checks.LM)}
-        checks.check("MIPROv2", vars(self), _SETTINGS | own)
+        kinds = {
+            "num_candidates": checks.whole(1),
+            "max_demos": checks.whole(0),
+            "prompt_lm": checks.optional(checks.LM),
+        }
+        checks.check("MIPROv2", vars(self), _SETTINGS | kinds)
         program = prepare_student(student)
         _check_calls(self.max_metric_calls, 4 * max(len(valset), self.num_candidates))
         half = self.max_metric_calls // 2
@@ -136,7 +142,7 @@ class MIPROv2:
             max_bootstrapped_demos=self.max_demos,
             max_labeled_demos=self.max_demos,
             num_threads=self.num_threads,
-            max_errors=half + len(trainset),  # a failed run scores 0, here as everywhere
+            max_errors=half + len(trainset),  # a failed run scores 0, as for every method
             metric_threshold=None,
             track_stats=False,
             seed=self.seed,
@@ -150,22 +156,22 @@ class MIPROv2:
                     num_trials=half // len(valset) - 1,
                     minibatch=False,
                 )
-            except AdapterParseError as error:  # of the proposals: a run that does not parse is caught inside
+            except AdapterParseError as error:  # a proposal does not parse; for a run, DSPy catches this
                 raise TrainingError(
-                    f"MIPROv2 gave up, since the LM that writes instructions did not keep to the format: {error} Give "
-                    "it a stronger `prompt_lm`."
+                    f"MIPROv2 failed, because the LM that writes instructions did not follow the format: {error} Pass "
+                    "a stronger `prompt_lm`."
                 ) from error
         return put_lms_back(best, program)
 
 
 def _writer(lm: dspy.LM) -> dspy.LM:
-    """The agents' LM, free to write instructions: an agent's limit of tokens is one for its short answers."""
+    """Return the agents' LM with a higher token limit, because agents write only short answers."""
     limit = lm.kwargs.get("max_tokens")
     return lm.copy(temperature=1.0, **({"max_tokens": max(limit, _INSTRUCTION_TOKENS)} if limit else {}))
 
 
 def _reward(metric: Metric, example: dspy.Example, prediction: Any) -> float:
-    """The reward of a run; 0 where the metric raises, as in a rollout."""
+    """Return the reward of a run; 0 if the metric raises, as in a rollout."""
     try:
         value = call_metric(metric, example, prediction, None)
     except Exception:
@@ -177,5 +183,5 @@ def _check_calls(calls: int, least: int) -> None:
     if calls < least:
         raise DatasetError(
             f"`max_metric_calls` is {calls!r}, expected at least {least} for a valset of this size. Allow more runs, "
-            "or take a smaller valset."
+            "or use a smaller valset."
         )

@@ -1,9 +1,9 @@
-"""STaR, the single agent that learns from its own right answers and from explaining the ones that it got wrong.
+"""STaR: a single agent is trained on its right answers and on explanations of the answers it got wrong.
 
 References:
-    Zelikman et al., STaR: Bootstrapping Reasoning With Reasoning (arXiv:2203.14465), Algorithm 1: answer; where wrong,
-    answer once more with the gold answer as a hint; keep what ends in the gold answer; fine-tune the base model on both
-    under prompts without hint; repeat. Here the loop is that of `SiriuS`, and rationalisation is its augmenter.
+    Zelikman et al., STaR: Bootstrapping Reasoning With Reasoning (arXiv:2203.14465), Algorithm 1: answer; if wrong,
+    answer again with the gold answer as a hint; keep the runs that end in the gold answer; fine-tune the base model on
+    both, with prompts without the hint; repeat. Here, `SiriuS` runs the loop, and rationalization is its augmenter.
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ from sirius_dspy.running.recording import Recording, Sampling
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory, Usage, Values, Verdict, from_plain, to_plain
 
 HINT = "hint"
-"""Input field that rationalisation adds to the agent's own signature."""
+"""Input field that rationalization adds to the agent's signature."""
 
 TRACES = r"\bhint(?:s|ed)?\b|\b(?:given|provided|known) (?:correct |gold )?answer\b|\bas (?:told|instructed)\b"
-"""Words that speak of the hint; at inference there is none."""
+"""Phrases that mention the hint, which does not exist at inference."""
 
 
 def star(metric: Metric, **settings: Any) -> SiriuS:
-    """STaR for a program with one predictor, best one that reasons before it answers (`dspy.ChainOfThought`).
+    """Return STaR for a program with one predictor, ideally one that reasons before it answers (`dspy.ChainOfThought`).
 
-    Without a reasoning field, the rationalised rows are just the gold answers, so it becomes supervised fine-tuning.
+    Without a reasoning field, the rationalized rows are just the gold answers, so this is supervised fine-tuning.
 
     Args:
         metric: See `SiriuS`.
-        settings: Of `SiriuS`. By default one greedy run per example, training from the base weights, and no gate:
-            STaR goes on with what it has trained. As for every method here, the best iteration on the valset counts.
+        settings: Settings of `SiriuS`. By default, there is one greedy run per example, training starts from the base
+            weights, and there is no gate, because STaR always keeps the new weights. As for every method here, the best
+            iteration on the valset is returned.
     """
     defaults: dict[str, Any] = {"collect": Collect(samples=1), "augmenter": Rationalizer(), "gate": None}
     return SiriuS(metric, **{**defaults, **settings})
 
 
 class Rationalizer(Augmenter):
-    """Asks a failed agent once more, with the gold answer as a hint.
+    """Calls a failed agent again, with the gold answer as a hint.
 
-    What it writes becomes a training row under the prompt without the hint, if the metric finds it right.
+    If the metric accepts the answer, it becomes a training row with the prompt without the hint.
 
     Args:
-        guard: Refuses rationales that speak of the hint; STaR itself has no such filter. `None` for STaR's own way.
+        guard: Refuses rationales that mention the hint. STaR has no such filter; `None` disables it.
     """
 
     GUARD = LeakGuard(TRACES)
@@ -65,10 +66,10 @@ class Rationalizer(Augmenter):
         self.guard = guard
 
     def check(self, program: dspy.Module) -> None:
-        """Refuse what is no guard, and what the guard itself refuses.
+        """Check the guard.
 
         Raises:
-            SettingsError: The message names the setting.
+            SettingsError: The guard, or one of its settings, is of the wrong kind.
         """
         checks.check(
             "Rationalizer",
@@ -79,7 +80,7 @@ class Rationalizer(Augmenter):
             self.guard.check(list(predictor_names(program)))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
-        """See `sirius_dspy.repair.augmenters.Augmenter.repair`; the first step of a trained agent is asked again."""
+        """See `sirius_dspy.repair.augmenters.Augmenter.repair`; the first step of a trained agent is repeated."""
         steps = enumerate(failed.steps)
         position = next((number for number, step in steps if context.may_edit(failed, step)), None)
         if position is None:
@@ -114,15 +115,15 @@ class Rationalizer(Augmenter):
 
 
 def _rationalize(failed: Trajectory, step: Step, example: dspy.Example, context: RepairContext) -> Recording:
-    """One LM call: the agent's own question with the gold answer beside it, in demonstrations as well."""
-    own = predictor_names(context.program)[step.predictor]
-    signature = signature_of(own)
+    """Call the agent with its inputs and the gold answer, which demonstrations also have."""
+    original = predictor_names(context.program)[step.predictor]
+    signature = signature_of(original)
     name = free_name(HINT, signature)
     field = dspy.InputField(desc="the correct answer; explain how to get there, as if you had found it yourself")
     predictor = dspy.Predict(signature.append(name, field, type_=str))
-    predictor.lm = own.lm
+    predictor.lm = original.lm
     labels = to_plain(example.labels())
-    demos = context.rollouts.demos.get(step.predictor, own.demos)
+    demos = context.rollouts.demos.get(step.predictor, original.demos)
     predictor.demos = [_add_hint(demo, name, list(labels)) for demo in demos]
     inputs = {
         key: from_plain(value, signature.input_fields[key].annotation) for key, value in _known_inputs(step, signature)
@@ -134,7 +135,7 @@ def _rationalize(failed: Trajectory, step: Step, example: dspy.Example, context:
 
 
 def _fields(asked: Recording, signature: type[dspy.Signature]) -> Values | None:
-    """The new answer, without what DSPy adds to the signature's fields."""
+    """Return the new answer without fields that DSPy adds to the signature."""
     outputs = asked.steps[0].outputs if asked.steps else None
     return outputs and {name: value for name, value in outputs.items() if name in signature.output_fields}
 
@@ -144,7 +145,7 @@ def _known_inputs(step: Step, signature: type[dspy.Signature]) -> list[tuple[str
 
 
 def _add_hint(demo: dspy.Example, name: str, labels: Sequence[str]) -> dspy.Example:
-    """A demonstration of how to use a hint: its own answer is the hint. One without an answer stays as it is."""
+    """Add a demonstration's answer to it as the hint. A demonstration without an answer is unchanged."""
     labelled = {label: demo[label] for label in labels if label in demo}
     return demo.copy(**{name: _hint(labelled)}) if labelled else demo
 

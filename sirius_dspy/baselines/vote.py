@@ -1,4 +1,4 @@
-"""Majority vote: what the same number of LM calls at test time would buy without any training.
+"""Majority vote: uses more LM calls at test time instead of training.
 
 References:
     Wang et al., Self-Consistency Improves Chain of Thought Reasoning in Language Models (arXiv:2203.11171).
@@ -24,18 +24,18 @@ _SETTINGS = {
     "temperature": checks.number(above=0),
     "answer": checks.TEXT,
 }
-"""Of what kind each setting of a `MajorityVote` is."""
+"""The kind of each setting of `MajorityVote`."""
 
 
 @dataclass(frozen=True)
 class MajorityVote:
-    """Runs a program several times with temperature, and gives the answer that most runs gave.
+    """Runs a program several times with a temperature, and returns the most frequent answer.
 
     Attributes:
-        votes: Runs per example.
-        method: Makes the program; the prompted team by default.
-        temperature: Of all runs.
-        answer: Field of the prediction that is voted on; case and outer white space do not count.
+        votes: Number of runs per example.
+        method: Method that creates the program; the prompted team by default.
+        temperature: Temperature of all runs.
+        answer: Field of the prediction to vote on; case and surrounding whitespace are ignored.
     """
 
     votes: int
@@ -47,16 +47,16 @@ class MajorityVote:
         """See `Method.compile`.
 
         Raises:
-            SettingsError: There are no votes, all of them would be the same, or another setting makes no sense.
+            SettingsError: There are no votes, all votes would be equal, or another setting is invalid.
         """
         checks.check("MajorityVote", vars(self), _SETTINGS)
         program = self.method.compile(student, trainset=trainset, valset=valset)
         program = copy_program(program)
-        mark_compiled(program, False)  # DSPy hides the predictors of a compiled program inside another one
+        mark_compiled(program, False)  # DSPy hides the predictors of a compiled program in another program
         return _Voting([self._voter(program, number) for number in range(self.votes)], self.answer)
 
     def _voter(self, program: dspy.Module, number: int) -> dspy.Module:
-        """A copy whose LMs draw for themselves: DSPy's cache tells them apart by the rollout id."""
+        """Copy the program with another rollout id for its LMs, so that DSPy's cache does not repeat samples."""
         voter = prepare_student(program)
         lms = {name: lm.copy(temperature=self.temperature, rollout_id=number) for name, lm in lms_of(voter).items()}
         set_lms(voter, lms)
@@ -70,10 +70,11 @@ class _Voting(dspy.Module):
         self.answer = answer
 
     def forward(self, **inputs: Any) -> Any:
-        """The first prediction with the most frequent answer; a run that breaks has no vote.
+        """Return the first prediction with the most frequent answer; a failed run has no vote.
 
         Raises:
-            Exception: What the last run raised, if all did; or what an LM raised that failed.
+            Exception: The error of the last run if all runs failed, or the error of an LM that is temporarily
+                unavailable.
         """
         predictions, error = [], None
         for voter in self.voters:
@@ -81,7 +82,7 @@ class _Voting(dspy.Module):
                 predictions.append(voter(**inputs))
             except Exception as raised:
                 raise_if_systemic(raised)
-                if fault_of(raised) == "transient":  # a vote that was not cast is no vote against anything
+                if fault_of(raised) == "transient":  # a missing vote must not count against an answer
                     raise
                 error = raised
         if error is not None and not predictions:

@@ -13,7 +13,7 @@ from sirius_dspy.checkpoint.folder import check_files
 from sirius_dspy.checkpoint.manifest import MANIFEST, AdapterState, AgentEntry, LMState, Manifest, read_manifest
 from sirius_dspy.checkpoint.naming import Build
 from sirius_dspy.checkpoint.parts import build_adapter, build_lm, check_lm, describe_adapter, is_known, store_adapter
-from sirius_dspy.checkpoint.program import ProgramState, put_back, read_program, restore_program
+from sirius_dspy.checkpoint.program import ProgramState, read_program, restore_on_error, restore_program
 from sirius_dspy.dspy_internals import mark_compiled
 from sirius_dspy.errors import CheckpointError
 from sirius_dspy.program import program_fingerprint, set_lms
@@ -58,7 +58,7 @@ def load(
     _check_predictors(path, manifest, state)
     _check_lms(manifest, lms or {})
     loaded = _program(program, manifest)
-    with put_back(loaded):
+    with restore_on_error(loaded):
         restore_program(loaded, state)
         if program_fingerprint(loaded) != manifest.fingerprint:
             raise CheckpointError(

@@ -193,7 +193,7 @@ def read_program(path: Path) -> ProgramState:
 
 
 @contextmanager
-def put_back(program: dspy.Module) -> Iterator[None]:
+def restore_on_error(program: dspy.Module) -> Iterator[None]:
     """Restore the predictors if the block fails."""
     parts = list(predictor_names(program).values())
     before = [dict(vars(part)) for part in parts]

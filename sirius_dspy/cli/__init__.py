@@ -1,7 +1,8 @@
 """The command line: `compile` and `ask`, `demo`, `experiment`, `report`, and `library` for what compiles collected.
 
-Results go to stdout, everything else to stderr, so that `--json` can be piped. What is wrong is one message and exit
-code 1 (of `library`, where 1 is the answer of `verify`: 2), an interrupt is exit code 130; a traceback means a bug.
+Results go to stdout and everything else to stderr, so that `--json` can be piped. An error prints one message and
+gives exit code 1 (2 for `library`, where 1 is a result of `verify`). An interrupt gives exit code 130. A traceback
+indicates a bug.
 """
 
 from __future__ import annotations

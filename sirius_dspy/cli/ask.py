@@ -1,4 +1,4 @@
-"""`sirius-dspy ask`: one question for a trained program."""
+"""`sirius-dspy ask`: asks a trained program a question."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def ask(
     program: Annotated[
         str,
         typer.Option(
-            help="The program's class, or a function that builds it, as `module:name` or `file.py:name`; it is "
+            help="The program's class, or a function that builds it, as `module:name` or `file.py:name`. It is "
             "imported and called."
         ),
     ],
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", help="NAME=VALUE, for each input of the program; without any, JSON on stdin."),
+        typer.Option("--input", help="NAME=VALUE for each input of the program; by default, JSON is read from stdin."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Ask a trained program, and show each agent's step.
 
-    Values of inputs that are declared as numbers, lists or the like are read as JSON, all others are text.
+    Values of inputs with a declared type such as a number or a list are read as JSON, all others as text.
     """
     with exit_cleanly():
         with stdout_kept_clean():
@@ -59,8 +59,8 @@ def _print_recording(recording: Recording) -> None:
     console = Console()
     for number, step in enumerate(recording.steps, start=1):
         outputs = step.outputs if step.outputs is not None else {"failed": step.failure and step.failure.message}
-        shown = "; ".join(f"{name}: {value}" for name, value in readable(outputs).items())
-        console.print(Text(f"{number}. {step.predictor} [{step.lm}] {shown}"), soft_wrap=True)
+        values = "; ".join(f"{name}: {value}" for name, value in readable(outputs).items())
+        console.print(Text(f"{number}. {step.predictor} [{step.lm}] {values}"), soft_wrap=True)
     if recording.failure is None:
         console.print(Text(f"answer: {_answer(recording)}"), soft_wrap=True)
 
@@ -74,11 +74,11 @@ def _plain_recording(recording: Recording) -> dict[str, Any]:
 
 
 def _plain_step(step: Step) -> dict[str, Any]:
-    shown = ("predictor", "lm", "inputs", "outputs", "seconds")
-    return {name: readable(getattr(step, name)) for name in shown}
+    names = ("predictor", "lm", "inputs", "outputs", "seconds")
+    return {name: readable(getattr(step, name)) for name in names}
 
 
 def _answer(recording: Recording) -> Any:
-    """The prediction's `answer`, or all of it where it has none."""
+    """Return the prediction's `answer`, or the whole prediction if it has none."""
     prediction = readable(to_plain(recording.prediction))
     return prediction.get("answer", prediction) if isinstance(prediction, dict) else prediction

@@ -1,4 +1,4 @@
-"""`sirius-dspy compile`: fine-tune the agents of a program, from the command line."""
+"""`sirius-dspy compile`: fine-tunes the agents of a program."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from sirius_dspy.training.trainers import ProviderTrainer
 
 @dataclass(frozen=True)
 class Job:
-    """A compile as the command line describes it."""
+    """A compile, as described by the command line."""
 
     path: str
-    """Of the program, as it was given."""
+    """The program's name on the command line."""
     student: dspy.Module
     trainset: list[dspy.Example]
     valset: list[dspy.Example] | None
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Of `compile` and `plan`."""
+        """Return the arguments of `compile` and `plan`."""
         return {"student": self.student, "trainset": self.trainset, "valset": self.valset}
 
 
@@ -103,13 +103,13 @@ def compile_program(
     dry_run: options.DryRunFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Fine-tune the agents of a program on its own successful runs, and save what comes out.
+    """Fine-tune the agents of a program on its own successful runs, and save the result.
 
-    The same command goes on from an interrupted run, and reuses a finished one.
+    The same command resumes an interrupted run and reuses a finished one.
     """
     folder = run_dir or _default_folder(program, seed)
     notes = Console(stderr=True)
-    with exit_cleanly(f"Run the same command again to go on from {str(folder)!r}."):
+    with exit_cleanly(f"Run the same command again to resume from {str(folder)!r}."):
         with stdout_kept_clean():
             settings, members = values_in(lm_settings, "--lm-setting"), groups_in(groups)
             student = build_program(program)
@@ -164,17 +164,17 @@ def _run(job: Job, notes: Console, *, as_json: bool) -> None:
         compiled = job.optimizer.compile(**job.arguments)
         sirius_dspy.save(compiled, job.checkpoint)
     result: CompileResult = compiled.detailed_results
-    shown = notes if as_json else Console()
-    shown.print(_table(result))
+    out = notes if as_json else Console()
+    out.print(_table(result))
     if result.reason:
-        shown.print(Text(f"Ended early: {result.reason}."), soft_wrap=True)
-    shown.print(Text("\n".join(next_steps(_ask(job), job.run_dir, job.tracker))), soft_wrap=True)
+        out.print(Text(f"Ended early: {result.reason}."), soft_wrap=True)
+    out.print(Text("\n".join(next_steps(_ask(job), job.run_dir, job.tracker))), soft_wrap=True)
     if as_json:
         typer.echo(json.dumps({"checkpoint": str(job.checkpoint), "results": result.to_dict()}))
 
 
 def _default_folder(program: str, seed: int) -> Path:
-    """Named by file or module and program, so that the same command finds it again."""
+    """Name the folder after the file or module and the program, so that the same command finds it again."""
     place, _, name = program.rpartition(":")
     where = Path(place).stem if place.endswith(".py") else place.replace(".", "_")
     return Path("runs") / f"compile-{where}-{name}-seed-{seed}"
@@ -183,8 +183,8 @@ def _default_folder(program: str, seed: int) -> Path:
 def _demos(path: str | None) -> Any:
     if path is None:
         return None
-    found = import_setting(path, "--demos")
-    return found() if callable(found) else found
+    demos = import_setting(path, "--demos")
+    return demos() if callable(demos) else demos
 
 
 def _augmenter(critic: str | None, settings: Mapping[str, Any], max_repairs: int | None) -> CriticAugmenter:
@@ -192,7 +192,7 @@ def _augmenter(critic: str | None, settings: Mapping[str, Any], max_repairs: int
 
 
 def _library(url: str | None, *, dry_run: bool) -> ExperienceLibrary | None:
-    """The library; a plan looks into the one that there is, and creates none."""
+    """Open the library; a plan only reads an existing one."""
     if url is None:
         return None
     if not dry_run:
@@ -222,7 +222,7 @@ def _kept(entry: IterationResult) -> str:
 
 
 def _ask(job: Job) -> str:
-    """The command that asks the trained program the first example's question."""
+    """Return the command that asks the trained program the question of the first example."""
     arguments = ["ask", str(job.checkpoint), "--program", job.path]
     for name, value in (job.valset or job.trainset)[0].inputs().items():
         arguments += ["--input", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]

@@ -1,4 +1,4 @@
-"""What all commands share: how they end, where they write, how a table begins."""
+"""Helpers of all commands for exit codes, output and tables."""
 
 from __future__ import annotations
 
@@ -26,21 +26,23 @@ _QUIET = {
 }
 
 _WIDE = 160
-"""Columns of a wide table in a file or a pipe, which have no width of their own."""
+"""Width of a wide table in a file or a pipe, which have no width."""
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, everything else on stderr.")]
 
 
 @contextlib.contextmanager
 def exit_cleanly(how_to_resume: str = "", *, failed: int = 1) -> Iterator[None]:
-    """Turn what was raised on purpose into a message and an exit code.
+    """Turn errors of this package into a message and an exit code.
 
     Args:
-        how_to_resume: Said after an interrupt.
-        failed: Exit code of a command that could not do its work.
+        how_to_resume: Printed after an interrupt.
+        failed: Exit code of a command that failed.
     """
     _quiet_libraries()
-    if os.getcwd() not in sys.path:  # a program's own module lies where the user works; installed ones come first
+    if (
+        os.getcwd() not in sys.path
+    ):  # the module of a program may be in the working directory; installed ones come first
         sys.path.append(os.getcwd())
     try:
         yield
@@ -53,25 +55,25 @@ def exit_cleanly(how_to_resume: str = "", *, failed: int = 1) -> Iterator[None]:
 
 
 def complain(message: str) -> None:
-    """Say on stderr what is wrong."""
+    """Print an error to stderr."""
     Console(stderr=True).print(Text(f"sirius-dspy: {message}"), soft_wrap=True)
 
 
 def stdout_kept_clean() -> contextlib.AbstractContextManager[Any]:
-    """What libraries print goes to stderr."""
+    """Redirect the output of libraries to stderr."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
 @contextlib.contextmanager
 def dspy_silent() -> Iterator[None]:
-    """Without DSPy's progress bars and its traceback per example, which drown what an experiment says."""
+    """Disable DSPy's progress bars and its traceback per example, which would hide the output of an experiment."""
     logging.getLogger("dspy").setLevel(logging.CRITICAL)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
 
 
 def _quiet_libraries() -> None:
-    """Silence what is normal here: replies cut at `max_tokens`, new MLflow tables, loading bars."""
+    """Silence messages that are normal here: replies cut at `max_tokens`, new MLflow tables, loading bars."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     for name in ("dspy", "alembic", "mlflow"):
@@ -81,12 +83,12 @@ def _quiet_libraries() -> None:
 
 
 def wide_console() -> Console:
-    """Stdout for tables that should not be squeezed where nobody looks at them."""
+    """Return a console for stdout that does not shrink tables in files and pipes."""
     return Console(width=None if sys.stdout.isatty() else _WIDE)
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """An empty table: words in the first column, numbers in the others."""
+    """Create a table with words in the first column and numbers in the others."""
     table = Table(title=title, title_justify="left")
     table.add_column(columns[0])
     for column in columns[1:]:
@@ -95,5 +97,5 @@ def new_table(title: str, *columns: str) -> Table:
 
 
 def percent(share: float) -> str:
-    """A share in whole percent."""
+    """Format a share in whole percent."""
     return f"{share:.0%}"

@@ -1,4 +1,4 @@
-"""`sirius-dspy demo` shows the loop on this machine."""
+"""`sirius-dspy demo`: runs the whole loop on this machine."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def demo(
     ] = (False),
     as_json: JsonFlag = False,
 ) -> None:
-    """Let a two-agent program teach itself on this machine, and show who learnt what.
+    """Fine-tune a two-agent program on this machine, and show what each agent has learned.
 
-    The same command goes on from an interrupted run, and reuses a finished one.
+    The same command resumes an interrupted run and reuses a finished one.
     """
     folder = run_dir or Path("runs") / f"demo{'-quick' * quick}-seed-{seed}"
     notes = Console(stderr=True)
-    with exit_cleanly(f"Run the same command again to go on from {str(folder)!r}."):
+    with exit_cleanly(f"Run the same command again to resume from {str(folder)!r}."):
         tracker = MLflowTracker()
         with stdout_kept_clean():
             result = _run_demo(notes, folder, seed, tracker, quick=quick)
-        shown = notes if as_json else Console()
+        out = notes if as_json else Console()
         for table in _tables(result):
-            shown.print(table)
-        _print_next_steps(shown, result, tracker)
+            out.print(table)
+        _print_next_steps(out, result, tracker)
         if as_json:
             typer.echo(json.dumps(result.to_dict()))
 
@@ -58,7 +58,7 @@ def _run_demo(notes: Console, folder: Path, seed: int, tracker: MLflowTracker, *
     if RunDir(folder).results() is not None:
         notes.print(
             f"{folder} holds a finished run: its trained agents are reused and tested again. Pass another "
-            "--run-dir, or delete the folder, to train anew.",
+            "--run-dir, or delete the folder, to train again.",
             soft_wrap=True,
         )
     return run(folder, seed=seed, tracker=Trackers([RichProgress(notes), tracker]), settings=settings)
@@ -74,11 +74,11 @@ def _tables(result: DemoResult) -> Iterator[Table]:
 def _accuracy_table(result: DemoResult) -> Table:
     table = new_table(f"Test accuracy, seed {result.seed}", "program", "accuracy", "95 % interval", "items")
     table.add_row("majority baseline", percent(result.majority), "", str(result.test_items))
-    for name, found in result.evaluations.items():
-        low, high = found.interval()
+    for name, evaluation in result.evaluations.items():
+        low, high = evaluation.interval()
         best = " (best on validation)" if name == f"iteration {result.best_iteration}" else ""
         interval = f"{percent(low)} to {percent(high)}"
-        table.add_row(_label(name) + best, percent(found.score), interval, str(len(found.rewards)))
+        table.add_row(_label(name) + best, percent(evaluation.score), interval, str(len(evaluation.rewards)))
     return table
 
 
@@ -106,7 +106,7 @@ def _seconds_table(seconds: Mapping[str, float]) -> Table:
 
 
 def _print_next_steps(console: Console, result: DemoResult, tracker: MLflowTracker) -> None:
-    """Name the commands that go on from here, as they can be pasted into a shell."""
+    """Print the next commands, ready to be pasted into a shell."""
     example = needle_haystack.examples("test", 1, result.seed)[0]
     arguments = ["ask", str(result.checkpoint), "--program", "sirius_dspy.demo.needle_haystack:build"]
     arguments += [word for name in ("question", "context") for word in ("--input", f"{name}={example[name]}")]

@@ -1,4 +1,4 @@
-"""Examples from a file or from the Hugging Face hub."""
+"""Reads examples from a file or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def read_examples(source: str, inputs: Sequence[str], split: str) -> list[dspy.E
     """Read examples.
 
     Args:
-        source: Path of a JSONL file with an object a line; or the id of a dataset on the hub, `ID` or `ID:SPLIT`.
-        inputs: Names of the fields that the program is given; all others are gold answers.
-        split: Of a dataset whose id names none.
+        source: Path of a JSONL file with an object on each line, or the id of a dataset on the hub, `ID` or `ID:SPLIT`.
+        inputs: Names of the input fields; all other fields are labels.
+        split: Split of a dataset whose id names none.
 
     Raises:
-        DatasetError: There is no such file or dataset, a line is no JSON object, or an example lacks an input.
+        DatasetError: The file or dataset does not exist, a line is not a JSON object, or an example lacks an input.
     """
     if not inputs:
-        raise DatasetError("No inputs are named. Pass `--inputs` with the fields that the program takes.")
+        raise DatasetError("No inputs are named. Pass `--inputs` with the input fields of the program.")
     rows = _rows(Path(source)) if source.endswith(".jsonl") else enumerate(_from_hub(source, split), start=1)
     return [_example(row, inputs, f"{source}, row {number}") for number, row in rows]
 
@@ -50,7 +50,7 @@ def _from_hub(source: str, split: str) -> Iterable[dspy.Example]:
     name, _, own_split = source.partition(":")
     try:
         examples: Any = DataLoader().from_huggingface(name, split=own_split or split)
-    except Exception as error:  # the hub's, the network's and those of many readers
+    except Exception as error:  # errors of the hub, the network and many readers
         raise DatasetError(
             f"The dataset {source!r} cannot be loaded: {error}. Expected the path of a .jsonl file, or ID:SPLIT of a "
             "dataset on the Hugging Face hub."

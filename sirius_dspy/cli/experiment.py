@@ -1,4 +1,4 @@
-"""`sirius-dspy experiment`: compare methods on one task."""
+"""`sirius-dspy experiment`: compares methods on one task."""
 
 from __future__ import annotations
 
@@ -28,35 +28,35 @@ def experiment(
     name: Annotated[str, typer.Argument(help="A recipe in `recipes/`, or the path of a TOML file.")],
     lm: Annotated[
         str | None,
-        typer.Option(help="local/NAME, a .gguf file, provider/model, or module:name; by default the recipe's."),
+        typer.Option(help="local/NAME, a .gguf file, provider/model, or module:name; the recipe's by default."),
     ] = None,
-    methods: Annotated[
-        str | None, typer.Option(help="Names with commas between them; by default the recipe's.")
+    methods: Annotated[str | None, typer.Option(help="Comma-separated names; the recipe's by default.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0,1,2; the recipe's by default.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum number of examples of each split, for a quick trial.")
     ] = None,
-    seeds: Annotated[str | None, typer.Option(help="E.g. 0,1,2; by default the recipe's.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Examples of each split at most, to try things out.")] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="PATH of a local data file, or NAME=PATH where the recipe takes several; repeatable."),
+        typer.Option(help="PATH of a local data file, or NAME=PATH if the recipe accepts several; repeatable."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Where everything is kept; by default `runs/experiment-NAME-LM`.")
+        Path | None, typer.Option(help="Folder of the experiment; `runs/experiment-NAME-LM` by default.")
     ] = None,
     mlflow: Annotated[bool, typer.Option(help="Write a run per method and seed to MLflow.")] = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare methods on one task: same data, same LM, equal budgets.
 
-    The same command goes on from an interrupted run; more methods and seeds can be added. The exit code is 1 if some
-    cell failed, after all others are done.
+    The same command resumes an interrupted run; more methods and seeds can be added. The exit code is 1 if a cell
+    failed.
     """
     notes = Console(stderr=True)
-    with exit_cleanly("Run the same command again to go on."):
+    with exit_cleanly("Run the same command again to resume."):
         with dspy_silent():
             results, folder = _run_experiment(notes, name, lm, methods, seeds, limit, data or [], out, mlflow=mlflow)
-        shown = notes if as_json else wide_console()
-        shown.print(_experiment_table(results))
-        shown.print(Text(f"All of it: {folder / 'results.md'}"), soft_wrap=True)
+        out_console = notes if as_json else wide_console()
+        out_console.print(_experiment_table(results))
+        out_console.print(Text(f"All results: {folder / 'results.md'}"), soft_wrap=True)
         if as_json:
             typer.echo(json.dumps(results.to_dict()))
         for cell in results.failed:
@@ -80,24 +80,24 @@ def _run_experiment(
     from sirius_dspy.experiment import Experiment, MLflowRuns
     from sirius_dspy.experiment.notes import Notes
 
-    found = Experiment.from_file(name)
-    folder = out or _experiment_folder(found, lm, limit)
-    results = found.run(
+    experiment = Experiment.from_file(name)
+    folder = out or _experiment_folder(experiment, lm, limit)
+    results = experiment.run(
         folder,
         lm=lm,
         methods=None if methods is None else _split_list(methods),
         seeds=None if seeds is None else _numbers(seeds),
         limit=limit,
-        files=_data_files(data, found.recipe.task.data),
+        files=_data_files(data, experiment.recipe.task.data),
         tracker=Trackers([Notes(notes), *([MLflowRuns()] if mlflow else []), RichProgress(notes)]),
         command=shlex.join(["sirius-dspy", *sys.argv[1:]]),
     )
     return results, folder
 
 
-def _experiment_folder(found: Experiment, lm: str | None, limit: int | None) -> Path:
-    model = re.sub(r"[^\w.-]", "_", (lm or str(found.recipe.lm.get("model", ""))).rpartition("/")[2])
-    return Path("runs") / "-".join(["experiment", found.name, model, *([f"limit-{limit}"] if limit else [])])
+def _experiment_folder(experiment: Experiment, lm: str | None, limit: int | None) -> Path:
+    model = re.sub(r"[^\w.-]", "_", (lm or str(experiment.recipe.lm.get("model", ""))).rpartition("/")[2])
+    return Path("runs") / "-".join(["experiment", experiment.name, model, *([f"limit-{limit}"] if limit else [])])
 
 
 def _split_list(text: str) -> list[str]:
@@ -108,19 +108,19 @@ def _numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in _split_list(text)]
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r}, expected whole numbers with commas between them.") from error
+        raise typer.BadParameter(f"{text!r}, expected comma-separated integers.") from error
 
 
 def _data_files(given: Sequence[str], arguments: Sequence[str]) -> dict[str, Path]:
-    """Argument of the task's `examples` to file; a bare path is for the first one."""
-    found = {}
+    """Map arguments of the task's `examples` to files; a path without a name is for the first argument."""
+    files = {}
     for text in given:
         name, equals, path = text.partition("=")
         named = bool(equals) and name in arguments
         if not named and not arguments:
-            raise typer.BadParameter(f"The task of this recipe takes no data file, got {text!r}.")
-        found[name if named else arguments[0]] = Path(path if named else text)
-    return found
+            raise typer.BadParameter(f"The task of this recipe accepts no data file, got {text!r}.")
+        files[name if named else arguments[0]] = Path(path if named else text)
+    return files
 
 
 def _experiment_table(results: Results) -> Table:

@@ -1,4 +1,4 @@
-"""The inputs of a program, as somebody gives them on the command line."""
+"""Reads the inputs of a program from the command line."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from sirius_dspy.checkpoint.manifest import read_manifest
 from sirius_dspy.errors import DatasetError
 
 _READ_AS_JSON = re.compile(r"(int|float|bool|list|dict|tuple|set)\b")
-"""Types whose values are not text; what has no type is text."""
+"""Types whose values are not text. Inputs without a type are text."""
 
 
 def read_declared_inputs(checkpoint: Path) -> Mapping[str, str] | None:
-    """Input name to the name of its type, as the checkpoint says; `None` if its program takes anything."""
+    """Map input names to type names, as the checkpoint declares them; `None` if its program accepts any inputs."""
     return read_manifest(checkpoint).inputs
 
 
 def read_inputs(given: Sequence[str], declared: Mapping[str, str] | None) -> dict[str, Any]:
-    """Read inputs from options, or without any from a JSON object on stdin.
+    """Read inputs from options, or from a JSON object on stdin if there are no options.
 
     Args:
         given: Texts such as `question=Who?`.
         declared: Input name to the name of its type.
 
     Raises:
-        DatasetError: One cannot be read.
+        DatasetError: An input cannot be read.
     """
     if not given:
         return _from_stdin()
@@ -46,10 +46,10 @@ def read_inputs(given: Sequence[str], declared: Mapping[str, str] | None) -> dic
 
 
 def check_inputs(inputs: Mapping[str, Any], declared: Mapping[str, str] | None, program: dspy.Module) -> None:
-    """Refuse inputs that the program does not take, and miss those that it needs.
+    """Refuse missing and unknown inputs.
 
     Raises:
-        DatasetError: The message lists the missing and the unknown ones, and those that there are.
+        DatasetError: An input is missing or unknown; the message lists the inputs of the program.
     """
     if declared is None:
         return
@@ -67,7 +67,7 @@ def _from_stdin() -> dict[str, Any]:
     try:
         inputs = json.loads(text)
     except json.JSONDecodeError as error:
-        raise DatasetError(f"What stdin holds is not JSON: {error}. Expected an object of inputs.") from error
+        raise DatasetError(f"Stdin is not JSON: {error}. Expected an object of inputs.") from error
     if not isinstance(inputs, dict):
         raise DatasetError(f"Stdin holds the JSON value {text.strip()[:80]!r}, expected an object of inputs.")
     return inputs
@@ -86,11 +86,11 @@ def _explain_inputs(declared: Mapping[str, str] | None) -> str:
     if not declared:
         return ""
     names = ", ".join(f"{name} ({kind})" for name, kind in declared.items())
-    return f" The program's inputs are {names}. Give each as `--input NAME=VALUE`, or a JSON object on stdin."
+    return f" The program's inputs are {names}. Pass each as `--input NAME=VALUE`, or a JSON object on stdin."
 
 
 def _optional(program: dspy.Module) -> set[str]:
-    """Inputs that `forward` has a default for."""
+    """Return the inputs for which `forward` has a default."""
     forward = getattr(type(program), "forward", None)
     parameters = inspect.signature(forward).parameters.values() if forward is not None else ()
     return {item.name for item in parameters if item.default is not inspect.Parameter.empty}

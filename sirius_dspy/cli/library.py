@@ -1,4 +1,4 @@
-"""`sirius-dspy library`: look into an experience library, export it, check it."""
+"""`sirius-dspy library`: inspects, exports and verifies an experience library."""
 
 from __future__ import annotations
 
@@ -23,12 +23,10 @@ from sirius_dspy.library.queries import Filters
 from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.trajectory import Repair, Trajectory
 
-library = typer.Typer(
-    name="library", help="Look into an experience library, export it, check it.", no_args_is_help=True
-)
+library = typer.Typer(name="library", help="Inspect, export and verify an experience library.", no_args_is_help=True)
 
 _FAILED = 2
-"""Exit code of what could not be done; 1 is the answer of `verify`."""
+"""Exit code of a failed command; 1 is a result of `verify`."""
 
 
 class OriginChoice(StrEnum):
@@ -41,7 +39,7 @@ class OriginChoice(StrEnum):
 
 
 class Format(StrEnum):
-    """What `export` writes."""
+    """Formats of `export`."""
 
     parquet = "parquet"
     jsonl = "jsonl"
@@ -52,24 +50,26 @@ Where = Annotated[
     str, typer.Argument(metavar="LIBRARY", help="The `run_dir` of a compile, a SQLite file, or a database URL.")
 ]
 RunOption = Annotated[str | None, typer.Option(help="Id of a compile.")]
-IterationOption = Annotated[int | None, typer.Option(help="Of a compile, from 1; 0 is the student as given.")]
-OriginOption = Annotated[list[OriginChoice] | None, typer.Option(help="Where runs come from; repeatable.")]
+IterationOption = Annotated[
+    int | None, typer.Option(help="Iteration of a compile, from 1; 0 is the untrained student.")
+]
+OriginOption = Annotated[list[OriginChoice] | None, typer.Option(help="Origin of runs; repeatable.")]
 AgentOption = Annotated[str | None, typer.Option(help="Runs that called this agent, or predictor.")]
-MinOption = Annotated[float | None, typer.Option(help="Least reward.")]
-MaxOption = Annotated[float | None, typer.Option(help="Greatest reward.")]
+MinOption = Annotated[float | None, typer.Option(help="Minimum reward.")]
+MaxOption = Annotated[float | None, typer.Option(help="Maximum reward.")]
 FailedFlag = Annotated[bool, typer.Option("--failed", help="Only runs below the threshold.")]
 ThresholdOption = Annotated[
-    float | None, typer.Option(help="Least reward of a success; by default the compile's, else 1.")
+    float | None, typer.Option(help="Minimum reward of a success; by default the compile's, otherwise 1.")
 ]
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A library, and what the folder of a compile says about it."""
+class _Source:
+    """A library, and what the run directory of its compile says about it."""
 
     library: ExperienceLibrary
     agents: Mapping[str, list[str]]
-    """Agent name to its predictors; empty where no folder was given."""
+    """Agent name to its predictors; empty without a run directory."""
     threshold: float
 
     def filters(
@@ -82,7 +82,7 @@ class _Found:
         max_reward: float | None,
         failed: bool,
     ) -> Filters:
-        """The options as filters of the library."""
+        """Return the options as filters of the library."""
         return {
             "run": run,
             "iteration": iteration,
@@ -95,24 +95,24 @@ class _Found:
 
 
 @contextmanager
-def _open_library(where: str, threshold: float | None = None) -> Iterator[_Found]:
-    """A library that is there; what goes wrong ends the command.
+def _open_library(where: str, threshold: float | None = None) -> Iterator[_Source]:
+    """Open an existing library; an error ends the command.
 
     Args:
-        where: As the user gave it.
-        threshold: As the user gave it, before what a compile's folder says.
+        where: Argument of the user.
+        threshold: Option of the user, which overrides the compile's threshold.
     """
     with exit_cleanly(failed=_FAILED):
-        found = _find(where, threshold)
-        with found.library:
-            yield found
+        source = _find(where, threshold)
+        with source.library:
+            yield source
 
 
-def _find(where: str, threshold: float | None) -> _Found:
+def _find(where: str, threshold: float | None) -> _Source:
     is_folder = "://" not in where and Path(where).is_dir()
     identity = (RunDir(Path(where)).shown_identity() or {}) if is_folder else {}
-    known = identity.get("settings", {}).get("threshold", 1.0) if threshold is None else threshold
-    return _Found(open_library(where), identity.get("agents", {}), float(known))
+    value = identity.get("settings", {}).get("threshold", 1.0) if threshold is None else threshold
+    return _Source(open_library(where), identity.get("agents", {}), float(value))
 
 
 @library.command("ls")
@@ -126,32 +126,32 @@ def list_runs(
     max_reward: MaxOption = None,
     failed: FailedFlag = False,
     threshold: ThresholdOption = None,
-    limit: Annotated[int, typer.Option(help="Runs shown at most.", min=1)] = 50,
-    offset: Annotated[int, typer.Option(help="Runs left out at the beginning.", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="Maximum number of runs to show.", min=1)] = 50,
+    offset: Annotated[int, typer.Option(help="Number of runs to skip.", min=0)] = 0,
     as_json: JsonFlag = False,
 ) -> None:
     """List trajectories in the order in which they were added."""
-    with _open_library(where, threshold) as found:
-        filters = found.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
-        entries = list(found.library.entries(limit=limit, offset=offset, **filters))
-        total = found.library.count(**filters)
+    with _open_library(where, threshold) as source:
+        filters = source.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
+        entries = list(source.library.entries(limit=limit, offset=offset, **filters))
+        total = source.library.count(**filters)
         if as_json:
             _echo({"total": total, "offset": offset, "trajectories": [asdict(entry) for entry in entries]})
             return
         console = wide_console()
-        console.print(library_tables.entries_table(entries, found.threshold))
+        console.print(library_tables.entries_table(entries, source.threshold))
         console.print(Text(library_tables.position(len(entries), offset, total)))
 
 
 @library.command()
 def show(
     where: Where,
-    id: Annotated[str, typer.Argument(metavar="ID", help="Id of a trajectory, or as much of it as only it has.")],
+    id: Annotated[str, typer.Argument(metavar="ID", help="Id of a trajectory, or a unique prefix of it.")],
     as_json: JsonFlag = False,
 ) -> None:
-    """Show one trajectory: its steps, where it comes from, and what was tried to repair it."""
-    with _open_library(where) as found:
-        opened = found.library
+    """Show one trajectory: its steps, its origin, and the attempts to repair it."""
+    with _open_library(where) as source:
+        opened = source.library
         trajectory = opened.find(id)
         repairs = list(opened.repairs(parent=trajectory.id))
         children = [entry.id for entry in opened.entries(parent=trajectory.id)]
@@ -178,17 +178,17 @@ def stats(
     threshold: ThresholdOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Count what is there, by run, iteration and origin, and by agent."""
-    with _open_library(where, threshold) as found:
-        groups = found.library.stats(threshold=found.threshold)
-        repairs = library_tables.RepairStats.of(found.library.repairs())
-        num_bytes = found.library.num_bytes()
+    """Count trajectories by run, iteration and origin, and steps by agent."""
+    with _open_library(where, threshold) as source:
+        groups = source.library.stats(threshold=source.threshold)
+        repairs = library_tables.RepairStats.of(source.library.repairs())
+        num_bytes = source.library.num_bytes()
         if as_json:
-            _echo(library_tables.plain_stats(groups, repairs, num_bytes, found.threshold, found.agents))
+            _echo(library_tables.plain_stats(groups, repairs, num_bytes, source.threshold, source.agents))
             return
         console = wide_console()
-        console.print(library_tables.groups_table(groups, found.threshold))
-        console.print(library_tables.agents_table(groups, found.agents))
+        console.print(library_tables.groups_table(groups, source.threshold))
+        console.print(library_tables.agents_table(groups, source.agents))
         console.print(Text(library_tables.size(groups, repairs, num_bytes)))
 
 
@@ -214,16 +214,16 @@ def export(
     as_json: JsonFlag = False,
 ) -> None:
     """Write trajectories, or an agent's training rows, into one file."""
-    with _open_library(where, threshold) as found:
-        filters = found.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
+    with _open_library(where, threshold) as source:
+        filters = source.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
         if format is Format.openai:
             others = [name for name, value in filters.items() if name not in ("iteration", "predictor") and value]
             _refuse_filters(others)
-            num_rows = _copy_training_rows(RunDir(Path(where)), found.agents, agent, iteration, out)
+            num_rows = _copy_training_rows(RunDir(Path(where)), source.agents, agent, iteration, out)
         elif format is Format.jsonl:
-            num_rows = found.library.to_jsonl(out, **filters)
+            num_rows = source.library.to_jsonl(out, **filters)
         else:
-            num_rows = found.library.to_parquet(out, **filters)
+            num_rows = source.library.to_parquet(out, **filters)
         if as_json:
             _echo({"path": str(out), "rows": num_rows})
         else:
@@ -232,12 +232,12 @@ def export(
 
 @library.command()
 def verify(where: Where, as_json: JsonFlag = False) -> None:
-    """Compute every content hash anew, and check all references; the exit code is 1 if something is wrong.
+    """Recompute every content hash, and check all references. The exit code is 1 if there is a problem.
 
-    Of a `run_dir`, the training rows are checked, too: each prompt is the one that was sent in the run it is from.
+    For a `run_dir`, the training rows are also checked: each prompt must be the one that was sent in its run.
     """
-    with _open_library(where) as found:
-        opened = found.library
+    with _open_library(where) as source:
+        opened = source.library
         problems = opened.verify()
         if Path(where).is_dir():
             problems += [
@@ -256,7 +256,7 @@ def verify(where: Where, as_json: JsonFlag = False) -> None:
 
 
 def _find_repair(opened: ExperienceLibrary, trajectory: Trajectory) -> Repair | None:
-    """The repair that a trajectory came out of."""
+    """Return the repair that produced a trajectory."""
     if trajectory.parent is None:
         return None
     for repair in opened.repairs(parent=trajectory.parent):
@@ -276,15 +276,15 @@ def _refuse_filters(names: list[str]) -> None:
 def _copy_training_rows(
     run_dir: RunDir, agents: Mapping[str, list[str]], agent: str | None, iteration: int | None, out: Path
 ) -> int:
-    """Write the rows that an agent was fine-tuned on, by default in the last iteration that has some.
+    """Write the rows on which an agent was fine-tuned, by default in the last iteration with rows.
 
     Raises:
-        LibraryError: No folder of a compile, no such agent, several and none named, or no rows yet.
+        LibraryError: The folder is not a run directory, the agent is unknown or not named, or there are no rows yet.
     """
     if not agents:
         raise LibraryError(
-            f"{str(run_dir.path)!r} is not the folder of a compile, which the format 'openai' needs: prompts are made "
-            "by the program, and a library holds none. Pass the `run_dir`, or export as 'jsonl'."
+            f"{str(run_dir.path)!r} is not the folder of a compile, which the format 'openai' needs: the program "
+            "writes the prompts, and a library has none. Pass the `run_dir`, or export as 'jsonl'."
         )
     if agent is None and len(agents) == 1:
         agent = next(iter(agents))

@@ -1,4 +1,4 @@
-"""What `sirius-dspy library` shows, as Rich tables and lines."""
+"""Rich tables and lines of `sirius-dspy library`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sirius_dspy.stats import wilson_interval
 from sirius_dspy.trajectory import Attempt, Repair, Step, Trajectory, Usage
 
 _ID = 12
-"""Characters of an id in a table; enough to name a trajectory in a library of millions."""
+"""Characters of an id in a table, enough to identify a trajectory in a library of millions."""
 
 _ANSWER = 60
 """Characters of an answer in a table."""
@@ -27,17 +27,17 @@ _ANSWER = 60
 
 @dataclass(frozen=True)
 class RepairStats:
-    """The repairs of a library in numbers."""
+    """Counts of the repairs in a library."""
 
     num_tried: int
     """Failed runs."""
     num_repaired: int
     usage: Usage
-    """Of critics and new answers; replays are trajectories of their own."""
+    """Usage of critics and new answers. Replays are separate trajectories."""
 
     @classmethod
     def of(cls, repairs: Iterable[Repair]) -> RepairStats:
-        """Count them, one in memory at a time."""
+        """Count repairs, with one in memory at a time."""
         tried, repaired, usage = 0, 0, Usage()
         for repair in repairs:
             tried, repaired, usage = tried + 1, repaired + repair.repaired, usage + repair.usage
@@ -45,7 +45,7 @@ class RepairStats:
 
 
 def entries_table(entries: Sequence[Entry], threshold: float) -> Table:
-    """One row per trajectory."""
+    """Make a table with one row per trajectory."""
     table = Table(title="Trajectories", title_justify="left")
     for name in ("id", "run", "origin"):
         table.add_column(name, no_wrap=True)
@@ -65,7 +65,7 @@ def entries_table(entries: Sequence[Entry], threshold: float) -> Table:
 
 
 def position(num_shown: int, offset: int, total: int) -> str:
-    """Which of the matches a list shows, and how to see the next."""
+    """Describe which of the matches are shown, and how to see the next ones."""
     if not num_shown:
         return f"None of {total:,} matches shown." if total else "No trajectory matches."
     last = offset + num_shown
@@ -76,13 +76,13 @@ def position(num_shown: int, offset: int, total: int) -> str:
 def describe(
     trajectory: Trajectory, repairs: Sequence[Repair], children: Sequence[str], made_by: Repair | None
 ) -> Iterator[Text]:
-    """One trajectory, line by line.
+    """Describe one trajectory, line by line.
 
     Args:
-        trajectory: The one.
-        repairs: What was tried about it.
-        children: Ids of the runs that came out.
-        made_by: The repair that it came out of.
+        trajectory: The trajectory.
+        repairs: Its repairs.
+        children: Ids of the runs that the repairs produced.
+        made_by: The repair that produced it.
     """
     yield Text(f"Trajectory {trajectory.id}", "bold")
     yield from _lines(
@@ -114,7 +114,7 @@ def describe(
 
 
 def groups_table(groups: Sequence[LibraryStats], threshold: float) -> Table:
-    """One row per run, iteration and origin."""
+    """Make a table with one row per run, iteration and origin."""
     table = Table(title=f"Trajectories; a success is a reward of at least {threshold:g}", title_justify="left")
     for name in ("run", "origin"):
         table.add_column(name)
@@ -137,7 +137,7 @@ def groups_table(groups: Sequence[LibraryStats], threshold: float) -> Table:
 
 
 def agents_table(groups: Sequence[LibraryStats], agents: Mapping[str, Sequence[str]]) -> Table:
-    """Steps by agent and origin."""
+    """Make a table of steps by agent and origin."""
     origins = list(dict.fromkeys(group.origin for group in groups))
     table = new_table("Steps by agent", "agent", *origins, "all")
     for agent, counts in _steps_by_agent(groups, agents).items():
@@ -146,7 +146,7 @@ def agents_table(groups: Sequence[LibraryStats], agents: Mapping[str, Sequence[s
 
 
 def size(groups: Sequence[LibraryStats], repairs: RepairStats, num_bytes: int) -> str:
-    """How much there is in all."""
+    """Describe the total size of a library."""
     number = sum(group.num_trajectories for group in groups)
     usage = sum((group.usage for group in groups), repairs.usage)
     return (
@@ -163,7 +163,7 @@ def plain_stats(
     threshold: float,
     agents: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """All of it as JSON."""
+    """Return all statistics as JSON."""
     return {
         "threshold": threshold,
         "num_trajectories": sum(group.num_trajectories for group in groups),
@@ -178,13 +178,13 @@ def plain_stats(
 
 
 def _steps_by_agent(groups: Sequence[LibraryStats], agents: Mapping[str, Sequence[str]]) -> dict[str, Counter[str]]:
-    """Agent, or predictor where no agents are known, to origin to number of steps."""
+    """Count steps by agent, or by predictor if the agents are unknown, and by origin."""
     agent_of = {name: agent for agent, names in agents.items() for name in names}
-    found: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[str]] = {}
     for group in groups:
         for predictor, number in group.num_steps.items():
-            found.setdefault(agent_of.get(predictor, predictor), Counter())[group.origin] += number
-    return dict(sorted(found.items()))
+            counts.setdefault(agent_of.get(predictor, predictor), Counter())[group.origin] += number
+    return dict(sorted(counts.items()))
 
 
 def _step_lines(step: Step, number: int, *, is_edited: bool) -> Iterator[Text]:
@@ -201,13 +201,13 @@ def _attempt_lines(attempt: Attempt) -> Iterator[Text]:
     style = "green" if attempt.verdict == "repaired" else ""
     made = f", run {attempt.trajectory[:_ID]}" if attempt.trajectory else ""
     yield Text(f"  step {attempt.position + 1}, {attempt.predictor}: ").append(attempt.verdict, style).append(made)
-    shown = {
+    fields = {
         "feedback": attempt.feedback,
         "answered anew": attempt.regenerated,
         "rephrased": attempt.rephrased if attempt.rephrased != attempt.regenerated else None,
         "because": attempt.detail or None,
     }
-    for line in _lines({name: value for name, value in shown.items() if value is not None}):
+    for line in _lines({name: value for name, value in fields.items() if value is not None}):
         yield Text("  ").append_text(line)
 
 
@@ -228,12 +228,12 @@ def _words(value: Any) -> str:
 
 
 def _plain(text: str) -> Text:
-    """A cell as it is: brackets in data are no markup."""
+    """Make a cell without markup, since data may contain brackets."""
     return Text(_visible(text))
 
 
 def _visible(text: str) -> str:
-    """What would move the cursor, or turn the order of letters, as its escape; halves of characters, too."""
+    """Escape control characters, direction marks and lone surrogates."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 

@@ -1,4 +1,4 @@
-"""The options of `sirius-dspy compile`, with their help; what they mean in full is said by the classes they set."""
+"""The options of `sirius-dspy compile`, with their help. The classes that they configure document them in full."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ProgramArgument = Annotated[
 # Data
 
 MetricOption = Annotated[
-    str, typer.Option(help="`file.py:name` or `module:name` of a function of example and prediction.")
+    str, typer.Option(help="`file.py:name` or `module:name` of a metric, a function of example and prediction.")
 ]
 TrainOption = Annotated[str, typer.Option(help="Examples to learn from: FILE.jsonl, or ID:SPLIT of a dataset.")]
 ValOption = Annotated[
-    str | None, typer.Option(help="Examples that decide what is kept, written alike; by default those of --train.")
+    str | None, typer.Option(help="Examples for validation, in the same form; those of --train by default.")
 ]
-InputsOption = Annotated[str, typer.Option(help="Fields that the program is given, e.g. question,context.")]
+InputsOption = Annotated[str, typer.Option(help="Input fields of the program, such as question,context.")]
 
 # Program
 
@@ -34,76 +34,80 @@ LMOption = Annotated[
     list[str] | None,
     typer.Option(
         help="local/NAME, a .gguf file, provider/model, or module:name, for all agents or as AGENT=LM for one; "
-        "repeatable. By default the program's own."
+        "repeatable. The program's LMs by default."
     ),
 ]
 LMSettingOption = Annotated[
-    list[str] | None, typer.Option("--lm-setting", help="NAME=VALUE of all LMs, e.g. max_tokens=100; repeatable.")
+    list[str] | None, typer.Option("--lm-setting", help="NAME=VALUE for all LMs, such as max_tokens=100; repeatable.")
 ]
 AdapterOption = Annotated[
-    AdapterName | None, typer.Option(help="By default `plain` for local models, whose size needs it, else `chat`.")
+    AdapterName | None, typer.Option(help="`plain` for small local models by default, otherwise `chat`.")
 ]
 GroupOption = Annotated[
     list[str] | None,
-    typer.Option("--group", help="AGENT=PREDICTOR,PREDICTOR that share one set of weights; repeatable."),
+    typer.Option("--group", help="AGENT=PREDICTOR,PREDICTOR for predictors that share one set of weights; repeatable."),
 ]
-SharedWeightsFlag = Annotated[bool, typer.Option("--shared-weights", help="One set of weights for all predictors.")]
-FrozenOption = Annotated[str | None, typer.Option(help="Agents that are not trained, e.g. judge,opponent.")]
+SharedWeightsFlag = Annotated[
+    bool, typer.Option("--shared-weights", help="Train one set of weights for all predictors.")
+]
+FrozenOption = Annotated[str | None, typer.Option(help="Agents that are not trained, such as judge,opponent.")]
 
 # Runs and repairs
 
-IterationsOption = Annotated[int, typer.Option(help="Rounds of collecting and training.")]
-ThresholdOption = Annotated[float, typer.Option(help="Least reward of a success.")]
-SamplesOption = Annotated[int, typer.Option(help="Runs per example.")]
-TemperatureOption = Annotated[float, typer.Option(help="Of all samples after the first.")]
+IterationsOption = Annotated[int, typer.Option(help="Number of rounds of collecting and training.")]
+ThresholdOption = Annotated[float, typer.Option(help="Minimum reward of a success.")]
+SamplesOption = Annotated[int, typer.Option(help="Number of runs per example.")]
+TemperatureOption = Annotated[float, typer.Option(help="Temperature of all samples after the first.")]
 UntilSolvedFlag = Annotated[bool, typer.Option("--until-solved", help="Sample an example up to its first success.")]
 DemosOption = Annotated[
     str | None,
     typer.Option(help="`module:name` of demonstrations by predictor, or of a function that makes them."),
 ]
 RepairOption = Annotated[bool, typer.Option(help="Repair failed runs.")]
-CriticOption = Annotated[str | None, typer.Option(help="LM that criticises; by default the agent's own.")]
-MaxRepairsOption = Annotated[int | None, typer.Option(help="Failed runs to repair in one iteration at most.")]
+CriticOption = Annotated[str | None, typer.Option(help="LM that gives feedback; the agent's own by default.")]
+MaxRepairsOption = Annotated[int | None, typer.Option(help="Maximum number of failed runs to repair per iteration.")]
 
 # Training
 
-GateOption = Annotated[bool, typer.Option(help="Keep new weights only if the program is not worse with them.")]
-MinGainOption = Annotated[float, typer.Option(help="How much better the gate wants the program to be.")]
+GateOption = Annotated[bool, typer.Option(help="Keep new weights only if the score does not fall.")]
+MinGainOption = Annotated[float, typer.Option(help="Minimum gain in score that the gate requires.")]
 CumulativeFlag = Annotated[bool, typer.Option("--cumulative", help="Train on the runs of all iterations so far.")]
-MaxRowsOption = Annotated[int | None, typer.Option(help="Training rows per predictor at most.")]
-MaxPerExampleOption = Annotated[int, typer.Option(help="Training rows per predictor and example at most.")]
-TrainFromOption = Annotated[TrainFrom, typer.Option(help="Weights that training starts from.")]
+MaxRowsOption = Annotated[int | None, typer.Option(help="Maximum number of training rows per predictor.")]
+MaxPerExampleOption = Annotated[int, typer.Option(help="Maximum number of training rows per predictor and example.")]
+TrainFromOption = Annotated[TrainFrom, typer.Option(help="Weights from which training starts.")]
 TrainSettingOption = Annotated[
     list[str] | None,
-    typer.Option("--train-setting", help="NAME=VALUE for the provider, e.g. n_epochs=3; repeatable."),
+    typer.Option("--train-setting", help="NAME=VALUE for the provider, such as n_epochs=3; repeatable."),
 ]
 
 # Limits
 
-BudgetCallsOption = Annotated[int | None, typer.Option(help="LM calls at most.")]
-BudgetTokensOption = Annotated[int | None, typer.Option(help="Tokens at most.")]
-BudgetUSDOption = Annotated[float | None, typer.Option("--budget-usd", help="US dollars at most, without training.")]
-BudgetSecondsOption = Annotated[float | None, typer.Option(help="Wall time at most.")]
-RetriesOption = Annotated[int, typer.Option(help="Further tries of an LM call that failed.")]
-CallTimeoutOption = Annotated[float, typer.Option(help="Seconds for one LM call.")]
-RunTimeoutOption = Annotated[float, typer.Option(help="Seconds for one run of the program.")]
-MaxUnfinishedOption = Annotated[int, typer.Option(help="Examples that may stay without a result in a stage.")]
-NumThreadsOption = Annotated[int | None, typer.Option(help="Runs at a time; by default DSPy's setting.")]
+BudgetCallsOption = Annotated[int | None, typer.Option(help="Maximum number of LM calls.")]
+BudgetTokensOption = Annotated[int | None, typer.Option(help="Maximum number of tokens.")]
+BudgetUSDOption = Annotated[
+    float | None, typer.Option("--budget-usd", help="Maximum cost in US dollars, without training.")
+]
+BudgetSecondsOption = Annotated[float | None, typer.Option(help="Maximum wall time in seconds.")]
+RetriesOption = Annotated[int, typer.Option(help="Number of retries of a failed LM call.")]
+CallTimeoutOption = Annotated[float, typer.Option(help="Time limit of one LM call in seconds.")]
+RunTimeoutOption = Annotated[float, typer.Option(help="Time limit of one run of the program in seconds.")]
+MaxUnfinishedOption = Annotated[int, typer.Option(help="Number of examples per stage that may have no result.")]
+NumThreadsOption = Annotated[int | None, typer.Option(help="Number of parallel runs; DSPy's setting by default.")]
 
 # Output
 
-RunDirOption = Annotated[
-    Path | None, typer.Option(help="Where everything is kept; by default `runs/compile-NAME-seed-N`.")
-]
+RunDirOption = Annotated[Path | None, typer.Option(help="Run directory; `runs/compile-NAME-seed-N` by default.")]
 CheckpointOption = Annotated[
-    Path | None, typer.Option(help="Where the trained program is saved; by default `checkpoint` in the run directory.")
+    Path | None, typer.Option(help="Folder for the trained program; `checkpoint` in the run directory by default.")
 ]
 LibraryOption = Annotated[
-    str | None, typer.Option(help="File or URL of the experience library; by default a file in the run directory.")
+    str | None, typer.Option(help="File or URL of the experience library; a file in the run directory by default.")
 ]
 AcceptChangesOption = Annotated[
-    str | None, typer.Option(help="Parts that may differ from the run to go on from, as its error names them.")
+    str | None, typer.Option(help="Parts that may differ from the run to resume, as its error names them.")
 ]
-SeedOption = Annotated[int, typer.Option(help="Of sampling and training.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of sampling and training.")]
 MLflowOption = Annotated[bool, typer.Option(help="Write the run to MLflow.")]
-DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print the plan; no LM is asked and nothing is written.")]
+DryRunFlag = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan without calling an LM or writing anything.")
+]

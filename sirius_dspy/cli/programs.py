@@ -1,4 +1,4 @@
-"""The program that a command line names, with the LMs and the adapter that it names."""
+"""Builds the program of a command line, with its LMs and adapter."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def build_program(path: str) -> dspy.Module:
     """Import and build a program.
 
     Raises:
-        CheckpointError: There is nothing of that name.
-        UnpreparedProgramError: It is no program, and builds none.
+        CheckpointError: The name does not exist.
+        UnpreparedProgramError: It is not a program and does not build one.
     """
-    found: Any = build_at(path)
+    target: Any = build_at(path)
     try:
-        program = found if isinstance(found, dspy.Module) else found()
+        program = target if isinstance(target, dspy.Module) else target()
     except TypeError as error:
         raise UnpreparedProgramError(f"{path!r} cannot be called without arguments: {error}.") from error
     if not isinstance(program, dspy.Module):
@@ -41,16 +41,16 @@ def build_program(path: str) -> dspy.Module:
 
 
 def import_setting(path: str, option: str) -> Any:
-    """Import what an option names.
+    """Import the object that an option names.
 
     Raises:
-        SettingsError: There is nothing of that name.
+        SettingsError: The name does not exist.
     """
     try:
         return import_at(path)
     except FAILURES as error:
         raise SettingsError(
-            f"`{option}` is {path!r}, which cannot be imported: {error}. Give `module:name` or `file.py:name`."
+            f"`{option}` is {path!r}, which cannot be imported: {error}. Pass `module:name` or `file.py:name`."
         ) from error
 
 
@@ -60,17 +60,17 @@ def set_lms(
     """Give the agents their LMs.
 
     Args:
-        program: It is changed.
-        models: LMs as `lm_from` takes them, for all agents or as `agent=LM` for one.
-        groups: Agents of several predictors.
-        settings: Of all LMs, such as `max_tokens`.
+        program: The program, which is changed in place.
+        models: LMs as for `lm_from`, for all agents or as `agent=LM` for one.
+        groups: Agents with several predictors.
+        settings: Settings of all LMs, such as `max_tokens`.
 
     Raises:
-        SettingsError: There is no such agent.
-        ExperimentError: There is no such LM.
+        SettingsError: The agent does not exist.
+        ExperimentError: The LM does not exist.
     """
     predictors = predictor_names(program)
-    for model in sorted(models, key=lambda text: bool(_NAMED.fullmatch(text))):  # what is for all comes first
+    for model in sorted(models, key=lambda text: bool(_NAMED.fullmatch(text))):  # the LM for all agents comes first
         named = _NAMED.fullmatch(model)
         lm = lm_from(named["model"] if named else model, settings, {})
         for name in _predictors_of(named["agent"], predictors, groups) if named else predictors:
@@ -78,7 +78,7 @@ def set_lms(
 
 
 def make_adapter(name: AdapterName | None, program: dspy.Module) -> Adapter:
-    """The adapter of that name; without one, `plain` for local models, whose size needs it, else `chat`."""
+    """Create the adapter with that name; by default `plain` for small local models, otherwise `chat`."""
     is_local = any(isinstance(predictor.lm, LocalLM) for predictor in predictor_names(program).values())
     return _ADAPTERS[name or ("plain" if is_local else "chat")]()
 

@@ -1,4 +1,4 @@
-"""`sirius-dspy report`: what a compile did, as a page."""
+"""`sirius-dspy report`: writes the report of a compile."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ from sirius_dspy.mlflow import MLflowTracker
 
 def command(program: str, *arguments: str) -> str:
     """A line for the shell; a program of an environment that is not active gets its path."""
-    own = Path(sys.executable).parent / program
+    script = Path(sys.executable).parent / program
     on_path = shutil.which(program)
-    if own.exists() and (on_path is None or Path(on_path) != own):
-        program = str(own.relative_to(Path.cwd()) if own.is_relative_to(Path.cwd()) else own)
+    if script.exists() and (on_path is None or Path(on_path) != script):
+        program = str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)
     return shlex.join([program, *arguments])
 
 

@@ -15,14 +15,15 @@ _CLOSING = _OPENING + ".,;:!?\u201d\u2019"
 def exact_word(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
     """Score 1.0 if the reply is the gold word and nothing else, and 0.0 otherwise; there is no partial credit.
 
-    Before comparing, white space and quotation marks around the text go, so does punctuation at its end, runs of white
-    space become one space, and case is folded: `"jazz".` equals `Jazz`. A reply that says more than the word is wrong,
-    whatever it says (`Answer: Jazz or Craig`), for an agent that lists every candidate would always be right.
+    Before the comparison, surrounding whitespace and quotation marks and trailing punctuation are removed, runs of
+    whitespace become one space, and case is folded: `"jazz".` equals `Jazz`. A reply that contains more than the word
+    is wrong (`Answer: Jazz or Craig`), because an agent that lists every candidate would always be right.
 
     Args:
-        example: Has the gold word in `answer`.
-        prediction: Has the reply in `answer`; one without, `None`, or one that is no text scores 0.0.
-        trace: Not used; DSPy passes it to every metric.
+        example: Example with the gold word in `answer`.
+        prediction: Prediction with the reply in `answer`. `None`, or a reply that is missing or not a string, scores
+            0.0.
+        trace: Ignored; DSPy passes it to every metric.
 
     Raises:
         DatasetError: The example has no gold word.

@@ -1,7 +1,7 @@
-"""Generated items in splits that never share a question, whatever the seeds and sizes of two runs.
+"""Generated items in splits that never share a question, for any seeds and sizes.
 
-A question belongs to one split for ever, by a hash of what makes it this question (its key). So no seed and no size can
-bring a question of the test split into the training split of any other run.
+The hash of a question's key determines its split. So no seed or size can move a question of the test split into the
+training split of another run.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from sirius_dspy.errors import DatasetError, MissingDependencyError
 Split = Literal["train", "validation", "test"]
 
 _SHARES: tuple[Split, ...] = ("train", "train", "validation", "test")
-"""The hash of a question picks one of these: half of all questions are for training."""
+"""The hash of a question selects one of these; half of all questions are for training."""
 
 _ITEMS_PER_SEED = 1_000_000
-"""reasoning-gym makes item i of seed s from the number s + i, so seeds must be this far apart to share no item."""
+"""reasoning-gym generates item i of seed s from the number s + i, so seeds must be this far apart to share no item."""
 
 _PATIENCE = 20_000
-"""Items in a row without a new question of the split, after which a task with few questions is taken to have no more.
-The one that is generated least often may be missed, which costs nothing but itself."""
+"""After this many items in a row without a new question of the split, the task is assumed to have no more. A rare
+question
+may be missed, which does no harm."""
 
 
 def examples(
@@ -35,48 +36,48 @@ def examples(
     size: int,
     seed: int,
 ) -> list[dspy.Example]:
-    """The first `size` questions of a split that reasoning-gym generates for a seed, each once.
+    """Generate the first `size` questions of a split for a seed, without duplicates.
 
     Equal arguments give equal items in every process, and a smaller size gives the first items of a larger one.
 
     Args:
-        task: Name of the generator.
-        settings: Of the generator.
-        read: Turns an item into an example whose `dspy_key` is `key_of` its question, or into `None` to leave it out.
+        task: Name of the generator in reasoning-gym.
+        settings: Settings of the generator.
+        read: Converts an item to an example whose `dspy_key` is `key_of` its question, or returns `None` to skip it.
         split: `train`, `validation` or `test`.
         size: Number of questions.
-        seed: From 0; other seeds give other items of the same kind.
+        seed: Seed from 0; other seeds give other items of the same kind.
 
     Raises:
-        DatasetError: The split, the size or the seed cannot be served.
+        DatasetError: The split, the size or the seed is invalid, or there are too few questions.
         MissingDependencyError: reasoning-gym is not installed.
     """
     if split not in _SHARES:
-        raise DatasetError(f"Split {split!r}, expected 'train', 'validation' or 'test'.")
+        raise DatasetError(f"The split is {split!r}, expected 'train', 'validation' or 'test'.")
     if size < 1 or seed < 0:
-        raise DatasetError(f"Size {size!r} and seed {seed!r}, expected a size from 1 and a seed from 0.")
-    found: dict[str, dspy.Example] = {}
+        raise DatasetError(f"The size is {size!r} and the seed {seed!r}, expected at least 1 and at least 0.")
+    questions: dict[str, dspy.Example] = {}
     misses = 0
     for item in _generate(task, seed, settings):
         example = read(item)
-        if example is None or split_of(example.dspy_key) != split or example.dspy_key in found:
+        if example is None or split_of(example.dspy_key) != split or example.dspy_key in questions:
             misses += 1
         else:
-            found[example.dspy_key], misses = example, 0
-        if len(found) == size:
-            return list(found.values())
+            questions[example.dspy_key], misses = example, 0
+        if len(questions) == size:
+            return list(questions.values())
         if misses == _PATIENCE:
             break
-    raise DatasetError(f"The split {split!r} has {len(found)} questions, {size!r} were asked for: take fewer.")
+    raise DatasetError(f"The split {split!r} has {len(questions)} questions, not {size!r}. Request fewer.")
 
 
 def key_of(question: str) -> str:
-    """Identify a question by the text that makes it this question."""
+    """Return the key of a question, a hash of the text that identifies it."""
     return hashlib.sha256(question.encode()).hexdigest()[:16]
 
 
 def split_of(key: str) -> Split:
-    """The split that a question belongs to for ever."""
+    """Return the split of a question."""
     return _SHARES[int(key, 16) % len(_SHARES)]
 
 

@@ -1,4 +1,4 @@
-"""What a constant answer would score: the number to print beside every accuracy."""
+"""The score of a constant answer, to compare every accuracy with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sirius_dspy.errors import DatasetError
 
 
 def majority_baseline(examples: Sequence[dspy.Example]) -> float:
-    """Share of the examples whose `answer` is the most frequent one, from 0 to 1.
+    """Return the share of examples whose `answer` is the most frequent one, from 0 to 1.
 
     Raises:
         DatasetError: There are no examples.

@@ -1,11 +1,11 @@
-"""The demo: a Context Analyst finds the sentence that matters, a Problem Solver reads the name in it.
+"""The demo's task: a Context Analyst finds the relevant sentence, and a Problem Solver reads the name in it.
 
 Items come from reasoning-gym's `needle_haystack` with 4 to 6 statements, generated and not downloaded. The question
-says who is asked for ("Who adores trail running?"), and one statement has the answer.
+asks for a person ("Who adores trail running?"), and one statement contains the answer.
 
-Unlike in the paper's PubMedQA program, the analyst sees the question: without it, all it could do is copy everything.
+Unlike in the paper's PubMedQA program, the analyst sees the question: without it, it could only copy everything.
 
-Splits never share a question, whatever their seeds and sizes: see `sirius_dspy.demo.generated`.
+Splits never share a question, for any seeds and sizes; see `sirius_dspy.demo.generated`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _FORMAT = "Reply only with a name."
-"""The generator's demand on the reply; here it is the solver's instruction, since the analyst replies otherwise."""
+"""The generator's instruction for the reply. Only the solver gets it, because the analyst replies in another form."""
 
 
 _FIND = make_signature(
@@ -42,11 +42,11 @@ _ANSWER = make_signature("relevant: str, question: str -> answer: str", "Answer 
 
 
 class _Story(NamedTuple):
-    """An item written by hand."""
+    """A hand-written item."""
 
     context: str
     position: int
-    """Of the sentence that answers."""
+    """Position of the sentence with the answer."""
 
     @property
     def relevant(self) -> str:
@@ -54,7 +54,7 @@ class _Story(NamedTuple):
 
     @property
     def wrong(self) -> str:
-        """The sentence before, or the last one."""
+        """The previous sentence, or the last one."""
         return self._sentence(self.position - 1)
 
     @property
@@ -78,7 +78,7 @@ _STORIES = (
 
 
 class NeedleHaystack(dspy.Module):
-    """Context Analyst -> Problem Solver; `relevant` is the only thing that the solver knows of the context."""
+    """Context Analyst -> Problem Solver; the solver sees only `relevant` of the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,30 +92,30 @@ class NeedleHaystack(dspy.Module):
 
     async def aforward(self, context: str, question: str) -> dspy.Prediction:
         """Like `forward`, without blocking the event loop."""
-        found = await self.analyst.acall(context=context, question=question)
-        return await self.solver.acall(relevant=found.relevant, question=question)
+        analysis = await self.analyst.acall(context=context, question=question)
+        return await self.solver.acall(relevant=analysis.relevant, question=question)
 
 
 def build() -> dspy.Module:
-    """The untrained program, with predictors `analyst` and `solver` and no LM set."""
+    """Build the untrained program, with predictors `analyst` and `solver` and without LMs."""
     return NeedleHaystack()
 
 
 def examples(split: Split, size: int = 100, seed: int = 0) -> list[dspy.Example]:
-    """Items with the inputs `context` and `question`, the label `answer`, and `dspy_key`, the hash of the question.
+    """Generate items with the inputs `context` and `question`, the label `answer`, and the question's hash `dspy_key`.
 
-    DSPy takes a field with such a name for its own: it is no label, and no agent is ever shown it.
+    DSPy reserves field names with this prefix: `dspy_key` is not a label, and no agent sees it.
 
     Equal arguments give equal items in every process, and a smaller size gives the first items of a larger one. No
-    question occurs twice in a split, or in two splits, whatever their seeds.
+    question occurs twice in a split or in two splits, for any seeds.
 
     Args:
         split: `train`, `validation` or `test`.
         size: Number of items.
-        seed: From 0; other seeds give other items of the same kind.
+        seed: Seed from 0; other seeds give other items of the same kind.
 
     Raises:
-        DatasetError: The split, the size or the seed cannot be served.
+        DatasetError: The split, the size or the seed is invalid, or there are too few questions.
         MissingDependencyError: reasoning-gym is not installed.
     """
     settings = {"min_num_statements": 4, "max_num_statements": 6}
@@ -123,23 +123,23 @@ def examples(split: Split, size: int = 100, seed: int = 0) -> list[dspy.Example]
 
 
 def demonstrations() -> dict[str, list[dspy.Example]]:
-    """Four demonstrations for each predictor, written by hand about things that the generator does not know.
+    """Return four hand-written demonstrations for each predictor, about things that the generator does not know.
 
-    They serve cold starts and the few-shot baseline; training prompts never have any.
+    They are for collecting and for the few-shot baseline; training prompts have no demonstrations.
     """
-    shown: dict[str, list[dspy.Example]] = {"analyst": [], "solver": []}
+    demos: dict[str, list[dspy.Example]] = {"analyst": [], "solver": []}
     for story in _STORIES:
-        found = dspy.Example(context=story.context, question=story.question, relevant=story.relevant)
+        sentence = dspy.Example(context=story.context, question=story.question, relevant=story.relevant)
         named = dspy.Example(relevant=story.relevant, question=story.question, answer=story.name)
-        shown["analyst"].append(found.with_inputs("context", "question"))
-        shown["solver"].append(named.with_inputs("relevant", "question"))
-    return shown
+        demos["analyst"].append(sentence.with_inputs("context", "question"))
+        demos["solver"].append(named.with_inputs("relevant", "question"))
+    return demos
 
 
 def repair_demonstrations() -> RepairDemos:
-    """Repairs of the same stories: without them, a 135M model repairs nothing.
+    """Return repairs of the same stories; without them, a 135M model repairs nothing.
 
-    So small a critic cannot hint; it says outright whom to look for. The leak guard still reads what the agents write.
+    A critic of this size cannot give hints, so it names the person to look for. The leak guard still checks the agents.
     """
     critique, regenerate, rephrase = [], [], []
     for story in _STORIES:

@@ -1,6 +1,6 @@
-"""The demo: two agents on a small task teach themselves, and a table says who learnt what.
+"""Runs the demo: fine-tunes two agents on a small task, and measures what each of them has learned.
 
-Nothing here is tuned on the test items: they are only scored, once for each row of the table.
+Nothing is tuned on the test items; they are only scored, once for each row of the table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sirius_dspy.tracking.events import Tracker
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes and training options; the defaults were chosen on validation items of other seeds."""
+    """Sizes and training options. The defaults were chosen on validation items of other seeds."""
 
     train_items: int = 150
     validation_items: int = 50
@@ -43,15 +43,15 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Accuracies are shares of the test items answered right."""
+    """The result of the demo. Accuracies are shares of test items with a right answer."""
 
     seed: int
     zero_shot: float
     demonstrated: float
-    """The same base model with demonstrations in its prompts."""
+    """Accuracy of the same base model with demonstrations in its prompts."""
     iterations: tuple[float, ...]
     swaps: Mapping[str, float]
-    """Agent put back to its base weights -> accuracy of the program then."""
+    """Agent to the accuracy of the trained program in which this agent is untrained."""
     best_iteration: int
     final: float
     test_items: int
@@ -62,14 +62,14 @@ class DemoResult:
     evaluations: Mapping[str, Evaluation]
 
     def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        shown = ("seed", "zero_shot", "demonstrated", "best_iteration", "final", "test_items", "majority")
+        """Return the result as `--json` prints it."""
+        names = ("seed", "zero_shot", "demonstrated", "best_iteration", "final", "test_items", "majority")
         return {
-            **{name: getattr(self, name) for name in shown},
+            **{name: getattr(self, name) for name in names},
             "iterations": list(self.iterations),
             "swaps": dict(self.swaps),
             "seconds": dict(self.seconds),
-            "intervals": {name: list(found.interval()) for name, found in self.evaluations.items()},
+            "intervals": {name: list(evaluation.interval()) for name, evaluation in self.evaluations.items()},
             "repair": [entry["repair"] for entry in self.results["iterations"][1:]],
             "validation": [entry["score"] for entry in self.results["iterations"]],
             "checkpoint": str(self.checkpoint),
@@ -82,9 +82,9 @@ def run(
     """Compile the demo's program and measure it.
 
     Args:
-        run_dir: Where the compile keeps its work; the same call goes on from there.
-        seed: Of data, sampling and training.
-        tracker: Is told of the compile.
+        run_dir: Run directory of the compile; the same call resumes from it.
+        seed: Seed of data, sampling and training.
+        tracker: Receives the events of the compile.
         settings: Sizes and training options.
     """
     chosen = settings or DemoSettings()
@@ -108,7 +108,7 @@ class _Demo:
         student = needle_haystack.build()
         student.set_lm(self.base)
         demos = needle_haystack.demonstrations()
-        compiled = self._compile(student, demos)  # first: it refuses a run directory of other settings at once
+        compiled = self._compile(student, demos)  # first, because it refuses a run directory with other settings
         self.seconds["compile"] = compiled.detailed_results["seconds"]
         zero_shot = self._test("zero-shot", student)
         demonstrated = self._test("demonstrated", student, demos)
@@ -117,7 +117,7 @@ class _Demo:
         best = results["best_iteration"]
         swaps = {agent: self._score_without(compiled, agent) for agent in results["agents"]} if best else {}
         checkpoint = save(compiled, self.run_dir / "checkpoint")
-        self._keep_for_the_report(best)
+        self._save_scores(best)
         self.seconds["total"] = time.perf_counter() - began
         return DemoResult(
             seed=self.seed,
@@ -135,11 +135,11 @@ class _Demo:
             evaluations=self.evaluations,
         )
 
-    def _keep_for_the_report(self, best: int | None) -> None:
-        """`sirius-dspy report` shows it: what each program scored, and without what each agent learnt."""
+    def _save_scores(self, best: int | None) -> None:
+        """Save the scores of all programs, which `sirius-dspy report` shows."""
         programs = tuple(
-            ProgramScore(name, found.score, len(found.rewards), found.interval())
-            for name, found in self.evaluations.items()
+            ProgramScore(name, evaluation.score, len(evaluation.rewards), evaluation.interval())
+            for name, evaluation in self.evaluations.items()
         )
         compiled = f"iteration {best}" if best else "zero-shot"
         RunDir(self.run_dir).finish_test(HeldOutScores(programs, compiled))
@@ -151,7 +151,7 @@ class _Demo:
             iterations=settings.iterations,
             collect=Collect(samples=settings.samples, temperature=settings.temperature, demos=demos),
             augmenter=CriticAugmenter(
-                critic=self.base,  # an agent that was trained to do one thing is no critic any more
+                critic=self.base,  # an agent that was trained for one task is no longer a good critic
                 rephraser=self.base,
                 show_earlier=False,
                 demos=needle_haystack.repair_demonstrations(),
@@ -169,20 +169,20 @@ class _Demo:
         )
 
     def _after(self, compiled: dspy.Module, entry: Mapping[str, Any]) -> float:
-        """Accuracy with the weights that an iteration ended with."""
+        """Return the accuracy with the weights at the end of an iteration."""
         lms = {agent: self.base.copy(model=model) for agent, model in entry["lms"].items()}
         return self._test(f"iteration {entry['iteration']}", copy_program(compiled, lms))
 
     def _score_without(self, compiled: dspy.Module, agent: str) -> float:
-        """Accuracy with one agent put back to the weights it started with."""
+        """Return the accuracy of the trained program with one untrained agent."""
         names = compiled.detailed_results["agents"][agent]
-        return self._test(f"{agent} back to base", copy_program(compiled, dict.fromkeys(names, self.base)))
+        return self._test(f"untrained {agent}", copy_program(compiled, dict.fromkeys(names, self.base)))
 
     def _test(self, name: str, program: dspy.Module, demos: Mapping[str, list[dspy.Example]] | None = None) -> float:
         with self._measure_time(f"test: {name}"):
-            found = evaluate(program, self.test, needle_haystack.metric, demos=demos)
-        self.evaluations[name] = found
-        return found.score
+            evaluation = evaluate(program, self.test, needle_haystack.metric, demos=demos)
+        self.evaluations[name] = evaluation
+        return evaluation.score
 
     @contextmanager
     def _measure_time(self, name: str) -> Iterator[None]:
@@ -192,7 +192,7 @@ class _Demo:
 
 
 def _stage_seconds(results: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds per stage, summed over the iterations."""
+    """Add up the seconds per stage over the iterations."""
     totals: dict[str, float] = {}
     for entry in results["iterations"][1:]:
         for stage, seconds in entry["seconds"].items():

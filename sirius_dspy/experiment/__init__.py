@@ -1,12 +1,12 @@
-"""Experiments: methods, seeds and one task, on equal budgets, as a table that can be believed.
+"""Experiments: compare methods on one task over several seeds, with equal budgets.
 
-recipe.py     what makes an experiment, in code or in a TOML file
-task.py       the task that it names; lms.py the LM
-methods.py    the methods that it can name
+recipe.py     the settings of an experiment, in code or in a TOML file
+task.py       the task of a recipe; lms.py its LM
+methods.py    the methods of a recipe
 run.py        Experiment: checks, cells, resuming
-measure.py    compiles and tests a method; ledger.py counts over interruptions
+measure.py    compiles and tests a method; ledger.py counts usage across interruptions
 cell.py       a method with a seed, and its answers
-results.py    every number; render.py, plot.py and write.py show them
+results.py    all numbers; render.py, plot.py and write.py output them
 events.py     what trackers receive; tracking.py writes to MLflow
 """
 

@@ -1,4 +1,4 @@
-"""One cell of an experiment: a method with a seed, what it answered to every test example, and what that took."""
+"""One cell of an experiment: a method with a seed, its answers to all test examples, and its usage."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ Status = Literal["finished", "budget", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One test example."""
+    """The result of one test example."""
 
     example: str
     """Content key of the example; see `sirius_dspy.trajectory.example_key`."""
     group: str
-    """Equal for examples that belong together, such as twins of one question."""
+    """Equal for examples that belong together, such as variants of one question."""
     reward: float
     right: bool
     """Whether the reward reached the threshold."""
     parsed: bool
-    """Whether there was an answer that can be read at all."""
+    """Whether the answer can be parsed."""
     answer: Any = None
     failure: str | None = None
-    """Why the run raised, if it did."""
+    """The error of the run, if it raised."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Cell:
     """A method with a seed.
 
     Attributes:
-        method: Its name.
-        seed: Of sampling and training.
-        status: `finished`; `budget`, where the method wanted more LM calls than it may make, so that what it had by
-            then was tested; or `failed`, where there was nothing to test.
-        outcomes: One per test example, in the order of the test split.
-        trained: What the method used until its program was ready, over all interruptions.
-        tested: What testing used.
-        measures: Further numbers of the test, as the recipe asks for.
-        details: How the training went, where the method says.
-        error: Why it failed, or what ended it.
+        method: Name of the method.
+        seed: Seed of sampling and training.
+        status: `finished`; `budget`, if the method reached its budget, so that its program at that time was tested; or
+            `failed`, if there was nothing to test.
+        outcomes: Results of the test examples, in the order of the test split.
+        trained: Usage of the method until its program was ready, including interrupted attempts.
+        tested: Usage of the test.
+        measures: Further measurements of the test that the recipe requests.
+        details: Details of the training, if the method has any.
+        error: The error because of which it failed or ended early.
     """
 
     method: str
@@ -64,33 +64,33 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the cell, unique in its experiment."""
+        """Name of the cell, unique in its experiment."""
         return f"{self.method} seed {self.seed}"
 
     @property
     def num_right(self) -> int:
-        """Test examples answered right."""
+        """Number of right answers."""
         return sum(outcome.right for outcome in self.outcomes)
 
     @property
     def num_unparsed(self) -> int:
-        """Test examples without an answer that can be read."""
+        """Number of answers that cannot be parsed."""
         return sum(not outcome.parsed for outcome in self.outcomes)
 
     @property
     def accuracy(self) -> float:
-        """Share of the test examples answered right; a failed cell has none."""
+        """Share of right answers; undefined for a failed cell."""
         return self.num_right / len(self.outcomes)
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the cell as JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """The cell that `to_plain` wrote.
+        """Restore a cell from the result of `to_plain`.
 
         Raises:
-            ValueError: It did not write this.
+            ValueError: The value is not such a result.
         """
         return TypeAdapter(cls).validate_json(json.dumps(plain))

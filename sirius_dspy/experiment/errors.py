@@ -6,4 +6,4 @@ from sirius_dspy.errors import SiriuSError
 
 
 class ExperimentError(SiriuSError, ValueError):
-    """A recipe, or what was asked of it, cannot be run: an unknown task, method or setting, data that does not fit."""
+    """A recipe cannot be run as requested: an unknown task, method or setting, or data that does not fit."""

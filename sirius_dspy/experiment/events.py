@@ -1,4 +1,4 @@
-"""What an experiment tells trackers: one frozen event per hook of `sirius_dspy.tracking.events.Tracker`."""
+"""Events that an experiment sends to trackers: one frozen class per hook of `sirius_dspy.tracking.events.Tracker`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sirius_dspy.experiment.results import Results
 
 @dataclass(frozen=True)
 class ExperimentStarted:
-    """All checks have passed, and no LM was called yet."""
+    """All checks have passed, before the first LM call."""
 
     name: str
     id: str
-    """Equal for equal recipes, data and LMs, whatever the methods and seeds."""
+    """Id of the experiment. It depends on recipe, data and LMs, but not on methods and seeds."""
     folder: Path
     lm: str
     cells: tuple[tuple[str, int], ...]
-    """Method and seed of each cell, in the order of the work."""
+    """Method and seed of each cell, in the order in which they run."""
     finished: tuple[Cell, ...]
     """The cells that an earlier call has finished."""
     settings: Mapping[str, Any]
-    """Of the recipe, as plain values."""
+    """The recipe as plain values."""
 
 
 @dataclass(frozen=True)
 class CellStarted:
-    """A cell begins, or a game in which methods meet."""
+    """A cell starts, or a game between methods."""
 
     method: str
     seed: int
@@ -38,19 +38,19 @@ class CellStarted:
 
 @dataclass(frozen=True)
 class CellEnded:
-    """A cell is on disk."""
+    """A cell has been saved."""
 
     cell: Cell
 
 
 @dataclass(frozen=True)
 class ExperimentEnded:
-    """All cells are on disk, or the experiment stopped with an error."""
+    """All cells have been saved, or the experiment stopped with an error."""
 
     status: str
     """`finished`, `failed` or `interrupted`."""
     results: Results | None = None
-    """`None` if it stopped."""
+    """The results; `None` if it stopped."""
     files: tuple[Path, ...] = ()
-    """The files that the results were written to."""
+    """The files with the results."""
     error: str = ""

@@ -1,4 +1,4 @@
-"""What a method has used, on disk: an interruption neither makes it cheaper nor gives it a second budget."""
+"""Keeps the usage of a method on disk, so that the budget holds across interruptions."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from sirius_dspy.optimizer.record_files import read_result_file
 from sirius_dspy.optimizer.spent import Spent
 
 _EVERY_S = 1.0
-"""Seconds between two writes: what a `kill -9` leaves uncounted."""
+"""Seconds between two writes. Usage since the last write is lost if the process is killed."""
 
 
 class Ledger(BaseCallback):
-    """Counts of a stage, over all its lives.
+    """Counts the usage of a stage over all its attempts.
 
     Args:
-        path: The file.
-        carried: What earlier lives used.
-        meter: Counts this life.
+        path: File of the count.
+        carried: Usage of earlier attempts.
+        meter: Meter of this attempt.
     """
 
     def __init__(self, path: Path, carried: Spent, meter: Meter) -> None:
         self.path = path
         self.carried = carried
         self.meter = meter
-        self._lock = threading.Lock()  # protects the time of the last write: LMs are called from many threads
+        self._lock = threading.Lock()  # protects the time of the last write, since LMs are called from many threads
         self._written = time.monotonic()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -43,11 +43,11 @@ class Ledger(BaseCallback):
 
     @property
     def spent(self) -> Spent:
-        """All lives together."""
+        """The usage of all attempts."""
         return self.carried + self.meter.spent
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Called by DSPy before each LM call."""
+        """Write the counts from time to time; DSPy calls this before each LM call."""
         with self._lock:
             due = time.monotonic() - self._written > _EVERY_S
             if due:
@@ -56,18 +56,18 @@ class Ledger(BaseCallback):
             self.write()
 
     def write(self) -> None:
-        """Write the counts as they are."""
+        """Write the counts."""
         write_text(self.path, json.dumps(self.spent.to_dict()) + "\n")
 
 
 @contextmanager
 def count_usage(path: Path, limits: Limits | None = None, *, resumes: bool) -> Iterator[Ledger]:
-    """Count what happens inside, and keep the count on disk.
+    """Count the usage of the block, and keep the count on disk.
 
     Args:
-        path: The file of the count.
-        limits: Of all lives together.
-        resumes: Whether the work goes on from that of earlier lives. If it starts anew, so does the count.
+        path: File of the count.
+        limits: Limits of all attempts together.
+        resumes: Whether the work resumes earlier attempts. If not, the count starts at zero.
 
     Raises:
         BudgetExceededError: See `sirius_dspy.baselines.Meter`.
@@ -83,17 +83,17 @@ def count_usage(path: Path, limits: Limits | None = None, *, resumes: bool) -> I
 
 
 def read_spent(path: Path) -> Spent:
-    """The count that a `Ledger` wrote; nothing if there is none.
+    """Read the count that a `Ledger` wrote; zero if there is none.
 
     Raises:
-        RunDamagedError: It is damaged, so that nobody knows what is left of the budget.
+        RunDamagedError: The file is damaged, so the rest of the budget is unknown.
     """
-    advice = "Restore it from a backup, or delete it if what was used before need not count."
+    advice = "Restore it from a backup, or delete it if the earlier usage need not count."
     return read_result_file(path, advice, Spent) or Spent()
 
 
 def _rest(limits: Limits, carried: Spent) -> Limits:
-    """What is left of the limits."""
+    """Return the remaining limits."""
     return Limits(
         calls=None if limits.calls is None else max(0, limits.calls - carried.calls),
         tokens=None if limits.tokens is None else max(0, limits.tokens - carried.tokens),

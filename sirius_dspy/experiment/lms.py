@@ -1,4 +1,4 @@
-"""The LM of an experiment, from what a user can write on a command line."""
+"""Creates the LM of an experiment from its description on the command line."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def lm_from(model: str, settings: Mapping[str, Any], training: Mapping[str, Any]) -> dspy.LM:
-    """Make an LM.
+    """Create an LM.
 
     Args:
-        model: `local/NAME`, a `.gguf` file, `provider/model` as in `dspy.LM`, or `module:name` of an LM of one's own,
-            or of a function that makes one from `settings`.
+        model: `local/NAME`, a `.gguf` file, `provider/model` as in `dspy.LM`, or `module:name` of your own LM, or of a
+            function that creates one from `settings`.
         settings: Further arguments, such as `max_tokens`.
-        training: `LoraOptions` of a local LM; other LMs are told when they are trained.
+        training: `LoraOptions` of a local LM; for other LMs, the trainer has them.
 
     Raises:
-        ExperimentError: There is no such LM, or it does not take these arguments.
-        ModelNotFoundError: The weights of a local LM are not there.
+        ExperimentError: The LM does not exist, or it does not accept these arguments.
+        ModelNotFoundError: The weights of a local LM cannot be found.
     """
     if not model:
         raise ExperimentError(
-            "No LM: pass `--lm`, or give the recipe an `lm.model`. Expected e.g. 'openai/gpt-4o-mini'."
+            "There is no LM. Pass `--lm`, or set `lm.model` in the recipe, such as 'openai/gpt-4o-mini'."
         )
     try:
         if model.startswith("local/") or model.endswith(".gguf"):
@@ -44,12 +44,12 @@ def lm_from(model: str, settings: Mapping[str, Any], training: Mapping[str, Any]
         if isinstance(error, ExperimentError):
             raise
         raise ExperimentError(
-            f"The LM {model!r} does not take {dict(settings)!r} and {dict(training)!r}: {error}."
+            f"The LM {model!r} does not accept {dict(settings)!r} and {dict(training)!r}: {error}."
         ) from error
 
 
 def _local(model: str, settings: Mapping[str, Any], training: Mapping[str, Any]) -> dspy.LM:
-    name = model if "@" in model else model.removeprefix("local/")  # with a hash, it is an id of this machine's index
+    name = model if "@" in model else model.removeprefix("local/")  # with a hash, it is an id in this machine's index
     weights = Path(name) if name.endswith(".gguf") and Path(name).exists() else name
     return LocalLM(weights, lora=LoraOptions(**training), **settings)
 

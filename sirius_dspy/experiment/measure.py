@@ -1,4 +1,4 @@
-"""One cell: a method compiles its program within its budget, and the program is tested."""
+"""Measures a cell: compiles a method's program within its budget, and tests it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from sirius_dspy.training.trainers import Trainer
 from sirius_dspy.trajectory import Trajectory, digest
 
 Offer = Callable[[Bench], dict[str, Entry]]
-"""Gives the methods that there are, by name."""
+"""Returns the available methods by name."""
 
 _COUNT = "spent.json"
-"""What a method has used so far, beside its work, so that methods that share their work share its cost."""
+"""File with the usage of a method. It is in the folder of its work, so methods that share work share its cost."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Measurement:
     """Compiles and tests methods.
 
     Attributes:
-        task: What they solve.
-        offer: The methods that there are.
-        lm: Of all agents.
-        folder: Of the experiment.
+        task: The task to solve.
+        offer: Returns the available methods.
+        lm: LM of all agents.
+        folder: Folder of the experiment.
         splits: Seed to its examples; all seeds share the test split.
         tracker: Receives the events of compiles.
-        trainer: Fine-tunes; by default through the provider of the LM.
+        trainer: Trainer of the agents; `ProviderTrainer()` by default.
     """
 
     task: Task
@@ -59,16 +59,16 @@ class Measurement:
 
     @property
     def test(self) -> list[dspy.Example]:
-        """The test split."""
+        """The examples of the test split."""
         return next(iter(self.splits.values())).test
 
     def bench(self, seed: int, folder: Path | None = None, tracker: Tracker | None = None) -> Bench:
-        """What the methods of one seed get.
+        """Return the inputs of all methods for one seed.
 
         Args:
-            seed: Of sampling and training.
-            folder: Where they work; by default in the folder of the experiment.
-            tracker: Receives the events of their compiles; by default nobody does.
+            seed: Seed of sampling and training.
+            folder: Folder of their work; by default in the folder of the experiment.
+            tracker: Receives the events of their compiles; `None` by default.
         """
         return Bench(self.task, self.lm, seed, folder or self._work(seed), tracker, self.trainer)
 
@@ -90,7 +90,7 @@ class Measurement:
         )
 
     def compile(self, name: str, bench: Bench) -> tuple[dspy.Module, Status, Spent, str]:
-        """The program of a method, or what it had when its budget ended; how it ended, what it took, and why."""
+        """Return the program of a method at its end or at the limit of its budget, with status, usage and error."""
         entry = self.offer(bench)[name]
         resumes = (entry.folder / "run.json").exists()
         try:
@@ -101,7 +101,7 @@ class Measurement:
         return program, "finished", ledger.spent, ""
 
     def rehearse(self, entry: Entry, bench: Bench) -> None:
-        """Compile without any LM call, so that the method's own checks speak now and not hours later."""
+        """Compile up to the first LM call, so that the checks of the method fail now and not hours later."""
         try:
             with Meter(Limits(calls=0)):
                 self._compile(entry, bench)
@@ -109,7 +109,7 @@ class Measurement:
             return
 
     def spent(self, name: str, seed: int) -> Spent:
-        """What a cell that failed had used."""
+        """Return the usage of a failed cell."""
         return read_spent(self.offer(self.bench(seed))[name].folder / _COUNT)
 
     def _work(self, seed: int) -> Path:
@@ -120,7 +120,7 @@ class Measurement:
         return entry.method.compile(bench.student, trainset=split.train, valset=split.validation)
 
     def _compile_so_far(self, name: str, bench: Bench, entry: Entry) -> dspy.Module:
-        """The best of the finished iterations, which takes no LM call to find, or the program as it was before."""
+        """Return the best of the finished iterations, without LM calls, or the initial program."""
         finished = 0
         while RunDir(entry.folder).iteration(finished + 1) is not None:
             finished += 1
@@ -130,7 +130,7 @@ class Measurement:
             return self._compile(self.offer(replace(bench, most_iterations=finished))[name], bench)
 
     def _run_tests(self, name: str, seed: int, program: dspy.Module) -> tuple[list[Trajectory], Spent]:
-        """One run per test example; those of an interrupted test are not made again."""
+        """Run every test example once; runs of an interrupted test are not repeated."""
         run = digest({"cell": [name, seed], **_version(program)})[:12]
         rollouts = Rollouts(self.task.metric, run=run, seed=seed, origin="validation")
         with ExperienceLibrary(self.folder / "tests.sqlite") as library:
@@ -157,16 +157,16 @@ class Measurement:
 
 
 def _unload(program: dspy.Module, base: dspy.LM) -> None:
-    """Give back the memory of trained weights, of which there will be many; those that are asked again load again."""
+    """Unload trained weights, because there will be many; they are loaded again when needed."""
     trained = {lm.model: lm for predictor in predictor_names(program).values() if (lm := predictor.lm) is not None}
     for lm in trained.values():
         if lm.model != base.model and hasattr(lm, "kill"):
-            with suppress(Exception):  # a server that does not unload costs memory there, and no result here
+            with suppress(Exception):  # a server that does not unload only wastes memory
                 lm.kill()
 
 
 def _version(program: dspy.Module) -> dict[str, Any]:
-    """What the answers of a program depend on: instructions, weights, demonstrations."""
+    """Return what the answers of a program depend on: instructions, weights and demonstrations."""
     predictors = predictor_names(program)
     return {
         "program": program_fingerprint(program),
@@ -176,7 +176,7 @@ def _version(program: dspy.Module) -> dict[str, Any]:
 
 
 def _details(program: dspy.Module) -> dict[str, Any]:
-    """How a compile of SiriuS went, as far as tables want to know."""
+    """Return the details of a compile of SiriuS that tables contain."""
     results = getattr(program, "detailed_results", None)
     if not isinstance(results, CompileResult):
         return {}

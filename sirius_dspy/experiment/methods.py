@@ -1,4 +1,4 @@
-"""The methods that a recipe can name, as objects ready to compile; making them all costs nothing."""
+"""The methods that a recipe can name, as objects that are ready to compile. Creating them is cheap."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ from sirius_dspy.training.curate import Curator
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer
 
 PREFIX = "SiriuS: "
-"""Of the names of ablations."""
+"""Prefix of the names of ablations."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every method of one seed gets.
+    """The inputs of all methods for one seed.
 
     Attributes:
-        task: With its recipe.
-        lm: Of all agents.
-        seed: Of sampling and training.
-        folder: Methods keep their work below it.
+        task: The task with its recipe.
+        lm: LM of all agents.
+        seed: Seed of sampling and training.
+        folder: Folder below which methods keep their work.
         tracker: Receives the events of compiles of SiriuS and STaR.
-        trainer: Fine-tunes; by default through the provider of the LM.
-        most_iterations: Where the budget has ended the work, the iterations that were finished by then.
+        trainer: Trainer of the agents; `ProviderTrainer()` by default.
+        most_iterations: Number of finished iterations if the budget ended the work, otherwise `None`.
     """
 
     task: Task
@@ -69,18 +69,18 @@ class Bench:
 
     @property
     def recipe(self) -> Recipe:
-        """Of the task."""
+        """The recipe of the task."""
         return self.task.recipe
 
     @property
     def chosen_trainer(self) -> Trainer:
-        """The trainer of all methods; a local LM knows its training settings itself."""
-        own = {} if isinstance(self.lm, LocalLM) else dict(self.recipe.training)
-        return self.trainer or ProviderTrainer(own)
+        """Return the trainer of all methods; a local LM has its training settings itself."""
+        train_kwargs = {} if isinstance(self.lm, LocalLM) else dict(self.recipe.training)
+        return self.trainer or ProviderTrainer(train_kwargs)
 
     @cached_property
     def student(self) -> dspy.Module:
-        """The untrained team on the LM."""
+        """Build the untrained team with the LM."""
         team = self.task.build()
         team.set_lm(self.lm)
         return team
@@ -88,12 +88,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method under its name.
+    """A method in an experiment.
 
     Attributes:
-        method: What makes the program.
-        before: What is tested if the budget ends before the method has anything to show.
-        folder: Its work. Methods that share it, such as one and its result with one agent put back, share its cost.
+        method: Method that creates the program.
+        before: Method whose program is tested if the budget ends before the method has a result.
+        folder: Folder of its work. Methods that share a folder, such as SiriuS and its variants with one untrained
+            agent, share the cost.
     """
 
     method: Method
@@ -102,11 +103,11 @@ class Entry:
 
 
 def list_methods(bench: Bench) -> dict[str, Entry]:
-    """Every method that there is for a task, by name.
+    """Return all available methods for a task by name.
 
     Raises:
-        ExperimentError: The recipe describes one that cannot be made.
-        UnpreparedProgramError: Its agents do not fit the program.
+        ExperimentError: The recipe describes a method that cannot be created.
+        UnpreparedProgramError: The agents of the recipe do not fit the program.
     """
     entries = {**_single_methods(bench), **_team_methods(bench, bench.task.build(), bench.folder)}
     for name, variant in bench.recipe.variants.items():
@@ -119,19 +120,19 @@ def list_methods(bench: Bench) -> dict[str, Entry]:
 
 
 def choose_method(entries: Mapping[str, Entry], name: str) -> Entry:
-    """One of them, whatever its capitals, and whether it is written with blanks, hyphens or underscores.
+    """Find a method by name, ignoring case and the differences between spaces, hyphens and underscores.
 
     Raises:
-        ExperimentError: There is none of that name; the message lists those there are.
+        ExperimentError: The method does not exist; the message lists the available ones.
     """
     return entries[canonical_name(entries, name)]
 
 
 def canonical_name(entries: Mapping[str, Entry], name: str) -> str:
-    """The name as the tables have it; see `choose_method`."""
+    """Return the name of a method as it is in tables; see `choose_method`."""
     names = {_fold(listed): listed for listed in entries}
     if _fold(name) not in names:
-        raise ExperimentError(f"There is no method {name!r} for this task; there are {list(entries)}.")
+        raise ExperimentError(f"There is no method {name!r} for this task. Choose from {list(entries)}.")
     return names[_fold(name)]
 
 
@@ -212,12 +213,12 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
     agents = prepare.resolve_agents(team, full["agents"])
     trained = [agent for agent in agents if agent not in full["frozen"]]
     for agent in trained if len(trained) > 1 else ():
-        back = _BackToBase(entries["SiriuS"].method, agent)
-        entries[f"{PREFIX}{agent} back to base"] = dataclasses.replace(entries["SiriuS"], method=back)
+        untrained = _UntrainedAgent(entries["SiriuS"].method, agent)
+        entries[f"{PREFIX}untrained {agent}"] = dataclasses.replace(entries["SiriuS"], method=untrained)
     return entries
 
 
-# Their settings
+# Settings of the methods
 
 
 def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
@@ -239,7 +240,7 @@ def _star_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
 
 
 def _common_settings(bench: Bench, demos: Demos, table: SiriusTable | StarTable) -> dict[str, Any]:
-    """Settings of SiriuS and of STaR, each from a table of its own where both have one."""
+    """Return the settings that SiriuS and STaR have in common, from their own table where there is one."""
     common = bench.recipe.sirius
     return {
         "threshold": common.threshold,
@@ -290,25 +291,25 @@ def _augmenter(bench: Bench) -> CriticAugmenter | None:
 
 
 def _helper(bench: Bench, name: str) -> dspy.LM | None:
-    """The LM that helps in repairs; `None` is the agent's own."""
+    """Return the LM that helps in repairs; `None` means the agent's LM."""
     if name == "own":
         return None
     return bench.lm if name == "base" else lm_from(name, {}, {})
 
 
 def _metric_calls(recipe: Recipe, team: dspy.Module) -> int:
-    """Runs that a prompt optimizer gets; 0, which it refuses, if neither the recipe nor the budget says."""
+    """Return the number of runs of a prompt optimizer; 0, which it refuses, if neither recipe nor budget sets it."""
     if recipe.prompts.max_metric_calls is not None:
         return recipe.prompts.max_metric_calls
     return (recipe.budget.calls or 0) * 4 // (5 * len(predictor_names(team)))
 
 
-# Methods that are only needed here
+# Methods that only experiments need
 
 
 @dataclass(frozen=True)
 class _Instead:
-    """Another program in place of the student, on the student's LM."""
+    """Replaces the student by another program with the student's LM."""
 
     program: dspy.Module
     method: Method
@@ -321,8 +322,8 @@ class _Instead:
 
 
 @dataclass(frozen=True)
-class _BackToBase:
-    """What another method made, with one agent put back to the weights it started with.
+class _UntrainedAgent:
+    """The result of another method, in which one agent has its initial weights.
 
     References:
         Tables 4 and 5 of SiriuS (arXiv:2502.04780): "SiriuS analyst + base solver", and so on.

@@ -1,4 +1,4 @@
-"""A line on stderr for each cell."""
+"""Prints a line to stderr for each cell."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sirius_dspy.tracking.events import Tracker
 
 
 class Notes(Tracker):
-    """Says which cell is at work, and how the last one ended.
+    """Prints which cell is running, and how the last one ended.
 
     Args:
-        console: Where to write.
+        console: Console to print to.
     """
 
     def __init__(self, console: Console) -> None:
@@ -24,20 +24,20 @@ class Notes(Tracker):
         self._began = 0.0
 
     def on_experiment_started(self, event: ExperimentStarted) -> None:
-        """Say what there is to do."""
+        """Print the number of cells."""
         self._total, self._number = len(event.cells), len(event.finished)
         done = f", {self._number} of them done" if self._number else ""
         self._say(f"{event.name} on {event.lm}: {self._total} cells{done}, in {event.folder}")
 
     def on_cell_started(self, event: CellStarted) -> None:
-        """Name the cell."""
+        """Print the name of the cell."""
         self._number += 1
         self._began = time.monotonic()
-        place = f"[{self._number} of {self._total}] " if self._number <= self._total else ""  # games come on top
+        place = f"[{self._number} of {self._total}] " if self._number <= self._total else ""  # games are not counted
         self._say(f"{place}{event.method}, seed {event.seed}")
 
     def on_cell_ended(self, event: CellEnded) -> None:
-        """Say how it ended."""
+        """Print the result of the cell."""
         cell = event.cell
         if not cell.outcomes:
             self._say(f"  failed: {cell.error}")

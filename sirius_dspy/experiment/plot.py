@@ -1,4 +1,4 @@
-"""Results as a plot: accuracies with their intervals, each seed as a point, and the constant answer as a line."""
+"""Plots results: accuracies with intervals, each seed as a tick, and the score of a constant answer as a line."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ if TYPE_CHECKING:
 
 
 def plot(results: Results, path: Path) -> Path:
-    """Draw all methods that were measured.
+    """Plot all measured methods.
 
     Args:
-        results: At least one method was measured.
-        path: Of the PNG file.
+        results: Results with at least one measured method.
+        path: Path of the PNG file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows = [row for row in results.rows if row.measured]
-    figure = Figure(figsize=(9, 1.6 + 0.45 * len(rows)), layout="constrained")  # not pyplot: no global state, no window
+    figure = Figure(
+        figsize=(9, 1.6 + 0.45 * len(rows)), layout="constrained"
+    )  # pyplot would have global state and open windows
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for place, row in enumerate(rows):

@@ -1,7 +1,7 @@
-"""A recipe: everything that makes an experiment what it is, as frozen values, in code or in a TOML file.
+"""A recipe: all settings of an experiment as frozen values, in code or in a TOML file.
 
-Tables of the file are the classes of this module, keys are their fields; a key that no class has is an error that names
-those there are.
+Tables of the file correspond to classes of this module, and keys to their fields. An unknown key is an error that lists
+the known ones.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from sirius_dspy.credentials import is_secret_name
 from sirius_dspy.experiment.errors import ExperimentError
 
 FOLDER = Path("recipes")
-"""Where recipes are looked for by name, in the working directory."""
+"""Folder in the working directory in which recipes are found by name."""
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 Demonstrations = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Predictor name to demonstrations, each a table of its fields."""
+"""Predictor name to demonstrations; each demonstration is a table of its fields."""
 
 
 @dataclass(frozen=True)
 class TaskTable:
-    """What is to be solved."""
+    """The task to solve."""
 
     path: str = ""
     """Import path of a module, or of an object in it (`package.module:name`), with `build`, `examples` and `metric`."""
@@ -40,21 +40,22 @@ class TaskTable:
     examples: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of `examples`, on top of `split`, `size` and `seed`."""
     data: Sequence[str] = ()
-    """Arguments of `examples` that take a local file instead of the hub; `--data PATH` fills the first one."""
+    """Arguments of `examples` that accept a local file instead of the hub; `--data PATH` sets the first one."""
     parse: str = ""
-    """Import path of what reads an answer: `parse(text)` or `parse(example, text)`, giving `None` for one that cannot
-    be read. Without it, only runs that raised count as unparsed."""
+    """Import path of a function that parses an answer: `parse(text)` or `parse(example, text)`, which returns `None`
+    if it
+    cannot. Without it, only runs that raised count as unparsed."""
     report: str = ""
-    """Import path of a function that counts the scored runs of a test, such as `programs.actor_critic:report`."""
+    """Import path of a function that summarizes the scored runs of a test, such as `programs.actor_critic:report`."""
     measures: Sequence[str] = ()
-    """Attributes of what `report` returns, shown beside the accuracy."""
+    """Attributes of the result of `report` to show beside the accuracy."""
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
 class SizesTable:
-    """Number of examples of each split; `None` takes what the task gives by itself."""
+    """Number of examples of each split; `None` takes the default of the task."""
 
     train: int | None = None
     validation: int | None = None
@@ -65,28 +66,28 @@ class SizesTable:
 
 @dataclass(frozen=True)
 class SingleTable:
-    """The single agent: by keyword arguments of the task's `build`, or by a signature."""
+    """The single agent, defined by keyword arguments of the task's `build` or by a signature."""
 
     build: Mapping[str, Any] = field(default_factory=dict)
     signature: str = ""
     """A DSPy signature such as `question -> answer`."""
     instructions: str = ""
-    """Of the signature."""
+    """Instructions of the signature."""
     demonstrations: Sequence[Mapping[str, Any]] = ()
-    """Tables of its fields; by default the task's own."""
+    """Demonstrations as tables of fields; by default, those of the task."""
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
 class VariantTable:
-    """A method on the program built otherwise, under a name of its own.
+    """A method with another variant of the program, under its own name.
 
-    `sirius.agents` and `sirius.frozen` hold for it, too, so its predictors must have these names.
+    `sirius.agents` and `sirius.frozen` also apply to it, so its predictors must have these names.
     """
 
     build: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the task's `build`, on top of the recipe's."""
+    """Keyword arguments of the task's `build`, in addition to the recipe's."""
     method: str = "prompted team"
     """One of the methods for a team."""
 
@@ -95,9 +96,9 @@ class VariantTable:
 
 @dataclass(frozen=True)
 class SiriusTable:
-    """Settings of `SiriuS`, with its meanings and defaults.
+    """Settings of `SiriuS`, with the same meanings and defaults.
 
-    `threshold`, `max_rows`, `max_per_example` and `cold_start` hold for the other methods that train, too.
+    `threshold`, `max_rows`, `max_per_example` and `cold_start` also apply to the other methods that train.
     """
 
     iterations: int = 2
@@ -109,44 +110,44 @@ class SiriusTable:
     max_rows: int | None = None
     max_per_example: int = 4
     curator: str = ""
-    """Import path of a class that takes `max_per_example` and `max_rows`; by default `Curator`."""
+    """Import path of a class that accepts `max_per_example` and `max_rows`; `Curator` by default."""
     agents: Mapping[str, Sequence[str]] = field(default_factory=dict)
     frozen: Sequence[str] = ()
     cumulative: bool = False
     train_from: Literal["base", "current"] = "base"
     promote: bool = True
     cold_start: bool = False
-    """Show the demonstrations while collecting, as long as an agent has not learnt anything."""
+    """Whether an agent's prompts have demonstrations while collecting, until it is trained."""
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
 class RepairTable:
-    """Settings of `CriticAugmenter`, with its meanings and defaults."""
+    """Settings of `CriticAugmenter`, with the same meanings and defaults."""
 
     enabled: bool = True
-    """Whether SiriuS repairs at all."""
+    """Whether SiriuS repairs failed runs."""
     critic: str = "own"
-    """`own` is the repaired agent's current LM, `base` the one that it started from; anything else is an LM's id."""
+    """`own` is the current LM of the repaired agent, `base` its initial LM; anything else is the id of an LM."""
     rephraser: str = "own"
-    """As for `critic`."""
+    """LM that rewrites answers; see `critic`."""
     max_feedback: int = 1
     max_regenerations: int = 1
     temperature: float = 1.0
     rephrase: bool = True
     show_earlier: bool = True
     demonstrations: bool = False
-    """Use the task's `repair_demonstrations()`."""
+    """Whether to use the task's `repair_demonstrations()`."""
     answering: Sequence[str] = ()
-    """Predictors whose own work brings the answer up; see `LeakGuard`."""
+    """Predictors whose task is to state the answer; see `LeakGuard`."""
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
 class StarTable:
-    """Settings of STaR, with the meanings that they have for SiriuS."""
+    """Settings of STaR, with the same meanings as for SiriuS."""
 
     iterations: int = 2
     samples: int = 1
@@ -162,8 +163,8 @@ class PromptTable:
     """Settings of GEPA and MIPROv2."""
 
     max_metric_calls: int | None = None
-    """Runs of the program at most; by default what four fifths of the budget of LM calls pay for, since both methods
-    ask for instructions as well."""
+    """Maximum number of runs of the program. By default, they use four fifths of the budget of LM calls, because both
+    methods also call the LM for instructions."""
     num_candidates: int = 6
     """Of MIPROv2."""
     max_demos: int = 4
@@ -179,14 +180,14 @@ class VoteTable:
     votes: int = 5
     temperature: float = 0.7
     method: str = "prompted team"
-    """What makes the program: one of the methods for a team."""
+    """Method that creates the program: one of the methods for a team."""
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
 class BudgetTable:
-    """What each method may use until its program is ready, testing excluded; see `sirius_dspy.baselines.Limits`."""
+    """The budget of each method until its program is ready, without the test; see `sirius_dspy.baselines.Limits`."""
 
     calls: int | None = None
     tokens: int | None = None
@@ -196,13 +197,13 @@ class BudgetTable:
 
     @property
     def limits(self) -> Limits:
-        """The same for a meter."""
+        """Return the limits for a meter."""
         return Limits(self.calls, self.tokens, self.seconds)
 
 
 @dataclass(frozen=True)
 class PriceTable:
-    """US dollars per million tokens of the recipe's own LM; without prices, and with another LM, costs are unknown."""
+    """US dollars per million tokens of the recipe's LM. Without prices, and with another LM, costs are unknown."""
 
     prompt: float
     completion: float
@@ -212,35 +213,35 @@ class PriceTable:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """Numbers of a publication, printed beside ours and used for nothing else."""
+    """Numbers of a publication, which are only printed beside ours."""
 
     lm: str
     source: str
-    """Which table, of which version."""
+    """Table and version of the publication."""
     results: Mapping[str, str] = field(default_factory=dict)
-    """Method to what is printed there, as it is printed."""
+    """Method to its number as it is printed there."""
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
 class CrossplayTable:
-    """Everybody against everybody, after training: a game in which the programs of all methods meet, for each seed."""
+    """A game after training in which the programs of all methods play against each other, for each seed."""
 
     title: str
     path: str
-    """Import path of a function as `programs.negotiation.tournament:tournament`."""
+    """Import path of a function such as `programs.negotiation.tournament:tournament`."""
     read: str
-    """Import path of what makes the function's game from a table, as `programs.negotiation:game_from`."""
+    """Import path of a function that creates the game from a table, such as `programs.negotiation:game_from`."""
     game: Mapping[str, Any]
     games: int = 25
-    """Of each ordered pairing; the paper's number."""
+    """Number of games of each ordered pair; the default is the paper's."""
     temperature: float | None = None
-    """Of all LMs; by default their own. At 0, all games of two agents are one game."""
+    """Temperature of all LMs; by default, their own. At 0, all games of two agents are the same game."""
     bots: Sequence[str] = ()
-    """Further players, by their names in the game."""
+    """Further players by their names in the game."""
     paper: str = ""
-    """What the paper has here, as Markdown."""
+    """The paper's results as Markdown."""
 
     __pydantic_config__ = _STRICT
 
@@ -251,29 +252,29 @@ class Recipe:
 
     title: str = ""
     notes: str = ""
-    """What a reader must know, such as where it departs from the paper."""
+    """Notes for the reader, such as differences from the paper."""
     methods: Sequence[str] = ()
-    """Their order is that of the work and of the tables."""
+    """The methods, in the order of the work and of the tables."""
     baseline: str = "prompted team"
-    """The method that all others are compared with."""
+    """The method with which all others are compared."""
     seeds: Sequence[int] = (0,)
     data_seed: int = 0
-    """Of the data. All seeds share one test split, so that methods can be compared item by item."""
+    """Seed of the data. All seeds share one test split, so that methods can be compared item by item."""
     resample_training: bool = False
-    """Draw training and validation examples by each seed and not by `data_seed`, so that their choice counts as luck,
-    too. Only for tasks whose test split stays out of all other splits whatever the seed."""
+    """Whether to draw training and validation examples with each seed instead of `data_seed`, so that intervals include
+    their choice. This requires a task whose test split is disjoint from all other splits for any seed."""
     adapter: Literal["chat", "plain"] = "chat"
-    """DSPy's ChatAdapter, or the short prompts of `PlainAdapter` for small LMs."""
+    """DSPy's `ChatAdapter`, or `PlainAdapter` with short prompts for small LMs."""
     num_threads: int = 8
-    """Program runs at a time."""
+    """Number of parallel runs."""
     lm: Mapping[str, Any] = field(default_factory=dict)
-    """`model` and further arguments of the LM. Keys belong into the environment."""
+    """`model` and further arguments of the LM. Keys belong in the environment."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """What a fine-tuning job is told: `LoraOptions` for a local LM, else what the provider takes, e.g. `n_epochs`."""
+    """Settings of fine-tuning: `LoraOptions` for a local LM, otherwise arguments of the provider, e.g. `n_epochs`."""
     task: TaskTable = field(default_factory=TaskTable)
     sizes: SizesTable = field(default_factory=SizesTable)
     demonstrations: Demonstrations = field(default_factory=dict)
-    """By default the task's own `demonstrations()`, where it has them."""
+    """By default, the task's `demonstrations()`, if it has them."""
     single: SingleTable | None = None
     variants: Mapping[str, VariantTable] = field(default_factory=dict)
     sirius: SiriusTable = field(default_factory=SiriusTable)
@@ -293,7 +294,7 @@ class Recipe:
         """Read a TOML file.
 
         Raises:
-            ExperimentError: There is no such file, it is not TOML, or it has unknown keys or values of wrong types.
+            ExperimentError: The file does not exist, is not TOML, or has unknown keys or values of wrong types.
         """
         file = _find(path)
         try:
@@ -304,11 +305,11 @@ class Recipe:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any], name: str = "the recipe") -> Recipe:
-        """The recipe that a parsed file describes.
+        """Create a recipe from a parsed file.
 
         Args:
-            table: What a TOML reader gives.
-            name: Of the recipe, for messages.
+            table: The result of a TOML parser.
+            name: Name of the recipe, for messages.
 
         Raises:
             ExperimentError: It has unknown keys or values of wrong types.
@@ -316,7 +317,7 @@ class Recipe:
         try:
             recipe = TypeAdapter(cls).validate_json(
                 json.dumps(dict(table), default=str)
-            )  # TOML has dates, no field has
+            )  # TOML has dates, but no field does
         except ValidationError as error:
             raise ExperimentError(_explain(name, error)) from error
         if secret := next((key for key in (*recipe.lm, *recipe.training) if is_secret_name(key)), None):
@@ -325,13 +326,13 @@ class Recipe:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two experiments the same, as plain values: not how many cells there are, nor what is printed."""
+        """Return the settings that identify an experiment as plain values, without methods, seeds and printed texts."""
         omitted = ("title", "notes", "methods", "baseline", "seeds", "num_threads", "lm", "price", "paper", "crossplay")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in omitted}
 
 
 def _find(path: str | Path) -> Path:
-    """The file of a path, or of a recipe's name."""
+    """Find a recipe by its path or name."""
     given = Path(path)
     if given.is_file():
         return given
@@ -341,29 +342,29 @@ def _find(path: str | Path) -> Path:
     if not FOLDER.is_dir():
         raise ExperimentError(
             f"There is no recipe {str(path)!r}: the working directory has no folder {str(FOLDER)!r}. Recipes come with "
-            "a clone of the repository; run the command there, or name the path of a TOML file."
+            "a clone of the repository; run the command there, or pass the path of a TOML file."
         )
-    known = sorted(found.stem for found in FOLDER.glob("*.toml"))
+    names = sorted(file.stem for file in FOLDER.glob("*.toml"))
     raise ExperimentError(
-        f"There is no recipe {str(path)!r}; {str(FOLDER)!r} in the working directory has {known}. Name one of them, or "
+        f"There is no recipe {str(path)!r}; {str(FOLDER)!r} in the working directory has {names}. Pass one of them, or "
         "the path of a TOML file."
     )
 
 
 def _explain(name: str, error: ValidationError) -> str:
-    """The first thing that is wrong, and what there is instead."""
+    """Explain the first error, and list the known settings."""
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     where = ".".join(place)
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         owner = _class_at(place[:-1])
-        known = f" There are {[item.name for item in dataclasses.fields(owner)]}." if owner else ""
-        return f"Recipe {name!r} has an unknown setting {where!r}.{known}"
+        advice = f" The known settings are {[item.name for item in dataclasses.fields(owner)]}." if owner else ""
+        return f"Recipe {name!r} has an unknown setting {where!r}.{advice}"
     return f"Recipe {name!r}: {where!r} is {first.get('input')!r}. {first['msg']}."
 
 
 def _class_at(place: Sequence[str]) -> type[Any] | None:
-    """The class of the table at a place in a recipe."""
+    """Return the class of the table at a place in a recipe."""
     tables: Mapping[str, type[Any]] = {
         "task": TaskTable,
         "sizes": SizesTable,

@@ -1,4 +1,4 @@
-"""Results of an experiment as Markdown and as rows of text; a number that is not there is a dash, never a zero."""
+"""Renders results of an experiment as Markdown and as rows of text. A missing number is a dash, never a zero."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sirius_dspy.stats import wilson_interval
 _CONSTANT = "always the most frequent answer"
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Header and rows; the first column is text, the others are numbers."""
+"""Header and rows. The first column is text, the others are numbers."""
 
 
 def render_markdown(results: Results) -> str:
-    """All tables of an experiment as Markdown."""
+    """Render all tables of an experiment as Markdown."""
     recipe = results.recipe
     sections = [
         f"# {recipe.title or results.name}",
@@ -25,7 +25,7 @@ def render_markdown(results: Results) -> str:
         _section("Accuracy on the test split", *accuracy_table(results)),
         _explain_numbers(results),
         _section(f"Against {recipe.baseline!r}, on the same questions", *comparison_table(results)),
-        _section("What it took, mean over seeds", *cost_table(results)),
+        _section("Usage, mean over seeds", *cost_table(results)),
         _section("Cells", *_cell_table(results)),
         *_crossplays(results),
         _troubles(results),
@@ -36,7 +36,7 @@ def render_markdown(results: Results) -> str:
 
 
 def accuracy_table(results: Results) -> Table:
-    """How right each method is."""
+    """Return the accuracy of each method."""
     measures = [name for row in results.rows for name in row.measures]
     names = list(dict.fromkeys(measures))
     papers = [f"paper, {table.lm}" for table in results.recipe.paper]
@@ -49,7 +49,7 @@ def accuracy_table(results: Results) -> Table:
 
 
 def summary_table(results: Results) -> Table:
-    """The most important of all tables in one, for a terminal."""
+    """Return the most important columns of all tables, for a terminal."""
     papers = [f"paper, {table.lm}" for table in results.recipe.paper]
     header = [
         "method",
@@ -94,7 +94,7 @@ def _accuracy_row(results: Results, row: Row, names: Sequence[str]) -> list[str]
 
 
 def comparison_table(results: Results) -> Table:
-    """How sure the differences are."""
+    """Return the differences from the baseline, with intervals and p-values."""
     header = ["method", "difference", "95 % interval", "better on", "worse on", "p", "p, Holm", "seeds"]
     return header, [_comparison_row(row.method, row.comparison) for row in results.rows if row.comparison]
 
@@ -115,7 +115,7 @@ def _comparison_row(method: str, comparison: Comparison) -> list[str]:
 
 
 def cost_table(results: Results) -> Table:
-    """What each method used, until its program was ready and in the test."""
+    """Return the usage of each method, before and during its test."""
     header = ["method", "LM calls", "tokens", "seconds", "test calls", "test tokens", "test seconds", "US dollars"]
     rows = []
     for row in results.rows:
@@ -166,7 +166,7 @@ def _cell_row(cell: Cell) -> list[str]:
 
 
 def _paper_table(results: Results) -> Table:
-    """The paper's own lines that none of our methods stands beside."""
+    """Return the methods of the paper that were not run."""
     ours = {row.method for row in results.rows}
     tables = results.recipe.paper
     names = list(dict.fromkeys(name for table in tables for name in table.results))
@@ -205,14 +205,14 @@ def _head(results: Results) -> str:
 
 
 def _explain_numbers(results: Results) -> str:
-    """How to read the table above."""
+    """Explain the numbers of the table above."""
     several = len(results.recipe.seeds) > 1
     interval = (
         "a bootstrap over seeds and questions" if several else "Wilson's, or a bootstrap where questions are grouped"
     )
     lines = [
         f"Runs without a readable answer count as wrong. The interval is {interval}.",
-        "`*`: the budget ended a method in some seed, and what it had by then was tested. `!`: some seed failed.",
+        "`*`: in some seed, the budget ended the method, and its program so far was tested. `!`: some seed failed.",
     ]
     return "\n".join(lines)
 
@@ -247,7 +247,7 @@ def _percent(share: float) -> str:
 
 
 def _points(difference: float) -> str:
-    """Percentage points, with their sign."""
+    """Format percentage points with a sign."""
     return f"{100 * difference:+.1f}"
 
 

@@ -1,4 +1,4 @@
-"""What an experiment found: every number of its tables, computed from the outcomes of its cells alone."""
+"""Results of an experiment: all numbers of its tables, computed from the outcomes of its cells."""
 
 from __future__ import annotations
 
@@ -18,58 +18,59 @@ from sirius_dspy.stats import Estimate, Spread, bootstrap, holm, mcnemar, paired
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against the baseline, on the seeds that both have, item by item."""
+    """Compares a method with the baseline item by item, on the seeds that both have."""
 
     seeds: tuple[int, ...]
     gained: int
-    """Questions that the method gets right more often, over these seeds, than the baseline."""
+    """Number of questions that the method answers right more often than the baseline over these seeds."""
     lost: int
-    """And less often."""
+    """Number of questions that the method answers right less often."""
     p_value: float
-    """Exact McNemar test; with several seeds, or questions that belong together, the exact sign test over questions,
-    of which it is the case of one seed: the answers of all seeds to one question are not independent."""
+    """P-value of the exact McNemar test. With several seeds or grouped questions, the answers to one question are not
+    independent, so it is the exact sign test over questions, which generalizes McNemar's test."""
     p_holm: float
-    """Adjusted for the number of methods compared."""
+    """P-value adjusted for the number of compared methods."""
     difference: Estimate
-    """Of the accuracies, with a paired bootstrap interval over questions and seeds."""
+    """Difference of the accuracies, with a paired bootstrap interval over questions and seeds."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method, over its seeds."""
+    """The results of one method over its seeds."""
 
     method: str
     cells: tuple[Cell, ...]
-    """With failed ones."""
+    """All cells, including failed ones."""
     comparison: Comparison | None = None
-    """`None` for the baseline itself, and where the two have no seed in common."""
+    """`None` for the baseline itself, and if the two have no seed in common."""
 
     @property
     def measured(self) -> tuple[Cell, ...]:
-        """Cells that have outcomes."""
+        """The cells with outcomes."""
         return tuple(cell for cell in self.cells if cell.outcomes)
 
     @property
     def n(self) -> int:
-        """Test answers, over all seeds."""
+        """Number of test answers over all seeds."""
         return sum(len(cell.outcomes) for cell in self.measured)
 
     @property
     def num_right(self) -> int:
-        """Right ones."""
+        """Number of right answers."""
         return sum(cell.num_right for cell in self.measured)
 
     @property
     def num_unparsed(self) -> int:
-        """Runs without an answer that can be read; they count as wrong."""
+        """Number of answers that cannot be parsed; they count as wrong."""
         return sum(cell.num_unparsed for cell in self.measured)
 
     @cached_property
     def accuracy(self) -> Estimate | None:
         """Share of right answers with its 95 % interval; `None` if nothing was measured.
 
-        Wilson's interval for one seed of independent questions, else a bootstrap over seeds and groups of questions.
-        Where all answers are right, or none, a bootstrap knows no doubt: then Wilson's for the groups of one seed.
+        The interval is Wilson's for one seed of independent questions, otherwise a bootstrap over seeds and groups of
+        questions. If all answers are right, or none, the bootstrap interval would have no width, so it is Wilson's for
+        the groups of one seed.
         """
         if not self.measured:
             return None
@@ -88,30 +89,30 @@ class Row:
 
     @property
     def measures(self) -> dict[str, float]:
-        """Means over seeds of what the recipe asks for beside the accuracy."""
+        """Means over seeds of the further measurements that the recipe requests."""
         names = [name for cell in self.measured[:1] for name in cell.measures]
         return {name: fmean(cell.measures[name] for cell in self.measured) for name in names}
 
     def mean(self, stage: str, count: str) -> float | None:
-        """Mean over seeds of a count of `Spent`, in `trained` or `tested`; failed cells have no say in it."""
+        """Return the mean over seeds of a count in `trained` or `tested`, without failed cells."""
         return fmean(getattr(getattr(cell, stage), count) for cell in self.measured) if self.measured else None
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that an experiment found.
+    """All results of an experiment.
 
     Attributes:
-        name: Of the experiment.
-        recipe: With the methods and seeds that were run.
+        name: Name of the experiment.
+        recipe: Recipe with the methods and seeds that were run.
         lm: Id of the agents' LM.
-        cells: In the order of the work.
+        cells: Cells in the order of the work.
         majority: Score of a constant answer on the test split; `None` if the task cannot say.
-        command: What the user typed.
-        limit: Examples of each split at most.
-        is_own_lm: Whether the LM is the recipe's, so that its prices hold.
-        crossplay: Tables of games in which the methods meet, one per seed.
-        written_at: UTC.
+        command: Command line of the user.
+        limit: Maximum number of examples of each split.
+        is_own_lm: Whether the LM is the recipe's, so that its prices apply.
+        crossplay: Tables of games between the methods, one per seed.
+        written_at: Time of writing in UTC.
     """
 
     name: str
@@ -127,7 +128,7 @@ class Results:
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:
-        """One per method, in the order of the work."""
+        """One row per method, in the order of the work."""
         by_method: dict[str, list[Cell]] = {}
         for cell in self.cells:
             by_method.setdefault(cell.method, []).append(cell)
@@ -136,16 +137,16 @@ class Results:
 
     @property
     def failed(self) -> tuple[Cell, ...]:
-        """Cells without a result."""
+        """The cells without a result."""
         return tuple(cell for cell in self.cells if cell.status == "failed")
 
     @property
     def num_test(self) -> int:
-        """Questions of the test split; 0 if nothing was measured."""
+        """Number of questions in the test split; 0 if nothing was measured."""
         return max((len(cell.outcomes) for cell in self.cells), default=0)
 
     def cost(self, cell: Cell) -> float | None:
-        """US dollars for all LM calls of a cell, fine-tuning jobs left out; `None` is unknown, which is not free."""
+        """Return the US dollars for all LM calls of a cell, without fine-tuning jobs; `None` if unknown."""
         price = self.recipe.price
         if price is None or not self.is_own_lm:
             return (cell.trained + cell.tested).usd
@@ -154,13 +155,13 @@ class Results:
         return (prompt * price.prompt + completion * price.completion) / 1e6
 
     def mean_cost(self, row: Row) -> float | None:
-        """US dollars for a method, mean over seeds; `None` if a cost is unknown, or nothing was measured."""
+        """Return the US dollars for a method, as a mean over seeds; `None` if unknown."""
         costs = [self.cost(cell) for cell in row.measured]
         prices = [cost for cost in costs if cost is not None]
         return fmean(prices) if costs and len(prices) == len(costs) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number as JSON, with the outcomes of each cell."""
+        """Return all numbers as JSON, with the outcomes of each cell."""
         return {
             "name": self.name,
             "title": self.recipe.title,
@@ -180,7 +181,7 @@ class Results:
         }
 
     def _row(self, row: Row) -> dict[str, Any]:
-        """A method as plain values."""
+        """Return the results of a method as plain values."""
         accuracy = row.accuracy
         return {
             "method": row.method,
@@ -206,18 +207,18 @@ _COUNTS = ("calls", "cached_calls", "prompt_tokens", "completion_tokens", "secon
 
 
 def versions() -> dict[str, str]:
-    """Of what the numbers depend on."""
+    """Return the versions of the packages on which the numbers depend."""
     by_package = {"python": platform.python_version()}
     for package in ("sirius-dspy", "dspy", "transformers", "openvino-genai"):
         try:
             by_package[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            continue  # the local extra is not there, or the package runs from its folder
+            continue  # the local extra is not installed, or the package runs from its folder
     return by_package
 
 
 def _compare(by_method: Mapping[str, Sequence[Cell]], baseline: str) -> dict[str, Comparison]:
-    """Every other method against the baseline, with p-values adjusted for their number."""
+    """Compare every other method with the baseline, with p-values adjusted for their number."""
     before = {cell.seed: cell for cell in by_method.get(baseline, ()) if cell.outcomes}
     pairs: dict[str, list[tuple[Cell, Cell]]] = {}
     for name, cells in by_method.items():
@@ -240,7 +241,7 @@ def _compare(by_method: Mapping[str, Sequence[Cell]], baseline: str) -> dict[str
 
 
 def _signs(pairs: Sequence[tuple[Cell, Cell]]) -> Any:
-    """The exact sign test over groups of questions; with one seed and no groups, McNemar's."""
+    """Run the exact sign test over groups of questions, which is McNemar's for one seed without groups."""
     balance: dict[str, int] = {}
     for old, new in pairs:
         for was, now in zip(old.outcomes, new.outcomes, strict=True):

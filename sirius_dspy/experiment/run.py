@@ -1,11 +1,11 @@
-"""The order of an experiment: check everything, then cell by cell, then the tables.
+"""Runs an experiment: checks everything, measures each cell, and writes the tables.
 
     experiment = Experiment.from_file("recipes/laptop_chain_sum.toml")
     results = experiment.run("runs/chain_sum", methods=["prompted team", "SiriuS"], seeds=[0, 1, 2])
     print(render_markdown(results))
 
-What is finished is on disk before the next thing begins, so that the same call goes on after any interruption: cells in
-`stages/`, test runs in `tests.sqlite`, the work of methods in `work/`.
+Every result is saved before the next step starts, so the same call resumes after any interruption: cells are in
+`stages/`, test runs in `tests.sqlite`, and the work of methods in `work/`.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Experiment:
     """A recipe that can be run.
 
     Attributes:
-        recipe: What to do.
-        name: For titles and MLflow.
-        task: The module or object with `build`, `examples` and `metric`; by default the one that the recipe names.
+        recipe: Recipe of the experiment.
+        name: Name for titles and MLflow.
+        task: The module or object with `build`, `examples` and `metric`; by default, the recipe names it.
         offer: Returns the available methods. To add your own:
             `lambda bench: list_methods(bench) | {"mine": Entry(Mine(bench.task.metric), PromptedTeam(), ...)}`.
     """
@@ -68,7 +68,7 @@ class Experiment:
         """Read a recipe, by its path or by its name in `recipes/`.
 
         Raises:
-            ExperimentError: There is none, or it is not a recipe.
+            ExperimentError: The file does not exist, or is not a recipe.
         """
         return cls(Recipe.from_file(path), name=Path(path).stem)
 
@@ -85,22 +85,22 @@ class Experiment:
         trainer: Trainer | None = None,
         command: str = "",
     ) -> Results:
-        """Run what is not finished yet, and give back all of it.
+        """Run all unfinished cells, and return the results of all cells.
 
         Args:
-            folder: Everything is kept here, and the same call goes on from it. More methods and seeds can be added.
-            lm: Of all agents, as an object or an id (see `lm_from`); by default the recipe's.
-            methods: Names; by default the recipe's.
-            seeds: By default the recipe's.
-            limit: Examples of each split at most, to try things out.
-            files: Local data files by argument of the task's `examples`.
-            tracker: Receives the events of cells, and of the compiles inside them.
-            trainer: Fine-tunes; by default through the provider of the LM.
-            command: What the user typed, for the head of the tables.
+            folder: Folder of the experiment; the same call resumes from it. More methods and seeds can be added.
+            lm: LM of all agents, as an object or an id (see `lm_from`); the recipe's by default.
+            methods: Names of methods; the recipe's by default.
+            seeds: Seeds; the recipe's by default.
+            limit: Maximum number of examples of each split, for a quick trial.
+            files: Argument of the task's `examples` to a local data file.
+            tracker: Receives the events of cells and of their compiles.
+            trainer: Trainer of the agents; `ProviderTrainer()` by default.
+            command: Command line of the user, for the head of the tables.
 
         Raises:
-            ExperimentError: The recipe, or what is asked of it, cannot be run; no LM was called.
-            RunMismatchError: The folder belongs to another experiment, or another process works in it.
+            ExperimentError: The recipe cannot be run as requested; no LM was called.
+            RunMismatchError: The folder belongs to another experiment, or another process uses it.
             UnpreparedProgramError: A method does not fit the program or its LM; no LM was called.
             DatasetError: The data cannot be read; no LM was called.
         """
@@ -143,7 +143,7 @@ class _Run:
         self.folder = RunDir(self.measurement.folder, "experiment.json")
 
     def all(self) -> Results:
-        """Check, work, write."""
+        """Check everything, run all cells, and write the results."""
         names = self._check_methods()
         with self.folder.locked():
             run, _ = self.folder.begin(self._identity(), compare=_refuse_changes)
@@ -160,7 +160,7 @@ class _Run:
         return results
 
     def _work(self, cells: Sequence[tuple[str, int]]) -> tuple[Results, tuple[Path, ...]]:
-        """All cells, then the games in which their programs meet; the results are written, whatever happens there."""
+        """Run all cells, then the games between their programs; write the results even if a game fails."""
         results = self._results([self._cell(name, seed) for name, seed in cells])
         try:
             results = replace(results, crossplay=tuple(self._crossplays(results)))
@@ -171,10 +171,10 @@ class _Run:
     # Before the first LM call
 
     def _check_methods(self) -> list[str]:
-        """Names of the methods as the tables have them, after each was seen to come as far as its first LM call.
+        """Return the names of the methods as they are in tables, after compiling each up to its first LM call.
 
         Raises:
-            ExperimentError: One is unknown, or the baseline is not among them.
+            ExperimentError: A method is unknown, or the baseline is missing.
         """
         with tempfile.TemporaryDirectory(prefix="sirius-experiment-") as temporary:
             bench = self.measurement.bench(self.recipe.seeds[0], Path(temporary))
@@ -182,7 +182,7 @@ class _Run:
             names = [canonical_name(entries, name) for name in self.recipe.methods]
             if not names or len(set(names)) < len(names):
                 raise ExperimentError(
-                    f"The methods are {names}, expected at least one, and none twice of {list(entries)}."
+                    f"The methods are {names}, expected at least one, without duplicates, of {list(entries)}."
                 )
             self.recipe = replace(self.recipe, baseline=canonical_name(entries, self.recipe.baseline))
             for name in names:
@@ -217,7 +217,7 @@ class _Run:
     # One cell
 
     def _cell(self, name: str, seed: int) -> Cell:
-        """The finished cell from disk, or a new one, which is on disk then."""
+        """Return the finished cell from disk, or measure and save it."""
         finished = self._read_cell(name, seed)
         if finished is not None:
             return finished
@@ -227,7 +227,7 @@ class _Run:
         except Exception as error:
             if not isinstance(error, SiriuSError):
                 reason = redact_error(error)
-                logger.error("The cell %r, seed %s, failed in a way that nobody foresaw.", name, seed, exc_info=reason)
+                logger.error("The cell %r, seed %s, failed with an unexpected error.", name, seed, exc_info=reason)
             text = redact(f"{type(error).__name__}: {error}")
             cell = Cell(name, seed, "failed", error=text, trained=self.measurement.spent(name, seed))
         self.folder.finish(_stage(name, seed), cell.to_plain())
@@ -235,10 +235,10 @@ class _Run:
         return cell
 
     def _read_cell(self, name: str, seed: int) -> Cell | None:
-        """The cell from disk; a failed one is tried again.
+        """Read a finished cell from disk; a failed one does not count.
 
         Raises:
-            RunDamagedError: Its file is damaged.
+            RunDamagedError: The file of the cell is damaged.
         """
         stage = _stage(name, seed)
         plain = self.folder.finished(stage)
@@ -249,11 +249,11 @@ class _Run:
         except ValueError as error:
             raise RunDamagedError(
                 f"The stage {stage!r} in {str(self.folder.path)!r} is damaged: {error}. Restore its file from a "
-                "backup, or delete it to have the cell measured again.",
+                "backup, or delete it to measure the cell again.",
             ) from error
         return None if cell.status == "failed" else cell
 
-    # Games in which the methods meet
+    # Games between methods
 
     def _crossplays(self, results: Results) -> Iterator[dict[str, Any]]:
         for table in self.recipe.crossplay:
@@ -268,7 +268,7 @@ class _Run:
                 yield played
 
     def _crossplay(self, table: CrossplayTable, seed: int, names: Sequence[str]) -> dict[str, Any]:
-        """Play with the programs of finished cells, which takes no LM call to get back where methods resume."""
+        """Play with the programs of finished cells; methods that resume restore them without LM calls."""
         bench = self.measurement.bench(seed)
         players: dict[str, Any] = {name: self.measurement.compile(name, bench)[0] for name in names}
         players |= {bot: bot for bot in table.bots}
@@ -292,15 +292,15 @@ class _Run:
 def _refuse_changes(
     before: Mapping[str, Any], now: Mapping[str, Any], place: str, accepted: Sequence[str]
 ) -> list[Change]:
-    """Refuse to go on with another experiment; nothing may differ, so `accepted` is empty.
+    """Refuse to resume another experiment; nothing may differ, so `accepted` is empty.
 
     Raises:
         RunMismatchError: Something differs; the message lists it.
     """
     if differing := find_changes(before, now):
         raise RunMismatchError(
-            f"{place!r} holds another experiment. What differs: {'; '.join(map(str, differing))}. Give this one a "
-            "folder of its own (`--out`), or repeat the other one's settings."
+            f"{place!r} holds another experiment. What differs: {'; '.join(map(str, differing))}. Choose "
+            "another folder (`--out`), or use the settings of that experiment."
         )
     return []
 
@@ -311,18 +311,18 @@ def _stage(name: str, seed: int) -> str:
 
 def _check_seeds(seeds: Sequence[Any]) -> None:
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds) or len(set(seeds)) < len(seeds):
-        raise ExperimentError(f"The seeds are {list(seeds)}, expected different whole numbers from 0, at least one.")
+        raise ExperimentError(f"The seeds are {list(seeds)}, expected at least one, all different integers from 0.")
 
 
 def _lm(lm: dspy.LM | str | None, recipe: Recipe) -> tuple[dspy.LM, bool]:
-    """The LM, and whether it is the recipe's own."""
+    """Return the LM, and whether it is the recipe's."""
     if isinstance(lm, dspy.LM):
         return lm, False
     settings = {key: value for key, value in recipe.lm.items() if key != "model"}
-    own = str(recipe.lm.get("model", ""))
-    return lm_from(lm or own, settings, recipe.training), lm is None or lm == own
+    model = str(recipe.lm.get("model", ""))
+    return lm_from(lm or model, settings, recipe.training), lm is None or lm == model
 
 
 def _adapter(recipe: Recipe) -> Adapter:
-    """Without DSPy's fallback to JSON: a second call with another prompt would be trained under the first one."""
+    """Return the adapter without DSPy's JSON fallback, whose answers would be trained with the wrong prompt."""
     return PlainAdapter() if recipe.adapter == "plain" else dspy.ChatAdapter(use_json_adapter_fallback=False)

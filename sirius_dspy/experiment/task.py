@@ -1,4 +1,4 @@
-"""The task that a recipe names: its programs, its data, its metric, and how an answer is read."""
+"""The task of a recipe: its programs, data, metric and parser of answers."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """What a recipe names, found and ready to use.
+    """The task of a recipe, imported and ready to use.
 
     Attributes:
-        recipe: Says how to build programs and which examples to take.
+        recipe: Recipe with the arguments of programs and data.
         source: The module or object with `build`, `examples` and `metric`.
-        limit: Examples of each split at most.
-        files: Arguments of `examples` that name local files.
+        limit: Maximum number of examples of each split.
+        files: Argument of `examples` to a local file.
     """
 
     recipe: Recipe
@@ -54,39 +54,39 @@ class Task:
     def of(
         cls, recipe: Recipe, source: Any = None, *, limit: int | None = None, files: Mapping[str, str | Path]
     ) -> Task:
-        """Find the task.
+        """Import the task.
 
         Args:
-            recipe: Names the task, unless `source` is given.
+            recipe: Recipe that names the task, unless `source` is given.
             source: The module or object itself.
-            limit: Examples of each split at most.
-            files: Arguments of `examples`, among those in `recipe.task.data`, to local files.
+            limit: Maximum number of examples of each split.
+            files: Argument of `examples` in `recipe.task.data` to a local file.
 
         Raises:
-            ExperimentError: It cannot be imported, lacks a part, or takes no such file; or the limit is no number from
-                1.
+            ExperimentError: It cannot be imported, lacks a part, or accepts no such file, or the limit is not an
+                integer from 1.
         """
         task = import_path(recipe.task.path, "task") if source is None else source
         if missing := [name for name in _NEEDED if not hasattr(task, name)]:
             raise ExperimentError(f"The task {recipe.task.path or task!r} lacks {missing}; it needs {_NEEDED}.")
         if limit is not None and limit < 1:
-            raise ExperimentError(f"The limit is {limit!r}, expected a whole number from 1.")
+            raise ExperimentError(f"The limit is {limit!r}, expected an integer from 1.")
         if unknown := sorted(set(files) - set(recipe.task.data)):
-            raise ExperimentError(f"The recipe takes no data file {unknown}, only {list(recipe.task.data)}.")
+            raise ExperimentError(f"The recipe accepts no data file {unknown}, only {list(recipe.task.data)}.")
         return cls(recipe, task, limit, dict(files))
 
     @property
     def metric(self) -> Callable[..., Any]:
-        """Of the task."""
+        """The metric of the task."""
         metric: Callable[..., Any] = self.source.metric
         return metric
 
     def build(self, **more: Any) -> dspy.Module:
-        """The team, untrained and without LMs; `more` overrides the recipe's arguments."""
+        """Build the team, untrained and without LMs; `more` overrides the recipe's arguments."""
         return self._call("build", {**self.recipe.task.build, **more})
 
     def single(self) -> dspy.Module | None:
-        """The single agent, if the recipe has one."""
+        """Build the single agent, if the recipe has one."""
         table = self.recipe.single
         if table is None:
             return None
@@ -95,17 +95,17 @@ class Task:
         return self.build(**table.build)
 
     def demonstrations(self, program: dspy.Module) -> Demos:
-        """Demonstrations for a team, by predictor: the recipe's own, else the task's.
+        """Return the demonstrations for a team by predictor, from the recipe or from the task.
 
-        Those for predictors that the program does not have are left out: a variant may have fewer.
+        Demonstrations for missing predictors are left out, because a variant may have fewer predictors.
         """
-        own = {name: _examples(rows) for name, rows in self.recipe.demonstrations.items()}
+        demos = {name: _examples(rows) for name, rows in self.recipe.demonstrations.items()}
         make = getattr(self.source, "demonstrations", None)
-        demos = own or (make() if callable(make) else {})
+        demos = demos or (make() if callable(make) else {})
         return {name: demos[name] for name in predictor_names(program) if demos.get(name)}
 
     def single_demonstrations(self, program: dspy.Module) -> Demos:
-        """Demonstrations for the single agent: the recipe's own, else the task's."""
+        """Return the demonstrations for the single agent, from the recipe or from the task."""
         name = next(iter(predictor_names(program)))
         if self.recipe.single and self.recipe.single.demonstrations:
             return {name: _examples(self.recipe.single.demonstrations)}
@@ -114,10 +114,10 @@ class Task:
         return {name: demos[name]} if demos.get(name) else {}
 
     def repair_demonstrations(self) -> RepairDemos:
-        """The task's own.
+        """Return the task's demonstrations of repairs.
 
         Raises:
-            ExperimentError: It has none.
+            ExperimentError: The task has none.
         """
         if not hasattr(self.source, "repair_demonstrations"):
             raise ExperimentError("The task has no `repair_demonstrations()`. Set `repair.demonstrations` to false.")
@@ -125,11 +125,11 @@ class Task:
         return demos
 
     def split(self, seed: int) -> Split:
-        """The examples for one seed.
+        """Return the examples for one seed.
 
         Raises:
-            ExperimentError: A question of the test split is in another split, too.
-            DatasetError: The task cannot serve them.
+            ExperimentError: A question of the test split is also in another split.
+            DatasetError: The task cannot provide the examples.
         """
         recipe = self.recipe
         training_seed = seed if recipe.resample_training else recipe.data_seed
@@ -139,19 +139,19 @@ class Task:
         seen = {group_of(example) for example in [*train, *validation]}
         if shared := sorted(group_of(example) for example in test if group_of(example) in seen):
             raise ExperimentError(
-                f"{len(shared)} questions of the test split are in training or validation, too, such as {shared[0]!r}. "
+                f"{len(shared)} questions of the test split are also in training or validation, such as {shared[0]!r}. "
                 "Set `resample_training` to false: the splits of this task depend on the seed."
             )
         return Split(train, validation, test)
 
     def majority(self, examples: Sequence[dspy.Example]) -> float | None:
-        """What a constant answer would score on these examples; `None` if the task cannot say."""
+        """Return the score of a constant answer on these examples; `None` if it is unknown."""
         if not hasattr(self.source, "majority_baseline"):
             return None
         return float(self.source.majority_baseline(examples))
 
     def is_readable(self, example: dspy.Example, trajectory: Trajectory) -> bool:
-        """Whether a run gave an answer that can be read."""
+        """Return whether the answer of a run can be parsed."""
         if trajectory.failure is not None:
             return False
         if not self.recipe.task.parse:
@@ -162,27 +162,27 @@ class Task:
         return answer is not None
 
     def measures(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """What the recipe wants to know beside the accuracy; nothing of runs that the report is not made for."""
+        """Return the further measurements of the recipe; empty for runs that its report does not support."""
         if not self.recipe.task.report:
             return {}
         report = import_path(self.recipe.task.report, "task.report")
         try:
             reported = report(trajectories)
-        except (KeyError, TypeError):  # e.g. runs of a single agent, which has no judge to count
+        except (KeyError, TypeError):  # e.g. a single agent has no judge
             return {}
         return {name: float(getattr(reported, name)) for name in self.recipe.task.measures}
 
     def check(self) -> None:
-        """Refuse import paths that lead nowhere.
+        """Check all import paths.
 
         Raises:
-            ExperimentError: The message names the setting.
+            ExperimentError: A path cannot be imported; the message names the setting.
         """
         table = self.recipe.task
         named = {"task.parse": table.parse, "task.report": table.report, "sirius.curator": self.recipe.sirius.curator}
         for play in self.recipe.crossplay:
             named |= {"crossplay.path": play.path, "crossplay.read": play.read}
-            import_path(play.read, "crossplay.read")(play.game)  # a game that there is not
+            import_path(play.read, "crossplay.read")(play.game)  # raises if the game does not exist
         for setting, path in named.items():
             if path:
                 import_path(path, setting)
@@ -202,27 +202,27 @@ class Task:
 
 
 def import_path(path: str, setting: str) -> Any:
-    """What an import path leads to: a module, or `module:name` for an object in it.
+    """Import a module, or the object `module:name`.
 
     Raises:
-        ExperimentError: There is nothing; the message names the setting.
+        ExperimentError: It cannot be imported; the message names the setting.
     """
     try:
         return import_at(path)
     except FAILURES as error:
         raise ExperimentError(
-            f"`{setting}` is {path!r}, which cannot be imported ({error}). Give `module` or `module:name`; modules are "
-            "looked for in the working directory, too, and those of `programs` come with a clone of the repository."
+            f"`{setting}` is {path!r}, which cannot be imported ({error}). Pass `module` or `module:name`. "
+            "Modules may be in the working directory; those of `programs` come with a clone of the repository."
         ) from error
 
 
 def group_of(example: dspy.Example) -> str:
-    """Equal for questions that belong together, as the task says, else for equal examples."""
+    """Return a key that is equal for questions that belong together, by default for equal examples."""
     return str(example.get("dspy_key") or example_key(example))
 
 
 def answer_of(trajectory: Trajectory) -> Any:
-    """The prediction's `answer`, if it has one."""
+    """Return the prediction's `answer`, if it has one."""
     prediction = readable(trajectory.prediction)
     return prediction.get("answer") if isinstance(prediction, Mapping) else None
 

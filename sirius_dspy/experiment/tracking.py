@@ -1,8 +1,8 @@
-"""An experiment in MLflow: one parent run, and below it one run per method and seed.
+"""Tracks an experiment in MLflow: one parent run with one child run per method and seed.
 
-Identity is by tag (`sirius.experiment`, `sirius.method`, `sirius.seed`), so that an experiment that goes on does so in
-its own runs, and so does a write that is tried again. No write touches MLflow's active run, which stays the caller's,
-and none is waited for but the last: see `sirius_dspy.mlflow`.
+Tags identify the runs (`sirius.experiment`, `sirius.method`, `sirius.seed`), so resumed experiments and repeated writes
+use the same runs. Writes do not change MLflow's active run, and only the last one is waited for; see
+`sirius_dspy.mlflow`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from sirius_dspy.tracking.events import Tracker
 
 _STATUS = {"finished": "FINISHED", "budget": "FINISHED", "failed": "FAILED"}
 _OPENING_S = 5.0
-"""How long an experiment waits for its parent run; it goes on without."""
+"""Seconds that an experiment waits for its parent run before it continues without."""
 
 
 class MLflowRuns(Tracker):
-    """Writes cells as runs: parameters, accuracy, unparsed answers, calls, tokens, seconds, validation scores.
+    """Writes cells as runs with parameters, accuracy, unparsed answers, calls, tokens, seconds and validation scores.
 
-    A server that is down neither stops nor holds up the experiment: what it does not take is kept, and tried again
-    after each cell and at the end.
+    A failing server neither stops nor delays the experiment: failed writes are kept and repeated after each cell and at
+    the end.
 
     Args:
-        experiment: Name of the MLflow experiment, made if it is not there.
-        tracking_uri: Where MLflow keeps runs; `None` is what MLflow is set to.
+        experiment: Name of the MLflow experiment, which is created if necessary.
+        tracking_uri: Address of the MLflow store; `None` takes MLflow's current one.
     """
 
     def __init__(self, experiment: str = "sirius_dspy experiments", tracking_uri: str | None = None) -> None:
@@ -44,16 +44,16 @@ class MLflowRuns(Tracker):
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the parent run; `None` before there is one."""
+        """MLflow's id of the parent run; `None` before it exists."""
         return (self._writer.parent or None) if self._writer else None
 
     @property
     def not_logged(self) -> Mapping[str, int]:
-        """What MLflow has not taken: kind of write to how many. Empty after all went well."""
+        """Kind of write to the number of failed writes; empty if all succeeded."""
         return self._outbox.not_written if self._outbox else {}
 
     def on_experiment_started(self, event: ExperimentStarted) -> None:
-        """Open the parent run, or go on with it, and write what earlier calls have finished."""
+        """Open or resume the parent run, and write the cells that earlier calls have finished."""
         SHORT_WAITS.shorten()
         connection = Connection(self.tracking_uri or current_store(), self.experiment)
         self._writer = _Writer(event, connection)
@@ -64,11 +64,11 @@ class MLflowRuns(Tracker):
             self._send_cell(cell)
 
     def on_cell_started(self, event: CellStarted) -> None:
-        """Open the cell's run."""
+        """Open the run of the cell."""
         self._send("start of a cell", lambda writer, when: writer.start_cell(event.method, event.seed, when))
 
     def on_cell_ended(self, event: CellEnded) -> None:
-        """Write the cell's numbers and close its run, unless that was done before."""
+        """Write the numbers of the cell and close its run, unless that is done already."""
         self._send_cell(event.cell)
         if self._outbox is not None:
             self._outbox.try_again()
@@ -98,9 +98,9 @@ class MLflowRuns(Tracker):
 
 
 class _Writer:
-    """Turns cells into runs; every method may be called again after it failed.
+    """Writes cells as runs; every method may be repeated after a failure.
 
-    Runs are always looked for before they are made: there are few, and an earlier life may have made them.
+    It searches for a run before it creates one, because an earlier attempt may have created it.
     """
 
     def __init__(self, event: ExperimentStarted, connection: Connection) -> None:
@@ -110,7 +110,7 @@ class _Writer:
 
     @property
     def store(self) -> Store:
-        """Where to write."""
+        """The store to write to."""
         return self._connection.store
 
     def start(self, when: int) -> None:
@@ -122,11 +122,11 @@ class _Writer:
         self.store.params(self.parent, {**event.settings, **packages})
 
     def start_cell(self, method: str, seed: int, when: int) -> None:
-        """Open a cell's run."""
+        """Open the run of a cell."""
         self._cell_run(method, seed, when)
 
     def end_cell(self, cell: Cell, when: int) -> None:
-        """Write a cell's numbers and close its run, unless that was done before."""
+        """Write the numbers of a cell and close its run, unless that is done already."""
         run = self._cell_run(cell.method, cell.seed, when)
         if run is None:
             return
@@ -145,7 +145,7 @@ class _Writer:
             return
         try:
             self.store.metrics(self.parent, _shares(results), 0, when)
-        finally:  # a value that MLflow refuses must not leave the run open for ever
+        finally:  # a value that MLflow refuses must not leave the run open
             self.close("FAILED" if results.failed else "FINISHED", when)
 
     def close(self, status: str, when: int) -> None:
@@ -153,7 +153,7 @@ class _Writer:
         self.store.end(self.parent, status, when)
 
     def _cell_run(self, method: str, seed: int, when: int) -> str | None:
-        """The cell's run; `None` if an earlier life has finished it."""
+        """Return the run of a cell; `None` if an earlier attempt has finished it."""
         tags = {"sirius.method": method, "sirius.seed": str(seed)}
         earlier = self.store.find({**tags, "mlflow.parentRunId": self.parent})
         if earlier is not None and earlier.info.status == "FINISHED":
@@ -163,7 +163,7 @@ class _Writer:
         return run
 
     def _open(self, tags: Mapping[str, str], name: str, parent: str | None, when: int) -> str:
-        """The run with these tags, made or opened again; a cell that failed before gets new numbers."""
+        """Open or create the run with these tags; a cell that failed before gets new numbers."""
         earlier = self.store.find({**tags, **({"mlflow.parentRunId": parent} if parent else {})})
         if earlier is None:
             return self.store.start(name, tags, parent, when)

@@ -1,4 +1,4 @@
-"""Results of an experiment as files."""
+"""Writes results of an experiment to files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def write_results(results: Results, folder: Path) -> tuple[Path, ...]:
     """Write `results.json`, `results.md` and, if anything was measured, `results.png`.
 
     Args:
-        results: Of an experiment.
-        folder: Where to; it exists.
+        results: Results of an experiment.
+        folder: Existing folder to write to.
 
     Returns:
-        The paths written.
+        The paths of the files.
 
     Raises:
-        MissingDependencyError: Matplotlib, which comes with mlflow, is absent; the two texts are written by then.
+        MissingDependencyError: Matplotlib is not installed; the other two files have been written.
     """
     data, text = folder / "results.json", folder / "results.md"
     write_text(data, json.dumps(results.to_dict(), indent=2, ensure_ascii=False) + "\n")

@@ -230,7 +230,7 @@ def train(job: TrainingJob, *, stop: threading.Event, on_progress: Progress | No
             if stop.is_set():
                 raise TrainingError("The training was cancelled, and no weights were kept. Run it again to train.")
             raise TrainingError(
-                f"The training process ended with exit code {child.returncode}. Its last words:\n{_tail(complaints)}"
+                f"The training process ended with exit code {child.returncode}. Its last output:\n{_tail(complaints)}"
             )
 
 

@@ -1,10 +1,10 @@
-"""The files of a logged model: MLflow's description of it beside our own checkpoint.
+"""Writes the files of a logged model: MLflow's description beside our checkpoint.
 
-    MLmodel              what MLflow reads
-    data/<checkpoint>/   what `sirius_dspy.load` reads
+    MLmodel              read by MLflow
+    data/<checkpoint>/   read by `sirius_dspy.load`
     code/                the sources of the program, if they were given
 
-An agent's has no code that answers: it is weights for a program.
+The model of an agent cannot be served: it only has weights for a program.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from sirius_dspy.checkpoint.manifest import Manifest
 
 LOADER = "sirius_dspy.mlflow.serving"
-"""The module that MLflow calls to serve a program: code by name, so that nothing is pickled."""
+"""The module that MLflow imports to serve a program, so that nothing is pickled."""
 
 _TYPES = {"str": "string", "int": "long", "float": "double", "bool": "boolean"}
 
@@ -36,12 +36,12 @@ def write_program(
     """Write a model that can be served.
 
     Args:
-        files: A folder that is not there yet.
-        checkpoint: Of the program.
-        manifest: Of the checkpoint.
-        served: What a server imports and calls for the program, as `module:name`.
-        model_id: Of the logged model.
-        code_paths: Sources to put beside it.
+        files: Folder to create.
+        checkpoint: Checkpoint of the program.
+        manifest: Manifest of the checkpoint.
+        served: The `module:name` that a server imports and calls to build the program.
+        model_id: Id of the logged model.
+        code_paths: Sources to store with the model.
     """
     with warnings.catch_warnings():
         # MLflow complains about type hints of its own on first import, and about a schema without an example.
@@ -62,12 +62,12 @@ def write_program(
 
 
 def write_agent(files: Path, checkpoint: Path, *, model_id: str) -> None:
-    """Write a model that is one agent's weights; it answers nothing without its program.
+    """Write a model with the weights of one agent; it cannot answer without its program.
 
     Args:
-        files: A folder that is not there yet.
-        checkpoint: Of the agent alone.
-        model_id: Of the logged model.
+        files: Folder to create.
+        checkpoint: Checkpoint of the agent.
+        model_id: Id of the logged model.
     """
     from mlflow.models import Model
 
@@ -79,7 +79,7 @@ def write_agent(files: Path, checkpoint: Path, *, model_id: str) -> None:
 
 
 def _signature(inputs: Mapping[str, str] | None) -> Any | None:
-    """MLflow's schema of the input fields: with it, requests may be plain `{"inputs": {...}}`."""
+    """Return MLflow's schema of the input fields, with which requests may be plain `{"inputs": {...}}`."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
     from mlflow.types.schema import AnyType
@@ -91,7 +91,7 @@ def _signature(inputs: Mapping[str, str] | None) -> Any | None:
 
 
 def _requirements(manifest: Manifest) -> list[str]:
-    """What a server needs, in the versions that wrote the checkpoint."""
+    """Return the requirements of a server, in the versions that wrote the checkpoint."""
     is_local = any(entry.lm.class_path.startswith("sirius_dspy.local.") for entry in manifest.agents.values())
     names = {"sirius-dspy": "[local]" if is_local else "", "dspy": "", "mlflow": ""}
     versions = {name: _version(name) for name in names}

@@ -1,7 +1,6 @@
-"""Everything that this package uses of MLflow beyond its documented API.
+"""Uses of undocumented API of MLflow.
 
-A new version of MLflow may move or rename any of it. Then this is the one file to change, and
-`tests/test_mlflow_internals.py` says what broke.
+If a new version of MLflow changes that API, `tests/test_mlflow_internals.py` fails, and only this file must be changed.
 """
 
 from __future__ import annotations

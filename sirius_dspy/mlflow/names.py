@@ -1,4 +1,4 @@
-"""What MLflow takes as names and values, without credentials."""
+"""Converts names and values to ones that MLflow accepts, without credentials."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sirius_dspy.files import hash_name
 from sirius_dspy.redact import hide_keys
 
 MAX_VALUE = 6000
-"""Characters of a parameter value that MLflow keeps; it warns about longer ones."""
+"""Maximum length of a parameter value; MLflow truncates longer ones and warns."""
 
 
 _PATH = re.compile(r"(?=.{1,100}\Z)[A-Za-z_]\w*(\.\w+)*(?<!\.[0-9a-f]{12})\Z", re.ASCII)
@@ -18,12 +18,12 @@ _PATH = re.compile(r"(?=.{1,100}\Z)[A-Za-z_]\w*(\.\w+)*(?<!\.[0-9a-f]{12})\Z", r
 
 
 def clean(values: Mapping[str, Any]) -> dict[str, str]:
-    """Text values under keys that MLflow takes, without credentials."""
+    """Convert values to strings, with keys that MLflow accepts and without credentials."""
     return {key_of(hide_keys(key)): hide_keys(str(value))[:MAX_VALUE] for key, value in values.items()}
 
 
 def key_of(name: str) -> str:
-    """A metric, parameter or tag key: MLflow refuses brackets and quotes."""
+    """Convert a name to a key of a metric, parameter or tag: MLflow refuses brackets and quotes."""
     return re.sub(r"[^\w.:/ -]+", "_", name)[:250]
 
 
@@ -41,5 +41,5 @@ def agent_name(agent: str) -> str:
 
 
 def quote(value: str) -> str:
-    """A string literal of MLflow's filter language, which knows no escapes but two kinds of quotes."""
+    """Write a string literal in MLflow's filter language, which has two kinds of quotes but no escapes."""
     return f'"{value}"' if "'" in value else f"'{value}'"

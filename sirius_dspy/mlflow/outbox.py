@@ -1,8 +1,7 @@
-"""Writes on their way to MLflow: in order, on a thread of their own, and kept while the server is down.
+"""Queues writes to MLflow: in order, on a separate thread, and kept while the server is down.
 
-The program that sends never waits for the server. After a failure nothing is tried until `try_again` or `close`, so
-that a server that accepts and never answers costs its timeout once and not once per write. A write may be tried more
-than once, so it must do no harm the second time.
+The sender never waits for the server. After a failure, nothing is sent until `try_again` or `close`, so a server that
+never answers costs one timeout and not one per write. A write may be repeated, so it must be idempotent.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class Outbox:
 
     Args:
         is_up: Asks the server for something small; true if it answers. Called on the outbox's thread.
-        secret: A text that no message may hold, such as a password in an address.
+        secret: A text that no message may contain, such as a password in a URL.
         capacity: Most writes that are kept; a compile of 20 iterations with 10 agents makes some 1,000.
         slow_s: Seconds after which a failure means a server that does not answer, not one that refuses.
         timeouts: How often a write may fail in this way before it is dropped: the server may answer all others.
@@ -67,7 +66,7 @@ class Outbox:
 
     @property
     def not_written(self) -> Mapping[str, int]:
-        """Kind of write to how many were given up or still wait."""
+        """Kind of write to the number of writes that failed or are still waiting."""
         with self._changed:
             return dict(self._lost + Counter(parcel.kind for parcel in self._waiting))
 
@@ -90,18 +89,18 @@ class Outbox:
             self._changed.notify_all()
 
     def try_again(self) -> None:
-        """Give a server that was down another chance; returns at once."""
+        """Send again after an outage, without waiting."""
         with self._changed:
             self._is_down = False
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until everything is written or the server is down, at most this long."""
+        """Wait until everything is written or the server is down, up to a time limit."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_down or not self._waiting, timeout_s)
 
     def close(self) -> None:
-        """Try what is left once more, wait for it, and say what was not written."""
+        """Send the remaining writes, wait for them, and log what was not written."""
         with self._changed:
             was_down = self._is_down
         if was_down:
@@ -120,7 +119,7 @@ class Outbox:
             self._thread.join(timeout=1)
         if missing := self.not_written:
             counts = ", ".join(f"{count} x {kind}" for kind, count in sorted(missing.items()))
-            logger.warning("MLflow did not get everything; not written: %s.", counts)
+            logger.warning("MLflow did not accept everything. Not written: %s.", counts)
 
     def _work(self) -> None:
         while (parcel := self._next()) is not None:
@@ -164,7 +163,7 @@ class Outbox:
             return
         self._has_warned = True
         logger.warning(
-            "The work goes on, but MLflow did not take a write: %s: %s. What follows is kept and tried again later. "
+            "The work continues, but a write to MLflow failed: %s: %s. It and later writes are kept and repeated. "
             "Check `tracking_uri` and that the server runs. To silence this, call "
             '`logging.getLogger("%s").setLevel("ERROR")`.',
             type(error).__name__,

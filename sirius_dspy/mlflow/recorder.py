@@ -1,8 +1,7 @@
 """The events of one compile as a tree of MLflow runs: compile > iteration-N > finetune-AGENT.
 
-What one compares is on the root run, as curves over the iterations. Identity is by tag, so that a resumed compile goes
-on in its own runs, and so does a write that is tried again: `sirius.run`, `sirius.level`, `sirius.iteration`,
-`sirius.agent`.
+The root run has the metrics to compare, as curves over the iterations. Tags identify the runs, so resumed compiles and
+repeated writes use the same runs: `sirius.run`, `sirius.level`, `sirius.iteration`, `sirius.agent`.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Recorder:
     ended. Children that an earlier life of a resumed compile finished are complete and left as they are.
 
     Args:
-        event: What the compile is.
+        event: Description of the compile.
         connection: Where to write; used from one thread.
         run_name: Name of the root run; `None` is the program and the compile's id, and in the end its score.
         parent: The run of the caller that this compile is a part of.
@@ -103,9 +102,9 @@ class Recorder:
         return hide_keys(f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
 
     def attempt(self, write: Callable[[], None]) -> None:
-        """Do a write; after one that failed, runs and models are looked for before they are made.
+        """Do a write. After a failure, runs and models are searched for before they are created.
 
-        A request that ran into its timeout may have been obeyed all the same.
+        A request that timed out may have succeeded.
         """
         try:
             write()
@@ -219,12 +218,12 @@ class Recorder:
                 self.store.upload(self.root, path, "report")
 
     def end(self, event: CompileEnded, when: int) -> None:
-        """Write how it ended, and close what is open."""
+        """Write how the compile ended, and close open runs."""
         status = STATUS.get(event.status, "FAILED")
         try:
             self._close_iteration(status, when)
             self._write_ending(event, when)
-        finally:  # a value that MLflow refuses must not leave the run open for ever
+        finally:  # a value that MLflow refuses must not leave the run open
             self.store.end(self.root, status, when)
 
     def _write_ending(self, event: CompileEnded, when: int) -> None:

@@ -1,4 +1,4 @@
-"""A compiled program and its agents in MLflow's model registry.
+"""Registers a compiled program and its agents in MLflow's model registry.
 
 What is stored is our own checkpoint with the weights inside: nothing is pickled, and no key is written.
 `sirius_dspy.load("models:/NAME@champion")` brings the program back, and `mlflow models serve` answers with it.
@@ -62,24 +62,24 @@ def register(
     code_paths: Sequence[str | Path] = (),
     tags: Mapping[str, Any] | None = None,
 ) -> Registered:
-    """Put a compiled program into MLflow's model registry, as a new version, and each of its agents beside it.
+    """Register a compiled program as a new version in MLflow's model registry, and each of its agents beside it.
 
     All files are stored before an alias moves, so that an alias never names a version that is not whole.
 
     Args:
         program: A compiled program, or the folder of a checkpoint that `sirius_dspy.save` wrote.
-        name: Of the registered model, made if it is not there. An agent is `NAME-AGENT`.
-        alias: Is given to the new versions and taken from others; `None` for none.
-        agents: Whether agents are registered, too, which stores their weights a second time.
-        run_id: The MLflow run that it came out of, e.g. `tracker.run_id`; its experiment is used.
+        name: Name of the registered model, which is created if necessary. An agent is `NAME-AGENT`.
+        alias: Alias that is moved to the new versions; `None` for none.
+        agents: Whether to register the agents as well, which stores their weights a second time.
+        run_id: The MLflow run of the compile, e.g. `tracker.run_id`; its experiment is used.
         experiment: Name of the experiment for the files, without a `run_id`; `None` is the one selected in MLflow.
-        tracking_uri: Of the store; `None` is what MLflow is set to.
+        tracking_uri: Address of the store; `None` takes MLflow's current one.
         build: The program's class, or a function that builds it, for servers: they import and call it, so it is code
             that you trust. By default the class of `program`. A folder is data and names no code: without `build`, what
             is registered from one can be loaded, but not served.
         code_paths: Files and packages that `build` is imported from, to be stored with it; not needed where it is
             installed. Whoever can read the model can read them.
-        tags: Of the new versions.
+        tags: Tags of the new versions.
 
     Raises:
         CheckpointError: The program cannot be saved, or `build` cannot be imported elsewhere.
@@ -254,7 +254,7 @@ def _result_tags(manifest: Manifest) -> dict[str, Any]:
 
 
 def _find_served(program: dspy.Module | str | Path, build: Build | None) -> str | None:
-    """What a server imports and calls; `None` where nobody has said it."""
+    """Return what a server imports and calls to build the program; `None` if it is unknown."""
     if build is not None:
         return importable_path(build)
     if isinstance(program, str | Path):

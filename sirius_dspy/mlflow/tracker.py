@@ -29,18 +29,18 @@ from sirius_dspy.tracking.events import (
 from sirius_dspy.trajectory import Trajectory
 
 _OPENING_S = 5.0
-"""How long a compile waits for its root run, so that `run_id` is known from the start; it goes on without."""
+"""Seconds that a compile waits for its root run, so that `run_id` is known from the start."""
 
 
 class MLflowTracker(Tracker):
     """Write a compile to MLflow: parameters, curves, datasets, agent versions, traces, library and report.
 
-    Writing happens on a thread of its own and never stops a compile, nor holds it up: what a server that is down does
-    not take is kept and tried again after each iteration and at the end, which waits for what is still on its way. If
-    the caller has an active run in the same store, the compile becomes its child.
+    A separate thread writes, so a failing server neither stops nor delays a compile. Failed writes are kept and
+    repeated after each iteration and at the end, which waits for them. If the caller has an active run in the same
+    store, the compile becomes its child.
 
     Args:
-        experiment: Name of the experiment, made if it is not there; `None` is the one selected with
+        experiment: Name of the experiment, which is created if necessary; `None` is the one selected with
             `mlflow.set_experiment`. With an active run, its experiment is used, since MLflow shows children only there.
         run_name: Name of the root run; by default the program with the start of the compile's id, and in the end with
             its score, as "Team: 0 % to 54 % (validation)".
@@ -88,7 +88,7 @@ class MLflowTracker(Tracker):
 
     @property
     def not_logged(self) -> Mapping[str, int]:
-        """What MLflow has not taken of the latest compile: kind of write to how many. Empty after all went well."""
+        """Kind of write to the number of failed writes of the latest compile; empty if all succeeded."""
         return self._outbox.not_written if self._outbox else {}
 
     @override
@@ -123,12 +123,12 @@ class MLflowTracker(Tracker):
 
     @override
     def on_rolled_out(self, event: RolledOut) -> None:
-        """Perhaps keep the run for a trace."""
+        """Keep the run for a trace if it belongs to the sample."""
         self._sample.add_rollout(event)
 
     @override
     def on_repaired(self, event: Repaired) -> None:
-        """Perhaps keep the repair for a trace."""
+        """Keep the repair for a trace if it belongs to the sample."""
         self._sample.add_repair(event)
 
     @override
@@ -187,7 +187,7 @@ class MLflowTracker(Tracker):
         return None, active_experiment_id() if self.experiment is None else None
 
     def _reset(self) -> None:
-        """Forget a compile before this one, also one that never told of its end."""
+        """Forget the previous compile, even if its end was never reported."""
         if self._is_open:
             self._is_open = False
             SHORT_WAITS.restore()

@@ -77,10 +77,10 @@ def held_out_table(test: HeldOutScores, *, in_percent: bool) -> Table:
     ]
     header = ("program", "score", "95 % interval", "examples")
     note = (
-        "Scores on test examples that the compile never saw. Where an agent was put back to its base weights, the "
-        "drop shows how much of the gain that agent learnt."
+        "Scores on test examples that the compile never saw. If an agent is untrained, the drop of "
+        "the score shows how much of the gain that agent learned."
     )
-    return Table("test", "What each agent learnt", header, tuple(rows), note)
+    return Table("test", "What each agent learned", header, tuple(rows), note)
 
 
 def gate_table(results: CompileResult, *, in_percent: bool) -> Table:

@@ -1,4 +1,4 @@
-"""Fakes and contract suites for tests of programs, metrics, trainers and trackers; part of the public interface.
+"""Fakes and contract suites for testing programs, metrics, trainers and trackers. They are public API.
 
     ScriptedLM       an LM whose answers a test writes down; an unexpected call fails with its prompt
     ToyLM            an LM that learns by heart, through DSPy's own fine-tuning interface
@@ -7,8 +7,8 @@
     TrainerContract, TrackerContract, AugmenterContract, CuratorContract, GateContract, LibraryContract
                      tests to inherit: subclass in a test file, define the fixtures that the class names
 
-All of it works in threads and under asyncio, and nothing needs pytest before a contract suite runs. An LM's copies,
-which DSPy makes at many places, share one script, one count of calls and one memory.
+All of them work in threads and with asyncio, and only the contract suites need pytest. Copies of an LM, which DSPy
+makes in many places, share the script, the count of calls and the memory.
 """
 
 from sirius_dspy.testing.augmenter import AugmenterContract

@@ -1,4 +1,4 @@
-"""What every augmenter must do."""
+"""Contract tests for augmenters."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ EVERYBODY = frozenset({"analyst", "solver"})
 
 
 class AugmenterContract:
-    """What every `Augmenter` must do. Subclass it with a fixture `augmenter` that gives a new augmenter.
+    """Tests that every `Augmenter` must pass. Subclass it with a fixture `augmenter` that returns a new augmenter.
 
-    The augmenter gets failed runs of a program of two agents, whose LM is wrong where it is asked again what it was
-    asked in the failed run, and right in every other call. No test demands that a repair succeeds: whether it can is
-    the augmenter's own business, and a matter of its own tests.
+    The augmenter gets failed runs of a program with two agents. Their LM gives a wrong answer to the prompts of the
+    failed run and a right answer to any other prompt. No test requires that a repair succeeds; test that separately.
 
     Examples:
         ```python
@@ -39,13 +38,13 @@ class AugmenterContract:
     """
 
     def test_every_run_continues_the_failed_one(self, augmenter: Augmenter) -> None:
-        """A run that cannot be traced back to its failure, or that edits nothing, must not become a training row."""
+        """A run without a link to its failure, or without an edit, must not become a training row."""
         for unparsed in ("", "facts", "answer"):
             with _fail_run(1, unparsed) as case:
                 _check_lineage(case, _repair(augmenter, case, EVERYBODY), EVERYBODY)
 
     def test_a_repaired_attempt_names_a_run_that_succeeded(self, augmenter: Augmenter) -> None:
-        """The metric decides what a success is, not the augmenter."""
+        """The metric decides whether a run succeeded, not the augmenter."""
         with _fail_run(1) as case:
             repair, trajectories = _repair(augmenter, case, EVERYBODY)
             rewards = {trajectory.id: trajectory.reward for trajectory in trajectories}
@@ -55,7 +54,7 @@ class AugmenterContract:
                     assert rewards[attempt.trajectory or ""] >= case.threshold
 
     def test_what_it_returns_can_be_stored(self, augmenter: Augmenter, tmp_path: Path) -> None:
-        """The library takes a repair with all its runs, or not at all."""
+        """The library stores a repair with all its runs, or not at all."""
         with _fail_run(1) as case, ExperienceLibrary(tmp_path / "library.db") as library:
             repair, trajectories = _repair(augmenter, case, EVERYBODY)
             library.add(case.failed)
@@ -64,13 +63,13 @@ class AugmenterContract:
             assert library.count(origin="repair") == len({trajectory.id for trajectory in trajectories})
 
     def test_agents_that_are_not_editable_keep_what_they_wrote(self, augmenter: Augmenter) -> None:
-        """A frozen agent, such as a judge, is no part of the learning."""
+        """A frozen agent, such as a judge, is not trained."""
         for editable in (frozenset({"solver"}), frozenset({"analyst"}), frozenset[str]()):
             with _fail_run(1) as case:
                 _check_lineage(case, _repair(augmenter, case, editable), editable)
 
     def test_a_run_that_did_not_parse_raises_nothing(self, augmenter: Augmenter) -> None:
-        """A failed run is data, also where it ended half way; who wrote nothing is no agent to edit."""
+        """A failed run is data, even if it ended early; an agent that wrote nothing is not edited."""
         for unparsed in ("facts", "answer"):
             with _fail_run(1, unparsed) as case:
                 assert case.failed.failure is not None
@@ -78,14 +77,14 @@ class AugmenterContract:
                 assert all(attempt.position < len(case.failed.steps) for attempt in repair.attempts)
 
     def test_the_program_stays_as_it_was(self, augmenter: Augmenter) -> None:
-        """All repairs of an iteration share it."""
+        """All repairs of an iteration share the program."""
         with _fail_run(1) as case:
             before = case.program.dump_state()
             _repair(augmenter, case, EVERYBODY)
             assert case.program.dump_state() == before
 
     def test_repairs_in_several_threads_do_not_mix(self, augmenter: Augmenter) -> None:
-        """`repair` is called from as many threads as there are rollouts at a time."""
+        """`repair` is called from several threads at a time."""
 
         def repair_one(number: int) -> None:
             with _fail_run(number) as case:
@@ -111,7 +110,7 @@ class _Team(dspy.Module):
 
 
 class _World:
-    """Answers the program's own calls wrongly, also when they come again; whatever else is asked, it answers well."""
+    """Answers the program's own prompts wrongly, also when they are repeated, and all other prompts correctly."""
 
     def __init__(self, right: str, unparsed: str) -> None:
         self.right = right
@@ -131,14 +130,14 @@ class _World:
 
 
 def _reply(prompt: Prompt, values: Mapping[str, str]) -> str:
-    """A value for each output field, as ChatAdapter lists them at the end of a prompt."""
+    """Write a value for each output field that ChatAdapter lists at the end of a prompt."""
     names = re.findall(r"`\[\[ ## (\w+) ## \]\]`", prompt.user)
     return chat_reply(**{name: values.get(name, "Look it up.") for name in names if name != "completed"})
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A failed run, and all that a repair needs."""
+    """A failed run, and everything that a repair needs."""
 
     program: dspy.Module
     example: dspy.Example
@@ -157,11 +156,11 @@ def _right(example: dspy.Example, prediction: dspy.Prediction) -> bool:
 
 @contextmanager
 def _fail_run(number: int, unparsed: str = "") -> Iterator[_Case]:
-    """A run that failed, in the context in which to repair it.
+    """Yield a failed run, in the context in which it can be repaired.
 
     Args:
-        number: Each has a question of its own.
-        unparsed: Output field of the agent whose reply does not parse; empty if all do.
+        number: Number of the run; each has another question.
+        unparsed: Output field of the agent whose reply does not parse; empty if all replies parse.
     """
     example = dspy.Example(question=_question(number), answer=f"sign {number}").with_inputs("question")
     world = _World(example.answer, unparsed)

@@ -1,4 +1,4 @@
-"""The events of a small compile, for tests of trackers."""
+"""Events of a small compile, for tests of trackers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from sirius_dspy.tracking import events
 from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, digest
 
 Event = tuple[str, Any]
-"""Name of the hook, and the event it gets."""
+"""Name of a hook, and the event that it receives."""
 
 
 def compile_events(
     run_dir: Path, *, run: str = "run-1", status: str = "finished", resumed: bool = False
 ) -> Iterator[Event]:
-    """The events of a compile of one iteration with two agents, in order; files that they name exist.
+    """Yield the events of a compile of one iteration with two agents, in order; the files that they name exist.
 
     Args:
-        run_dir: Folder of the compile; made, with what a compile puts there.
-        run: Its id.
-        status: How it ends: `finished`, `failed` or `interrupted`.
-        resumed: Whether it goes on from an earlier one.
+        run_dir: Run directory; it is created with the files of a compile.
+        run: Id of the compile.
+        status: How the compile ends: `finished`, `failed` or `interrupted`.
+        resumed: Whether it resumes an earlier compile.
     """
     agents = {"analyst": ("analyst",), "solver.predict": ("solver.predict", "helpers[0]")}
     lms = dict.fromkeys(agents, "toy/base")
@@ -70,7 +70,9 @@ def _start_event(
 
 def _end_event(status: str, run: str, iteration: IterationResult) -> events.CompileEnded:
     if status != "finished":
-        return events.CompileEnded(status, make_result([], run=run, ended="unfinished"), "TrainingError: it gave up")
+        return events.CompileEnded(
+            status, make_result([], run=run, ended="unfinished"), "TrainingError: the job failed"
+        )
     return events.CompileEnded(status, make_result([0.0, iteration], run=run))
 
 

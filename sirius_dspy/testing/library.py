@@ -1,4 +1,4 @@
-"""What every experience library has to do."""
+"""Contract tests for experience libraries."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, Usage, example_key
 
 EXAMPLE = dspy.Example({"question": "2+2?", "base": 10, "answer": "4"}).with_inputs("question", "base")
-"""The example behind the runs of `make_run`."""
+"""The example of the runs that `make_run` creates."""
 
 
 class LibraryContract:
-    """What every experience library has to do. Subclass it with a fixture `library` that gives a new, empty one.
+    """Tests that every experience library must pass. Subclass it with a fixture `library` that returns an empty one.
 
     Examples:
         ```python
@@ -36,7 +36,7 @@ class LibraryContract:
     # Runs
 
     def test_a_trajectory_reads_back_as_it_was_added(self, library: ExperienceLibrary) -> None:
-        """Every field of it, and the time it was made."""
+        """Every field and the creation time are restored."""
         failed = make_step("solver", 1, outputs=None, failure=Failure("AdapterParseError", "no field", "{half"))
         run = make_run(
             steps=(make_step("analyst", source="edited"), failed),
@@ -55,37 +55,37 @@ class LibraryContract:
         assert stored.created_at == run.created_at
 
     def test_a_reward_reads_back_exactly(self, library: ExperienceLibrary) -> None:
-        """The id is a hash of it, so a rounded one would be another run."""
+        """The id is a hash that includes the reward, so a rounded reward would be another run."""
         rewards = [0.0, -0.0, 1, True, 0.1 + 0.2, -1e300]
         for reward in rewards:
             run = make_run(reward=reward)
             assert library.get(library.add(run)).id == run.id
-            assert make_run(reward=reward).id in {found.id for found in library.trajectories(min_reward=reward)}
+            assert make_run(reward=reward).id in {run.id for run in library.trajectories(min_reward=reward)}
         assert library.verify() == []
 
     def test_writing_twice_stores_once(self, library: ExperienceLibrary) -> None:
-        """So a compile that was killed can write again what it does not remember."""
+        """A compile that was killed can write the same run again."""
         first = make_run(seconds=1.0)
-        again = make_run(seconds=9.0)  # times are no part of the identity
+        again = make_run(seconds=9.0)  # times are not part of the identity
         assert library.add(first) == library.add(again)
         assert [run.seconds for run in library.trajectories()] == [1.0]
         assert library.add_all([first, make_run("other"), again]) == 1
         assert library.count() == 2
 
     def test_an_unknown_id_is_an_error_that_names_it(self, library: ExperienceLibrary) -> None:
-        """Never `None`, and never a `KeyError`."""
+        """The error is never a `KeyError`, and the result never `None`."""
         library.add(make_run())
         _check_refusal(lambda: library.get("nowhere"), "'nowhere'")
         _check_refusal(lambda: library.example("nowhere"), "'nowhere'")
 
     def test_what_would_not_read_back_is_refused(self, library: ExperienceLibrary) -> None:
-        """Before it is stored, not when somebody reads it."""
+        """It is refused when it is stored, not when it is read."""
         bad: tuple[dict[str, Any], ...] = (
             {"reward": float("nan")},
             {"reward": float("inf")},
             {"seconds": float("nan")},
             {"prediction": {"value": object()}},
-            {"prediction": "\ud83d\ude00"},  # JSON would make one character of the two
+            {"prediction": "\ud83d\ude00"},  # JSON would merge the two characters into one
             {"seed": 2**70},
             {"run": 5},
         )
@@ -94,15 +94,15 @@ class LibraryContract:
         assert library.count() == 0
 
     def test_a_run_whose_parent_is_unknown_is_refused(self, library: ExperienceLibrary) -> None:
-        """Lineage has no holes."""
+        """Lineage is complete."""
         failed, _, replayed = make_repair()
         _check_refusal(lambda: library.add(replayed[0]), "before its repairs")
-        assert library.add_all([*replayed, failed]) == 3  # in one transaction the order is free
+        assert library.add_all([*replayed, failed]) == 3  # within one transaction, any order works
 
     # Examples
 
     def test_an_example_reads_back_with_its_inputs_marked(self, library: ExperienceLibrary) -> None:
-        """The library can be read without the dataset."""
+        """The library is readable without the dataset."""
         library.add(make_run(), EXAMPLE)
         library.add(make_run(sample=1), EXAMPLE)
         stored = library.example(example_key(EXAMPLE))
@@ -111,20 +111,20 @@ class LibraryContract:
         assert example_key(stored) == example_key(EXAMPLE)
 
     def test_an_example_without_labels_reads_back(self, library: ExperienceLibrary) -> None:
-        """Whatever characters are in its texts."""
+        """Its texts may contain any characters."""
         example = dspy.Example(question="why\0\ud800?").with_inputs("question")
         library.add(make_run(example_key=example_key(example)), example)
         assert example_key(library.example(example_key(example))) == example_key(example)
 
     def test_another_example_than_the_trajectorys_is_refused(self, library: ExperienceLibrary) -> None:
-        """And the trajectory is not stored, either."""
+        """The trajectory is not stored either."""
         _check_refusal(lambda: library.add(make_run(), EXAMPLE.copy(answer="5")), "Pass the example")
         assert library.count() == 0
 
     # Selections
 
     def test_filters_select_and_combine(self, library: ExperienceLibrary) -> None:
-        """`count` and `trajectories` agree, and runs come in the order in which they were added."""
+        """`count` and `trajectories` agree, and runs are returned in the order in which they were added."""
         runs = _runs_of_all_kinds()
         library.add_all(runs)
 
@@ -149,13 +149,13 @@ class LibraryContract:
         check(lambda run: False, run="' OR 1=1 --")
 
     def test_an_unknown_filter_is_an_error(self, library: ExperienceLibrary) -> None:
-        """A misspelt filter must not select everything."""
+        """A misspelled filter must not select everything."""
         filters: dict[str, Any] = {"rum": "first"}
         _check_refusal(lambda: library.trajectories(**filters), "'rum'", TypeError)
         _check_refusal(lambda: library.count(**filters), "'rum'", TypeError)
 
     def test_stats_count_by_run_iteration_and_origin(self, library: ExperienceLibrary) -> None:
-        """With the cost of each, and the steps of each agent."""
+        """The statistics include the cost, and the steps of each agent."""
         failed, repair, replayed = make_repair("a")
         library.add_all([failed, make_run(run="a", reward=0.5), make_run(run="a", iteration=1)])
         library.add_repair(repair, replayed)
@@ -168,7 +168,7 @@ class LibraryContract:
         assert (third.iteration, third.origin, third.num_successes) == (0, "repair", 1)
 
     def test_an_empty_library_answers(self, library: ExperienceLibrary) -> None:
-        """Nothing is no error."""
+        """An empty library raises no errors."""
         assert library.count() == 0
         assert list(library.trajectories()) == []
         assert list(library.repairs()) == []
@@ -179,7 +179,7 @@ class LibraryContract:
     # Repairs
 
     def test_a_repair_reads_back_with_its_runs(self, library: ExperienceLibrary) -> None:
-        """And writing it twice stores it once."""
+        """Writing it twice stores it once."""
         failed, repair, replayed = make_repair()
         library.add(failed)
         library.add_repair(repair, replayed)
@@ -189,24 +189,24 @@ class LibraryContract:
         assert library.verify() == []
 
     def test_repairs_are_selected_by_run_and_iteration(self, library: ExperienceLibrary) -> None:
-        """So a resumed compile knows which ones are done."""
+        """A resumed compile needs to know which repairs are done."""
         for run, iteration in [("a", 0), ("a", 1), ("b", 1)]:
             failed, repair, replayed = make_repair(run, iteration)
             library.add(failed)
             library.add_repair(repair, replayed)
-        found = [(repair.run, repair.iteration) for repair in library.repairs(run="a")]
-        assert found == [("a", 0), ("a", 1)]
+        stored = [(repair.run, repair.iteration) for repair in library.repairs(run="a")]
+        assert stored == [("a", 0), ("a", 1)]
         assert [repair.run for repair in library.repairs(iteration=1)] == ["a", "b"]
         assert list(library.repairs(run="b", iteration=0)) == []
 
     def test_a_repair_without_attempts_is_kept(self, library: ExperienceLibrary) -> None:
-        """It says that there was nothing to try."""
+        """It records that there was nothing to try."""
         failed = library.get(library.add(make_run(reward=0.0)))
         library.add_repair(Repair(failed.id, ()), [])
         assert list(library.repairs()) == [Repair(failed.id, ())]
 
     def test_a_repair_is_stored_whole_or_not_at_all(self, library: ExperienceLibrary) -> None:
-        """An attempt never names a run that is not there."""
+        """An attempt never refers to a missing run."""
         failed, repair, replayed = make_repair()
         library.add(failed)
         _check_refusal(lambda: library.add_repair(repair, replayed[:1]), "pass every replayed run")
@@ -215,7 +215,7 @@ class LibraryContract:
         assert library.verify() == []
 
     def test_pairs_join_a_failure_with_its_successful_repairs(self, library: ExperienceLibrary) -> None:
-        """For preference training."""
+        """The pairs are suitable for preference training."""
         failed, repair, replayed = make_repair("a")
         library.add_all([failed, make_run(), make_run("9", 0.0)])
         library.add_repair(repair, replayed)
@@ -227,7 +227,7 @@ class LibraryContract:
     # Handles
 
     def test_many_threads_write_the_same_and_their_own(self, library: ExperienceLibrary) -> None:
-        """Nothing is lost, and nothing is there twice."""
+        """Nothing is lost or stored twice."""
 
         def write(thread: int) -> None:
             for number in range(5):
@@ -241,7 +241,7 @@ class LibraryContract:
         assert library.verify() == []
 
     def test_a_copied_handle_reaches_the_same_library(self, library: ExperienceLibrary) -> None:
-        """DSPy copies optimizers, and other processes get them pickled."""
+        """DSPy copies optimizers, and pickles them for other processes."""
         library.add(make_run())
         with pickle.loads(pickle.dumps(library)) as unpickled, copy.deepcopy(library) as copied:
             unpickled.add(make_run("5"))
@@ -249,7 +249,7 @@ class LibraryContract:
         assert library.count() == 3
 
     def test_a_closed_handle_opens_again(self, library: ExperienceLibrary) -> None:
-        """And closing twice is no error."""
+        """Closing twice raises no error."""
         library.add(make_run())
         library.close()
         library.close()
@@ -257,14 +257,14 @@ class LibraryContract:
 
 
 def make_step(predictor: str = "solver", occurrence: int = 0, answer: str = "4", **fields: Any) -> Step:
-    """A step that answers a sum; `fields` replace its values."""
+    """Make a step that answers a sum; `fields` override its values."""
     at = 2 * occurrence
     values = {"inputs": {"question": "2+2?"}, "outputs": {"answer": answer}, "lm": "openai/tiny"}
     return Step(predictor, occurrence, **{**values, "started": at, "ended": at + 1, **fields})
 
 
 def make_run(answer: str = "4", reward: float = 1.0, **fields: Any) -> Trajectory:
-    """A run of two agents on `EXAMPLE`; `fields` replace its values."""
+    """Make a run of two agents on `EXAMPLE`; `fields` override its values."""
     steps = (
         make_step("analyst", usage=Usage(1, 20, 5), seconds=0.25, num_demos=2),
         make_step("solver", 1, answer, usage=Usage(2, 30, 7), source="recorded"),
@@ -274,7 +274,7 @@ def make_run(answer: str = "4", reward: float = 1.0, **fields: Any) -> Trajector
 
 
 def make_repair(run: str = "r", iteration: int = 0) -> tuple[Trajectory, Repair, tuple[Trajectory, Trajectory]]:
-    """A failed run, its repair of three attempts, and the two replayed runs."""
+    """Make a failed run, its repair with three attempts, and the two replayed runs."""
     failed = make_run("5", 0.0, run=run, iteration=iteration)
     lineage: dict[str, Any] = {"run": run, "iteration": iteration, "origin": "repair", "parent": failed.id}
     wrong = make_run("6", 0.0, edited=0, **lineage)

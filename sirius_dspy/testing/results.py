@@ -1,4 +1,4 @@
-"""Results of a compile, for tests of what reads them."""
+"""Results of a compile, for tests of code that reads them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sirius_dspy.running.standing import Standing
 
 
 def make_iteration(iteration: int = 1, score: float = 0.5, *, num_val: int = 10, **fields: Any) -> IterationResult:
-    """Make what one iteration did.
+    """Make the result of an iteration.
 
     Args:
-        iteration: From 0.
+        iteration: Number of the iteration, from 0.
         score: Mean reward on the valset.
-        num_val: Examples of the valset.
+        num_val: Number of examples in the valset.
         **fields: Further fields of the `IterationResult`.
     """
     standing = Standing(ended=num_val, broken=0, total=score * num_val, lowest=min(score, 0.0))
@@ -24,10 +24,10 @@ def make_iteration(iteration: int = 1, score: float = 0.5, *, num_val: int = 10,
 
 
 def make_result(scores: Sequence[float | IterationResult] = (0.0, 0.5), **fields: Any) -> CompileResult:
-    """Make what a compile did.
+    """Make the result of a compile.
 
     Args:
-        scores: Of the iterations from 0, or what they did.
+        scores: Scores or results of the iterations from 0.
         **fields: Further fields of the `CompileResult`.
     """
     defaults: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""An LM whose answers a test writes down."""
+"""An LM with scripted answers."""
 
 from __future__ import annotations
 
@@ -25,19 +25,18 @@ def chat_reply(**fields: Any) -> str:
 
 
 class ScriptedLM(EngineLM):
-    """An LM whose answers are written down beforehand.
+    """An LM with scripted answers.
 
     Args:
-        answers: One of
-            a function from `Prompt` to the reply (an exception that it raises reaches DSPy as an LM's failure);
-            a mapping from a text in the last user message to the reply, where the first key that occurs is taken;
-            a sequence of replies, used up in the order of the calls, in which an exception is raised.
+        answers: A function from `Prompt` to the reply (DSPy treats an exception from it as a failure of the LM); a
+            mapping from a part of the last user message to the reply, of which the first matching key is used; or a
+            sequence of replies, one per call, in which an exception is raised.
         model: Id of the LM.
-        latency_s: Seconds that each answer takes.
-        kwargs: Of `dspy.LM`; the cache is off unless it is asked for.
+        latency_s: Duration of each answer in seconds.
+        kwargs: Arguments of `dspy.LM`; the cache is off by default.
 
-    A call that the script has no answer for raises `UnexpectedCallError`, which DSPy passes on as `LMUnexpectedError`,
-    with the prompt in its message. A saved program keeps mappings, sequences of texts, and functions that can be
+    If the script has no answer to a call, it raises `UnexpectedCallError`, which DSPy passes on as `LMUnexpectedError`,
+    with the prompt in its message. A saved program stores mappings, sequences of strings, and functions that can be
     imported.
 
     Examples:
@@ -56,13 +55,13 @@ class ScriptedLM(EngineLM):
         super().__init__(model, _Script(answers, latency_s), **kwargs)
 
     def dump_state(self) -> dict[str, Any]:
-        """State with the script, as far as JSON can hold it."""
+        """Return the state with the script, if it can be stored."""
         script = self.engine
         return {**super().dump_state(), "answers": _plain_script(script.answers), "latency_s": script.latency_s}
 
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> ScriptedLM:
-        """The LM that `dump_state` described, at the start of its script."""
+        """Restore an LM from the result of `dump_state`, at the start of its script."""
         state = {**state, "answers": _revive_script(state.get("answers"))}
         return super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)
 
@@ -76,15 +75,15 @@ class _Script(Engine):
     def answer(self, prompt: Prompt) -> str:
         if callable(self.answers):
             return self.answers(prompt)
-        found = self._match(prompt) if isinstance(self.answers, Mapping) else self._next()
-        if found is None:
+        reply = self._match(prompt) if isinstance(self.answers, Mapping) else self._next()
+        if reply is None:
             raise UnexpectedCallError(
                 f"Call {len(self.requests)} of the scripted LM {prompt.model!r} has no answer in its script of "
                 f"{len(self.answers)}. Add one, or find out why the call was made:\n{prompt.text}"
             )
-        if isinstance(found, Exception):
-            raise found
-        return found
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def _match(self, prompt: Prompt) -> str | None:
         answers: Mapping[str, str] = self.answers  # type: ignore[assignment]  # narrowed by the caller

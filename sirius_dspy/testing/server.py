@@ -1,4 +1,4 @@
-"""A server on this machine that speaks the OpenAI chat API, answers with a Python function, and fails as it is told."""
+"""A local server of the OpenAI chat API that answers with a Python function and fails on request."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ import dspy
 from sirius_dspy.testing.engine import Prompt
 
 FaultKind = Literal["500", "429", "reset", "broken", "empty", "void", "cut", "hang", "401", "402", "404"]
-"""What a server does instead of answering: states of HTTP; `reset`, the connection is reset; `broken`, state 200 with a
-body that is no JSON; `empty`, without one; `void`, with one that has no reply in it; `cut`, the connection closes in
-the middle of the body; `hang`, it never answers."""
+"""What the server does instead of answering: an HTTP status; `reset` resets the connection; `broken` sends status 200
+with
+a body that is not JSON, `empty` without a body, `void` with a body without a reply; `cut` closes the connection in the
+middle of the body; `hang` never answers."""
 
 Faults = Callable[[Prompt, int], FaultKind | None]
-"""What to do with a request: it gets the prompt and how often the same was asked before."""
+"""Chooses the fault of a request, given the prompt and the number of earlier requests with the same prompt."""
 
 _BODIES = {"broken": b"<html>Bad Gateway</html>", "empty": b"", "void": b'{"object": "chat.completion"}'}
 
@@ -31,12 +32,12 @@ _STATES = {"500": 500, "429": 429, "401": 401, "402": 402, "404": 404}
 
 
 class FaultServer:
-    """An LM's server that can be made to fail. Listens on a free port of the loopback interface while it is entered.
+    """A server for LMs that can be made to fail. Inside `with`, it listens on a free port of the loopback interface.
 
     Args:
-        answer: The reply to a prompt.
-        faults: Decides which requests fail, and how; by default none.
-        retry_after: Seconds that the header `Retry-After` of a 429 asks for.
+        answer: Returns the reply to a prompt.
+        faults: Decides which requests fail, and how; by default, none does.
+        retry_after: Seconds in the header `Retry-After` of a 429.
 
     Attributes:
         is_dead: While true, every connection is reset.
@@ -59,7 +60,7 @@ class FaultServer:
         self.is_dead = False
         self.failed: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
-        self._lock = threading.Lock()  # protects both counters: each request has a thread
+        self._lock = threading.Lock()  # protects both counters, since each request has its own thread
         self._closing = threading.Event()
 
     def __enter__(self) -> Self:
@@ -76,21 +77,21 @@ class FaultServer:
 
     @property
     def url(self) -> str:
-        """What `api_base` has to be."""
+        """The `api_base` of this server."""
         return f"http://127.0.0.1:{self._server.server_port}/v1"
 
     @property
     def calls(self) -> int:
-        """Requests so far, those that failed included."""
+        """The number of requests so far, including failed ones."""
         with self._lock:
             return self._asked.total()
 
     def lm(self, model: str = "openai/served", **kwargs: Any) -> dspy.LM:
-        """An LM that asks this server; by default without a cache and without retries of its own."""
+        """Create an LM that calls this server, by default without a cache and without retries."""
         return dspy.LM(model, **{"api_base": self.url, "api_key": "none", "num_retries": 0, "cache": False, **kwargs})
 
     def respond(self, handler: BaseHTTPRequestHandler) -> None:
-        """Answer one request, or do what is to be done instead."""
+        """Answer one request, or fail."""
         length = int(handler.headers.get("Content-Length", 0))
         prompt = _prompt(json.loads(handler.rfile.read(length)))
         with self._lock:
@@ -127,7 +128,7 @@ class _Listener(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: broken connections are what this server is for."""
+        """Log nothing, because broken connections are the purpose of this server."""
 
 
 def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
@@ -138,7 +139,7 @@ def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
             server.respond(self)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing on the console."""
+            """Log nothing."""
 
     return Handler
 

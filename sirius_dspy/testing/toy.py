@@ -1,4 +1,4 @@
-"""An LM that learns by heart, through DSPy's own fine-tuning interface."""
+"""An LM that memorizes its training rows, through DSPy's fine-tuning interface."""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ from sirius_dspy.trajectory import digest
 
 
 class ToyLM(EngineLM):
-    """An LM that learns: what it was fine-tuned on it answers by heart, all else it leaves to `skill`.
+    """An LM that memorizes its training rows, and answers all other prompts with `skill`.
 
-    Fine-tuning is DSPy's own (`lm.finetune`, a provider, a job in a thread), so a whole compile can be tested with it.
-    The memory goes by system message and last user message; demonstrations between them change nothing. New weights
-    have a new id, `<base>+<hash>`, which is the same wherever the same is learnt on top of the same weights.
+    Fine-tuning uses DSPy's interface (`lm.finetune`, a provider, a job in a thread), so a whole compile can be tested
+    with it. The memory depends on the system message and the last user message; demonstrations between them are
+    ignored. New weights have a new id, `<base>+<hash>`, which depends only on the rows and on the weights they were
+    trained on.
 
-    Training understands `output_dir` (weights are written there, for other processes), `on_progress(step, total,
-    loss)` with the share of rows not learnt yet as the loss, and `seed`, which decides what is kept of rows that answer
-    one prompt differently. Other options are not used.
+    Training accepts `output_dir` (weights are written there, for other processes), `on_progress(step, total, loss)`,
+    where the loss is the share of rows not yet memorized, and `seed`, which chooses among rows that answer the same
+    prompt differently. Other options are ignored.
 
     Args:
         model: Id of the base, or of trained weights.
-        skill: Answers what was not learnt; without it, that is an `UnexpectedCallError`. `Prompt.seed` differs between
-            samples, so that it can be right once in a while.
-        registry: Folder below which weights of other processes are looked for, and where weights go that are trained
-            without `output_dir`; `None` takes the environment variable SIRIUS_TOY_REGISTRY, if that is set.
-        fail_training: Every job fails.
-        writes_weights: Whether the provider declares that it takes `output_dir`, as `ProviderTrainer` asks.
-        latency_s: Seconds that each answer takes.
-        kwargs: Of `dspy.LM`; the cache is off unless it is asked for.
+        skill: Answers prompts that were not memorized; without it, they raise an `UnexpectedCallError`. `Prompt.seed`
+            differs between samples, so it can be right now and then.
+        registry: Folder that is searched for weights of other processes, and into which weights are written that are
+            trained without `output_dir`. `None` takes the environment variable SIRIUS_TOY_REGISTRY, if it is set.
+        fail_training: Whether every job fails.
+        writes_weights: Whether the provider declares to `ProviderTrainer` that it accepts `output_dir`.
+        latency_s: Duration of each answer in seconds.
+        kwargs: Arguments of `dspy.LM`; the cache is off by default.
 
     Raises:
-        ModelNotFoundError: `model` names trained weights, and these are nowhere.
+        ModelNotFoundError: `model` names trained weights that cannot be found.
     """
 
     def __init__(
@@ -63,41 +64,41 @@ class ToyLM(EngineLM):
 
     @property
     def memory(self) -> Mapping[tuple[str, str], str]:
-        """(system, last user message) to the completion learnt for it."""
+        """Map (system message, last user message) to the memorized completion."""
         return _weights(self.model, self._training._registry).memory
 
     @property
     def folder(self) -> Path | None:
-        """Where the weights are on disk; `None` for a base, or weights only in this process."""
+        """Folder of the weights; `None` for a base, or for weights that exist only in this process."""
         return _weights(self.model, self._training._registry).folder
 
     def copy(self, **kwargs: Any) -> ToyLM:
-        """See `dspy.LM.copy`; the weights of another `model` must exist."""
+        """Copy the LM; see `dspy.LM.copy`. The weights of another `model` must exist."""
         if "model" in kwargs:
             _weights(kwargs["model"], self._training._registry)
         return super().copy(**kwargs)
 
     def dump_state(self) -> dict[str, Any]:
-        """State with the path of `skill`, if it can be imported; the weights stay where they are."""
+        """Return the state with the path of `skill`, if it can be imported, and without the weights."""
         provider = self._training
-        own = {
+        extra = {
             "skill": path_of(self.engine.skill),
             "registry": provider._registry and str(provider._registry),
             "fail_training": provider._fail_training,
             "writes_weights": provider.writes_weights,
             "latency_s": self.engine.latency_s,
         }
-        return {**super().dump_state(), **own}
+        return {**super().dump_state(), **extra}
 
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> ToyLM:
-        """The LM that `dump_state` described."""
+        """Restore an LM from the result of `dump_state`."""
         state = {**state, "skill": function_at(state.get("skill"))}
         return super().load_state(state, allow_custom_lm_class=allow_custom_lm_class)
 
     @classmethod
     def from_folder(cls, folder: Path, state: dict[str, Any]) -> ToyLM:
-        """The LM whose weights a checkpoint holds."""
+        """Load the LM from a checkpoint's weights."""
         _read_weights(state["model"], folder)
         return cls.load_state({**state, "registry": None})
 
@@ -119,28 +120,28 @@ class _ToyEngine(Engine):
             return learnt
         if self.skill is None:
             raise UnexpectedCallError(
-                f"The toy LM {prompt.model!r} has not learnt this prompt and has no `skill`:\n{prompt.text}"
+                f"The toy LM {prompt.model!r} has not memorized this prompt and has no `skill`:\n{prompt.text}"
             )
         return self.skill(prompt)
 
 
 @dataclass(frozen=True)
 class _ToyWeights:
-    """What a toy LM knows. Training always gives a new id, which depends on nothing but what was trained on what."""
+    """The weights of a toy LM. Their id depends only on the rows and on the weights they were trained on."""
 
     base: str
     parent: str
-    """Id of the weights that training started from; the base's own id for the base."""
+    """Id of the weights that training started from; for a base, its own id."""
     memory: Mapping[tuple[str, str], str]
     folder: Path | None = None
 
     @cached_property
     def id(self) -> str:
-        """`base+hash`; just `base` if nothing was learnt."""
+        """`base+hash`, or `base` if nothing was memorized."""
         return f"{self.base}+{digest(self._plain())[:16]}" if self.memory else self.base
 
     def write(self, folder: Path) -> _ToyWeights:
-        """Write the weights into a folder, whole or not at all, and return them with their place."""
+        """Write the weights into a folder atomically, and return them with their place."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / _weights_file(self.id)
         unfinished = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
@@ -150,7 +151,7 @@ class _ToyWeights:
 
     @classmethod
     def read(cls, path: Path) -> _ToyWeights:
-        """The weights that `write` wrote."""
+        """Read weights that `write` wrote."""
         plain = json.loads(path.read_text(encoding="utf-8"))
         memory = {(system, user): completion for system, user, completion in plain["memory"]}
         return cls(plain["base"], plain["parent"], memory, path.parent)
@@ -161,7 +162,7 @@ class _ToyWeights:
 
 
 _TRAINED: dict[str, _ToyWeights] = {}
-"""All weights that this process made or read, by id; setting a key is atomic, so that no lock is needed."""
+"""All weights that this process has made or read, by id. Setting a key is atomic, so no lock is needed."""
 
 
 def _weights_file(model: str) -> str:
@@ -169,7 +170,7 @@ def _weights_file(model: str) -> str:
 
 
 def _weights(model: str, registry: str | Path | None) -> _ToyWeights:
-    """Find weights by id: in this process, else below the registry."""
+    """Find weights by id in this process, or below the registry."""
     if "+" not in model:
         return _ToyWeights(base=model, parent=model, memory={})
     if model not in _TRAINED:
@@ -182,8 +183,8 @@ def _read_weights(model: str, folder: Path | None) -> None:
     path = next(folder.rglob(_weights_file(model)), None) if folder else None
     if path is None:
         raise ModelNotFoundError(
-            f"The weights {model!r} of a toy LM are not in this process, nor below {folder and str(folder)!r}. Give "
-            "`registry=` the folder that training had as `output_dir`, or one above it."
+            f"The weights {model!r} of a toy LM are not in this process, nor below {folder and str(folder)!r}. Pass "
+            "the `output_dir` of the training, or a folder above it, as `registry=`."
         )
     weights = _ToyWeights.read(path)
     if weights.id != model:
@@ -192,7 +193,7 @@ def _read_weights(model: str, folder: Path | None) -> None:
 
 
 class _ToyJob(TrainingJob):
-    """A job that can really be stopped; DSPy's own `cancel` leaves the thread running into an error."""
+    """A job that can be stopped, which DSPy's `cancel` does not do."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -200,11 +201,11 @@ class _ToyJob(TrainingJob):
         self.stop = threading.Event()
 
     def status(self) -> TrainingStatus:
-        """Where the job is."""
+        """Return the status of the job."""
         return self.state
 
     def cancel(self) -> bool:
-        """Ask the job to stop at its next step; its result is then a `TrainingError`."""
+        """Stop the job at its next step; its result is then a `TrainingError`."""
         self.stop.set()
         return not self.done()
 
@@ -214,7 +215,7 @@ class _ToyTraining(Provider):
         super().__init__()
         self.finetunable = True
         self.TrainingJob = _ToyJob
-        self._registry = registry  # private, as a library's private attributes are no settings of a compile
+        self._registry = registry  # private, because private attributes of a library are not settings of a compile
         self._fail_training = fail_training
         self.writes_weights = writes_weights
 
@@ -222,7 +223,7 @@ class _ToyTraining(Provider):
         return self
 
     def restore(self, model: str, workdir: Path) -> None:
-        """Read the weights of a job that another process had finished."""
+        """Read the weights of a job that another process has finished."""
         if model not in _TRAINED:
             _read_weights(model, workdir)
 
@@ -234,7 +235,7 @@ class _ToyTraining(Provider):
         train_data_format: Any,
         train_kwargs: dict[str, Any] | None = None,
     ) -> str:
-        """Called by DSPy in the job's thread; returns the id of the new weights."""
+        """Train and return the id of the new weights; DSPy calls this in the job's thread."""
         job.state = TrainingStatus.running
         try:
             weights = self._train(job, model, train_data, train_kwargs or {})
@@ -263,7 +264,7 @@ _Pair = tuple[tuple[str, str], str]
 
 
 def _pairs(rows: Sequence[Mapping[str, Any]], seed: int) -> list[_Pair]:
-    """(system, last user message) and completion of each row, in a seeded order."""
+    """Return (system message, last user message) and completion of each row, in a seeded order."""
     pairs = []
     for row in rows:
         *prompt, completion = row["messages"]
@@ -274,12 +275,12 @@ def _pairs(rows: Sequence[Mapping[str, Any]], seed: int) -> list[_Pair]:
 
 
 def _memorize(
-    known: Mapping[tuple[str, str], str],
+    learned: Mapping[tuple[str, str], str],
     pairs: Sequence[_Pair],
     job: _ToyJob,
     on_progress: Callable[[int, int, float], None] | None,
 ) -> dict[tuple[str, str], str]:
-    memory = dict(known)
+    memory = dict(learned)
     total = min(10, len(pairs))
     for step in range(total):
         if job.stop.is_set():

@@ -1,4 +1,4 @@
-"""What every tracker must bear."""
+"""Contract tests for trackers."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from sirius_dspy.tracking.events import Tracker, TrainingProgress
 
 
 class TrackerContract:
-    """What every `Tracker` must bear. Subclass it with a fixture `tracker` that gives a new tracker.
+    """Tests that every `Tracker` must pass. Subclass it with a fixture `tracker` that returns a new tracker.
 
-    A tracker that raises is left out for the rest of a compile, so each of these tests fails where it would go silent.
+    A compile stops calling a tracker that raises, so these tests fail if a hook raises.
     """
 
     def test_follows_a_whole_compile(self, tracker: Tracker, tmp_path: Path) -> None:
-        """Every hook gets its events, with names as DSPy makes them."""
-        _tell(tracker, compile_events(tmp_path))
+        """Every hook receives its events, with names that DSPy generates."""
+        _send(tracker, compile_events(tmp_path))
 
     def test_leaves_the_events_alone(self, tracker: Tracker, tmp_path: Path) -> None:
-        """Other trackers get the same objects."""
+        """Other trackers receive the same objects."""
         events = list(compile_events(tmp_path))
         before = copy.deepcopy(events)
-        _tell(tracker, events)
+        _send(tracker, events)
         assert events == before
 
     def test_a_failed_compile_leaves_nothing_behind(self, tracker: Tracker, tmp_path: Path) -> None:
-        """The same tracker follows the next compile, although the last one stopped in the middle of an iteration."""
+        """The same tracker can follow another compile after one that stopped in the middle of an iteration."""
         for status in ("failed", "interrupted"):
             events = list(compile_events(tmp_path / status, run=status, status=status))
             started, ended = events[0], events[-1]
-            _tell(tracker, [started, ended])
-            _tell(tracker, [*events[: len(events) // 2], ended])
-        _tell(tracker, compile_events(tmp_path / "next", run="next"))
+            _send(tracker, [started, ended])
+            _send(tracker, [*events[: len(events) // 2], ended])
+        _send(tracker, compile_events(tmp_path / "next", run="next"))
 
     def test_a_compile_can_be_resumed(self, tracker: Tracker, tmp_path: Path) -> None:
-        """The same run id comes again after a restart."""
-        _tell(tracker, compile_events(tmp_path, status="interrupted"))
-        _tell(tracker, compile_events(tmp_path, resumed=True))
+        """After a restart, the same run id occurs again."""
+        _send(tracker, compile_events(tmp_path, status="interrupted"))
+        _send(tracker, compile_events(tmp_path, resumed=True))
 
     def test_progress_comes_from_another_thread(self, tracker: Tracker, tmp_path: Path) -> None:
-        """`on_training_progress` is the one hook that the compile's own thread does not call."""
+        """`on_training_progress` is the only hook that another thread calls."""
         events = list(compile_events(tmp_path))
-        _tell(tracker, events[:1])
+        _send(tracker, events[:1])
         report = TrainingProgress(iteration=1, agent="solver.predict", step=1, total=1, loss=0.1)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(tracker.on_training_progress, report).result()
-        _tell(tracker, events[-1:])
+        _send(tracker, events[-1:])
 
 
-def _tell(tracker: Tracker, events: Iterator[Event] | Sequence[Event]) -> None:
+def _send(tracker: Tracker, events: Iterator[Event] | Sequence[Event]) -> None:
     for hook, event in events:
         getattr(tracker, hook)(event)

@@ -1,4 +1,4 @@
-"""A trainer that hands out LMs, and what every trainer must do."""
+"""A trainer that returns given LMs, and contract tests for trainers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sirius_dspy.training.trainers import Trainer, TrainingRequest
 
 
 class ScriptedTrainer(Trainer):
-    """A trainer that hands out LMs instead of training.
+    """A trainer that returns given LMs instead of training.
 
     Args:
         lms: The "trained" LM of each agent, or a function from the `TrainingRequest` to it.
 
     Attributes:
-        requests: What it was asked to train, in order.
-        checked: The agents that it was asked about before.
+        requests: The training requests, in order.
+        checked: The agents that `check` was called with.
     """
 
     def __init__(self, lms: Mapping[str, dspy.LM] | Callable[[TrainingRequest], dspy.LM]) -> None:
@@ -33,12 +33,12 @@ class ScriptedTrainer(Trainer):
         self.checked: list[str] = []
 
     def check(self, agent: str, lm: dspy.LM) -> None:
-        """Refuse an agent that the mapping does not have."""
+        """Refuse an agent that is not in the mapping."""
         self.checked.append(agent)
         self._refuse_unknown(agent)
 
     def trains_on_images(self, lm: dspy.LM) -> bool:
-        """Nothing is trained, so any row will do."""
+        """Return true: nothing is trained, so any rows are accepted."""
         return True
 
     def train(self, request: TrainingRequest) -> dspy.LM:
@@ -50,9 +50,9 @@ class ScriptedTrainer(Trainer):
         return self.lms[request.agent] if isinstance(self.lms, Mapping) else self.lms(request)
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
-        """The LM of that id from the mapping, else a copy of `lm` with that id."""
-        known = self.lms.values() if isinstance(self.lms, Mapping) else ()
-        return next((candidate for candidate in known if candidate.model == model), None) or lm.copy(model=model)
+        """Return the LM with that id from the mapping, or a copy of `lm` with that id."""
+        candidates = self.lms.values() if isinstance(self.lms, Mapping) else ()
+        return next((candidate for candidate in candidates if candidate.model == model), None) or lm.copy(model=model)
 
     def _refuse_unknown(self, agent: str) -> None:
         if isinstance(self.lms, Mapping) and agent not in self.lms:
@@ -65,26 +65,26 @@ ROWS: tuple[dict[str, Any], ...] = (
     {
         "messages": [
             {"role": "system", "content": "Answer with one word."},
-            {"role": "user", "content": "question: What colour is grass?"},
+            {"role": "user", "content": "question: What color is grass?"},
             {"role": "assistant", "content": "green"},
         ]
     },
     {
         "messages": [
             {"role": "system", "content": "Answer with one word."},
-            {"role": "user", "content": "question: What colour is snow?"},
+            {"role": "user", "content": "question: What color is snow?"},
             {"role": "assistant", "content": "white"},
         ]
     },
 )
-"""A training set of two rows."""
+"""A training set with two rows."""
 
 
 class TrainerContract:
-    """What every `Trainer` must do. Subclass it with three fixtures.
+    """Tests that every `Trainer` must pass. Subclass it with three fixtures.
 
     - `trainer`: a new trainer,
-    - `lm`: an LM that it can train, for the agent `solver`,
+    - `lm`: an LM of the agent `solver` that it can train,
     - `refused`: a pair of agent and LM that it must refuse.
 
     Examples:
@@ -97,20 +97,20 @@ class TrainerContract:
     """
 
     def test_check_accepts_an_lm_that_can_be_trained(self, trainer: Trainer, lm: dspy.LM) -> None:
-        """A check neither trains nor complains."""
+        """A check does not train and does not raise."""
         model = lm.model
         trainer.check("solver", lm)
         assert lm.model == model
 
     def test_check_refuses_with_the_name_of_the_agent(self, trainer: Trainer, refused: tuple[str, dspy.LM]) -> None:
-        """Refusal comes before anything is paid for, and says which agent it is about."""
+        """The refusal comes before any LM call, and names the agent."""
         import pytest
 
         with pytest.raises(UnpreparedProgramError, match=re.escape(refused[0])):
             trainer.check(*refused)
 
     def test_training_gives_another_lm(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
-        """New weights have a new id, and the LM that training started from keeps its own."""
+        """New weights have a new id, and the LM that training started from keeps its id."""
         model = lm.model
         trained = trainer.train(_request(lm, tmp_path))
         assert isinstance(trained, dspy.LM)
@@ -118,14 +118,14 @@ class TrainerContract:
         assert trained.model != model == lm.model
 
     def test_the_trained_lm_answers(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
-        """It answers once `launch` was called, which may be called again; DSPy's own does nothing."""
+        """It answers after `launch`, which may be called repeatedly; DSPy's default does nothing."""
         trained = trainer.train(_request(lm, tmp_path))
         trained.launch()
         trained.launch()
         assert isinstance(_answer(trained), str)
 
     def test_the_trained_lm_answers_under_other_settings(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
-        """Predictors that share weights ask them through copies with settings of their own."""
+        """Predictors that share weights call them through copies with their own settings."""
         trained = trainer.train(_request(lm, tmp_path))
         trained.launch()
         copied = trained.copy(temperature=0.0, max_tokens=5)
@@ -135,34 +135,34 @@ class TrainerContract:
     def test_the_lm_that_training_started_from_still_answers(
         self, trainer: Trainer, lm: dspy.LM, tmp_path: Path
     ) -> None:
-        """New weights that do not help are given up for it."""
+        """New weights that do not help are replaced by it."""
         settings = dict(lm.kwargs)
         trainer.train(_request(lm, tmp_path)).launch()
         assert lm.kwargs == settings
         assert isinstance(_answer(lm), str)
 
     def test_rows_stay_as_they_are(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
-        """The training set is on record; a trainer must not rewrite it."""
+        """The training set has been saved, so a trainer must not change it."""
         rows = copy.deepcopy(ROWS)
         trainer.train(_request(lm, tmp_path, rows))
         assert rows == ROWS
 
     def test_progress_counts_up_to_its_total(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
-        """Reports are optional; those that come are in order and have a finite loss."""
+        """Progress reports are optional, but they must be in order and have a finite loss."""
         reports: list[tuple[int, int, float]] = []
         trainer.train(_request(lm, tmp_path, on_progress=lambda *report: reports.append(report)))
         assert [step for step, _, _ in reports] == sorted(step for step, _, _ in reports)
         assert all(0 <= step <= total and math.isfinite(loss) for step, total, loss in reports)
 
     def test_no_rows_is_an_error(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
-        """An LM that learnt nothing must not pass for a trained one."""
+        """An LM that learned nothing must not count as trained."""
         import pytest
 
         with pytest.raises(TrainingError):
             trainer.train(_request(lm, tmp_path, rows=()))
 
     def test_restore_gives_the_trained_lm_back(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
-        """A second run of the same compile takes up the finished job, whose LM answers as it did."""
+        """A resumed compile reuses a finished job, whose LM gives the same answers."""
         trained = trainer.train(_request(lm, tmp_path))
         restored = trainer.restore(lm, trained.model, tmp_path)
         restored.launch()
@@ -171,7 +171,7 @@ class TrainerContract:
 
 
 def _answer(lm: dspy.LM) -> Any:
-    return lm(Request(model=lm.model, messages=(Message.user("question: What colour is grass?"),))).text
+    return lm(Request(model=lm.model, messages=(Message.user("question: What color is grass?"),))).text
 
 
 def _request(

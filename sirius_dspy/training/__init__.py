@@ -1,1 +1,1 @@
-"""From runs to rows, and from rows to new weights."""
+"""Turns runs into training rows, and training rows into new weights."""

@@ -1,15 +1,14 @@
-"""From good runs to training sets: which steps become rows, of whom, and with which prompt.
+"""Turns successful runs into training sets: chooses the steps, their agents and their prompts.
 
-A row's prompt is the request that was sent in the recorded call, less its demonstrations; nothing is rendered again.
-Its completion is the reply that the program's adapter writes for the recorded outputs, and a row is kept only if this
-reply parses back to them.
+The prompt of a row is the recorded request without its demonstrations; it is not rendered again. Its completion is the
+reply that the program's adapter writes for the recorded outputs. A row is kept only if this reply parses back to them.
 
-Two kinds of steps have no such request, and get the prompt that the program sends when it is called with their inputs:
-those of a teacher whose signature is not the student's, and those of libraries written by earlier versions.
+Two kinds of steps have no such request: those of a teacher with another signature, and those of libraries that earlier
+versions wrote. Their prompt is the one that the program sends when it is called with their inputs.
 
 References:
-    "Standard SFT on C_t^(n)" in Algorithm 1 of SiriuS (arXiv:2502.04780). The released code trained repaired steps
-    under prompts that inference never uses; the check makes that impossible.
+    "Standard SFT on C_t^(n)" in Algorithm 1 of SiriuS (arXiv:2502.04780). The released code trained repaired steps with
+    prompts that inference never uses; the check makes that impossible.
 """
 
 from __future__ import annotations
@@ -44,38 +43,38 @@ class Row:
     """One training example of one agent."""
 
     messages: Messages
-    """Chat messages, the last one the completion to learn."""
+    """Chat messages; the last one is the completion to learn."""
     predictor: str
     trajectory: str
-    """Id of the run that it comes from."""
+    """Id of the run that the row comes from."""
     example_key: str
     request: str = ""
-    """Content hash of the prompt, as the step of the run has it; empty if it was not sent in that run."""
+    """Content hash of the prompt in the step of the run; empty if it was not sent in that run."""
 
     @property
     def id(self) -> str:
-        """Content hash of the messages."""
+        """The content hash of the messages."""
         return digest([dict(message) for message in self.messages])
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The rows of one agent, and what was left out."""
+    """The rows of one agent, and the counts of steps that were left out."""
 
     agent: str
     rows: tuple[Row, ...]
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Reason to number of steps."""
+    """Reason to the number of steps that were left out."""
 
     @property
     def chat(self) -> list[dict[str, Any]]:
-        """The rows as OpenAI's fine-tuning API, TRL and `lm.finetune` take them."""
+        """Return the rows in the format of OpenAI's fine-tuning API, TRL and `lm.finetune`."""
         return [{"messages": [dict(message) for message in row.messages]} for row in self.rows]
 
     def write(self, path: Path) -> None:
-        """Write OpenAI chat JSONL, and beside it `NAME.sources.jsonl` with the run behind each line.
+        """Write OpenAI chat JSONL, and beside it `NAME.sources.jsonl` with the run of each line.
 
-        Two files, because OpenAI refuses rows that hold anything but `messages`.
+        There are two files because OpenAI refuses rows with anything but `messages`.
         """
         sources = [
             {
@@ -93,18 +92,17 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Curator:
-    """Turns good runs into training sets.
+    """Turns successful runs into training sets.
 
     Attributes:
-        max_per_example: Rows per predictor and example. Several good samples of one example teach variety, but an easy
-            example must not crowd out the hard ones.
-        max_rows: Rows per predictor; `None` for all. The rows that stay are drawn with the seed.
-        cumulative: Whether to train on the successful runs of all iterations so far. The paper leaves open which; by
-            default it is the current iteration's alone. Agents succeed on what they find easy, and what was repaired
-            once stays in this way.
+        max_per_example: Maximum number of rows per predictor and example. Several successful samples of one example
+            teach variety, but easy examples must not crowd out the hard ones.
+        max_rows: Maximum number of rows per predictor, drawn with the seed; `None` keeps all.
+        cumulative: Whether to train on the successful runs of all iterations so far, so that rows from earlier repairs
+            are kept. By default, only runs of the current iteration are used. The paper does not specify this.
 
-    Caps count per predictor, and not per agent, so that predictors that share weights (`mixed`, or a group) are trained
-    on the same rows as when each has its own.
+    The limits apply per predictor and not per agent, so that predictors that share weights are trained on the same rows
+    as predictors with their own weights.
     """
 
     max_per_example: int = 4
@@ -112,10 +110,10 @@ class Curator:
     cumulative: bool = False
 
     def check(self) -> None:
-        """Refuse caps that make no sense; a subclass checks its own settings, too.
+        """Check the settings; a subclass also checks its own.
 
         Raises:
-            SettingsError: The message names the setting.
+            SettingsError: A setting is of the wrong kind or out of its range.
         """
         kinds = {
             "max_per_example": checks.whole(1),
@@ -141,15 +139,15 @@ class Curator:
         seed: int = 0,
         is_own: IsOwn = every_step,
     ) -> dict[str, TrainingSet]:
-        """Select and write the rows of each agent.
+        """Select the rows of each agent.
 
         Args:
-            program: Whose predictors' signatures, and whose adapter (DSPy's setting), make the prompts.
-            trajectories: Scored runs, good and bad; they are read once, in any order.
+            program: The program whose signatures, together with DSPy's adapter, determine the prompts.
+            trajectories: Scored runs, successful or not; they are read once, in any order.
             agents: Agent name to the predictors that share its weights.
-            threshold: A step counts for its agent if the run ended and the agent's reward is at least this.
-            seed: Decides the order of the rows, and which stay where there are too many.
-            is_own: Whether an agent's LM, or its teacher, answered a step; what another LM answered teaches nobody.
+            threshold: A step is used if its run finished and the reward of its agent is at least this value.
+            seed: Seed of the order of the rows, and of the choice if there are too many.
+            is_own: Returns whether an agent's LM, or its teacher, answered a step. Steps of other LMs are not used.
         """
         probe = PromptProbe(program)
         agent_of = {predictor: agent for agent, predictors in agents.items() for predictor in predictors}
@@ -166,10 +164,10 @@ class Curator:
             if row is None or (reason := self.refuse(row)):
                 dropped[agent][reason] += 1
                 continue
-            own = rows[step.predictor]
-            known = own.get(row.id)
-            dropped[agent]["duplicate"] += known is not None
-            own[row.id] = min(row, known or row, key=lambda row: row.trajectory)  # whichever came first
+            by_id = rows[step.predictor]
+            earlier = by_id.get(row.id)
+            dropped[agent]["duplicate"] += earlier is not None
+            by_id[row.id] = min(row, earlier or row, key=lambda row: row.trajectory)  # whichever came first
         sets = {}
         for agent, predictors in agents.items():
             kept = [self._kept(rows[predictor].values(), seed, dropped[agent]) for predictor in predictors]
@@ -177,7 +175,7 @@ class Curator:
         return sets
 
     def _kept(self, rows: Iterable[Row], seed: int, dropped: Counter[str]) -> tuple[Row, ...]:
-        """Shuffle from a fixed start, so that the order in which threads finished has no say, and cap."""
+        """Shuffle the rows, independently of the order in which threads finished, and apply the limits."""
         rows = sorted(rows, key=lambda row: row.id)
         random.Random(seed).shuffle(rows)
         by_example: dict[str, list[Row]] = defaultdict(list)
@@ -191,7 +189,7 @@ class Curator:
 
 
 def _shuffle(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
-    """The rows of an agent's predictors among one another; those of a single one are in a random order already."""
+    """Mix the rows of an agent's predictors; those of a single predictor are in a random order already."""
     rows = [row for part in parts for row in part]
     if len(parts) > 1:
         random.Random(seed).shuffle(rows)
@@ -203,12 +201,12 @@ def _steps(trajectories: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, Ste
 
 
 def _row(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Row | None, str]:
-    """The step as a row, or why it is none."""
+    """Return the step as a row, or `None` and the reason why it is left out."""
     if step.outputs is None:
         return None, "the call failed"
     if step.was_cut:
         return None, "cut off at the token limit"
-    if "hint_" in step.inputs:  # dspy.Refine shows its own advice; at inference there is none
+    if "hint_" in step.inputs:  # dspy.Refine adds its advice, which does not exist at inference
         return None, "has a hint of dspy.Refine"
     prompt, reason = _prompt(probe, trajectory, step)
     if prompt is None:
@@ -223,7 +221,7 @@ def _row(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Row | 
 
 
 def _prompt(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Messages | None, str]:
-    """What was sent; for runs of other programs, what this one sends for the same inputs."""
+    """Return the recorded prompt; for runs of other programs, the prompt that this one sends for the same inputs."""
     is_own = trajectory.program == probe.program_id
     if step.prompt is not None and (is_own or step.signature == probe.signature_id(step.predictor)):
         return json.loads(step.prompt), ""
@@ -233,10 +231,10 @@ def _prompt(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Mes
 
 
 class PromptProbe:
-    """Finds out what a program's predictors send and read, without asking an LM.
+    """Determines the prompts and replies of a program's predictors without an LM.
 
     Args:
-        program: Its predictors are called, and left as they are.
+        program: Its predictors are called and left unchanged.
     """
 
     def __init__(self, program: dspy.Module) -> None:
@@ -245,43 +243,42 @@ class PromptProbe:
         self.adapter = dspy.settings.adapter or dspy.ChatAdapter()
 
     def signature_id(self, predictor: str) -> str:
-        """Fingerprint of a predictor's own signature."""
+        """Return the fingerprint of a predictor's signature."""
         return signature_digest(signature_of(self.predictors[predictor]))
 
     def prompt(self, predictor: str, inputs: Values) -> tuple[Messages | None, str]:
-        """The messages that the predictor sends for these inputs, or `None` and the reason."""
+        """Return the messages that the predictor sends for these inputs, or `None` and the reason."""
         fields = signature_of(self.predictors[predictor]).input_fields
         if set(inputs) != set(fields):
             return None, "inputs of another signature"
         asked = _AnswerWith("")
-        with contextlib.suppress(Exception):  # the reply does not parse; only what was asked is wanted
+        with contextlib.suppress(Exception):  # the reply does not parse; only the request is needed
             self._call(
                 predictor, {name: coerce(value, fields[name].annotation) for name, value in inputs.items()}, asked
             )
         return (asked.messages, "") if asked.messages else (None, "has no prompt in this program")
 
     def completion(self, predictor: str, inputs: Values, outputs: Values) -> tuple[str | None, str]:
-        """The reply that stands for these outputs, or `None` and the reason."""
+        """Return the reply that represents these outputs, or `None` and the reason."""
         signature = signature_of(self.predictors[predictor])
         fields = signature.output_fields
-        if set(outputs) - {"logprobs"} != set(fields):  # which DSPy adds where the LM gives them
+        if set(outputs) - {"logprobs"} != set(fields):  # DSPy adds `logprobs` if the LM returns them
             return None, "outputs of another signature"
-        own = {name: outputs[name] for name in fields}
+        plain = {name: outputs[name] for name in fields}
         try:
-            shown = restore_values(inputs, signature.input_fields)
-        except UnreadableValueError:  # what cannot be made again has no influence on how a reply is written and read
-            shown = {}
+            restored = restore_values(inputs, signature.input_fields)
+        except UnreadableValueError:  # such a value does not influence how replies are written and read
+            restored = {}
         try:
-            answer = restore_values(own, fields)
+            answer = restore_values(plain, fields)
         except UnreadableValueError:
             return None, "holds a value that cannot be stored"
         for written in _spellings(answer):
-            text = str(training_messages(self.adapter, signature, shown, written)[-1]["content"])
-            with contextlib.suppress(Exception):  # adapters raise what they like; what cannot be read back is no row
-                answered = (
-                    self._call(predictor, shown, _AnswerWith(text)) if shown else self.adapter.parse(signature, text)
-                )
-                if to_plain({name: answered[name] for name in fields}) == own:
+            text = str(training_messages(self.adapter, signature, restored, written)[-1]["content"])
+            with contextlib.suppress(Exception):  # adapters may raise anything; such a reply is no row
+                probe = _AnswerWith(text)
+                answered = self._call(predictor, restored, probe) if restored else self.adapter.parse(signature, text)
+                if to_plain({name: answered[name] for name in fields}) == plain:
                     return text, ""
         return None, "does not parse back"
 
@@ -294,7 +291,7 @@ class PromptProbe:
 
 
 def _spellings(outputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The outputs as they are, then with members of an Enum by name: DSPy reads no values that are not text."""
+    """Yield the outputs unchanged, then with names for Enum members: DSPy reads only string values of an Enum."""
     yield outputs
     if any(isinstance(value, enum.Enum) for value in outputs.values()):
         yield {name: value.name if isinstance(value, enum.Enum) else value for name, value in outputs.items()}
@@ -319,20 +316,20 @@ def training_messages(
 
 
 class _AnswerWith:
-    """An engine that writes down what it was asked and gives a fixed reply."""
+    """An engine that records its request and returns a fixed reply."""
 
     def __init__(self, reply: str) -> None:
         self.reply = reply
         self.messages: list[dict[str, Any]] = []
 
     def like(self, lm: Any) -> _AnswerWith:
-        """Claim the abilities of an LM, since adapters write other prompts for some of them."""
+        """Declare the capabilities of an LM, because adapters write other prompts for some of them."""
         for ability in ("supports_function_calling", "supports_reasoning", "supports_response_schema"):
             setattr(self, ability, getattr(lm, ability, False))
         return self
 
     def complete(self, request: Request) -> Response:
-        """DSPy's engine method."""
+        """Record the request; DSPy calls this."""
         system = request.system if isinstance(request.system, str) else _text(request.system or ())
         asked = [{"role": "system", "content": system}] if system else []
         self.messages = asked + [{"role": item.role, "content": item.text or ""} for item in request.messages]
@@ -349,14 +346,14 @@ def _json_lines(records: Iterable[Any]) -> str:
 
 
 def check_adapter(adapter: Adapter) -> None:
-    """Refuse, before anything is paid for, an adapter that cannot write training rows.
+    """Refuse an adapter that cannot write training rows.
 
     Raises:
-        UnpreparedProgramError: As `training_messages` would, after all rollouts.
+        UnpreparedProgramError: The adapter cannot write training rows.
     """
     if not isinstance(adapter, dspy.ChatAdapter):
         raise UnpreparedProgramError(
-            f"{type(adapter).__name__} is not a `dspy.ChatAdapter`, so DSPy cannot make fine-tuning data with it. Use "
+            f"{type(adapter).__name__} is not a `dspy.ChatAdapter`, so DSPy cannot write fine-tuning data with it. Use "
             "`dspy.configure(adapter=dspy.ChatAdapter())` or for small models `sirius_dspy.PlainAdapter()`."
         )
     training_messages(adapter, make_signature("question -> answer"), {"question": "?"}, {"answer": "!"})

@@ -1,4 +1,4 @@
-"""Which inputs of a predictor are no text: pictures, sound and files, which not every LM can be trained on."""
+"""Finds inputs that are not text: images, audio and files, on which not every LM can be trained."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _TEXT = (dspy.Code, dspy.History, dspy.Tool, dspy.ToolCalls, dspy.Reasoning)
 
 
 def media_fields(signature: type[dspy.Signature], examples: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The input fields that hold media, by their annotation, or by what the examples have under that name.
+    """Return the input fields that hold media, according to their annotation or to the examples.
 
     Args:
-        signature: The predictor's.
-        examples: Inputs of the program; a predictor's own inputs are only known when it is called.
+        signature: Signature of the predictor.
+        examples: Inputs of the program; the inputs of a predictor are known only when it is called.
     """
     fields = signature.input_fields
-    found = {name for name, info in fields.items() if _annotates_media(info.annotation, set())}
+    names = {name for name, info in fields.items() if _annotates_media(info.annotation, set())}
     for example in examples:
-        found |= {name for name, value in example.items() if name in fields and name not in found and _is_media(value)}
-    return [name for name in fields if name in found]
+        names |= {name for name, value in example.items() if name in fields and name not in names and _is_media(value)}
+    return [name for name in fields if name in names]
 
 
 def _annotates_media(annotation: Any, seen: set[Any]) -> bool:
@@ -43,7 +43,7 @@ def _annotates_media(annotation: Any, seen: set[Any]) -> bool:
 
 
 def _is_media(value: Any) -> bool:
-    """Whether media are anywhere in a value."""
+    """Return whether a value contains media at any depth."""
     if isinstance(value, _MEDIA):
         return True
     if isinstance(value, dspy.Type) and not isinstance(value, _TEXT):
@@ -52,10 +52,10 @@ def _is_media(value: Any) -> bool:
 
 
 def _formats_media(value: dspy.Type) -> bool:
-    """Whether a type of the user's own is sent as anything but text."""
+    """Return whether a custom type is sent as anything but text."""
     try:
         parts = value.format()
-    except Exception:  # it will fail again in the run, with the example's name
+    except Exception:  # it fails again in the run, where the error names the example
         return False
     return isinstance(parts, list) and any(part.get("type") != "text" for part in parts if isinstance(part, dict))
 
