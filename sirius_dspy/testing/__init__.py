@@ -1,7 +1,7 @@
 """Fakes and contract suites for testing programs, metrics, trainers and trackers. They are public API.
 
     ScriptedLM       an LM whose answers a test writes down; an unexpected call fails with its prompt
-    ToyLM            an LM that learns by heart, through DSPy's own fine-tuning interface
+    ToyLM            an LM that memorizes its training rows, through DSPy's own fine-tuning interface
     FaultServer      a server of the OpenAI chat API on this machine that fails as it is told
     ScriptedTrainer  hands out LMs instead of training
     TrainerContract, TrackerContract, AugmenterContract, CuratorContract, GateContract, LibraryContract
