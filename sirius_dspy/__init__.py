@@ -12,19 +12,20 @@ from sirius_dspy.graph.wiring import Agent
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.local import LocalLM, LoraOptions
 from sirius_dspy.optimizer.budget import Budget
-from sirius_dspy.optimizer.gate import Gate, Trial, ValsetGate
+from sirius_dspy.optimizer.gate import Gain, Gate, Trial, ValsetGate
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import open_library
 from sirius_dspy.optimizer.settings import Collect, SharedWeights
 from sirius_dspy.optimizer.sirius import SiriuS
-from sirius_dspy.repair.augmenters import Augmenter, Repaired
+from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.repair.demos import RepairDemos
 from sirius_dspy.repair.leak import Guard, LeakGuard
 from sirius_dspy.running.evaluation import Evaluation, evaluate
 from sirius_dspy.running.patience import Patience
+from sirius_dspy.running.standing import Standing
 from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
@@ -47,6 +48,7 @@ __all__ = [
     "Edit",
     "Evaluation",
     "ExperienceLibrary",
+    "Gain",
     "Gate",
     "Guard",
     "IterationResult",
@@ -61,11 +63,12 @@ __all__ = [
     "Repair",
     "RepairContext",
     "RepairDemos",
-    "Repaired",
+    "RepairOutcome",
     "RichProgress",
     "Row",
     "SharedWeights",
     "SiriuS",
+    "Standing",
     "Step",
     "Tracker",
     "Trackers",

@@ -22,6 +22,7 @@ from sirius_dspy.baselines import (
     PromptedTeam,
     Rationalizer,
     SingleAgent,
+    Spent,
     ablations,
     feedback_quality,
     star,
@@ -484,6 +485,21 @@ def test_a_meter_knows_answers_from_a_cache():
     with Meter() as meter:
         evaluate(program, examples((2,)), exact)
     assert (meter.spent.calls, meter.spent.cached_calls, meter.spent.tokens) == (2, 2, 0)
+
+
+def test_a_price_that_is_unknown_stays_unknown_in_a_sum():
+    first, second = Spent(calls=2, usd=0.5, seconds=1.0), Spent(calls=1, prompt_tokens=7, usd=0.25)
+    assert first + second == Spent(calls=3, prompt_tokens=7, usd=0.75, seconds=1.0)
+    assert (first + Spent(usd=None)).usd is None
+
+
+def test_a_meter_of_an_lm_without_a_listed_price_knows_no_cost():
+    program = Doubling()
+    program.set_lm(ScriptedLM(skill))
+    with Meter() as meter:
+        assert meter.spent.usd == 0.0  # nothing was asked yet
+        evaluate(program, examples((2,)), exact)
+    assert meter.spent.usd is None
 
 
 @pytest.mark.parametrize("num_threads", [1, 8])

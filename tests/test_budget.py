@@ -152,3 +152,17 @@ def test_answers_from_a_cache_cost_nothing(tmp_path):
         made = optimizer(tmp_path / name, budget=Budget(calls=500), **settings)
         result = made.compile(program, trainset=examples(), valset=examples()).detailed_results
     assert result.usage.calls < 20
+
+
+def test_a_resumed_compile_has_no_results_until_it_ends_again(tmp_path, monkeypatch):
+    compile_with(tmp_path, Budget(calls=5))
+    assert (tmp_path / "stages" / "results.json").exists()
+
+    def broken(example, prediction, trace=None):
+        raise KeyboardInterrupt
+
+    made = optimizer(tmp_path, accept_changes=["metric"])
+    made.metric = broken
+    with pytest.raises(KeyboardInterrupt):
+        made.compile(student(), trainset=examples(), valset=examples())
+    assert not (tmp_path / "stages" / "results.json").exists()

@@ -54,7 +54,7 @@ def test_it_answers_in_another_process(compiled, tmp_path):
     script = (
         "import sys, sirius_dspy\n"
         "from tests.toy import Doubling\n"
-        "program = sirius_dspy.load(sys.argv[1], program=Doubling)\n"
+        "program = sirius_dspy.load(sys.argv[1], program=Doubling, configure=True)\n"
         "print([program(number=number).answer for number in range(8)])"
     )
     child = subprocess.run(
@@ -244,7 +244,7 @@ def test_an_adapter_comes_back_with_its_arguments(compiled, tmp_path):
         dspy.configure(adapter=adapter)
         folder = sirius_dspy.save(compiled, tmp_path / type(adapter).__name__)
         dspy.configure(adapter=None)
-        sirius_dspy.load(folder, program=Doubling)
+        sirius_dspy.load(folder, program=Doubling, configure=True)
         active = dspy.settings.adapter
         assert type(active) is type(adapter)
         assert active is not adapter

@@ -46,10 +46,10 @@ CODE = [
 ]
 COMMANDS = [pytest.param(line, id=f"{page}: {line}") for page in PAGES for line in commands_of(PAGES[page])]
 OUTPUTS = {
-    block.file: shown.code
+    block.file: output.code
     for blocks in PAGES.values()
-    for block, shown in pairwise(blocks)
-    if block.file and shown.language == "text"
+    for block, output in pairwise(blocks)
+    if block.file and output.language == "text"
 }
 
 
@@ -277,8 +277,8 @@ def _subcommand(command, arguments):
     return command, arguments
 
 
-def _check_options(arguments, known):
-    assert {word.split("=")[0] for word in arguments if word.startswith("-")} <= set(known)
+def _check_options(arguments, valid):
+    assert {word.split("=")[0] for word in arguments if word.startswith("-")} <= set(valid)
 
 
 OURS = [param for param in COMMANDS if re.match(r"sirius-dspy (report|library)\b", param.values[0])]

@@ -31,7 +31,7 @@ from sirius_dspy.errors import (
     UnpreparedProgramError,
 )
 from sirius_dspy.library.migrations import create_repairs, create_runs, migrate
-from sirius_dspy.repair.augmenters import Repaired
+from sirius_dspy.repair.augmenters import RepairOutcome
 from sirius_dspy.running.faults import fault_of, fault_of_call
 from sirius_dspy.running.patience import Health, Patience
 from sirius_dspy.running.rollout import Rollouts, Task
@@ -739,7 +739,7 @@ def test_an_edit_of_what_is_no_part_of_the_program_is_refused_before_it_is_store
     class Astray(Augmenter):
         def repair(self, failed, example, context):
             attempt = Attempt(0, "<Predict>", "failed")
-            return Repaired(Repair(failed.id, (attempt,), failed.run, failed.iteration), ())
+            return RepairOutcome(Repair(failed.id, (attempt,), failed.run, failed.iteration), ())
 
     def skill(prompt):
         return chat_reply(answer="no") if prompt.field("thought") == "q1" else hand_on(prompt)

@@ -7,10 +7,12 @@ from typing import Any
 import dspy
 import pytest
 
-from sirius_dspy import Collect, Gate, ValsetGate
-from sirius_dspy.errors import SettingsError
+from sirius_dspy import Collect, Curator, Gain, Gate, ValsetGate
+from sirius_dspy.errors import NoSuccessError, SettingsError
+from sirius_dspy.report import Report, render_markdown
 from sirius_dspy.testing import ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
+from tests import toy
 from tests.toy import ADAPTER, examples, optimizer, student
 
 AGENTS = ("doubler", "writer.predict")
@@ -163,3 +165,56 @@ def test_what_a_plan_says_of_evaluations_holds(gate, tmp_path):
     planned = next(stage for stage in plan.stages if (stage.iteration, stage.stage) == (1, "evaluate"))
     made.compile(student(), trainset=examples(), valset=examples())
     assert planned.units.low <= len(scores.labels) * len(examples()) <= planned.units.high
+
+
+def test_the_results_say_what_the_gate_saw(tmp_path):
+    class Pair(Gate):
+        """Tries the agents from the last to the first, each alone."""
+
+        def choose(self, trial):
+            for agent in reversed(trial.agents):
+                trial.evaluate([agent])
+            return [trial.agents[0]]
+
+    result = toy.compiled_by(tmp_path, gate=Pair(), iterations=1).detailed_results
+    entry = result.iterations[1]
+    assert [trial.agents for trial in entry.trials] == [("writer.predict",), ("doubler",)]
+    assert entry.promoted == {"doubler": True, "writer.predict": False}
+    assert entry.standing == entry.trials[1].standing
+    page = render_markdown(Report(result))
+    table = page[page.index("Promotion") :]
+    assert table.index("writer.predict") < table.index("doubler")
+    assert "all new weights" not in table
+
+
+class Junk(Curator):
+    def curate(self, program, trajectories, agents, **settings):
+        return {agent: [] for agent in agents}
+
+
+class Silent(Curator):
+    def curate(self, program, trajectories, agents, **settings):
+        return {}
+
+
+class Nobody(Curator):
+    def refuse(self, row):
+        return "not good enough"
+
+
+@pytest.mark.parametrize(
+    ("curator", "error", "said"),
+    [
+        (Junk(), SettingsError, "Junk returned a mapping.*expected a `TrainingSet`.*doubler"),
+        (Silent(), NoSuccessError, r"\d+ runs reached the threshold.*Silent returned no training rows"),
+        (Nobody(), NoSuccessError, r"dropped were \d+ x not good enough\. The runs are"),
+    ],
+)
+def test_a_curator_that_returns_nothing_useful_is_named(curator, error, said, tmp_path):
+    with pytest.raises(error, match=said):
+        toy.compiled_by(tmp_path, curator=curator, iterations=1)
+
+
+def test_a_gain_compares_by_reward_first():
+    assert Gain(0.1, -5) > Gain(0.0, 5)
+    assert Gain(0.0, 1) > Gain(0.0, 0)

@@ -11,7 +11,8 @@ import sirius_dspy
 from sirius_dspy import Agent, AgentGraph, Collect, SiriuS
 from sirius_dspy.errors import GraphError, SiriuSError
 from sirius_dspy.graph.wiring import Edge
-from sirius_dspy.running.record import arecord, record, replay
+from sirius_dspy.running.record import arecord, record
+from sirius_dspy.running.replay import replay
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.trajectory import Edit

@@ -21,7 +21,6 @@ from sirius_dspy import (
     Collect,
     CriticAugmenter,
     Curator,
-    ExperienceLibrary,
     Gate,
     Patience,
     ProviderTrainer,
@@ -292,7 +291,7 @@ def test_a_report_of_an_unfinished_compile_finds_its_runs_after_an_accepted_chan
 
     interrupted()
     interrupted(curator=Curator(max_rows=3), accept_changes=("curator",))
-    results = read_results(tmp_path, ExperienceLibrary(tmp_path / "library.sqlite"))
+    results = read_results(tmp_path)
     assert results.iterations[0].score == 0.5
 
 

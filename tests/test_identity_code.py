@@ -172,7 +172,7 @@ def test_code_that_is_reached_in_uncommon_ways_counts(number):
         (Holder(True), Holder(1), "`it._value`: True -> 1"),
         (Holder(1.0).__call__, Holder(2.0).__call__, "`it.of._value`: 1.0 -> 2.0"),
         (Holder(), closed(1.0), "`it`: 'Holder' -> '<lambda>'"),
-        (CriticAugmenter(), None, "`it`: sirius_dspy.repair.augmenters.CriticAugmenter -> None"),
+        (CriticAugmenter(), None, "`it`: sirius_dspy.repair.critic.CriticAugmenter -> None"),
         (CriticAugmenter(guard=LeakGuard()), CriticAugmenter(guard=LeakGuard(r"\bno\b")), "`it.guard.traces`"),
         (CriticAugmenter(ToyLM("a")), CriticAugmenter(ToyLM("b")), "`it.critic.model`: 'a' -> 'b'"),
         (

@@ -61,12 +61,15 @@ def child_environment(server):
 
 
 def test_the_champion_is_loaded_with_the_trained_agents(registered, compiled, elsewhere):
-    loaded = sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)
+    loaded = sirius_dspy.load("models:/doubling@champion", program=toy.Doubling, configure=True)
     assert loaded(**ODD).answer == "ans:10"
     assert loaded.detailed_results["best_score"] == compiled.detailed_results["best_score"] == 1.0
     assert loaded.doubler.lm.model == compiled.doubler.lm.model != "toy/base"
-    assert sirius_dspy.load(registered.uri, program=toy.Doubling)(**ODD).answer == "ans:10"
-    assert sirius_dspy.load(f"models:/{registered.model_id}", program=toy.Doubling)(**ODD).answer == "ans:10"
+    assert sirius_dspy.load(registered.uri, program=toy.Doubling, configure=True)(**ODD).answer == "ans:10"
+    assert (
+        sirius_dspy.load(f"models:/{registered.model_id}", program=toy.Doubling, configure=True)(**ODD).answer
+        == "ans:10"
+    )
 
 
 def test_a_database_without_a_server_is_a_registry_too(compiled, store, monkeypatch, elsewhere):
@@ -165,12 +168,15 @@ def test_a_download_is_kept_and_an_interrupted_one_leaves_nothing(registered, el
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.artifacts, "download_artifacts", broken)
         with pytest.raises(KeyboardInterrupt):
-            sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)
+            sirius_dspy.load("models:/doubling@champion", program=toy.Doubling, configure=True)
     assert list((tmp_path / "home" / "registry").iterdir()) == []
-    sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)
+    sirius_dspy.load("models:/doubling@champion", program=toy.Doubling, configure=True)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.artifacts, "download_artifacts", broken)
-        assert sirius_dspy.load("models:/doubling@champion", program=toy.Doubling)(**ODD).answer == "ans:10"
+        assert (
+            sirius_dspy.load("models:/doubling@champion", program=toy.Doubling, configure=True)(**ODD).answer
+            == "ans:10"
+        )
 
 
 def test_a_checkpoint_on_disk_is_registered_without_loading_it(compiled, selected, tmp_path, elsewhere):
@@ -178,7 +184,7 @@ def test_a_checkpoint_on_disk_is_registered_without_loading_it(compiled, selecte
         folder = sirius_dspy.save(compiled, tmp_path / "mine")
     entry = register(folder, "from disk", alias="staging")
     shutil.rmtree(folder)
-    assert sirius_dspy.load("models:/from disk@staging", program=toy.Doubling)(**ODD).answer == "ans:10"
+    assert sirius_dspy.load("models:/from disk@staging", program=toy.Doubling, configure=True)(**ODD).answer == "ans:10"
     assert entry.alias == "staging"
 
 

@@ -1,5 +1,6 @@
 """RichProgress on a pretended terminal and on a pipe; what a person would read is what is compared."""
 
+import dataclasses
 import io
 import re
 import subprocess
@@ -150,7 +151,7 @@ def test_the_student_is_named_at_iteration_zero(pipe):
 def test_equal_examples_are_counted_once_more(pipe):
     progress = RichProgress(pipe)
     progress.on_compile_started(started([{"question": str(number % 8)} for number in range(20)]))
-    progress.on_compile_ended(CompileEnded("finished"))
+    progress.on_compile_ended(CompileEnded("finished", make_result([])))
     assert lines(pipe)[0] == "Compiling 2 agents on 20 examples, 8 distinct"
 
 
@@ -160,7 +161,7 @@ def test_runs_that_a_cache_answered_are_told_from_the_others(pipe):
     progress.on_stage_started(StageStarted(1, "collect", 2))
     progress.on_rolled_out(RolledOut(1, trajectory(1.0), True))
     progress.on_rolled_out(RolledOut(1, Trajectory("e", (Step("a", 0, {}, {}, "lm"),), None, 1.0), True))
-    progress.on_compile_ended(CompileEnded("finished"))
+    progress.on_compile_ended(CompileEnded("finished", make_result([])))
     expected = "iteration 1 collect: 2 of 2, 2 succeeded, 1 from DSPy's cache, 1 LM call, 105 tokens, ? s"
     assert lines(pipe)[1] == expected
 
@@ -168,7 +169,7 @@ def test_runs_that_a_cache_answered_are_told_from_the_others(pipe):
 def test_the_results_say_how_long_it_took(pipe):
     progress = RichProgress(pipe)
     progress.on_compile_started(started())
-    progress.on_compile_ended(CompileEnded("finished", results={"seconds": 61.2}))
+    progress.on_compile_ended(CompileEnded("finished", dataclasses.replace(make_result([]), seconds=61.2)))
     assert pipe.file.getvalue().splitlines()[-1] == "Compile finished after 61 s"
 
 

@@ -40,12 +40,12 @@ def folder(tmp_path_factory):
 def test_the_quickstart_learns_offline(folder):
     printed = run(folder, "quickstart.py")
     untrained, trained = map(int, re.findall(r"trained: (\d+)% of 40", printed))
-    assert trained >= untrained + 20, printed  # both agents' intervals are far apart where the README shows 0 and 95
-    assert re.sub(r"\d+", "N", printed) == re.sub(r"\d+", "N", shown_output("untrained:"))
+    assert trained >= untrained + 20, printed  # the README prints 0 and 95, whose intervals are far apart
+    assert re.sub(r"\d+", "N", printed) == re.sub(r"\d+", "N", find_output("untrained:"))
     assert run(folder, "later.py").strip().lower().strip(".") in ("good", "bad")
 
 
-def shown_output(start):
+def find_output(start):
     return next(block.code for block in BLOCKS if block.language == "text" and block.code.startswith(start))
 
 
@@ -78,15 +78,15 @@ def test_every_command_exists(command):
 
 def check_ours(command, *arguments):
     words = [command, arguments[0]] if command == "library" else [command]
-    shown = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
-    assert shown.exit_code == 0
-    assert [name for name in arguments if name.startswith("--") and name not in shown.output] == []
+    result = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert [name for name in arguments if name.startswith("--") and name not in result.output] == []
     if command == "experiment":
         assert (ROOT / "recipes" / f"{arguments[0]}.toml").exists()
 
 
 def test_the_file_tree_is_the_repository_s():
-    tree = shown_output("sirius_dspy/\n")
+    tree = find_output("sirius_dspy/\n")
     listed = re.findall(r"^  (\w+(?:\.py|/)) ", tree, re.M)
     folders = {path.parent.name + "/" for path in (ROOT / "sirius_dspy").glob("*/__init__.py")}
     assert folders <= set(listed)

@@ -11,7 +11,7 @@ from dspy.lm15 import AuthError, InvalidRequestError, ServerError
 
 from sirius_dspy import CriticAugmenter, Curator, RepairDemos
 from sirius_dspy.errors import LibraryError, MetricError, RolloutError, UnfinishedError, UnpreparedProgramError
-from sirius_dspy.repair.augmenters import Repaired
+from sirius_dspy.repair.augmenters import RepairOutcome
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.prompts import Critique
 from sirius_dspy.running.rollout import Rollouts, Task
@@ -656,18 +656,18 @@ class Tampering(CriticAugmenter):
 
 def with_runs(**values):
     def tamper(found, failed, context):
-        return Repaired(found.repair, tuple(replace(run, **values) for run in found.trajectories))
+        return RepairOutcome(found.repair, tuple(replace(run, **values) for run in found.trajectories))
 
     return tamper
 
 
 def forgetting(found, failed, context):
-    return Repaired(found.repair, ())
+    return RepairOutcome(found.repair, ())
 
 
 def boasting(found, failed, context):
     attempts = tuple(replace(attempt, verdict="repaired", trajectory=None) for attempt in found.repair.attempts)
-    return Repaired(replace(found.repair, attempts=attempts), found.trajectories)
+    return RepairOutcome(replace(found.repair, attempts=attempts), found.trajectories)
 
 
 def meddling(found, failed, context):

@@ -18,10 +18,12 @@ from sirius_dspy.optimizer.results import (
     HeldOutScores,
     ProgramScore,
     RepairResult,
+    TrialResult,
     UsageResult,
 )
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.report import Report, render_html, render_markdown, write_report, write_run_report
+from sirius_dspy.running.standing import Standing
 from sirius_dspy.testing.library import make_run
 from sirius_dspy.testing.results import make_iteration, make_result
 from tests import toy
@@ -254,19 +256,15 @@ def test_costs_are_those_of_all_calls(markdown, run_dir):
     assert {row[1] for row in table(markdown, "Cost by agent")} == {"doubler", "writer.predict"}
 
 
-def test_promotion_shows_what_each_gate_saw(tmp_path):
+def test_promotion_shows_what_each_gate_saw():
     """Weights that are worse together are tried agent by agent."""
-    kept = make_iteration(1, 0.5, num_val=2, promoted={"analyst": False, "solver": True})
-    results = make_result([kept], run="r", agents={"analyst": ("analyst",), "solver": ("solver",)})
-    rewards = {0: (0.0, 0.0), 1: (0.0, 0.0), 2: (1.0, 0.0)}
-    with ExperienceLibrary(tmp_path / "library.db") as library:
-        for candidate, scores in rewards.items():
-            for number, reward in enumerate(scores):
-                shown = {"run": "r", "iteration": 1, "sample": candidate, "origin": "validation"}
-                library.add(make_run(str(number), reward, **shown))
-    write_report(results, tmp_path, library=tmp_path / "library.db")
-    rows = table((tmp_path / "report.md").read_text(encoding="utf-8"), "Promotion")
-    assert [(row[1], row[2], row[4]) for row in rows] == [
+    trials = (
+        TrialResult(("analyst", "solver"), Standing(2, 0, 0.0, 0.0)),
+        TrialResult(("analyst",), Standing(2, 0, 0.0, 0.0)),
+        TrialResult(("solver",), Standing(2, 0, 1.0, 0.0)),
+    )
+    kept = make_iteration(1, 0.5, num_val=2, promoted={"analyst": False, "solver": True}, trials=trials)
+    assert [(row[1], row[2], row[4]) for row in table(render_markdown(Report(make_result([kept]))), "Promotion")] == [
         ("all new weights", "0.0 %", "no"),
         ("analyst", "0.0 %", "no"),
         ("solver", "50.0 %", "yes"),
@@ -322,6 +320,7 @@ def test_an_interrupted_compile_shows_what_is_there(run_dir, tmp_path):
     left = copied(run_dir, tmp_path, "results", "iteration-2")
     text = write_run_report(left)[1].read_text(encoding="utf-8")
     whole = write_run_report(run_dir, page=tmp_path / "whole.html")[1].read_text(encoding="utf-8")
+    assert text.startswith("# SiriuS report: Doubling\n")
     assert "- State: not finished" in text
     assert "- State: finished" in whole
     assert [row[0] for row in table(text, "Validation score")] == ["0", "1"]
@@ -349,7 +348,7 @@ def test_a_compile_at_its_budget_says_so_and_shows_what_it_began(tmp_path):
 
 
 def test_an_unfinished_first_evaluation_is_no_score(run_dir, tmp_path, library):
-    left = copied(run_dir, tmp_path, "results", "iteration-1", "iteration-2")
+    left = copied(run_dir, tmp_path, "results", "iteration-0", "iteration-1", "iteration-2")
     remove_library(left)
     with ExperienceLibrary(RunDir(left).library) as partial:
         first = next(library.trajectories(iteration=0, origin="validation"))

@@ -88,7 +88,6 @@ COMPILES = st.builds(
     reason=NAMES,
     program=NAMES,
     num_train=COUNTS,
-    num_examples=COUNTS,
     usage=USAGES,
     seconds=SECONDS,
 )

@@ -20,7 +20,7 @@ from sirius_dspy.optimizer.settings import Collect
 from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names, signature_of
-from sirius_dspy.repair.augmenters import Augmenter, Repaired
+from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import free_name
@@ -79,15 +79,15 @@ class Rationalizer(Augmenter):
         if self.guard is not None:
             self.guard.check(list(predictor_names(program)))
 
-    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
+    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """See `sirius_dspy.repair.augmenters.Augmenter.repair`; the first step of a trained agent is repeated."""
         steps = enumerate(failed.steps)
         position = next((number for number, step in steps if context.may_edit(failed, step)), None)
         if position is None:
-            return Repaired(Repair(failed.id, (), failed.run, failed.iteration), ())
+            return RepairOutcome(Repair(failed.id, (), failed.run, failed.iteration), ())
         attempt, trajectory = self._attempt(failed, example, context, position)
         repair = Repair(failed.id, (attempt,), failed.run, failed.iteration)
-        return Repaired(repair, () if trajectory is None else (trajectory,))
+        return RepairOutcome(repair, () if trajectory is None else (trajectory,))
 
     def _attempt(
         self, failed: Trajectory, example: dspy.Example, context: RepairContext, position: int

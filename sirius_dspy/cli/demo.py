@@ -22,15 +22,15 @@ from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
 _QUICK = DemoSettings(train_items=16, validation_items=8, test_items=10, iterations=1, samples=2)
-"""Sizes with which every stage takes a minute or two in total, too small to learn much."""
+"""Sizes with which the demo takes about two minutes on two cores, too small to learn much."""
 
 
 def demo(
     seed: Annotated[int, typer.Option(help="Seed of data, sampling and training.", min=0)] = 0,
     run_dir: Annotated[Path | None, typer.Option(help="Run directory; `runs/demo-seed-N` by default.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few examples, a minute or two: works, learns little.")] = (
-        False
-    ),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few examples, about two minutes on two cores: works, learns little.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Fine-tune a two-agent program on this machine, and show what each agent has learned.

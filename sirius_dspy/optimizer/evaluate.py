@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import count
+from typing import NamedTuple
 
 from sirius_dspy import checks
 from sirius_dspy.optimizer.budget import BudgetReached
@@ -61,8 +62,18 @@ def evaluate(session: Session, iteration: int, lms: LMs, label: str, *, candidat
     return standing
 
 
-def choose_weights(session: Session, iteration: int, new: LMs) -> tuple[LMs, Standing]:
-    """Let the gate choose among new weights, and say how good the program is with those that are kept.
+class Choice(NamedTuple):
+    """What the gate chose."""
+
+    kept: LMs
+    standing: Standing
+    """How good the program is with these."""
+    trials: Sequence[tuple[tuple[str, ...], Standing]]
+    """What was evaluated, in that order: agents with their new weights, and how good the program was."""
+
+
+def choose_weights(session: Session, iteration: int, new: LMs) -> Choice:
+    """Let the gate choose among new weights.
 
     Raises:
         SettingsError: The gate names something other than agents with new weights.
@@ -83,7 +94,7 @@ def choose_weights(session: Session, iteration: int, new: LMs) -> tuple[LMs, Sta
     kept = trial.agents if gate is None else gate.choose(trial)
     checks.check(type(gate).__name__, {"choose": kept}, {"choose": checks.NAMES})
     standing = trial.evaluate(kept)
-    return {agent: new[agent] for agent in kept}, standing
+    return Choice({agent: new[agent] for agent in kept}, standing, trial.scores)
 
 
 def _earlier(session: Session) -> tuple[Standing, ...]:

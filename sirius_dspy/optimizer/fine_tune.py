@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import dspy
 
-from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy import checks
+from sirius_dspy.errors import SettingsError, UnpreparedProgramError
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.session import Session
@@ -35,12 +37,31 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
         seed=settings.seed + iteration,
         is_own=session.weights.answered,
     )
+    _check_sets(session, sets)
     for agent, rows in sets.items():
         path = run_dir.training_file(iteration, agent)
         with run_dir.usable():
             rows.write(path)
         session.tracker.on_curated(Curated(iteration, agent, len(rows.rows), rows.dropped, path))
     return sets
+
+
+def _check_sets(session: Session, sets: Any) -> None:
+    """Refuse what a curator of the user's own returned, if it is no table of training sets.
+
+    Raises:
+        SettingsError: The message says what it is.
+    """
+    known = session.plan.trained
+    fits = isinstance(sets, Mapping) and all(
+        agent in known and isinstance(rows, TrainingSet) for agent, rows in sets.items()
+    )
+    if not fits:
+        curator = type(session.settings.curator).__name__
+        raise SettingsError(
+            f"The curator {curator} returned {checks.describe_value(sets)}, expected a `TrainingSet` for each of some "
+            f"agents out of {list(known)}."
+        )
 
 
 def train(session: Session, iteration: int, sets: Mapping[str, TrainingSet]) -> dict[str, Job]:

@@ -5,10 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.running.standing import Standing, floor_of
+
+
+class Gain(NamedTuple):
+    """How much better a program is than another one; compares like a number, the reward first."""
+
+    reward: float
+    """Difference of the mean rewards."""
+    unbroken: int
+    """How many fewer runs break."""
 
 
 @dataclass
@@ -46,11 +56,18 @@ class Trial:
             self._scores[chosen] = self.score(chosen)
         return self._scores[chosen]
 
-    def gain(self, new: Standing, old: Standing) -> tuple[float, int]:
-        """How much better a program is than another one: its mean reward, then the runs that do not break any more."""
+    @property
+    def scores(self) -> tuple[tuple[tuple[str, ...], Standing], ...]:
+        """What was evaluated, in that order: agents with their new weights, and how good the program was."""
+        return tuple(
+            (tuple(agent for agent in self.agents if agent in chosen), standing)
+            for chosen, standing in self._scores.items()
+        )
+
+    def gain(self, new: Standing, old: Standing) -> Gain:
+        """How much better a program is than another one."""
         floor = floor_of([new, old, *self.earlier])
-        (mean, broken), (old_mean, old_broken) = new.rank(floor), old.rank(floor)
-        return mean - old_mean, broken - old_broken
+        return Gain(new.mean(floor) - old.mean(floor), old.broken - new.broken)
 
 
 class Gate(ABC):
@@ -78,7 +95,9 @@ class Gate(ABC):
         """
 
     def max_evaluations(self, num_agents: int) -> int:
-        """How often `choose` evaluates the program at most, for a plan; all agents together and each by itself here.
+        """Return the most evaluations that `choose` makes, for a plan.
+
+        Here it is one of all agents together and one more for each of them. Override it if `choose` makes more.
 
         Args:
             num_agents: Agents with new weights.
@@ -114,7 +133,7 @@ class ValsetGate(Gate):
         checks.check("ValsetGate", vars(self), {"min_gain": checks.number(0)})
 
     def _is_enough(self, trial: Trial, new: Standing, old: Standing) -> bool:
-        return trial.gain(new, old) >= (self.min_gain, 0)
+        return trial.gain(new, old) >= Gain(self.min_gain, 0)
 
 
 def newly_kept(kept: Collection[str], new: Mapping[str, object]) -> dict[str, bool]:

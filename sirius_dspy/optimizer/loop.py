@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import dspy
 
+from sirius_dspy.errors import RunDirError
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.accounts import open_account, save_account
 from sirius_dspy.optimizer.budget import BudgetReached
@@ -77,6 +78,7 @@ class Loop:
         """Iteration 0: the student as it came, unless that is done."""
         result = self.plan.run_dir.iteration(0)
         if result is None:
+            self.plan.run_dir.reopen()
             with self._stage(session, 0, "evaluate"):
                 standing = evaluate(session, 0, session.weights.start, "program", candidate=0)
             result = first_result(session, standing)
@@ -119,8 +121,8 @@ class Loop:
             jobs = train(session, iteration, sets)
         new = {agent: session.weights.find(agent, job.lm) for agent, job in jobs.items()}
         with self._stage(session, iteration, "evaluate"):
-            kept, standing = choose_weights(session, iteration, new)
-        return iteration_result(session, iteration, standing, kept, jobs, sets)
+            choice = choose_weights(session, iteration, new)
+        return iteration_result(session, iteration, choice, jobs, sets)
 
     @contextmanager
     def _stage(self, session: Session, iteration: int, name: str) -> Iterator[None]:
@@ -161,7 +163,8 @@ class Loop:
         try:
             yield
         except BaseException as error:
-            save_account(session.account, self.plan.run_dir)
+            with suppress(RunDirError):  # a full disk may be what went wrong; the library knows most of the calls
+                save_account(session.account, self.plan.run_dir)
             status = "failed" if isinstance(error, Exception) else "interrupted"
             message = f"{type(error).__name__}: {error}"
             session.tracker.on_compile_ended(CompileEnded(status, self._result(session), message))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sirius_dspy.errors import NoSuccessError
 from sirius_dspy.optimizer.collect import collected
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.training.curate import TrainingSet
+from sirius_dspy.trajectory import Trajectory
 
 
 def explain_nothing(session: Session, iteration: int, sets: Mapping[str, TrainingSet]) -> None:
@@ -27,11 +28,20 @@ def explain_nothing(session: Session, iteration: int, sets: Mapping[str, Trainin
         return
     if dropped := sum((Counter(rows.dropped) for rows in sets.values()), Counter[str]()):
         raise NoSuccessError(_all_dropped(session, dropped))
-    raise NoSuccessError(_none_succeeded(session, iteration))
-
-
-def _none_succeeded(session: Session, iteration: int) -> str:
     runs = list(collected(session, iteration))
+    successes = sum(run.succeeded(session.settings.threshold) for run in runs)
+    raise NoSuccessError(_none_chosen(session, successes) if successes else _none_succeeded(session, runs))
+
+
+def _none_chosen(session: Session, successes: int) -> str:
+    return (
+        f"{successes} runs reached the threshold {session.settings.threshold}, but the curator "
+        f"{type(session.settings.curator).__name__} returned no training rows and gave no reason in `dropped`. The "
+        f"runs are in {session.library.url!r}."
+    )
+
+
+def _none_succeeded(session: Session, runs: Sequence[Trajectory]) -> str:
     kinds = Counter(run.failure.kind for run in runs if run.failure is not None)
     best = max((run.reward for run in runs if run.failure is None), default=None)
     reasons = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common(3)) or "none raised"
@@ -57,9 +67,16 @@ def _about_adapter(session: Session, kinds: Counter[str]) -> str:
 def _all_dropped(session: Session, dropped: Counter[str]) -> str:
     reasons = ", ".join(f"{count} x {reason}" for reason, count in dropped.most_common())
     adapter = session.plan.identity["adapter"].rpartition(".")[2]
+    advice = {
+        "does not parse back": f"the adapter {adapter} cannot write the outputs so that it reads them again",
+        "cut off": "`max_tokens` is too small",
+    }
+    meanings = [
+        f" {reason!r} means that {meaning}."
+        for reason, meaning in advice.items()
+        if any(reason in why for why in dropped)
+    ]
     return (
         f"Runs reached the threshold {session.settings.threshold}, but none of their steps could become a training "
-        f"row; dropped were {reasons}. 'does not parse back' means that the adapter {adapter} cannot write the outputs "
-        "so that it reads them again; 'cut off' that `max_tokens` is too small. The runs are in "
-        f"{session.library.url!r}."
+        f"row; dropped were {reasons}.{''.join(meanings)} The runs are in {session.library.url!r}."
     )

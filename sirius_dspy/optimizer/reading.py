@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sirius_dspy.errors import RunMismatchError
-from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.accounts import read_account
-from sirius_dspy.optimizer.budget import Account
 from sirius_dspy.optimizer.records import Job
-from sirius_dspy.optimizer.reporting import stage_usages, unfinished_iteration, usage_result
+from sirius_dspy.optimizer.reporting import unfinished_iteration, usage_result
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import RunDir
-from sirius_dspy.running.standing import Standing, floor_of
+from sirius_dspy.running.standing import floor_of
 from sirius_dspy.trajectory import digest
 
 
-def read_results(run_dir: Path | str, library: ExperienceLibrary | None = None) -> CompileResult:
+def read_results(run_dir: Path | str) -> CompileResult:
     """Read the results of a compile; those of an interrupted one are put together from the stages that finished.
 
     Args:
         run_dir: Folder of the compile.
-        library: Where its runs are. An interrupted compile has the score of the student as it came only there.
 
     Raises:
         RunMismatchError: No compile has begun in the folder.
@@ -39,22 +36,21 @@ def read_results(run_dir: Path | str, library: ExperienceLibrary | None = None) 
         )
     result = folder.results()
     if result is None:
-        return _interrupted(folder, identity, library)
+        return _interrupted(folder, identity)
     if result.ended != "budget":
         return result
     account, jobs = read_account(folder), _jobs(folder, identity["agents"])
     unfinished = unfinished_iteration(account, result.iterations, jobs)
     if unfinished is None or result.unfinished is None:
         return replace(result, unfinished=unfinished)
-    return replace(
-        result, unfinished=replace(result.unfinished, agents=unfinished.agents)
-    )  # it knows the user's prices
+    with_jobs = replace(result.unfinished, agents=unfinished.agents)  # the rest is priced by the user's own table
+    return replace(result, unfinished=with_jobs)
 
 
-def _interrupted(folder: RunDir, identity: dict[str, Any], library: ExperienceLibrary | None) -> CompileResult:
+def _interrupted(folder: RunDir, identity: dict[str, Any]) -> CompileResult:
     run = identity.get("run") or digest(identity)[:12]
     account, settings = read_account(folder), identity["settings"]
-    history = [*_baseline(library, run, account), *_finished_iterations(folder)]
+    history = list(_finished_iterations(folder))
     floor = floor_of(entry.standing for entry in history)
     return CompileResult(
         run=run,
@@ -65,13 +61,21 @@ def _interrupted(folder: RunDir, identity: dict[str, Any], library: ExperienceLi
         agents={agent: tuple(names) for agent, names in identity["agents"].items()},
         iterations=tuple(replace(entry, score=entry.standing.mean(floor)) for entry in history),
         unfinished=unfinished_iteration(account, history, _jobs(folder, identity["agents"])),
+        program=_program_name(identity),
         usage=usage_result(account.spent()),
         seconds=sum(account.seconds.values()),
     )
 
 
+def _program_name(identity: Mapping[str, Any]) -> str:
+    """Class of the program; empty if the identity does not name it."""
+    described = identity.get("program")
+    kind = described.get("class") if isinstance(described, Mapping) else None
+    return str(kind.get("name", "")) if isinstance(kind, Mapping) else str(kind or "").rpartition(".")[2]
+
+
 def _finished_iterations(folder: RunDir) -> Iterator[IterationResult]:
-    number = 1
+    number = 0
     while (entry := folder.iteration(number)) is not None:
         yield entry
         number += 1
@@ -81,19 +85,3 @@ def _jobs(folder: RunDir, agents: Collection[str]) -> dict[int, dict[str, Job]]:
     """Iteration to agent name to its finished fine-tuning job."""
     jobs = {number: {agent: folder.job(number, agent) for agent in agents} for number in folder.iterations_with_jobs()}
     return {number: {agent: job for agent, job in done.items() if job is not None} for number, done in jobs.items()}
-
-
-def _baseline(library: ExperienceLibrary | None, run: str, account: Account) -> Iterator[IterationResult]:
-    """Iteration 0, the student on the valset, if all of it was run: the first rollout begins after that."""
-    if library is None or not library.count(run=run, origin="rollout"):
-        return
-    runs = list(library.trajectories(run=run, iteration=0, origin="validation", sample=0))
-    if runs:
-        yield IterationResult(
-            iteration=0,
-            score=0.0,  # as all scores, it is computed when all iterations are known
-            num_val=len(runs),
-            lms={},
-            standing=Standing.of(runs),
-            stages=stage_usages(account, 0),
-        )

@@ -9,7 +9,7 @@ import dspy
 from sirius_dspy.errors import AugmenterError
 from sirius_dspy.optimizer.collect import failed_runs, rollouts
 from sirius_dspy.optimizer.session import Session
-from sirius_dspy.repair.augmenters import Repaired as Outcome
+from sirius_dspy.repair.augmenters import RepairOutcome
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.running.attempts import Broken, attempt_all
 from sirius_dspy.running.unfinished import Unfinished, report_unfinished
@@ -39,7 +39,7 @@ def repair(session: Session, iteration: int) -> None:
     )
     session.tracker.on_stage_started(StageStarted(iteration, "repair", len(failed)))
 
-    def work(run: Trajectory) -> Outcome:
+    def work(run: Trajectory) -> RepairOutcome:
         outcome = augmenter.repair(run, session.plan.unique_trainset[run.example_key], context)
         _check_edits(session, outcome.repair)
         return outcome

@@ -9,6 +9,7 @@ from dataclasses import replace
 from sirius_dspy.library.summary import Funnel, summarize
 from sirius_dspy.optimizer.accounts import STAGE_OF
 from sirius_dspy.optimizer.budget import Account
+from sirius_dspy.optimizer.evaluate import Choice
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.results import (
     AgentResult,
@@ -16,12 +17,12 @@ from sirius_dspy.optimizer.results import (
     Ended,
     IterationResult,
     RepairResult,
+    TrialResult,
     UnfinishedIteration,
     UsageResult,
 )
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.optimizer.spent import Spent, cost_of
-from sirius_dspy.optimizer.weights import LMs
 from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.training.curate import TrainingSet
 from sirius_dspy.trajectory import Usage
@@ -36,7 +37,7 @@ def first_result(session: Session, standing: Standing) -> IterationResult:
         lms=session.plan.lms,
         standing=standing,
         stages=stage_usages(session.account, 0),
-        seconds=_seconds(session.account, 0),
+        seconds=stage_seconds(session.account, 0),
         chosen_in_forward=session.weights.chosen_in_forward,
     )
 
@@ -44,8 +45,7 @@ def first_result(session: Session, standing: Standing) -> IterationResult:
 def iteration_result(
     session: Session,
     iteration: int,
-    standing: Standing,
-    kept: LMs,
+    choice: Choice,
     jobs: Mapping[str, Job],
     sets: Mapping[str, TrainingSet],
 ) -> IterationResult:
@@ -57,10 +57,11 @@ def iteration_result(
         threshold=session.settings.threshold,
         agents=session.plan.agents,
     )
-    usages, seconds = _agent_usages(session, iteration), _seconds(session.account, iteration)
+    usages, seconds = _agent_usages(session, iteration), stage_seconds(session.account, iteration)
     agents = {
         agent: _agent_result(rows, jobs.get(agent), usages.get(agent, UsageResult())) for agent, rows in sets.items()
     }
+    kept, standing = choice.kept, choice.standing
     score = standing.mean(floor_of([standing, *(entry.standing for entry in session.history)]))
     metrics = {"val/score": score, **summary.metrics(agents), **summary.costs(seconds)}
     return IterationResult(
@@ -70,6 +71,7 @@ def iteration_result(
         lms={agent: lm.model for agent, lm in (session.weights.current | kept).items()},
         standing=standing,
         promoted={agent: agent in kept for agent in jobs},
+        trials=tuple(TrialResult(agents, standing) for agents, standing in choice.trials),
         metrics=metrics,
         agents=agents,
         repair=_repair_result(summary.repair),
@@ -97,8 +99,8 @@ def compile_result(session: Session, ended: Ended, reason: str) -> CompileResult
         ended=ended,
         reason=reason,
         program=type(plan.student).__name__,
-        num_train=len(plan.unique_trainset),
-        num_examples=len(plan.trainset),
+        num_train=len(plan.trainset),
+        num_distinct=len(plan.unique_trainset),
         usage=usage_result(spent),
         seconds=spent.seconds,
     )
@@ -123,7 +125,7 @@ def unfinished_iteration(
         iteration=number,
         agents={agent: _trained(AgentResult(rows=job.rows), job) for agent, job in jobs.get(number, {}).items()},
         stages=stage_usages(account, number),
-        seconds=_seconds(account, number),
+        seconds=stage_seconds(account, number),
     )
 
 
@@ -155,7 +157,7 @@ def stage_usages(account: Account, iteration: int) -> dict[str, UsageResult]:
     return {key.partition("/")[2]: usage_result(account.spent(key)) for key in keys}
 
 
-def _seconds(account: Account, iteration: int) -> dict[str, float]:
+def stage_seconds(account: Account, iteration: int) -> dict[str, float]:
     """Stage to wall time."""
     noted = account.seconds.items()
     return {key.partition("/")[2]: value for key, value in noted if key.startswith(f"{iteration}/")}

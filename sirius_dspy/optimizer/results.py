@@ -129,6 +129,16 @@ def _check_standing(standing: Standing) -> Standing:
 
 
 @dataclass(frozen=True)
+class TrialResult(Result):
+    """What the gate saw: the program on the valset with the new weights of some agents."""
+
+    __pydantic_config__ = _STRICT
+
+    agents: tuple[str, ...]
+    standing: Standing
+
+
+@dataclass(frozen=True)
 class IterationResult(Result):
     """What one iteration did; iteration 0 is the student as it came."""
 
@@ -144,6 +154,8 @@ class IterationResult(Result):
     """What the score is made of."""
     promoted: Mapping[str, bool] = field(default_factory=dict)
     """Agent name to whether its new weights were kept; agents that were trained only."""
+    trials: tuple[TrialResult, ...] = ()
+    """What the gate evaluated, in that order."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The numbers that trackers plot."""
     agents: Mapping[str, AgentResult] = field(default_factory=dict)
@@ -205,8 +217,9 @@ class CompileResult(Result):
     program: str = ""
     """Class of the program."""
     num_train: Count = 0
-    num_examples: Count = 0
-    """Examples of the trainset as given; equal ones are run once."""
+    """Examples of the trainset."""
+    num_distinct: Count = 0
+    """Distinct examples of the trainset: equal ones are run once."""
     usage: UsageResult = UsageResult()
     """All LM calls that servers answered."""
     seconds: float = 0.0

@@ -12,7 +12,7 @@ from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.trajectory import Repair, Trajectory
 
 
-class Repaired(NamedTuple):
+class RepairOutcome(NamedTuple):
     """A repair, and the runs it made on the way."""
 
     repair: Repair
@@ -30,7 +30,7 @@ class Augmenter(ABC):
     """Failed runs to repair in one iteration at most; `None` for all."""
 
     @abstractmethod
-    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
+    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """Try to repair one failed run. Called from several threads at once."""
 
     def choose(self, failed: Sequence[Trajectory]) -> Sequence[Trajectory]:

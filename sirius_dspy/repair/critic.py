@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError, UnreadableValueError
 from sirius_dspy.program import predictor_names
-from sirius_dspy.repair.augmenters import Augmenter, Repaired
+from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.case import Case, answer_text, fields_text, output_text, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.demos import RepairDemos
@@ -109,7 +109,7 @@ class CriticAugmenter(Augmenter):
         if self.guard is not None:
             self.guard.check(list(predictor_names(program)))
 
-    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> Repaired:
+    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """See `Augmenter.repair`."""
         attempts: list[Attempt] = []
         trajectories: list[Trajectory] = []
@@ -120,7 +120,7 @@ class CriticAugmenter(Augmenter):
             if attempt.verdict == "repaired":
                 break
         repair = Repair(failed.id, tuple(attempts), failed.run, failed.iteration)
-        return Repaired(repair, tuple(trajectories))
+        return RepairOutcome(repair, tuple(trajectories))
 
     @property
     def _demos(self) -> RepairDemos:

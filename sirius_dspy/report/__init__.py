@@ -1,7 +1,7 @@
 """What a compile did, from its results and its experience library: as Markdown, JSON and one HTML page.
 
     contents     everything that a report shows
-    experience   what the library says: growth, repairs, gates
+    experience   what the library says: growth, repairs, data flow
     stories      which runs are shown side by side, and what flowed in most runs
     headline     the result in one line, and what a reader wants to know first
     tables       the same tables for Markdown and HTML; spending has those of cost

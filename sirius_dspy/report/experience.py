@@ -10,7 +10,6 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.stats import LibraryStats
 from sirius_dspy.optimizer.results import CompileResult
 from sirius_dspy.report.stories import Flowed, Story, choose_stories, most_frequent_flows
-from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.trajectory import Attempt, Repair
 
 ALL_AGENTS = "all"
@@ -30,24 +29,11 @@ class Funnel:
     """Number of failed runs by stage: those of `FUNNEL`, and `leaked`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """What the gate saw: the valset with some of an iteration's new weights put in."""
-
-    iteration: int
-    candidate: int
-    """0 for all new weights together; n for those of the n-th agent, upon what was kept before."""
-    score: float
-    """Mean reward."""
-    num_val: int
-
-
 @dataclass(frozen=True)
 class Experience:
     """One compile's part of a library."""
 
     growth: tuple[LibraryStats, ...]
-    gates: tuple[Gate, ...]
     funnels: tuple[Funnel, ...]
     flows: tuple[Flowed, ...]
     stories: tuple[Story, ...]
@@ -64,21 +50,10 @@ def read_experience(library: ExperienceLibrary, results: CompileResult) -> Exper
     agent_of = {name: agent for agent, names in results.agents.items() for name in names}
     return Experience(
         growth=tuple(stats for stats in library.stats(threshold=threshold) if stats.run == run),
-        gates=tuple(_gates(library, run)),
         funnels=tuple(_funnels(library.repairs(run=run), agent_of)),
         flows=most_frequent_flows(library, run),
         stories=choose_stories(library, run, threshold, list(agent_of)),
     )
-
-
-def _gates(library: ExperienceLibrary, run: str) -> Iterator[Gate]:
-    """The candidates of each iteration; `sample` is how the compile numbers them."""
-    standings: dict[tuple[int, int], Standing] = defaultdict(lambda: Standing.of([]))
-    for entry in library.entries(run=run, origin="validation"):
-        standings[entry.iteration, entry.sample] += Standing.of([entry])
-    floor = floor_of(standings.values())  # the same for all, since a gate compares them
-    for (iteration, candidate), standing in sorted(standings.items(), key=lambda item: item[0]):
-        yield Gate(iteration, candidate, standing.mean(floor), standing.ended + standing.broken)
 
 
 def _funnels(repairs: Iterable[Repair], agent_of: Mapping[str, str]) -> list[Funnel]:

@@ -51,9 +51,17 @@ def details(report: Report) -> Facts:
         "Directory": results.run_dir,
         "Seed": str(results.seed),
         "Success is a reward of at least": f"{results.threshold:g}",
-        "Training examples": format_count(results.num_train) if results.num_train else "",
+        "Training examples": _examples(results),
     }
     return [(label, value) for label, value in listed.items() if value]
+
+
+def _examples(results: CompileResult) -> str:
+    """How many examples the trainset had; equal ones are run once."""
+    if not results.num_train:
+        return ""
+    distinct = "" if results.num_distinct == results.num_train else f", {format_count(results.num_distinct)} distinct"
+    return f"{format_count(results.num_train)}{distinct}"
 
 
 def state(results: CompileResult) -> str:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sirius_dspy.optimizer.results import AgentResult, CompileResult, HeldOutScores, IterationResult, score_interval
+from sirius_dspy.optimizer.results import (
+    AgentResult,
+    CompileResult,
+    HeldOutScores,
+    IterationResult,
+    TrialResult,
+    score_interval,
+)
 from sirius_dspy.report.contents import Report
-from sirius_dspy.report.experience import FUNNEL, Experience, Gate
+from sirius_dspy.report.experience import FUNNEL, Experience
 from sirius_dspy.report.numbers import (
     format_count,
     format_counts,
@@ -18,7 +25,8 @@ from sirius_dspy.report.numbers import (
     format_share,
 )
 from sirius_dspy.report.spending import agent_cost_table, stage_table
-from sirius_dspy.report.table import Row, Table
+from sirius_dspy.report.table import Table
+from sirius_dspy.running.standing import floor_of
 from sirius_dspy.stats import wilson_interval
 
 
@@ -27,10 +35,8 @@ def tables(report: Report) -> list[Table]:
     results, in_percent = report.results, report.is_in_percent
     made = [score_table(results, in_percent=in_percent)]
     if report.test is not None:
-        made.append(test_table(report.test, in_percent=in_percent))
-    if report.experience is not None:
-        made.append(gate_table(results, report.experience, in_percent=in_percent))
-    made.append(agent_table(results))
+        made.append(held_out_table(report.test, in_percent=in_percent))
+    made += [gate_table(results, in_percent=in_percent), agent_table(results)]
     if report.experience is not None:
         made += [growth_table(report.experience), funnel_table(report.experience)]
     else:
@@ -58,7 +64,7 @@ def score_table(results: CompileResult, *, in_percent: bool) -> Table:
     return Table("score", "Validation score", header, tuple(rows), note)
 
 
-def test_table(test: HeldOutScores, *, in_percent: bool) -> Table:
+def held_out_table(test: HeldOutScores, *, in_percent: bool) -> Table:
     """Scores on examples that the compile never saw, of the program and of it with single agents put back."""
     rows = [
         (
@@ -77,35 +83,32 @@ def test_table(test: HeldOutScores, *, in_percent: bool) -> Table:
     return Table("test", "What each agent learned", header, tuple(rows), note)
 
 
-def gate_table(results: CompileResult, experience: Experience, *, in_percent: bool) -> Table:
+def gate_table(results: CompileResult, *, in_percent: bool) -> Table:
     """What the gate saw, and what it kept."""
-    entries = {entry.iteration: entry for entry in results.iterations if entry.promoted}
+    floor = floor_of(trial.standing for entry in results.iterations for trial in entry.trials)
     rows = [
-        row
-        for gate in experience.gates
-        if (entry := entries.get(gate.iteration)) and (row := _gate_row(gate, entry, in_percent=in_percent))
+        (
+            str(entry.iteration),
+            _trial_label(trial, entry),
+            format_score(trial.standing.mean(floor), in_percent=in_percent),
+            format_interval(score_interval(trial.standing.mean(floor), entry.num_val), in_percent=in_percent),
+            format_flag({agent for agent, is_kept in entry.promoted.items() if is_kept} == set(trial.agents)),
+        )
+        for entry in results.iterations
+        for trial in entry.trials
     ]
     header = ("iteration", "weights", "score", "95 % interval", "kept")
     note = (
-        "What the gate saw on the validation examples. All new weights of an iteration are tried together; only if "
-        "the score falls, each agent's are tried by themselves, upon those kept before."
+        "What the gate saw on the validation examples: the program with the new weights of some agents, in the order "
+        "in which the gate tried them."
     )
     return Table("gates", "Promotion", header, tuple(rows), note)
 
 
-def _gate_row(gate: Gate, entry: IterationResult, *, in_percent: bool) -> Row | None:
-    """One candidate; `None` for one of another compile in a shared library."""
-    agents = list(entry.promoted)
-    if gate.candidate > len(agents):
-        return None
-    agent = agents[gate.candidate - 1] if gate.candidate else ""
-    return (
-        str(gate.iteration),
-        agent or "all new weights",
-        format_score(gate.score, in_percent=in_percent),
-        format_interval(score_interval(gate.score, gate.num_val), in_percent=in_percent),
-        format_flag(entry.promoted[agent] if agent else all(entry.promoted.values())),
-    )
+def _trial_label(trial: TrialResult, entry: IterationResult) -> str:
+    if len(trial.agents) > 1 and set(trial.agents) == set(entry.promoted):
+        return "all new weights"
+    return ", ".join(trial.agents)
 
 
 def agent_table(results: CompileResult) -> Table:

@@ -82,7 +82,7 @@ def write_run_report(
     """
     folder = RunDir(Path(run_dir))
     with _open(_own_library(folder.path) if library is None else library) as opened:
-        results = read_results(run_dir, opened)
+        results = read_results(run_dir)
         experience = None if opened is None else read_experience(opened, results)
     report = Report(results, experience, folder.test(), folder.last_change().date())
     target = Path(page) if page is not None else folder.path / "report" / "report.html"

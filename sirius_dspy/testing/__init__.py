@@ -4,7 +4,7 @@
     ToyLM            an LM that memorizes its training rows, through DSPy's fine-tuning interface
     FaultServer      a local server of the OpenAI chat API that fails on request
     ScriptedTrainer  returns given LMs instead of training
-    TrainerContract, TrackerContract, AugmenterContract, LibraryContract
+    TrainerContract, TrackerContract, AugmenterContract, CuratorContract, GateContract, LibraryContract
                      tests to inherit: subclass them in a test file and define the required fixtures
 
 All of them work in threads and with asyncio, and only the contract suites need pytest. Copies of an LM, which DSPy
@@ -12,8 +12,10 @@ makes in many places, share the script, the count of calls and the memory.
 """
 
 from sirius_dspy.testing.augmenter import AugmenterContract
+from sirius_dspy.testing.curator import CuratorContract
 from sirius_dspy.testing.engine import Prompt, UnexpectedCallError
 from sirius_dspy.testing.events import compile_events
+from sirius_dspy.testing.gate import GateContract
 from sirius_dspy.testing.library import LibraryContract
 from sirius_dspy.testing.scripted import ScriptedLM, chat_reply
 from sirius_dspy.testing.server import FaultServer
@@ -23,7 +25,9 @@ from sirius_dspy.testing.trainer import ScriptedTrainer, TrainerContract
 
 __all__ = [
     "AugmenterContract",
+    "CuratorContract",
     "FaultServer",
+    "GateContract",
     "LibraryContract",
     "Prompt",
     "ScriptedLM",

@@ -12,7 +12,7 @@ from pathlib import Path
 import dspy
 
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.repair.augmenters import Augmenter, Repaired
+from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing.engine import Prompt
@@ -173,12 +173,12 @@ def _fail_run(number: int, unparsed: str = "") -> Iterator[_Case]:
         yield _Case(program, example, rollouts, failed)
 
 
-def _repair(augmenter: Augmenter, case: _Case, editable: frozenset[str]) -> Repaired:
+def _repair(augmenter: Augmenter, case: _Case, editable: frozenset[str]) -> RepairOutcome:
     context = RepairContext(case.program, case.rollouts, case.threshold, editable)
     return augmenter.repair(case.failed, case.example, context)
 
 
-def _check_lineage(case: _Case, repaired: Repaired, editable: frozenset[str]) -> None:
+def _check_lineage(case: _Case, repaired: RepairOutcome, editable: frozenset[str]) -> None:
     repair, trajectories = repaired
     assert (repair.parent, repair.run, repair.iteration) == (case.failed.id, "contract", 1)
     for attempt in repair.attempts:

@@ -52,13 +52,12 @@ class RichProgress(Tracker):
         self._lock = threading.RLock()  # protects the stage's counts: fine-tuning jobs report from their own threads
         self._display: _Display | None = None
         self._stage: _Stage | None = None
-        self._started = 0.0
         self._usage = Usage()
 
     def on_compile_started(self, event: CompileStarted) -> None:
         """Open the display."""
         self._close()
-        self._started, self._usage = time.monotonic(), Usage()
+        self._usage = Usage()
         console = self.console or Console(stderr=True)
         self._display = _LiveDisplay(console) if console.is_terminal else _Display(console)
         atexit.register(self._close)
@@ -124,7 +123,7 @@ class RichProgress(Tracker):
         """End the last stage, say how it went, and give the terminal back."""
         with self._lock:
             self._end_stage()
-        seconds = event.results.get("seconds", time.monotonic() - self._started)
+        seconds = event.results.seconds
         best = "" if event.best_iteration is None else f"best is iteration {event.best_iteration}"
         parts = (f"Compile {event.status} after {seconds:.0f} s", best, _price(self._usage))
         self._say(", ".join(part for part in parts if part))

@@ -122,6 +122,13 @@ class Curator:
         }
         checks.check(type(self).__name__, vars(self), kinds)
 
+    def refuse(self, row: Row) -> str:
+        """Say why a row is not to be trained on; override it to choose rows. An empty text keeps the row, as here.
+
+        Refused rows are counted under their reason in `dropped`, and do not use up the caps.
+        """
+        return ""
+
     def curate(
         self,
         program: dspy.Module,
@@ -154,7 +161,7 @@ class Curator:
                 dropped[agent]["answered by another LM"] += 1
                 continue
             row, reason = _row(probe, trajectory, step)
-            if row is None:
+            if row is None or (reason := self.refuse(row)):
                 dropped[agent][reason] += 1
                 continue
             by_id = rows[step.predictor]
