@@ -179,7 +179,7 @@ def test_a_server_that_was_never_there(compile_, caplog):
     compile_.run(Trackers([tracker], strict=True))
     first, last = warnings_of(caplog)
     assert "setLevel" in first
-    assert "not written: 1 x end of the compile, 4 x fine-tune, 2 x iteration" in last
+    assert "Not written: 1 x end of the compile, 4 x fine-tune, 2 x iteration" in last
     assert tracker.run_id is None
     assert tracker.how_to_open is None
     assert tracker.not_logged["iteration"] == 2

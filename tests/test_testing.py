@@ -204,7 +204,7 @@ class TestToyLM:
         assert set(from_base.memory) == {("Be brief.", "b")}
 
     def test_unlearnt_without_skill_fails_with_the_prompt(self):
-        with pytest.raises(LMUnexpectedError, match=r"'toy/base' has not learnt[^?]*why") as caught:
+        with pytest.raises(LMUnexpectedError, match=r"'toy/base' has not memorized[^?]*why") as caught:
             ToyLM()("why")
         assert isinstance(caught.value.__cause__, UnexpectedCallError)
 

@@ -122,8 +122,8 @@ def test_a_hosted_provider_gets_its_options_and_no_others(tmp_path):
     [
         (RuntimeError("out of credit."), "of agent 'solver' failed on 12 rows: out of credit"),
         (SystemExit(1), "ended without a result"),
-        ("made/base", "gave 'made/base', expected an LM with a new model id"),
-        (lambda: None, "gave None"),
+        ("made/base", "returned 'made/base', expected an LM with a new model id"),
+        (lambda: None, "returned None"),
     ],
     ids=["error", "exit", "the base", "nothing"],
 )
@@ -408,7 +408,7 @@ def test_fewer_rows_than_openai_takes_are_refused_before_the_upload(openai_at, t
     fake = FakeOpenAI()
     with fake.serving() as url:
         lm = openai_at(url)
-        with pytest.raises(TrainingError, match=rf"'solver' has {number} training rows.*fewer than 10") as caught:
+        with pytest.raises(TrainingError, match=rf"'solver' has {number} training rows.*at least 10") as caught:
             ProviderTrainer().train(request(lm, tmp_path, training_set(number).chat))
         assert ProviderTrainer().train(request(lm, tmp_path, training_set(10).chat)).model.startswith("openai/ft:")
     assert caught.value.agent == "solver"

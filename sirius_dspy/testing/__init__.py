@@ -1,11 +1,11 @@
 """Fakes and contract suites for testing programs, metrics, trainers and trackers. They are public API.
 
-    ScriptedLM       an LM whose answers a test writes down; an unexpected call fails with its prompt
-    ToyLM            an LM that memorizes its training rows, through DSPy's own fine-tuning interface
-    FaultServer      a server of the OpenAI chat API on this machine that fails as it is told
-    ScriptedTrainer  hands out LMs instead of training
+    ScriptedLM       an LM with scripted answers; an unexpected call fails with its prompt
+    ToyLM            an LM that memorizes its training rows, through DSPy's fine-tuning interface
+    FaultServer      a local server of the OpenAI chat API that fails on request
+    ScriptedTrainer  returns given LMs instead of training
     TrainerContract, TrackerContract, AugmenterContract, CuratorContract, GateContract, LibraryContract
-                     tests to inherit: subclass in a test file, define the fixtures that the class names
+                     tests to inherit: subclass them in a test file and define the required fixtures
 
 All of them work in threads and with asyncio, and only the contract suites need pytest. Copies of an LM, which DSPy
 makes in many places, share the script, the count of calls and the memory.

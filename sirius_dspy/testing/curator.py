@@ -1,4 +1,4 @@
-"""What every curator must do."""
+"""Contract tests for curators."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sirius_dspy.training.curate import Curator, TrainingSet
 from sirius_dspy.trajectory import Trajectory
 
 AGENTS: Mapping[str, Sequence[str]] = {"analyst": ("analyst",), "team": ("solver",)}
-"""Agent name to its predictors; one of them is named unlike its predictor."""
+"""Agent name to its predictors; one agent has another name than its predictor."""
 
 
 class CuratorContract:
-    """What every `Curator` must do. Subclass it with a fixture `curator` that gives a new curator.
+    """Tests that every `Curator` must pass. Subclass it with a fixture `curator` that returns a new curator.
 
     The curator gets runs of a program of two agents, of which every other one succeeded. No test demands that a row is
     kept: which rows are good is the curator's own business, and a matter of its own tests.
@@ -33,11 +33,11 @@ class CuratorContract:
     """
 
     def test_its_settings_are_right(self, curator: Curator) -> None:
-        """`check` is called before anything is paid for, and may only refuse wrong settings."""
+        """`check` is called before the first LM call, and may only refuse wrong settings."""
         curator.check()
 
     def test_each_agent_gets_a_training_set_of_its_own(self, curator: Curator) -> None:
-        """What is returned has agents as its keys; frozen agents, which are not asked for, get nothing."""
+        """The keys of the result are the requested agents; frozen agents get nothing."""
         for agents in (AGENTS, {"team": ("solver",)}):
             sets = _curate(curator, _runs(), agents)
             assert set(sets) <= set(agents)
@@ -47,7 +47,7 @@ class CuratorContract:
                 assert {row.predictor for row in rows.rows} <= set(agents[agent])
 
     def test_rows_are_chats_that_come_from_the_runs(self, curator: Curator) -> None:
-        """Each row ends with what an agent wrote in one of the runs, so that it can be traced back to it."""
+        """Each row ends with the reply of an agent in one of the runs, so that it can be traced back to that run."""
         runs = {run.id: run for run in _runs()}
         for rows in _curate(curator, list(runs.values())).values():
             for row in rows.rows:
@@ -55,7 +55,7 @@ class CuratorContract:
                 assert row.example_key == runs[row.trajectory].example_key
 
     def test_failed_runs_teach_nothing(self, curator: Curator) -> None:
-        """A success is a run that ended with a reward of at least the threshold."""
+        """A run succeeds if it finished with a reward of at least the threshold."""
         runs = {run.id: run for run in _runs()}
         for rows in _curate(curator, list(runs.values())).values():
             assert all(runs[row.trajectory].succeeded(1.0) for row in rows.rows)
@@ -66,14 +66,14 @@ class CuratorContract:
         assert _curate(curator, runs) == _curate(curator, runs[::-1])
 
     def test_the_runs_stay_as_they_were(self, curator: Curator) -> None:
-        """They are in the library already."""
+        """The runs are in the library already."""
         runs = _runs()
         before = copy.deepcopy(runs)
         _curate(curator, runs)
         assert runs == before
 
     def test_no_runs_give_no_rows(self, curator: Curator) -> None:
-        """An iteration may be without any success."""
+        """An iteration may have no successful run."""
         assert all(not rows.rows for rows in _curate(curator, []).values())
 
 

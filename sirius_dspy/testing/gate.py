@@ -1,4 +1,4 @@
-"""What every gate must do."""
+"""Contract tests for gates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEAMS: Sequence[tuple[str, ...]] = (("solver",), ("analyst", "solver"), ("reader
 
 
 class GateContract:
-    """What every `Gate` must do. Subclass it with a fixture `gate` that gives a new gate.
+    """Tests that every `Gate` must pass. Subclass it with a fixture `gate` that returns a new gate.
 
     No test demands that new weights are kept or refused: that is the gate's own business, and a matter of its tests.
 
@@ -26,29 +26,29 @@ class GateContract:
     """
 
     def test_its_settings_are_right(self, gate: Gate) -> None:
-        """`check` is called before anything is paid for, and may only refuse wrong settings."""
+        """`check` is called before the first LM call, and may only refuse wrong settings."""
         gate.check()
 
     def test_it_chooses_among_the_agents_with_new_weights(self, gate: Gate) -> None:
-        """Also where new weights help, hurt, make no difference, or make the program break."""
+        """This holds if new weights help, hurt, make no difference, or break the program."""
         for trial in _trials():
             kept = gate.choose(trial)
             assert not isinstance(kept, str)
             assert set(kept) <= set(trial.agents)
 
     def test_equal_scores_give_an_equal_choice(self, gate: Gate) -> None:
-        """A resumed compile asks again, and goes on from what the gate chose before."""
+        """A resumed compile calls the gate again, and relies on its earlier choice."""
         assert [set(gate.choose(trial)) for trial in _trials()] == [set(gate.choose(trial)) for trial in _trials()]
 
     def test_it_evaluates_no_more_often_than_planned(self, gate: Gate) -> None:
-        """Each evaluation runs the program on the whole valset; a plan counts on `max_evaluations`."""
+        """Each evaluation runs the program on the whole valset, and a plan relies on `max_evaluations`."""
         for trial in _trials():
             gate.choose(trial)
             assert len(trial.scores) <= gate.max_evaluations(len(trial.agents))
 
 
 def _trials() -> list[Trial]:
-    """Trials in which each agent's new weights change the number of solved and of broken runs by so much."""
+    """Trials in which the new weights of each agent change the number of solved and broken runs by given amounts."""
     return [_trial(agents, solved, broken) for agents in TEAMS for solved in (-2, 0, 2) for broken in (-1, 0, 1)]
 
 
