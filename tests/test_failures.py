@@ -836,3 +836,21 @@ def test_a_server_that_accepts_and_never_answers(tmp_path):
         with pytest.raises(RolloutError, match="did not answer within"):
             served(server, questions(80), tmp_path, patience=Patience(call_timeout_s=0.5))
         assert server.calls < 80
+
+
+@pytest.mark.parametrize("disk", [False, True])
+def test_a_body_without_a_reply_that_dspy_cached_is_no_answer(disk, tmp_path):
+    """DSPy keeps it as an empty text; whoever asks the same again, also in another process, must not take that."""
+    dspy.configure_cache(enable_disk_cache=disk, enable_memory_cache=True, disk_cache_dir=str(tmp_path / "cache"))
+    with FaultServer(hand_on) as server:
+        server.faults = lambda prompt, before: "void" if before == 0 else None
+        for _ in range(3):
+            program = Team()
+            program.set_lm(server.lm().copy(cache=True))
+            runs = [
+                run for _, run in Rollouts(exact_match).run_all(program, [Task(question) for question in questions(2)])
+            ]
+            assert all(run.failure is None and run.reward == 1.0 for run in runs)
+            if disk:
+                dspy.cache.memory_cache.clear()
+    assert set(server.failed) == {"void"}

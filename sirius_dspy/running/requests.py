@@ -52,7 +52,6 @@ class Listener:
         used = Usage(1, int(entry.get("prompt_tokens") or 0), int(entry.get("completion_tokens") or 0))
         with self._lock:
             self.usage += used
-            self.is_void = not used.prompt_tokens and not used.completion_tokens
         if self.parent is not None:
             self.parent.add_usage(lm, entry)
 
@@ -62,6 +61,7 @@ class Listener:
         request = Request(messages, bool((entry.get("kwargs") or {}).get("tools")), _finish(entry.get("response")))
         with self._lock:
             self.requests.append(request)
+            self.is_void = not _has_token_count(entry)
 
 
 @contextmanager
@@ -91,7 +91,8 @@ def alias_lm(lm: Any) -> Any:
 def refuse_empty_body(lm: Any, kwargs: dict[str, Any], listener: Listener) -> Iterator[list[dict[str, Any]]]:
     """Refuse an empty text that a server sent without a token count: its body was JSON, but no reply.
 
-    DSPy takes `{}` for an empty text and caches it, so the next try has to go past the cache.
+    DSPy takes `{}` for an empty text and caches it, also on disk. So the next try goes past the cache, and a text that
+    comes out of the cache is looked at in the same way.
 
     Raises:
         LMProviderError: It was.
@@ -120,14 +121,30 @@ def _alias_class(kind: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
     return type(kind.__name__, (kind,), {"update_history": update_history, "__module__": kind.__module__})
 
 
+def _has_token_count(entry: Mapping[str, Any]) -> bool:
+    """Whether the server counted tokens; the entry itself says nothing of a reply that came out of a cache."""
+    response = entry.get("response")
+    first = response[0] if isinstance(response, list | tuple) and response else response
+    usages = (entry.get("usage"), _read(first, "usage"))
+    return any(_read(usage, name) for usage in usages for name in _COUNTS)
+
+
+def _read(value: Any, name: str) -> Any:
+    """A field of a mapping or of an object; `None` if it has none."""
+    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+
+
+_COUNTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")
+"""What servers and DSPy call the numbers of tokens."""
+
+
 def _finish(response: Any) -> str:
     """The finish reason of the first completion, in lm15's responses or in OpenAI's shape."""
     first = response[0] if isinstance(response, list | tuple) and response else response
-    choices = first.get("choices") if isinstance(first, Mapping) else getattr(first, "choices", None)
+    choices = _read(first, "choices")
     if choices:
         first = choices[0]
-    reason = first.get("finish_reason") if isinstance(first, Mapping) else getattr(first, "finish_reason", None)
-    return str(reason or "")
+    return str(_read(first, "finish_reason") or "")
 
 
 def prompt_text(messages: Messages) -> str:
