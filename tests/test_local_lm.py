@@ -67,8 +67,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One home for the file: converting the tokenizer and the weights takes most of the time."""
     before, folder = os.environ.get("SIRIUS_HOME"), tmp_path_factory.mktemp("home")
     os.environ["SIRIUS_HOME"] = str(folder)
-    logging.getLogger("dspy.clients.lm").setLevel(logging.CRITICAL)  # "truncated", for every answer of a base model
+    logger = logging.getLogger("dspy.clients.lm")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # "truncated", for every answer of a base model
     yield folder
+    logger.setLevel(level)
     engines().close()
     if before is None:
         del os.environ["SIRIUS_HOME"]
@@ -136,7 +139,7 @@ def test_64_threads_get_the_answers_that_one_thread_gets(lm: LocalLM) -> None:
     with ThreadPoolExecutor(64) as threads:
         together = list(threads.map(ask, range(64)))
         again = list(threads.map(ask, range(64)))
-    assert len(engines().list_loaded()) == 1
+    assert len([key for key in engines().list_loaded() if lm.model in key]) == 1
     assert together == again
     assert [ask(number) for number in range(6)] == together[:6]
     assert len(set(together)) > 30
@@ -282,7 +285,7 @@ def test_the_same_job_again_is_found_and_another_does_not_overwrite(lm: LocalLM,
     assert (steps, trained.gguf.stat().st_mtime_ns) == ([], written)  # nothing is trained again
     other = lm.finetune(ROWS[:8], "chat", {**QUICK, "output_dir": trained.folder}).result()
     assert isinstance(other, TrainingError)
-    assert "Give another `output_dir`" in str(other)
+    assert "Pass another `output_dir`" in str(other)
 
 
 def test_weights_that_moved_are_found_by_registering_them(trained: LocalLM, tmp_path: Path) -> None:

@@ -23,13 +23,17 @@ pytestmark = [
 @pytest.fixture
 def address(tmp_path, monkeypatch):
     """A store that MLflow is set to, with no experiment selected."""
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("alembic", "mlflow")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     before = mlflow.get_tracking_uri()
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'mlflow.db'}")
     yield mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(before)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 def test_the_selected_experiment_is_read(address):

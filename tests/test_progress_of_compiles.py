@@ -9,7 +9,7 @@ import warnings
 import dspy
 import pytest
 
-from sirius_dspy import LocalLM, PlainAdapter, SiriuS, Tracker
+from sirius_dspy import LocalLM, PlainAdapter, SiriuS, Tracker, evaluate
 from sirius_dspy.errors import NoSuccessError
 from tests import toy
 
@@ -70,6 +70,13 @@ def test_replies_that_were_cut_off_are_one_line_per_stage(tmp_path, caplog):
         "Student, evaluate: 7 of 15 replies were cut off at the LM's `max_tokens`; they become no training rows.",
         "Iteration 1, collect: 14 of 30 replies were cut off at the LM's `max_tokens`; they become no training rows.",
     ]
+
+
+def test_an_evaluation_reports_cut_replies_in_one_line(caplog):
+    with dspy.context(adapter=toy.ADAPTER):
+        evaluate(cut_off_writers(toy.student()), toy.examples(range(0, 6, 2)), toy.exact)
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert lines == ["3 of 6 replies were cut off at the LM's `max_tokens`."]
 
 
 def test_dspy_warns_again_after_a_compile(tmp_path, caplog):

@@ -415,7 +415,7 @@ def test_a_prolonged_compile_that_was_killed_does_not_show_the_old_results(tmp_p
     shown = read_results(tmp_path)
     assert shown.ended == "unfinished"
     assert folder.test() is None
-    assert [entry.iteration for entry in shown.iterations] == [1]
+    assert [entry.iteration for entry in shown.iterations] == [0, 1]
     assert shown.unfinished.iteration == 2
     assert "- State: not finished" in write_run_report(tmp_path)[1].read_text(encoding="utf-8")
     compiled_by(tmp_path, iterations=2)

@@ -5,19 +5,13 @@ A program that is collected with many samples may have hundreds. What was cut is
 
 from __future__ import annotations
 
-import contextvars
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
-from sirius_dspy.dspy_internals import TRUNCATION_LOGGER, TRUNCATION_WARNING
 from sirius_dspy.tracking.events import CompileEnded, Repaired, RolledOut, StageStarted, Tracker
 from sirius_dspy.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
-
-_counts_itself: contextvars.ContextVar[bool] = contextvars.ContextVar("sirius_dspy_counts_cut_replies", default=False)
-"""Whether the caller is a compile, or a thread of one; other users of DSPy in this process keep its warnings."""
 
 
 class CutReplies(Tracker):
@@ -58,19 +52,3 @@ class CutReplies(Tracker):
                 self._all,
             )
         self._cut = self._all = 0
-
-
-@contextmanager
-def dspy_warnings_dropped() -> Iterator[None]:
-    """The context in which DSPy does not warn of each reply that was cut off."""
-    dspy_logger = logging.getLogger(TRUNCATION_LOGGER)
-    token = _counts_itself.set(True)
-    dspy_logger.addFilter(_is_wanted)  # the same function twice is one filter, so that compiles may overlap
-    try:
-        yield
-    finally:
-        _counts_itself.reset(token)
-
-
-def _is_wanted(record: logging.LogRecord) -> bool:
-    return not (_counts_itself.get() and TRUNCATION_WARNING in record.getMessage())

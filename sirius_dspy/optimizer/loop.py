@@ -18,7 +18,6 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.accounts import open_account, save_account
 from sirius_dspy.optimizer.budget import BudgetReached
 from sirius_dspy.optimizer.collect import collect
-from sirius_dspy.optimizer.cut_replies import dspy_warnings_dropped
 from sirius_dspy.optimizer.evaluate import choose_weights, evaluate
 from sirius_dspy.optimizer.fine_tune import curate, restore, train
 from sirius_dspy.optimizer.nothing import explain_nothing
@@ -30,6 +29,7 @@ from sirius_dspy.optimizer.session import Session
 from sirius_dspy.optimizer.trackers import make_trackers
 from sirius_dspy.optimizer.weights import Weights
 from sirius_dspy.redact import redact_errors
+from sirius_dspy.running.truncation import drop_truncation_warnings
 from sirius_dspy.tracking.events import CompileEnded, CompileStarted, IterationEnded
 from sirius_dspy.trajectory import to_plain
 
@@ -55,7 +55,7 @@ class Loop:
                 session, resumed = self._begin()
             # Errors lose their credentials before the tracker hears of them.
             with self._tracked(session, resumed), redact_errors(), self._serving(session):
-                with session.account.listening(), dspy_warnings_dropped():
+                with session.account.listening(), drop_truncation_warnings():
                     self._work(session)
                 return self._finish(session)
 

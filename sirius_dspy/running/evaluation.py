@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import dspy
@@ -13,8 +14,11 @@ from sirius_dspy.redact import redact_errors
 from sirius_dspy.running.metric import Metric, check_metric
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.running.standing import Standing
+from sirius_dspy.running.truncation import drop_truncation_warnings
 from sirius_dspy.stats import Interval, wilson_interval
 from sirius_dspy.trajectory import Trajectory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,14 @@ def evaluate(
     check_metric(metric)
     rollouts = Rollouts(metric, origin="validation", demos=demos or {}, num_threads=num_threads)
     tasks = [Task(example, position) for position, example in enumerate(checked)]  # equal examples stay apart
-    with redact_errors():
+    with redact_errors(), drop_truncation_warnings():
         runs = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
+    _report_cut_replies(runs.values())
     return Evaluation(tuple(runs[position] for position in range(len(tasks))))
+
+
+def _report_cut_replies(runs: Iterable[Trajectory]) -> None:
+    """Log one line for all replies that were cut off, where DSPy would warn of each."""
+    cut = [step.was_cut for run in runs for step in run.steps]
+    if any(cut):
+        logger.warning("%d of %d replies were cut off at the LM's `max_tokens`.", sum(cut), len(cut))
