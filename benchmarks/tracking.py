@@ -3,7 +3,7 @@
     python -m benchmarks.tracking [--examples 250] [--samples 4] [--latency 0.1] [--repeats 3] [--uri URI]
 
 A compile has one iteration: `--examples` x `--samples` rollouts of two agents on a scripted LM that takes `--latency`
-seconds for an answer, two fine-tunes that learn by heart, and two validations on 125 examples. Both sides take turns
+seconds for an answer, two fine-tunes that memorize rows, and two validations on 125 examples. Both sides take turns
 in one process, and the side that goes first alternates, so that a busy machine burdens both. Runs go to a SQLite
 database in a temporary folder, unless `--uri` names a server. Importing mlflow and making its tables happen beforehand:
 a process and a store pay for them once. Target: less than 3 % of the compile.
