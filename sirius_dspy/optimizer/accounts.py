@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.optimizer.budget import Account, Budget, Ledger
+from sirius_dspy.optimizer.budget import Account, Budget
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.run_dir import RunDir
+from sirius_dspy.optimizer.spent import Ledger, add_to
 from sirius_dspy.trajectory import Origin, Usage
 
 STAGE_OF: dict[Origin, str] = {"rollout": "collect", "repair": "repair", "validation": "evaluate"}
@@ -60,17 +61,12 @@ def _kept_calls(library: ExperienceLibrary, run: str) -> Ledger:
         key = f"{trajectory.iteration}/{STAGE_OF.get(trajectory.origin, 'collect')}"
         for step in trajectory.steps:
             if step.usage.calls:
-                _add(ledger, key, step.lm, step.usage)
+                add_to(ledger, key, step.lm, step.usage)
     for repair in library.repairs(run=run):
         if repair.usage.calls:  # who answered the critic's questions is not stored
-            _add(ledger, f"{repair.iteration}/repair", "", repair.usage)
+            add_to(ledger, f"{repair.iteration}/repair", "", repair.usage)
     return ledger
 
 
 def _num_calls(by_model: Mapping[str, Usage]) -> int:
     return sum(usage.calls for usage in by_model.values())
-
-
-def _add(ledger: Ledger, key: str, model: str, usage: Usage) -> None:
-    by_model = ledger.setdefault(key, {})
-    by_model[model] = by_model.get(model, Usage()) + usage

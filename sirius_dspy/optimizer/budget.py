@@ -19,7 +19,7 @@ import dspy
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.optimizer.prices import price_of
-from sirius_dspy.optimizer.spent import Spent, cost_of, usage_of
+from sirius_dspy.optimizer.spent import Ledger, Spent, add_to, cost_of, usage_of
 from sirius_dspy.trajectory import Usage
 
 logger = logging.getLogger(__name__)
@@ -32,9 +32,6 @@ PARTIAL = ("collect", "repair")
 
 WARN_AT = (0.5, 0.8)
 """Shares of a budget at which a warning is logged."""
-
-Ledger = dict[str, dict[str, Usage]]
-"""`ITERATION/STAGE` to the id of an LM to what it was asked there."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +66,11 @@ class Budget:
     seconds: float | None = None
     stages: Mapping[str, Budget] = field(default_factory=dict)
     prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, by name, those of single stages left out."""
+        return {name: value for name in _LIMITS if (value := getattr(self, name)) is not None}
 
     def check(self) -> None:
         """Refuse limits of the wrong kind.
@@ -159,8 +161,7 @@ class Account:
         """Called by DSPy for each answer that no cache gave."""
         usage = usage_of(entry)
         with self._lock:
-            by_model = self.ledger.setdefault(self._key, {})
-            by_model[lm] = by_model.get(lm, Usage()) + usage
+            add_to(self.ledger, self._key, lm, usage)
         if self._parent is not None:
             self._parent.add_usage(lm, entry)
 
@@ -220,8 +221,10 @@ class Account:
         """
 
         def allowed() -> int:
-            limits = [(self.budget, self.spent()), *self._stage_limits()]
-            return max(0, min(self._room(limit, spent, first_calls) for limit, spent in limits))
+            limits = ((self.budget, None), (self.budget.stages.get(self._key.partition("/")[2], Budget()), self._key))
+            # Asked after every run: without a limit, nothing is added up, and no price is looked up.
+            rooms = [self._room(limit, self.spent(key), first_calls) for limit, key in limits if limit.limits]
+            return min(rooms, default=_NO_LIMIT)
 
         return allowed
 
@@ -235,7 +238,7 @@ class Account:
             BudgetReached: None fits into the limits of the whole compile.
         """
         self.check()
-        if self._room(self.budget, self.spent(), first_calls) < 1:
+        if self.budget.limits and self._room(self.budget, self.spent(), first_calls) < 1:
             raise BudgetReached("what is left is too little for another run")
 
     def check(self) -> None:
@@ -245,20 +248,16 @@ class Account:
             BudgetReached: A limit of the whole compile is reached.
         """
         self._warn()
-        if reached := self._reached(self.budget, self.spent()):
+        if self.budget.limits and (reached := self._reached(self.budget, self.spent())):
             raise BudgetReached(reached)
 
-    def _stage_limits(self) -> list[tuple[Budget, Spent]]:
-        limit = self.budget.stages.get(self._key.partition("/")[2])
-        return [] if limit is None else [(limit, self.spent(self._key))]
-
     def _room(self, limit: Budget, spent: Spent, first_calls: int) -> int:
-        """How many more items fit, by what those before them took on average."""
+        """How many more items fit if each takes as much as the largest before it, or as the mean if that is more."""
         if self._reached(limit, spent):
             return 0
         lefts = _left(limit, spent)
         if not self._items:  # nobody knows yet what one takes, so that one alone has to show it
-            return int(not lefts.get("calls", first_calls) < first_calls) if lefts else _NO_LIMIT
+            return int(lefts.get("calls", first_calls) >= first_calls)
         stage, rooms = self.spent(self._key), [_NO_LIMIT]
         for name, left in lefts.items():
             mean = (_amount(stage, name) - _amount(self._at_start, name)) / self._items
@@ -276,12 +275,12 @@ class Account:
 
     def _warn(self) -> None:
         """Log once at each share of the budget."""
+        if not self.budget.limits:
+            return
         spent = self.spent()
-        shares = {
-            name: _amount(spent, name) / limit for name in _LIMITS if (limit := getattr(self.budget, name)) is not None
-        }
-        name = max(shares, key=lambda name: shares[name], default="")
-        passed = [share for share in WARN_AT if name and self._warned < share <= shares[name]]
+        shares = {name: _amount(spent, name) / limit for name, limit in self.budget.limits.items()}
+        name = max(shares, key=lambda name: shares[name])
+        passed = [share for share in WARN_AT if self._warned < share <= shares[name]]
         if passed:
             self._warned = passed[-1]
             logger.warning(
@@ -302,4 +301,4 @@ def _amount(spent: Spent, name: str) -> float:
 
 def _left(limit: Budget, spent: Spent) -> dict[str, float]:
     """Limit to what is left of it."""
-    return {name: value - _amount(spent, name) for name in _LIMITS if (value := getattr(limit, name)) is not None}
+    return {name: value - _amount(spent, name) for name, value in limit.limits.items()}

@@ -14,7 +14,6 @@ from sirius_dspy.optimizer.weights import LMs
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.tracking.events import Evaluated, StageStarted
-from sirius_dspy.trajectory import example_key
 
 
 def evaluate(session: Session, iteration: int, lms: LMs, label: str, *, candidate: int) -> Standing:
@@ -56,7 +55,7 @@ def evaluate(session: Session, iteration: int, lms: LMs, label: str, *, candidat
         runs[trajectory.example_key] = trajectory
     if len(runs) < len(session.plan.unique_valset):
         raise BudgetReached("the valset could not be evaluated")
-    standing = Standing.of([runs[example_key(example)] for example in session.plan.valset])
+    standing = Standing.of([runs[key] for key in session.plan.valset_keys])
     score = standing.mean(floor_of([standing, *_earlier(session)]))
     session.tracker.on_evaluated(Evaluated(iteration, score, len(session.plan.valset), label))
     return standing

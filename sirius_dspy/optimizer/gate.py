@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -134,8 +134,3 @@ class ValsetGate(Gate):
 
     def _is_enough(self, trial: Trial, new: Standing, old: Standing) -> bool:
         return trial.gain(new, old) >= Gain(self.min_gain, 0)
-
-
-def newly_kept(kept: Collection[str], new: Mapping[str, object]) -> dict[str, bool]:
-    """Agent name to whether its new weights are kept."""
-    return {agent: agent in kept for agent in new}

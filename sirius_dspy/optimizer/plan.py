@@ -21,6 +21,7 @@ from sirius_dspy.optimizer.prepare import Agents, adapter_name
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.settings import Settings
 from sirius_dspy.program import predictor_names
+from sirius_dspy.trajectory import example_key
 
 PRINTED_WIDTH = 110
 """Characters of a printed plan."""
@@ -63,6 +64,11 @@ class Plan:
     def unique_valset(self) -> Mapping[str, dspy.Example]:
         """The valset by content key."""
         return unique(self.valset)
+
+    @cached_property
+    def valset_keys(self) -> tuple[str, ...]:
+        """The content key of each example of the valset, in its order; every evaluation looks its runs up by them."""
+        return tuple(example_key(example) for example in self.valset)
 
     @property
     def trained(self) -> Agents:

@@ -10,10 +10,9 @@ from typing import Any
 from sirius_dspy.errors import RunMismatchError
 from sirius_dspy.optimizer.accounts import read_account
 from sirius_dspy.optimizer.records import Job
-from sirius_dspy.optimizer.reporting import unfinished_iteration, usage_result
+from sirius_dspy.optimizer.reporting import score_together, unfinished_iteration, usage_result
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import RunDir
-from sirius_dspy.running.standing import floor_of
 from sirius_dspy.trajectory import digest
 
 
@@ -51,7 +50,6 @@ def _interrupted(folder: RunDir, identity: dict[str, Any]) -> CompileResult:
     run = identity.get("run") or digest(identity)[:12]
     account, settings = read_account(folder), identity["settings"]
     history = list(_finished_iterations(folder))
-    floor = floor_of(entry.standing for entry in history)
     return CompileResult(
         run=run,
         run_dir=str(folder.path),
@@ -59,7 +57,7 @@ def _interrupted(folder: RunDir, identity: dict[str, Any]) -> CompileResult:
         seed=settings["seed"],
         threshold=settings["threshold"],
         agents={agent: tuple(names) for agent, names in identity["agents"].items()},
-        iterations=tuple(replace(entry, score=entry.standing.mean(floor)) for entry in history),
+        iterations=score_together(history),
         unfinished=unfinished_iteration(account, history, _jobs(folder, identity["agents"])),
         program=_program_name(identity),
         usage=usage_result(account.spent()),

@@ -22,7 +22,7 @@ from sirius_dspy.optimizer.results import (
     UsageResult,
 )
 from sirius_dspy.optimizer.session import Session
-from sirius_dspy.optimizer.spent import Spent, cost_of
+from sirius_dspy.optimizer.spent import Ledger, Spent, add_to, cost_of
 from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.training.curate import TrainingSet
 from sirius_dspy.trajectory import Usage
@@ -83,8 +83,7 @@ def iteration_result(
 
 
 def compile_result(session: Session, ended: Ended, reason: str) -> CompileResult:
-    """What the compile did so far; scores compare, since a broken run counts the same in all iterations."""
-    floor = floor_of(entry.standing for entry in session.history)
+    """What the compile did so far."""
     plan, spent = session.plan, session.account.spent()
     return CompileResult(
         run=session.run,
@@ -94,7 +93,7 @@ def compile_result(session: Session, ended: Ended, reason: str) -> CompileResult
         seed=plan.settings.seed,
         threshold=float(plan.settings.threshold),
         agents={agent: tuple(names) for agent, names in plan.agents.items()},
-        iterations=tuple(replace(entry, score=entry.standing.mean(floor)) for entry in session.history),
+        iterations=score_together(session.history),
         unfinished=unfinished_iteration(session.account, session.history),
         ended=ended,
         reason=reason,
@@ -104,6 +103,12 @@ def compile_result(session: Session, ended: Ended, reason: str) -> CompileResult
         usage=usage_result(spent),
         seconds=spent.seconds,
     )
+
+
+def score_together(history: Collection[IterationResult]) -> tuple[IterationResult, ...]:
+    """The iterations with scores that compare: a broken run counts the same in all of them."""
+    floor = floor_of(entry.standing for entry in history)
+    return tuple(replace(entry, score=entry.standing.mean(floor)) for entry in history)
 
 
 def unfinished_iteration(
@@ -171,21 +176,16 @@ def usage_result(spent: Spent) -> UsageResult:
 def _agent_usages(session: Session, iteration: int) -> dict[str, UsageResult]:
     """Agent to what its own calls took, in all runs and repairs of an iteration that were kept."""
     agent_of = {name: agent for agent, names in session.plan.agents.items() for name in names}
-    by_agent: dict[str, dict[str, Usage]] = {}
+    by_agent: Ledger = {}
     for trajectory in session.library.trajectories(run=session.run, iteration=iteration, origin=tuple(STAGE_OF)):
         for step in trajectory.steps:
-            _add(by_agent, agent_of.get(step.predictor, step.predictor), step.lm, step.usage)
+            add_to(by_agent, agent_of.get(step.predictor, step.predictor), step.lm, step.usage)
     for repair in session.library.repairs(run=session.run, iteration=iteration):
         for attempt in repair.attempts:
             agent = agent_of[attempt.predictor]
-            _add(by_agent, agent, session.weights.current[agent].model, attempt.usage)
+            add_to(by_agent, agent, session.weights.current[agent].model, attempt.usage)
     prices = session.plan.prices
     return {agent: _priced(by_model, prices) for agent, by_model in by_agent.items()}
-
-
-def _add(by_agent: dict[str, dict[str, Usage]], agent: str, model: str, usage: Usage) -> None:
-    by_model = by_agent.setdefault(agent, {})
-    by_model[model] = by_model.get(model, Usage()) + usage
 
 
 def _priced(by_model: Mapping[str, Usage], prices: Mapping[str, tuple[float, float]]) -> UsageResult:

@@ -14,6 +14,15 @@ from sirius_dspy.optimizer.records import Count, Finite
 from sirius_dspy.optimizer.results import Result
 from sirius_dspy.trajectory import Usage
 
+Ledger = dict[str, dict[str, Usage]]
+"""A stage or an agent to the id of an LM to what it was asked there."""
+
+
+def add_to(ledger: Ledger, key: str, model: str, usage: Usage) -> None:
+    """Add what an LM was asked."""
+    by_model = ledger.setdefault(key, {})
+    by_model[model] = by_model.get(model, Usage()) + usage
+
 
 @dataclass(frozen=True)
 class Spent(Result):
