@@ -81,6 +81,16 @@ def dspy_defaults() -> Iterator[None]:
     config.update(before)
 
 
+@pytest.fixture(autouse=True)
+def logger_levels() -> Iterator[None]:
+    """Restore the levels that the command line sets for its whole process."""
+    loggers = [logging.getLogger(name) for name in ("dspy", "alembic", "mlflow")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
 @pytest.fixture
 def chat_adapter(dspy_defaults: None) -> Iterator[None]:
     """DSPy's chat adapter, which does not ask again for JSON; DSPy does not log every reply that it cannot parse."""

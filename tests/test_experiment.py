@@ -861,7 +861,7 @@ def make_failing_lm(**settings):
         (["doubling", "--limit", "0"], "limit is 0", 1),
         (["doubling", "--lm", "tests.test_experiment:nobody"], "cannot be imported", 1),
         (["doubling", "--lm", "tests.test_experiment:parse"], "does not accept", 1),
-        (["doubling", "--seeds", "one"], "expected whole numbers", 2),
+        (["doubling", "--seeds", "one"], "expected comma-separated integers", 2),
         (["doubling", "--data", "file"], "accepts no data file", 2),
     ],
 )

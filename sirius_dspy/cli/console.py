@@ -67,9 +67,14 @@ def stdout_kept_clean() -> contextlib.AbstractContextManager[Any]:
 @contextlib.contextmanager
 def dspy_silent() -> Iterator[None]:
     """Disable DSPy's progress bars and its traceback per example, which would hide the output of an experiment."""
-    logging.getLogger("dspy").setLevel(logging.CRITICAL)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
+    logger = logging.getLogger("dspy")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _quiet_libraries() -> None:
