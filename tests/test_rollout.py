@@ -357,6 +357,24 @@ def test_results_come_with_their_items_as_they_finish():
     assert list(parallel_map(function, [], 2)) == []
 
 
+def test_the_error_of_the_earliest_item_is_the_one_raised():
+    done = [threading.Event() for _ in range(9)]
+
+    def function(number):
+        try:
+            if number:
+                raise ValueError(f"item {number}")
+        finally:
+            done[number].set()
+
+    results = parallel_map(function, range(9), 9)
+    next(results)
+    assert all(event.wait(PATIENCE) for event in done)
+    time.sleep(0.05)  # an event is set a moment before the future
+    with pytest.raises(ValueError, match="item 1"):
+        next(results)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_no_more_than_two_items_per_thread_are_taken_ahead(threads):
     taken, ahead = [], []

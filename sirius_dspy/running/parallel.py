@@ -6,7 +6,7 @@ import contextvars
 import logging
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from itertools import count, islice
 from typing import Any, Generic, TypeVar
@@ -104,9 +104,9 @@ class _Pool(Generic[Item, Result]):
         done = wait(self.running, POLL_S if self._overdue else None, until).done
         return done | self._settle_overdue()
 
-    def take(self, done: Iterable[Future[Result]]) -> Iterator[tuple[Item, Future[Result]]]:
-        """Remove futures one by one, and yield them with their items."""
-        for future in done:
+    def take(self, done: Collection[Future[Result]]) -> Iterator[tuple[Item, Future[Result]]]:
+        """Remove futures one by one in the order of their items, and yield both: the first error is the one raised."""
+        for future in [future for future in self.running if future in done]:
             yield self.running.pop(future), future
 
     def cancel_waiting(self, on_stop: Callable[[], None] | None) -> None:
