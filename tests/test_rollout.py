@@ -358,19 +358,21 @@ def test_results_come_with_their_items_as_they_finish():
 
 
 def test_the_error_of_the_earliest_item_is_the_one_raised():
-    done = [threading.Event() for _ in range(9)]
+    go = threading.Event()
+    ended = threading.Semaphore(0)
 
     def function(number):
         try:
-            if number:
+            if number and go.wait(PATIENCE):
                 raise ValueError(f"item {number}")
         finally:
-            done[number].set()
+            ended.release()
 
     results = parallel_map(function, range(9), 9)
-    next(results)
-    assert all(event.wait(PATIENCE) for event in done)
-    time.sleep(0.05)  # an event is set a moment before the future
+    assert next(results) == (0, None)
+    go.set()
+    assert all(ended.acquire(timeout=PATIENCE) for _ in range(9))
+    time.sleep(0.05)  # the last future is done a moment after its function
     with pytest.raises(ValueError, match="item 1"):
         next(results)
 
