@@ -35,6 +35,7 @@ class OriginChoice(StrEnum):
     rollout = "rollout"
     repair = "repair"
     validation = "validation"
+    demonstration = "demonstration"
     imported = "imported"
 
 

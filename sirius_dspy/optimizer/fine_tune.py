@@ -13,6 +13,7 @@ from sirius_dspy.errors import SettingsError, UnpreparedProgramError
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.session import Session
+from sirius_dspy.optimizer.warm_start import add_demonstrations
 from sirius_dspy.optimizer.weights import LMs
 from sirius_dspy.tracking.events import Curated, StageStarted, Trained, TrainingProgress
 from sirius_dspy.training.curate import TrainingSet
@@ -21,7 +22,7 @@ from sirius_dspy.training.trainers import Trainer, TrainingRequest
 
 def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
     """Write the rows of each agent that is trained."""
-    settings, run_dir, trained = session.settings, session.plan.run_dir, session.plan.trained
+    settings, trained = session.settings, session.plan.trained
     session.tracker.on_stage_started(StageStarted(iteration, "curate", len(trained)))
     first = 1 if settings.curator.cumulative else iteration
     runs = (
@@ -38,12 +39,21 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
         is_own=session.weights.answered,
     )
     _check_sets(session, sets)
+    collecting = settings.collect
+    if collecting.warm_start and collecting.keep_demos:
+        sets = add_demonstrations(session, sets, settings.seed + iteration)
+    keep_sets(session, iteration, sets)
+    return sets
+
+
+def keep_sets(session: Session, iteration: int, sets: Mapping[str, TrainingSet]) -> None:
+    """Write training sets into the run directory."""
+    run_dir = session.plan.run_dir
     for agent, rows in sets.items():
         path = run_dir.training_file(iteration, agent)
         with run_dir.usable():
             rows.write(path)
         session.tracker.on_curated(Curated(iteration, agent, len(rows.rows), rows.dropped, path))
-    return sets
 
 
 def _check_sets(session: Session, sets: Any) -> None:

@@ -140,7 +140,7 @@ class TrialResult(Result):
 
 @dataclass(frozen=True)
 class IterationResult(Result):
-    """What one iteration did; iteration 0 is the student as it came."""
+    """What one iteration did; iteration 0 is the student as it came, or after its warm start."""
 
     __pydantic_config__ = _STRICT
 
@@ -155,7 +155,7 @@ class IterationResult(Result):
     promoted: Mapping[str, bool] = field(default_factory=dict)
     """Agent name to whether its new weights were kept; agents that were trained only."""
     trials: tuple[TrialResult, ...] = ()
-    """What the gate evaluated, in that order."""
+    """What the gate evaluated, in that order; of a warm start, the student as it came first."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The numbers that trackers plot."""
     agents: Mapping[str, AgentResult] = field(default_factory=dict)

@@ -37,12 +37,18 @@ class Collect:
             sees more variety.
         demos: Predictor name to demonstrations, for models that are too weak to succeed without. They are shown while
             collecting to agents that still have the weights they came with, and never appear in a training prompt.
+        warm_start: Whether to fine-tune each agent on its demonstrations first, so that the program that collects in
+            the first iteration has learned from them instead of reading them. A small model learns more from a dozen
+            examples than it can read from them. The gate decides about these weights as about all others.
+        keep_demos: Whether the rows of a warm start are in the training set of every iteration.
     """
 
     samples: int = 4
     temperature: float = 1.0
     until_solved: bool = False
     demos: Demos | None = None
+    warm_start: bool = False
+    keep_demos: bool = True
 
     def check(self) -> None:
         """Refuse settings of the wrong kind.
@@ -56,6 +62,11 @@ class Collect:
                 f"`temperature` of Collect is {self.temperature!r}, so all {self.samples} samples of an example would "
                 "be the same. Choose a temperature above 0, or `Collect(samples=1)`."
             )
+        if self.warm_start and not any((self.demos or {}).values()):
+            raise SettingsError(
+                "`warm_start` of Collect is True, but there are no demonstrations to fine-tune on. Pass "
+                "`Collect(demos={'solver': [example, ...]}, warm_start=True)`."
+            )
 
 
 _COLLECT = {
@@ -63,6 +74,8 @@ _COLLECT = {
     "temperature": checks.number(0),
     "until_solved": checks.FLAG,
     "demos": checks.optional(checks.DEMOS_BY_NAME),
+    "warm_start": checks.FLAG,
+    "keep_demos": checks.FLAG,
 }
 
 

@@ -171,7 +171,7 @@ class Curator:
         sets = {}
         for agent, predictors in agents.items():
             kept = [self._kept(rows[predictor].values(), seed, dropped[agent]) for predictor in predictors]
-            sets[agent] = TrainingSet(agent, _shuffle(kept, seed), dict(+dropped[agent]))
+            sets[agent] = TrainingSet(agent, shuffle_rows(kept, seed), dict(+dropped[agent]))
         return sets
 
     def _kept(self, rows: Iterable[Row], seed: int, dropped: Counter[str]) -> tuple[Row, ...]:
@@ -188,8 +188,8 @@ class Curator:
         return tuple(kept[: self.max_rows])
 
 
-def _shuffle(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
-    """Mix the rows of an agent's predictors; those of a single predictor are in a random order already."""
+def shuffle_rows(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
+    """Mix rows from several sources; those of a single one are in a random order already."""
     rows = [row for part in parts for row in part]
     if len(parts) > 1:
         random.Random(seed).shuffle(rows)
