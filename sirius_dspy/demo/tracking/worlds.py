@@ -5,7 +5,6 @@ from __future__ import annotations
 from sirius_dspy.demo.people import PEOPLE
 from sirius_dspy.demo.tracking.world import World
 
-
 CROWN = World(
     name="crown",
     things=("crown",),
