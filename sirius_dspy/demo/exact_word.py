@@ -28,8 +28,12 @@ def exact_word(example: dspy.Example, prediction: Any, trace: Any = None) -> flo
     Raises:
         DatasetError: The example has no gold word.
     """
-    reply = _normal(read_reply(prediction))
-    return float(bool(reply) and reply == _normal(gold_answer(example)))
+    return float(is_same_word(read_reply(prediction), gold_answer(example)))
+
+
+def is_same_word(reply: str, gold: str) -> bool:
+    """Return whether a reply is the gold word and nothing else, by the rules of `exact_word`."""
+    return bool(_normal(reply)) and _normal(reply) == _normal(gold)
 
 
 def _normal(text: str) -> str:

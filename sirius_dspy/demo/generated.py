@@ -7,7 +7,9 @@ training split of another run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import dspy
@@ -36,7 +38,7 @@ def examples(
     size: int,
     seed: int,
 ) -> list[dspy.Example]:
-    """Generate the first `size` questions of a split for a seed, without duplicates.
+    """Generate the first `size` questions of a split with a generator of reasoning-gym, without duplicates.
 
     Equal arguments give equal items in every process, and a smaller size gives the first items of a larger one.
 
@@ -52,14 +54,40 @@ def examples(
         DatasetError: The split, the size or the seed is invalid, or there are too few questions.
         MissingDependencyError: reasoning-gym is not installed.
     """
+    _check(split, size, seed)
+    return _select((read(item) for item in _generate(task, seed, settings)), split, size)
+
+
+def draw(
+    make: Callable[[random.Random], dspy.Example | None], split: Split, size: int, seed: int
+) -> list[dspy.Example]:
+    """Generate the first `size` questions of a split with a generator of our own; the promise is that of `examples`.
+
+    Args:
+        make: Makes an example whose `dspy_key` is `key_of` its question, or returns `None` to skip it.
+        split: `train`, `validation` or `test`.
+        size: Number of questions.
+        seed: Seed from 0; other seeds give other items of the same kind.
+
+    Raises:
+        DatasetError: The split, the size or the seed is invalid, or there are too few questions.
+    """
+    _check(split, size, seed)
+    source = random.Random(seed)
+    return _select((make(source) for _ in itertools.count()), split, size)
+
+
+def _check(split: str, size: int, seed: int) -> None:
     if split not in _SHARES:
         raise DatasetError(f"The split is {split!r}, expected 'train', 'validation' or 'test'.")
     if size < 1 or seed < 0:
         raise DatasetError(f"The size is {size!r} and the seed {seed!r}, expected at least 1 and at least 0.")
+
+
+def _select(items: Iterable[dspy.Example | None], split: Split, size: int) -> list[dspy.Example]:
     questions: dict[str, dspy.Example] = {}
     misses = 0
-    for item in _generate(task, seed, settings):
-        example = read(item)
+    for example in items:
         if example is None or split_of(example.dspy_key) != split or example.dspy_key in questions:
             misses += 1
         else:

@@ -1,0 +1,22 @@
+"""Tracking: who or what holds a thing after the events of a story that is read in parts.
+
+A reader writes the event of a part, a tracker says who holds the thing after it, and a reporter answers the question.
+One short answer cannot replace them for any number of events: a transformer of fixed depth cannot follow all swaps
+(arXiv:2207.00729).
+
+    crown      people swap hands, and the crown changes hands with them
+    boxes      boxes are emptied into others; a coin is in one of them
+    rooms      everyone in a room goes to another one
+    calendar   everything on a day moves to another one
+
+Splits never share a story, for any seeds, sizes and settings; see `sirius_dspy.demo.generated`.
+"""
+
+from sirius_dspy.demo.tracking.crown_runs import CROWN_RUNS
+from sirius_dspy.demo.tracking.task import Shown, TrackingTask
+from sirius_dspy.demo.tracking.world import Event, World
+from sirius_dspy.demo.tracking.worlds import CROWN
+
+__all__ = ["Event", "Shown", "TrackingTask", "World", "crown"]
+
+crown = TrackingTask(CROWN, CROWN_RUNS)
