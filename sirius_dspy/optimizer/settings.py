@@ -15,6 +15,7 @@ from sirius_dspy.identity.parts import PARTS, part_of
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.budget import Budget
 from sirius_dspy.optimizer.gate import Gate
+from sirius_dspy.optimizer.schedule import Schedule
 from sirius_dspy.repair.augmenters import Augmenter
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.running.patience import Patience
@@ -37,12 +38,14 @@ class Collect:
             sees more variety.
         demos: Predictor name to demonstrations, for models that are too weak to succeed without. They are shown while
             collecting to agents that still have the weights they came with, and never appear in a training prompt.
+        schedule: Chooses the examples of each iteration, such as `EasyToHard()`; `None` runs all of them.
     """
 
     samples: int = 4
     temperature: float = 1.0
     until_solved: bool = False
     demos: Demos | None = None
+    schedule: Schedule | None = None
 
     def check(self) -> None:
         """Refuse settings of the wrong kind.
@@ -56,6 +59,8 @@ class Collect:
                 f"`temperature` of Collect is {self.temperature!r}, so all {self.samples} samples of an example would "
                 "be the same. Choose a temperature above 0, or `Collect(samples=1)`."
             )
+        if self.schedule is not None:
+            self.schedule.check()
 
 
 _COLLECT = {
@@ -63,6 +68,7 @@ _COLLECT = {
     "temperature": checks.number(0),
     "until_solved": checks.FLAG,
     "demos": checks.optional(checks.DEMOS_BY_NAME),
+    "schedule": checks.optional(checks.instance(Schedule, hint=", such as `EasyToHard()`")),
 }
 
 
