@@ -16,6 +16,7 @@ from sirius_dspy.optimizer.gate import Gain, Gate, Trial, ValsetGate
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import open_library
+from sirius_dspy.optimizer.schedule import EasyToHard, ExampleRecord, LeastTrainedFirst, Schedule
 from sirius_dspy.optimizer.settings import Collect, SharedWeights
 from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
@@ -45,14 +46,17 @@ __all__ = [
     "CompileResult",
     "CriticAugmenter",
     "Curator",
+    "EasyToHard",
     "Edit",
     "Evaluation",
+    "ExampleRecord",
     "ExperienceLibrary",
     "Gain",
     "Gate",
     "Guard",
     "IterationResult",
     "LeakGuard",
+    "LeastTrainedFirst",
     "LocalLM",
     "LoraOptions",
     "MLflowTracker",
@@ -66,6 +70,7 @@ __all__ = [
     "RepairOutcome",
     "RichProgress",
     "Row",
+    "Schedule",
     "SharedWeights",
     "SiriuS",
     "Standing",

@@ -20,6 +20,7 @@ from sirius_dspy import (
     Collect,
     CriticAugmenter,
     Curator,
+    EasyToHard,
     ExperienceLibrary,
     LeakGuard,
     LocalLM,
@@ -91,6 +92,7 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
             "temperature": [-0.1, *NO_NUMBER],
             "until_solved": NO_FLAG,
             "demos": NO_DEMOS,
+            "schedule": [EasyToHard, "easy", 3, exact, SimpleNamespace(choose=exact), {"shares": [1.0]}],
         },
     ),
     Patience: (

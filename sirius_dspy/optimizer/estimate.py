@@ -142,8 +142,13 @@ class Estimator:
         bounds.append((list(most), prompt.high, completion.high))
         return Range(*((price[0] * tokens + price[1] * written) / 1e6 for price, tokens, written in bounds))
 
+    def _num_examples(self, iteration: int) -> int:
+        """Examples that an iteration runs."""
+        number, schedule = len(self.plan.unique_trainset), self.plan.settings.collect.schedule
+        return number if schedule is None else schedule.num_chosen(number, iteration)
+
     def _num_rollouts(self, iteration: int) -> Range:
-        number, collect = len(self.plan.unique_trainset), self.plan.settings.collect
+        number, collect = self._num_examples(iteration), self.plan.settings.collect
         most = number * collect.samples
         if not collect.until_solved:
             return Range.exactly(most)
@@ -155,7 +160,7 @@ class Estimator:
 
     def _num_failed(self, iteration: int) -> Range:
         """Examples that no sample solves: by the success rate of earlier runs, or anything between none and all."""
-        number = len(self.plan.unique_trainset)
+        number = self._num_examples(iteration)
         augmenter, unsolved = self.plan.settings.augmenter, self._unsolved(iteration)
         most = number if augmenter is None or augmenter.max_repairs is None else min(number, augmenter.max_repairs)
         if unsolved is None:

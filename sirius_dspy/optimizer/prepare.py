@@ -13,6 +13,7 @@ from dspy.adapters.base import Adapter
 from sirius_dspy.dspy_internals import is_compiled
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError
 from sirius_dspy.local import LocalLM
+from sirius_dspy.optimizer.schedule import ExampleRecord, Examples, Schedule, choose_examples
 from sirius_dspy.optimizer.settings import AgentGroups, Settings, SharedWeights
 from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names, signature_of
 from sirius_dspy.redact import remember_secrets
@@ -194,6 +195,16 @@ def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: 
         settings.trainer.check(agent, lms[agent])
     if settings.budget is not None:
         settings.budget.check_prices({lm.model for lm in lms.values()})
+
+
+def check_schedule(schedule: Schedule | None, examples: Examples, iterations: int) -> None:
+    """Let the schedule choose the examples of the first iteration, so that it fails now if it fails.
+
+    Raises:
+        SettingsError: It returned something else than keys of the examples.
+    """
+    if schedule is not None:
+        choose_examples(schedule, examples, {key: ExampleRecord() for key in examples}, 1, iterations)
 
 
 def check_media(

@@ -15,6 +15,7 @@ from sirius_dspy.identity.parts import PARTS, part_of
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.budget import Budget
 from sirius_dspy.optimizer.gate import Gate
+from sirius_dspy.optimizer.schedule import Schedule
 from sirius_dspy.repair.augmenters import Augmenter
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.running.patience import Patience
@@ -41,6 +42,7 @@ class Collect:
             the first iteration has learned from them instead of reading them. A small model learns more from a dozen
             examples than it can read from them. The gate decides about these weights as about all others.
         keep_demos: Whether the rows of a warm start are in the training set of every iteration.
+        schedule: Chooses the examples of each iteration, such as `EasyToHard()`; `None` runs all of them.
     """
 
     samples: int = 4
@@ -49,6 +51,7 @@ class Collect:
     demos: Demos | None = None
     warm_start: bool = False
     keep_demos: bool = True
+    schedule: Schedule | None = None
 
     def check(self) -> None:
         """Refuse settings of the wrong kind.
@@ -67,6 +70,8 @@ class Collect:
                 "`warm_start` of Collect is True, but there are no demonstrations to fine-tune on. Pass "
                 "`Collect(demos={'solver': [example, ...]}, warm_start=True)`."
             )
+        if self.schedule is not None:
+            self.schedule.check()
 
 
 _COLLECT = {
@@ -76,6 +81,7 @@ _COLLECT = {
     "demos": checks.optional(checks.DEMOS_BY_NAME),
     "warm_start": checks.FLAG,
     "keep_demos": checks.FLAG,
+    "schedule": checks.optional(checks.instance(Schedule, hint=", such as `EasyToHard()`")),
 }
 
 

@@ -47,7 +47,8 @@ class SiriuS(Teleprompter):
         threshold: A run succeeded if its reward is at least this; a run that broke never did. 1.0 fits right-or-wrong
             metrics.
         iterations: T in the paper.
-        collect: How the program is run on the trainset: samples, temperature, demonstrations.
+        collect: How the program is run on the trainset: samples, temperature, demonstrations, and the schedule that
+            chooses the examples of each iteration.
         augmenter: Repairs one failed run of each example that no sample solved; `None` turns repair off.
         curator: Chooses the rows to train on.
         trainer: Fine-tunes an agent; the default does so through the provider of its LM.
@@ -225,6 +226,7 @@ class SiriuS(Teleprompter):
             run_dir=RunDir(_folder(settings.run_dir)),
         )
         prepare.check_parts(plan.student, settings, plan.trained, plan.start)
+        prepare.check_schedule(settings.collect.schedule, plan.unique_trainset, settings.iterations)
         prepare.check_media(student, train, plan.trained, plan.start, settings.trainer)
         prepare.warn_about_adapter(adapter, plan.start.values())
         prepare.remember_lms([student, *teachers], settings.augmenter)
