@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dspy
@@ -16,8 +16,9 @@ from sirius_dspy.optimizer.session import Session
 from sirius_dspy.optimizer.warm_start import add_demonstrations
 from sirius_dspy.optimizer.weights import LMs
 from sirius_dspy.tracking.events import Curated, StageStarted, Trained, TrainingProgress
-from sirius_dspy.training.curate import TrainingSet
+from sirius_dspy.training.curate import Appraisal, Appraise, TrainingSet
 from sirius_dspy.training.trainers import Trainer, TrainingRequest
+from sirius_dspy.trajectory import Repair
 
 
 def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
@@ -37,6 +38,7 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
         threshold=settings.threshold,
         seed=settings.seed + iteration,
         is_own=session.weights.answered,
+        appraise=_appraise_repairs(session, range(first, iteration + 1)),
     )
     _check_sets(session, sets)
     collecting = settings.collect
@@ -44,6 +46,16 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
         sets = add_demonstrations(session, sets, settings.seed + iteration)
     keep_sets(session, iteration, sets)
     return sets
+
+
+def _appraise_repairs(session: Session, iterations: Iterable[int]) -> Appraise:
+    """Leave out what the augmenter refuses of its own repairs."""
+    augmenter = session.settings.augmenter
+    repairs: list[Repair] = []
+    for iteration in iterations:
+        repairs += session.library.repairs(run=session.run, iteration=iteration)
+    refused = {} if augmenter is None or not repairs else augmenter.refuse(repairs)
+    return lambda trajectory, step: Appraisal(refused.get(trajectory.id, ""))
 
 
 def keep_sets(session: Session, iteration: int, sets: Mapping[str, TrainingSet]) -> None:

@@ -79,7 +79,8 @@ class RepairContext:
             demos: Predictor name to demonstrations shown in this run; by default those of collecting.
 
         Returns:
-            The run to store with the repair. Its lineage says which run it repairs; all its steps count as edited.
+            The run to store with the repair. Its lineage says which run it repairs; its steps count as edited, from the
+            first one on that may be.
 
         Raises:
             UnfinishedError: An LM or the network failed.
@@ -88,7 +89,8 @@ class RepairContext:
         shown = self.rollouts.demos if demos is None else demos
         sampling = Sampling(self.key(failed, example, key), self.rollouts.lm_kwargs, shown)
         recording = record(self.program, copy_example(example).inputs(), sampling)
-        return self._score(failed, example, replace(recording, edited=0))
+        editable = (number for number, step in enumerate(recording.steps) if step.predictor in self.editable)
+        return self._score(failed, example, replace(recording, edited=next(editable, 0)))
 
     def _score(self, failed: Trajectory, example: dspy.Example, recording: Recording) -> Trajectory:
         return self.rollouts.score(recording, example, self.program, failed.repair_lineage).trajectory
