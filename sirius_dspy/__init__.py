@@ -23,7 +23,11 @@ from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.repair.demos import RepairDemos
+from sirius_dspy.repair.hint import HintAugmenter
+from sirius_dspy.repair.label import LabelAugmenter
+from sirius_dspy.repair.ladder import LadderAugmenter
 from sirius_dspy.repair.leak import Guard, LeakGuard
+from sirius_dspy.repair.resample import ResampleAugmenter
 from sirius_dspy.running.evaluation import Evaluation, evaluate
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.running.standing import Standing
@@ -54,7 +58,10 @@ __all__ = [
     "Gain",
     "Gate",
     "Guard",
+    "HintAugmenter",
     "IterationResult",
+    "LabelAugmenter",
+    "LadderAugmenter",
     "LeakGuard",
     "LeastTrainedFirst",
     "LocalLM",
@@ -68,6 +75,7 @@ __all__ = [
     "RepairContext",
     "RepairDemos",
     "RepairOutcome",
+    "ResampleAugmenter",
     "RichProgress",
     "Row",
     "Schedule",

@@ -13,6 +13,7 @@ from sirius_dspy.repair.label import LabelAugmenter
 from sirius_dspy.repair.ladder import RELIANT, LadderAugmenter
 from sirius_dspy.repair.resample import ResampleAugmenter
 from sirius_dspy.repair.solved import SolvedRuns
+from sirius_dspy.repair.suitable import SuitableAugmenter
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import AugmenterContract, ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair
@@ -27,7 +28,7 @@ EXAMPLE = dspy.Example(question="Ann likes tea. Omar likes milk. Who likes milk?
 
 class TestContracts(AugmenterContract):
     @pytest.fixture(
-        params=[ResampleAugmenter, HintAugmenter, LabelAugmenter, LadderAugmenter],
+        params=[ResampleAugmenter, HintAugmenter, LabelAugmenter, LadderAugmenter, SuitableAugmenter],
         ids=lambda augmenter: augmenter.__name__,
     )
     def augmenter(self, request):
@@ -273,6 +274,17 @@ def test_a_critic_may_be_the_last_rung():
 def test_settings_of_the_wrong_kind_are_refused(augmenter, message):
     with pytest.raises(SettingsError, match=message):
         augmenter.check(Team())
+
+
+class SmallLM(ScriptedLM):
+    is_small = True
+
+
+def test_small_models_climb_the_ladder_and_others_criticize():
+    small, large = SmallLM(play()), ScriptedLM(play())
+    assert isinstance(SuitableAugmenter().for_lms([small, small]), LadderAugmenter)
+    assert isinstance(SuitableAugmenter().for_lms([small, large]), CriticAugmenter)
+    assert isinstance(SuitableAugmenter().for_lms([]), CriticAugmenter)
 
 
 # Reliance

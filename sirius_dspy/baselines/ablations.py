@@ -20,7 +20,7 @@ import dspy
 
 from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.settings import SharedWeights
-from sirius_dspy.optimizer.sirius import AUGMENTER, SiriuS
+from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.training.trainers import Trainer, TrainFrom
 
@@ -57,8 +57,11 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
     if full.trainer.train_from == "base":
         changes["from current"] = {"trainer": with_start(full.trainer, "current")}
     if full.collect.demos:
-        changes["no cold start"] = {"collect": replace(full.collect, demos=None)}
+        changes["no cold start"] = {"collect": replace(full.collect, demos=None, warm_start=False)}
     return changes
+
+
+CRITIC = CriticAugmenter()
 
 
 def with_start(trainer: Trainer, train_from: TrainFrom) -> Trainer:
@@ -68,7 +71,7 @@ def with_start(trainer: Trainer, train_from: TrainFrom) -> Trainer:
     return other
 
 
-def with_feedback(augmenter: CriticAugmenter = AUGMENTER, max_feedback: int = 1) -> CriticAugmenter:
+def with_feedback(augmenter: CriticAugmenter = CRITIC, max_feedback: int = 1) -> CriticAugmenter:
     """Return a copy of the augmenter with another number of critiques per step."""
     other = copy.copy(augmenter)
     other.max_feedback = max_feedback

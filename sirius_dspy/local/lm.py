@@ -145,6 +145,11 @@ class LocalLM(dspy.LM):
         """The folder of the weights; for fine-tuned ones, it also holds `adapter/` and `training.json`."""
         return resolve(self.model).folder
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the model is too small to criticize others, by the size of its file: less than two GiB."""
+        return self.gguf.stat().st_size < 2 << 30
+
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Call the model; see `dspy.LM`."""
         prompt, kwargs = self._add_seed(prompt, kwargs)

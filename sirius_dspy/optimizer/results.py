@@ -114,6 +114,10 @@ class RepairResult(Result):
     """Outcome to the number of attempts, of which a run has several."""
     by_agent: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
     """Agent name to `tried` and `repaired` attempts."""
+    by_rung: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
+    """Rung of a `LadderAugmenter` to `tried` and `repaired` runs."""
+    reliance: float | None = None
+    """How much likelier the repaired texts are with the help than without it: the mean, in nats per token."""
     calls: Count = 0
     prompt_tokens: Count = 0
     completion_tokens: Count = 0

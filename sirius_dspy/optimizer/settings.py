@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sirius_dspy.optimizer.budget import Budget
 from sirius_dspy.optimizer.gate import Gate
 from sirius_dspy.optimizer.schedule import Schedule
 from sirius_dspy.repair.augmenters import Augmenter
+from sirius_dspy.repair.suitable import SuitableAugmenter
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
@@ -130,6 +131,12 @@ class Settings:
     accept_changes: Sequence[str]
     num_threads: int | None
     seed: int
+
+    def resolve(self, lms: Iterable[dspy.LM]) -> Settings:
+        """Return the settings with the augmenter that suits the LMs of the trained agents, if none was chosen."""
+        if not isinstance(self.augmenter, SuitableAugmenter):
+            return self
+        return replace(self, augmenter=self.augmenter.for_lms(lms))
 
     def check(self) -> None:
         """Refuse settings of the wrong kind, and those that contradict each other.
