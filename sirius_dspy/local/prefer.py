@@ -1,7 +1,7 @@
 """The child process of preference optimization: `python -m sirius_dspy.local.prefer job.json`.
 
-It reports and ends like `sirius_dspy.local.train`. Training goes on from a fine-tuned adapter, which is the reference at
-the same time: TRL keeps a frozen copy of it beside the one that it trains.
+It reports and ends like `sirius_dspy.local.train`. Training goes on from a fine-tuned adapter, which is also the
+reference: TRL keeps a frozen copy of it beside the one that it trains.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ def _trainer_settings(options: PreferenceOptions, scratch: Path, *, is_bfloat16:
         report_to="none",
         disable_tqdm=True,
         bf16=is_bfloat16,
+        use_cpu=is_bfloat16 and not torch.cuda.is_available(),  # else Transformers takes bfloat16 for a GPU's
         gradient_checkpointing=False,  # short rows fit into memory, and recomputing would take a third more time
         max_length=None,  # long pairs were left out before
         dataloader_pin_memory=torch.cuda.is_available(),

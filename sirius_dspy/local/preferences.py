@@ -1,7 +1,7 @@
 """The caller's side of preference optimization: settings, tokenized pairs, and one job of the child process.
 
-A job goes on from weights that were fine-tuned on rows: the same adapter is trained further, so that in the end there is
-one adapter of the base and one merged file, as after fine-tuning alone.
+A job goes on from weights that were fine-tuned on rows: the same adapter is trained further, so that in the end there
+is one adapter of the base and one merged file, as after fine-tuning alone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 
 from sirius_dspy import checks
 from sirius_dspy.local import lora
-from sirius_dspy.local.chat import Chat, load_chat, share_chat
+from sirius_dspy.local.chat import Chat, load_chat
 from sirius_dspy.local.lora import Progress, to_tokens
-from sirius_dspy.local.models import Weights, register
+from sirius_dspy.local.models import Weights
 from sirius_dspy.local.provider import make_room, new_name, training_copy
 
 logger = logging.getLogger(__name__)
@@ -154,8 +154,8 @@ def prefer(
     folder: Path,
     key: str,
     on_progress: Progress | None = None,
-) -> Weights:
-    """Train an adapter further on preference pairs, merge it into its base, and return the new weights.
+) -> None:
+    """Train an adapter further on preference pairs, and merge it into its base.
 
     Args:
         base: The weights that the adapter belongs to.
@@ -200,6 +200,3 @@ def prefer(
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    new = register(folder / "model.gguf")
-    share_chat(base, new)
-    return new

@@ -162,9 +162,14 @@ class LocalProvider(Provider):
         folder = settings.output_dir or home("models", key[:16])
         if not is_finished(folder, key):
             _train_into(folder, base, rows, settings, key, job.stop)
-        new = register(folder / "model.gguf")
-        share_chat(base, new)
-        return new.id
+        return adopt(base, folder).id
+
+
+def adopt(base: Weights, folder: Path) -> Weights:
+    """Add the weights that a job wrote to this machine's index."""
+    new = register(folder / "model.gguf")
+    share_chat(base, new)
+    return new
 
 
 def is_finished(folder: Path, key: str) -> bool:
