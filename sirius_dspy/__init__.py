@@ -10,8 +10,10 @@ from sirius_dspy.graph.chart import to_mermaid, to_svg
 from sirius_dspy.graph.flow import data_flow
 from sirius_dspy.graph.wiring import Agent
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.local import LocalLM, LoraOptions
+from sirius_dspy.library.trl import Exported, TRLExport
+from sirius_dspy.local import LocalLM, LoraOptions, PreferenceOptions
 from sirius_dspy.optimizer.budget import Budget
+from sirius_dspy.optimizer.exporting import open_export
 from sirius_dspy.optimizer.gate import Gain, Gate, Trial, ValsetGate
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
@@ -34,6 +36,7 @@ from sirius_dspy.running.standing import Standing
 from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
+from sirius_dspy.training.preferences import PreferenceTrainer
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory
 
@@ -55,6 +58,7 @@ __all__ = [
     "Evaluation",
     "ExampleRecord",
     "ExperienceLibrary",
+    "Exported",
     "Gain",
     "Gate",
     "Guard",
@@ -70,6 +74,8 @@ __all__ = [
     "Patience",
     "PlainAdapter",
     "Plan",
+    "PreferenceOptions",
+    "PreferenceTrainer",
     "ProviderTrainer",
     "Repair",
     "RepairContext",
@@ -83,6 +89,7 @@ __all__ = [
     "SiriuS",
     "Standing",
     "Step",
+    "TRLExport",
     "Tracker",
     "Trackers",
     "Trainer",
@@ -95,6 +102,7 @@ __all__ = [
     "errors",
     "evaluate",
     "load",
+    "open_export",
     "open_library",
     "save",
     "to_mermaid",

@@ -10,6 +10,7 @@ import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError, UnpreparedProgramError
+from sirius_dspy.optimizer.pairs import preference_pairs
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.session import Session
@@ -140,7 +141,9 @@ def _train_one(session: Session, iteration: int, rows: TrainingSet) -> Job:
     began = time.perf_counter()
     workdir = run_dir.weights(iteration, rows.agent)
     seed = session.settings.seed + iteration
-    lm = session.settings.trainer.train(TrainingRequest(rows.agent, base, rows.chat, workdir, seed, on_progress))
+    trainer = session.settings.trainer
+    pairs = preference_pairs(session, iteration, rows.agent) if trainer.wants_pairs else []
+    lm = trainer.train(TrainingRequest(rows.agent, base, rows.chat, workdir, seed, on_progress, pairs))
     job = Job(
         agent=rows.agent,
         iteration=iteration,
