@@ -2,8 +2,8 @@
 
     python -m benchmarks.ceilings [--tasks crown two_hops] [--train 80] [--test 60] [--seed 0] [--json FILE]
 
-Start: the untrained model with demonstrations of the task in its prompts. Ceiling: each agent is fine-tuned on the right
-steps of the training examples, which only generated tasks can give. A task is worth a study if the team's ceiling is
+Start: the untrained model with demonstrations of the task in its prompts. Ceiling: each agent is fine-tuned on the
+right steps of the training examples, which only generated tasks can give. A task is worth a study if the team's ceiling is
 clearly above those of the single agents. The last but one column has the share of each agent's steps that are right
 given their own inputs, by the oracle of the task. Items are validation items, so that test items stay unseen.
 """
@@ -30,8 +30,6 @@ from sirius_dspy.running.evaluation import Evaluation, evaluate
 from sirius_dspy.training.curate import training_messages
 
 ADAPTER = PlainAdapter()
-MAX_TOKENS = 200
-"""For the reasoning of single agents; other replies end after a few words."""
 
 
 class Task(Protocol):
@@ -77,6 +75,7 @@ class Form:
     name: str
     single: bool = False
     reasoning: bool = False
+    max_tokens: int = 40
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,11 @@ class Result:
     """Of the training, or of the test for the start."""
 
 
-FORMS = (Form("single", single=True), Form("single with reasoning", single=True, reasoning=True), Form("team"))
+FORMS = (
+    Form("single", single=True),
+    Form("single with reasoning", single=True, reasoning=True, max_tokens=200),
+    Form("team"),
+)
 
 _TRACKING = (
     {"events": (1, 2, 3)},
@@ -126,8 +129,8 @@ class Settings:
 
 def measure(name: str, case: Case, settings: Settings) -> Iterator[Result]:
     """Measure all forms of a task before and after training."""
-    base = LocalLM(settings.model, max_tokens=MAX_TOKENS)
     for form in FORMS:
+        base = LocalLM(settings.model, max_tokens=form.max_tokens)
         program = case.task.build(form.single, form.reasoning) if form.single else case.task.build()
         program.set_lm(base)
         demos = case.task.demonstrations(form.single, form.reasoning, settings.num_shown)

@@ -18,7 +18,7 @@ ROOMS_RUNS = (
     _run(
         "Carl",
         "hall",
-        ("Everyone in the garden goes to the porch at dusk.", "Everyone in the garden goes to the porch.", "hall"),
+        ("Everyone in the garden goes to the lobby at dusk.", "Everyone in the garden goes to the lobby.", "hall"),
     ),
     _run(
         "Greta",
@@ -48,8 +48,8 @@ ROOMS_RUNS = (
     ),
     _run(
         "Axel",
-        "porch",
-        ("At dawn everyone in the attic goes to the porch.", "Everyone in the attic goes to the porch.", "porch"),
+        "lobby",
+        ("At dawn everyone in the attic goes to the lobby.", "Everyone in the attic goes to the lobby.", "lobby"),
     ),
     _run(
         "Selma",
@@ -81,8 +81,8 @@ ROOMS_RUNS = (
         ),
         ("Everyone in the library goes to the bedroom.", "Everyone in the library goes to the bedroom.", "bedroom"),
         (
-            "Everyone in the porch goes to the bedroom, as usual.",
-            "Everyone in the porch goes to the bedroom.",
+            "Everyone in the lobby goes to the bedroom, as usual.",
+            "Everyone in the lobby goes to the bedroom.",
             "bedroom",
         ),
     ),
