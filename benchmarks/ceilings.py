@@ -3,8 +3,8 @@
     python -m benchmarks.ceilings [--tasks crown two_hops] [--train 80] [--test 60] [--seed 0] [--json FILE]
 
 Start: the untrained model with demonstrations of the task in its prompts. Ceiling: each agent is fine-tuned on the
-right steps of the training examples, which only generated tasks can give. A task is worth a study if the team's ceiling is
-clearly above those of the single agents. The last but one column has the share of each agent's steps that are right
+right steps of the training examples, which only generated tasks can give. A task is worth a study if the team's
+ceiling is clearly above those of the single agents. The last but one column has the share of each agent's steps that are right
 given their own inputs, by the oracle of the task. Items are validation items, so that test items stay unseen.
 """
 
