@@ -4,8 +4,8 @@
 
 Start: the untrained model with demonstrations of the task in its prompts. Ceiling: each agent is fine-tuned on the
 right steps of the training examples, which only generated tasks can give. A task is worth a study if the team's
-ceiling is clearly above those of the single agents. The last but one column has the share of each agent's steps that are right
-given their own inputs, by the oracle of the task. Items are validation items, so that test items stay unseen.
+ceiling is clearly above those of the single agents. The last but one column has the share of each agent's steps that
+are right given their own inputs, by the oracle of the task. Items are validation items, so that test items stay unseen.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import dspy
 
-from programs import tracking
+from programs import hops, tracking
 from sirius_dspy import LocalLM, PlainAdapter
 from sirius_dspy.demo.steps import AnyStep, GoldStep
 from sirius_dspy.running.evaluation import Evaluation, evaluate
@@ -109,6 +109,9 @@ CASES = {
     "boxes": Case(tracking.boxes, *_TRACKING),
     "rooms": Case(tracking.rooms, *_TRACKING),
     "calendar": Case(tracking.calendar, *_TRACKING),
+    "two_hops": Case(hops.two_hops, {}, {"3 chains": {}}),
+    "two_hops_things": Case(hops.two_hops_things, {}, {"3 chains": {}}),
+    "three_hops": Case(hops.three_hops, {}, {"3 chains": {}}),
 }
 
 
