@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, Protocol
 
 import dspy
 
+from sirius_dspy.errors import DatasetError
+
 
 class AnyStep(Protocol):
     """What an oracle reads of a step, recorded or gold."""
@@ -49,3 +51,13 @@ def as_demonstrations(steps: Iterable[GoldStep]) -> dict[str, list[dspy.Example]
 def output_of(step: AnyStep, field: str) -> str:
     """Return an output as text; empty if the call failed or the field is missing."""
     return str((step.outputs or {}).get(field) or "")
+
+
+def check_form(single: bool, reasoning: bool) -> None:
+    """Refuse a form that no program has.
+
+    Raises:
+        DatasetError: `reasoning` is set for the team.
+    """
+    if reasoning and not single:
+        raise DatasetError("`reasoning` is set without `single`. Only the single agent has a reasoning field.")

@@ -12,11 +12,17 @@ One short answer cannot replace them for any number of events: a transformer of 
 Splits never share a story, for any seeds, sizes and settings; see `sirius_dspy.demo.generated`.
 """
 
+from sirius_dspy.demo.tracking.boxes_runs import BOXES_RUNS
+from sirius_dspy.demo.tracking.calendar_runs import CALENDAR_RUNS
 from sirius_dspy.demo.tracking.crown_runs import CROWN_RUNS
+from sirius_dspy.demo.tracking.rooms_runs import ROOMS_RUNS
 from sirius_dspy.demo.tracking.task import Shown, TrackingTask
 from sirius_dspy.demo.tracking.world import Event, World
-from sirius_dspy.demo.tracking.worlds import CROWN
+from sirius_dspy.demo.tracking.worlds import BOXES, CALENDAR, CROWN, ROOMS
 
-__all__ = ["Event", "Shown", "TrackingTask", "World", "crown"]
+__all__ = ["Event", "Shown", "TrackingTask", "World", "boxes", "calendar", "crown", "rooms"]
 
 crown = TrackingTask(CROWN, CROWN_RUNS)
+boxes = TrackingTask(BOXES, BOXES_RUNS)
+rooms = TrackingTask(ROOMS, ROOMS_RUNS)
+calendar = TrackingTask(CALENDAR, CALENDAR_RUNS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,13 @@ import dspy
 from sirius_dspy.demo import generated
 from sirius_dspy.demo.exact_word import exact_word, is_same_word
 from sirius_dspy.demo.generated import Split
+from sirius_dspy.demo.lengths import Lengths, lengths_of
 from sirius_dspy.demo.majority import majority_baseline
-from sirius_dspy.demo.steps import AnyStep, GoldStep, as_demonstrations, output_of
+from sirius_dspy.demo.steps import AnyStep, GoldStep, as_demonstrations, check_form, output_of
 from sirius_dspy.demo.tracking.programs import SingleTracker, TrackingTeam, write_whole
 from sirius_dspy.demo.tracking.story import write_story
 from sirius_dspy.demo.tracking.world import World
 from sirius_dspy.errors import DatasetError
-
-Lengths = int | Sequence[int]
-"""A number of events, or several that occur equally often."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class TrackingTask:
         Raises:
             DatasetError: `reasoning` is set for the team.
         """
-        _check_reasoning(single, reasoning)
+        check_form(single, reasoning)
         return SingleTracker(self.world, reasoning) if single else TrackingTeam(self.world)
 
     def examples(
@@ -75,7 +73,7 @@ class TrackingTask:
         split: Split,
         size: int = 100,
         seed: int = 0,
-        events: Lengths | Mapping[str, Lengths] = (1, 2, 3),
+        events: Lengths = (1, 2, 3),
         holders: int = 4,
     ) -> list[dspy.Example]:
         """Generate stories with the inputs `start`, `parts` and `question`, and the label `answer`.
@@ -91,7 +89,7 @@ class TrackingTask:
             DatasetError: An argument is invalid, or there are too few stories.
         """
         self._check_holders(holders)
-        lengths = _lengths(events, split)
+        lengths = lengths_of(events, split, "events")
         return generated.draw(
             lambda source: write_story(self.world, holders, source.choice(lengths), source), split, size, seed
         )
@@ -110,15 +108,19 @@ class TrackingTask:
             reasoning: Whether the single agent writes its reasoning.
             size: Number of runs that they come from; by default, all.
         """
-        _check_reasoning(single, reasoning)
+        check_form(single, reasoning)
         runs = self.shown[:size]
         if not single:
             return as_demonstrations(step for run in runs for step in self._shown_steps(run))
         return as_demonstrations(self._alone(run.example, _reasoning(run.told), reasoning) for run in runs)
 
     def majority_baseline(self, examples: Sequence[dspy.Example]) -> float:
-        """Return the share of the examples whose answer is the most frequent one, from 0 to 1."""
-        return majority_baseline(examples)
+        """Return the best score of an answer that ignores the events, from 0 to 1.
+
+        It is the most frequent answer, or always the holder at first, which in short stories is often right.
+        """
+        stays = sum(example.answer == example.start for example in examples)
+        return max(majority_baseline(examples), stays / len(examples))
 
     def gold_steps(self, example: dspy.Example, single: bool = False, reasoning: bool = False) -> list[GoldStep]:
         """Return the steps of a run in which every agent is right.
@@ -126,7 +128,7 @@ class TrackingTask:
         Raises:
             DatasetError: `reasoning` is set for the team, or a part has no event.
         """
-        _check_reasoning(single, reasoning)
+        check_form(single, reasoning)
         told = list(self._tell(example))
         if single:
             return [self._alone(example, _reasoning(told), reasoning)]
@@ -183,19 +185,3 @@ def _team_steps(start: str, question: str, told: Iterable[tuple[str, str, str]])
 def _reasoning(told: Iterable[tuple[str, str, str]]) -> str:
     """Write what the team writes: each event, and the holder after it."""
     return " ".join(f"{event} {holder}." for _, event, holder in told)
-
-
-def _check_reasoning(single: bool, reasoning: bool) -> None:
-    if reasoning and not single:
-        raise DatasetError("`reasoning` is set without `single`. Only the single agent has a reasoning field.")
-
-
-def _lengths(events: Lengths | Mapping[str, Lengths], split: str) -> tuple[int, ...]:
-    chosen = events.get(split) if isinstance(events, Mapping) else events
-    lengths = (chosen,) if isinstance(chosen, int) else tuple(chosen or ())
-    if not lengths or not all(isinstance(length, int) and length >= 1 for length in lengths):
-        raise DatasetError(
-            f"`events` is {events!r}, expected integers from 1, such as 5, (1, 2, 3) or {{'train': 1, 'test': (5, 10)}}"
-            f" with the split {split!r}."
-        )
-    return lengths

@@ -68,7 +68,7 @@ ROOMS = World(
         "cellar",
         "library",
         "garage",
-        "porch",
+        "lobby",
         "office",
         "bedroom",
         "pantry",
