@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import dspy
+from dspy.clients.utils_finetune import TrainDataFormat
 
 from programs import hops, tracking
 from sirius_dspy import LocalLM, PlainAdapter
@@ -165,7 +166,7 @@ def _at_most(rows: list[dict[str, Any]], size: int, chance: random.Random) -> li
 def _train(program: dspy.Module, base: LocalLM, case: Case, form: Form, settings: Settings) -> None:
     for name, rows in gold_rows(case, form, program, settings).items():
         options = {"output_dir": f"{tempfile.mkdtemp(prefix='ceilings-')}/{name}", "seed": settings.seed}
-        dict(program.named_predictors())[name].lm = base.finetune(rows, "chat", options).result()
+        dict(program.named_predictors())[name].lm = base.finetune(rows, TrainDataFormat.CHAT, options).result()
 
 
 def _score(
