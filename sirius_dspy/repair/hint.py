@@ -14,6 +14,7 @@ from sirius_dspy.plain import readable
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.case import Case, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.label import can_know
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, find_sentence
 from sirius_dspy.repair.prompts import free_name
 from sirius_dspy.repair.reliance import mean_difference
@@ -31,10 +32,11 @@ TRACES = LeakGuard.TRACES.replace(r"\b(feedback", r"\b(hint(?:s|ed)?|feedback")
 class HintAugmenter(Augmenter):
     """Lets one agent answer again with part of the solution in sight, as little as suffices.
 
-    What a step should write is known for a step that gives the answer: the label. For another step it is the sentence
-    of its own inputs in which the label stands, if there is one, because finding it may be that agent's work. The hint
-    tells how this text begins: first its first letter and its length, then a share of its words. The hint is in no
-    training row, and the leak guard refuses answers that carry the label ahead.
+    What a step should write is known for a step that gives the answer and can know it (see `LabelAugmenter`): the
+    label. For another step it is the sentence of its own inputs in which the label stands, if there is one, because
+    finding it may be that agent's work. The hint tells how this text begins: first its first letter and its length,
+    then a share of its words. The hint is in no training row, and the leak guard refuses answers that carry the label
+    ahead.
 
     Args:
         shares: Shares of the text that the hints reveal, one try each; 0 reveals the first letter and the length.
@@ -133,7 +135,9 @@ def _target(case: Case, position: int) -> str:
         return ""
     label = str(readable(next(iter(gold.values())))).strip()
     is_answer = bool(case.answer_fields(step, dict.fromkeys(case.signature_of(step).output_fields)))
-    return label if is_answer else find_sentence(step.inputs, label)
+    if is_answer:
+        return label if can_know(case, position, gold) else ""
+    return find_sentence(step.inputs, label)
 
 
 def write_hint(target: str, share: float) -> str:

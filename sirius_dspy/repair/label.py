@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -16,15 +17,19 @@ from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, mentions_gold
 from sirius_dspy.trajectory import Attempt, Repair, Trajectory, Values
 
+LIKELIER = math.log(10)
+"""By how much the text of other agents must make the label likelier, in nats: ten times, since any text moves the
+probability a little."""
+
 
 class LabelAugmenter(Augmenter):
     """Writes the label in the place of a step's own answer, from the last step backwards, and runs the program on.
 
     It is for steps with one output: the label under the real prompt is what supervised fine-tuning would train on. Only
-    a step that can know the answer gets it, or it would learn to ignore what it reads: the label stands in the step's
-    inputs; or the step reads nothing of other agents; or, where the LM can tell, what other agents wrote makes the
-    label likelier than no text of theirs. For a step that does not give the program's answer, the first of these holds
-    by the leak guard.
+    a step that can know the answer gets it, or it would learn to ignore what it reads. The label stands in the step's
+    inputs; or the step reads all inputs of the program, or only these; or, where the LM can tell, what other agents
+    wrote makes the label ten times likelier than no text of theirs. For a step that does not give the program's answer,
+    the leak guard demands the first of these.
 
     Args:
         guard: Decides which steps may carry the label.
@@ -77,13 +82,14 @@ class LabelAugmenter(Augmenter):
 
 
 def can_know(case: Case, position: int, outputs: Values) -> bool:
-    """Whether a step can know the answer from what it reads; see `LabelAugmenter`."""
+    """Whether a step can know these outputs from what it reads; see `LabelAugmenter`."""
     step = case.failed.steps[position]
     if mentions_gold(step.inputs, outputs):
         return True
     given = {canonical(value) for value in to_plain(case.example.inputs()).values()}
+    read = {canonical(value) for value in step.inputs.values()}
     upstream = [name for name, value in step.inputs.items() if canonical(value) not in given]
-    if not upstream:
+    if not upstream or given <= read:
         return True
     try:
         inputs = case.inputs_of(position)
@@ -91,7 +97,7 @@ def can_know(case: Case, position: int, outputs: Values) -> bool:
         return False
     blank = {name: "" if name in upstream and isinstance(value, str) else value for name, value in inputs.items()}
     with_text, without = case.log_probs(position, outputs), case.log_probs(position, outputs, inputs=blank)
-    return with_text is not None and without is not None and sum(with_text) > sum(without)
+    return with_text is not None and without is not None and sum(with_text) - sum(without) > LIKELIER
 
 
 def _surprise(case: Case, position: int, outputs: Values) -> float | None:
