@@ -35,7 +35,7 @@ Progress = Callable[[int, int, float], None]
 STOP_WINDOW = 8
 """Number of steps whose losses are averaged to decide whether to end training early."""
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "gguf", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "gguf", "safetensors")
 
 
 _SETTINGS = {
@@ -112,12 +112,14 @@ class TokenRow:
     """The prompt as the engine receives it; it carries no loss."""
     completion: tuple[int, ...]
     """The reply that the model should generate, with the end of its turn."""
+    weight: float = 1.0
+    """How much the row counts beside rows of weight 1."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
 
 
-def to_tokens(chat: Chat, messages: Sequence[Mapping[str, str]]) -> TokenRow:
+def to_tokens(chat: Chat, messages: Sequence[Mapping[str, str]], weight: float = 1.0) -> TokenRow:
     """Tokenize one chat row, whose last message is the reply to learn.
 
     The prompt comes from the same function as at inference. The completion is the reply and the end-of-turn token,
@@ -132,7 +134,7 @@ def to_tokens(chat: Chat, messages: Sequence[Mapping[str, str]]) -> TokenRow:
             f"A training row has the roles {roles!r}; expected a prompt and, last, one 'assistant' message."
         )
     prompt = chat.encode(chat.prompt(messages[:-1]))
-    return TokenRow(tuple(prompt), tuple(chat.encode_completion(messages[-1]["content"])))
+    return TokenRow(tuple(prompt), tuple(chat.encode_completion(messages[-1]["content"])), weight)
 
 
 def drop_long_rows(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
@@ -171,8 +173,24 @@ def check_packages() -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainingTask:
+    """One agent's part of a job."""
+
+    rows: Sequence[TokenRow]
+    options: LoraOptions
+    folder: Path
+    """Receives `adapter/` and `model.gguf`."""
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> TrainingTask:
+        """Read a task that `TrainingJob.to_json` wrote."""
+        rows = [TokenRow(tuple(row["prompt"]), tuple(row["completion"]), row["weight"]) for row in values["rows"]]
+        return cls(rows, LoraOptions(**values["options"]), Path(values["folder"]))
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingJob:
-    """The input of the child process."""
+    """The input of the child process: agents whose adapters are trained in one pass over the same weights."""
 
     module: ClassVar[str] = "sirius_dspy.local.train"
 
@@ -181,10 +199,7 @@ class TrainingJob:
     training_copy: Path | None
     """Folder in which their de-quantized copy is kept for the next job; `None` keeps no copy."""
     tokenizer: Path
-    rows: Sequence[TokenRow]
-    options: LoraOptions
-    folder: Path
-    """Receives `adapter/` and `model.gguf`."""
+    tasks: Sequence[TrainingTask]
     name: str
     """Name that is written into the new weights."""
 
@@ -196,11 +211,10 @@ class TrainingJob:
     def from_json(cls, text: str) -> TrainingJob:
         """Read a job that `to_json` wrote."""
         values = json.loads(text)
-        for name in ("gguf", "tokenizer", "folder"):
+        for name in ("gguf", "tokenizer"):
             values[name] = Path(values[name])
         values["training_copy"] = values["training_copy"] and Path(values["training_copy"])
-        values["rows"] = [TokenRow(tuple(row["prompt"]), tuple(row["completion"])) for row in values["rows"]]
-        values["options"] = LoraOptions(**values["options"])
+        values["tasks"] = [TrainingTask.from_values(task) for task in values["tasks"]]
         return cls(**values)
 
 
@@ -214,16 +228,17 @@ class ChildJob(Protocol):
         """Serialize the job for the module."""
 
 
-def train(job: ChildJob, *, stop: threading.Event, on_progress: Progress | None = None) -> dict[str, Any]:
+def train(job: ChildJob, *, stop: threading.Event, hooks: Sequence[Progress | None] = ()) -> dict[str, Any]:
     """Run a job in a child process and wait for it.
 
     Args:
         job: The job to run.
         stop: Event that ends the child within a second.
-        on_progress: Called from this thread after every step.
+        hooks: One for each task of the job; called from this thread after every step of the task.
 
     Returns:
-        The measurements of the child: `losses`, `tokens`, `train_seconds`, `merge_seconds`, `precision`, `device`.
+        The last report of the child, which has the measurements: for a `TrainingJob`, `results` with the `losses`,
+        `tokens`, `train_seconds`, `merge_seconds`, `precision` and `device` of each task.
 
     Raises:
         TrainingError: The child failed, or was stopped.
@@ -233,7 +248,7 @@ def train(job: ChildJob, *, stop: threading.Event, on_progress: Progress | None 
         note.write_text(job.to_json(), encoding="utf-8")
         with Path(scratch, "stderr.txt").open("w+b") as complaints, _start(job.module, note, complaints) as child:
             try:
-                result = _follow(child, stop, on_progress)
+                result = _follow(child, stop, hooks)
             except BaseException:
                 child.kill()
                 raise
@@ -273,7 +288,9 @@ def _environment() -> dict[str, str]:
     return {**patient, **os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _follow(child: subprocess.Popen[str], stop: threading.Event, on_progress: Progress | None) -> dict[str, Any] | None:
+def _follow(
+    child: subprocess.Popen[str], stop: threading.Event, hooks: Sequence[Progress | None]
+) -> dict[str, Any] | None:
     """Pass on the child's reports until its output ends, and return the last one, which is the result."""
     reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(child, reports), name="training-reports", daemon=True)
@@ -290,8 +307,8 @@ def _follow(child: subprocess.Popen[str], stop: threading.Event, on_progress: Pr
             return result
         if "step" not in report:
             result = report
-        elif on_progress is not None:
-            on_progress(report["step"], report["total"], report["loss"])
+        elif hooks and (hook := hooks[report.get("task", 0)]) is not None:
+            hook(report["step"], report["total"], report["loss"])
 
 
 def _read(child: subprocess.Popen[str], reports: queue.SimpleQueue[dict[str, Any] | None]) -> None:

@@ -186,7 +186,7 @@ def prefer(
             folder=draft,
             name=new_name(base),
         )
-        measured = lora.train(task, stop=threading.Event(), on_progress=on_progress)
+        measured = lora.train(task, stop=threading.Event(), hooks=[on_progress])
         record = {
             "key": key,
             "base": base.id,

@@ -20,7 +20,7 @@ from sirius_dspy.errors import TrainingError
 from sirius_dspy.local import lora
 from sirius_dspy.local.chat import load_chat, share_chat
 from sirius_dspy.local.home import home
-from sirius_dspy.local.lora import LoraOptions, Progress
+from sirius_dspy.local.lora import LoraOptions, Progress, TokenRow
 from sirius_dspy.local.models import Weights, register, resolve
 from sirius_dspy.local.serving import Device, engines, free_memory, pool_key
 from sirius_dspy.trajectory import digest
@@ -87,6 +87,8 @@ class LocalProvider(Provider):
 
     writes_weights: ClassVar[bool] = True
     """An optimizer may pass `output_dir` in `train_kwargs` to set the weight folder."""
+    weighs_rows: ClassVar[bool] = True
+    """Rows may have a `weight`, with which their loss is multiplied; only the ratios of the weights matter."""
     loads_when_asked: ClassVar[bool] = True
     """Weights are loaded at the first call, so nothing must be launched."""
 
@@ -145,6 +147,40 @@ class LocalProvider(Provider):
         job.state = TrainingStatus.succeeded
         return new_id
 
+    def finetune_all(
+        self,
+        model: str,
+        train_data: Sequence[Sequence[Mapping[str, Any]]],
+        train_kwargs: Sequence[Mapping[str, Any]],
+        stop: threading.Event | None = None,
+    ) -> list[str]:
+        """Train one adapter on each of several sets of chat rows, in one pass over the weights.
+
+        Each one becomes what training it alone gives, up to rounding: a product of more rows may sum in another order.
+
+        Args:
+            model: The id of the weights from which all start.
+            train_data: The rows of each adapter.
+            train_kwargs: The settings of each adapter.
+            stop: Event that ends the training.
+
+        Returns:
+            The ids of the new weights.
+
+        Raises:
+            TrainingError: There was nothing to train on, or the job failed or was cancelled. Then none is kept.
+        """
+        self.check()
+        base = resolve(model)
+        orders = [
+            _Order.build(base, rows, TrainingSettings.read(kwargs, self.options))
+            for rows, kwargs in zip(train_data, train_kwargs, strict=True)
+        ]
+        missing = [order for order in orders if not is_finished(order.folder, order.key)]
+        if missing:
+            _train(base, missing, stop or threading.Event())
+        return [adopt(base, order.folder).id for order in orders]
+
     def _finetune(
         self,
         job: LocalTrainingJob,
@@ -153,16 +189,54 @@ class LocalProvider(Provider):
         form: Any,
         train_kwargs: Mapping[str, Any],
     ) -> str:
-        settings = TrainingSettings.read(train_kwargs, self.options)
-        self.check()
         if getattr(form, "value", form) not in ("chat", None):
             raise TypeError(f"The training data format is {form!r}; a local model trains on 'chat' rows.")
-        base = resolve(model)
+        (new_id,) = self.finetune_all(model, [rows], [train_kwargs], job.stop)
+        return new_id
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One adapter to train."""
+
+    rows: Sequence[TokenRow]
+    num_dropped: int
+    settings: TrainingSettings
+    folder: Path
+    key: str
+
+    @classmethod
+    def build(cls, base: Weights, rows: Sequence[Mapping[str, Any]], settings: TrainingSettings) -> _Order:
+        """Tokenize the rows, and derive the key and the folder from their content.
+
+        Raises:
+            TrainingError: No row can be trained on.
+        """
+        chat = load_chat(base)
+        tokens = [lora.to_tokens(chat, row["messages"], row.get("weight", 1.0)) for row in rows]
+        kept = lora.drop_long_rows(tokens, min(settings.options.max_length, chat.context))
         key = digest({"base": base.digits, "rows": list(rows), "options": dataclasses.asdict(settings.options)})
-        folder = settings.output_dir or home("models", key[:16])
-        if not is_finished(folder, key):
-            _train_into(folder, base, rows, settings, key, job.stop)
-        return adopt(base, folder).id
+        return cls(kept, len(tokens) - len(kept), settings, settings.output_dir or home("models", key[:16]), key)
+
+    @property
+    def draft(self) -> Path:
+        """Where the folder is written before it is complete."""
+        return self.folder.with_name(f".{self.folder.name}.draft")
+
+    def finish(self, base: Weights, measured: Mapping[str, Any], seconds: float) -> None:
+        """Write `training.json`, and let the folder appear."""
+        record = {
+            "key": self.key,
+            "base": base.id,
+            "options": dataclasses.asdict(self.settings.options),
+            "num_rows": len(self.rows),
+            "num_dropped": self.num_dropped,
+            "completion_tokens": sum(len(row.completion) for row in self.rows),
+            **measured,
+            "seconds": seconds,
+        }
+        (self.draft / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
+        self.draft.rename(self.folder)
 
 
 def adopt(base: Weights, folder: Path) -> Weights:
@@ -192,49 +266,27 @@ def is_finished(folder: Path, key: str) -> bool:
     )
 
 
-def _train_into(
-    folder: Path,
-    base: Weights,
-    rows: Sequence[Mapping[str, Any]],
-    settings: TrainingSettings,
-    key: str,
-    stop: threading.Event,
-) -> None:
-    """Train into a temporary folder and rename it at the end, so that the folder is always complete."""
+def _train(base: Weights, orders: Sequence[_Order], stop: threading.Event) -> None:
+    """Train into temporary folders and rename them at the end, so that the folders are always complete."""
     started = time.monotonic()
-    chat = load_chat(base)
-    tokens = [lora.to_tokens(chat, row["messages"]) for row in rows]
-    kept = lora.drop_long_rows(tokens, min(settings.options.max_length, chat.context))
     make_room(base)
-    draft = folder.with_name(f".{folder.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)  # leftover of a killed run
-    draft.mkdir(parents=True)
     try:
-        task = lora.TrainingJob(
+        for order in orders:
+            shutil.rmtree(order.draft, ignore_errors=True)  # leftover of a killed run
+            order.draft.mkdir(parents=True)
+        job = lora.TrainingJob(
             gguf=base.gguf,
             training_copy=training_copy(base),
-            tokenizer=chat.folder,
-            rows=kept,
-            options=settings.options,
-            folder=draft,
+            tokenizer=load_chat(base).folder,
+            tasks=[lora.TrainingTask(order.rows, order.settings.options, order.draft) for order in orders],
             name=new_name(base),
         )
-        measured = lora.train(task, stop=stop, on_progress=settings.on_progress)
-        record = {
-            "key": key,
-            "base": base.id,
-            "options": dataclasses.asdict(settings.options),
-            "num_rows": len(kept),
-            "num_dropped": len(tokens) - len(kept),
-            "completion_tokens": sum(len(row.completion) for row in kept),
-            **measured,
-            "seconds": time.monotonic() - started,
-        }
-        (draft / "training.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        shutil.rmtree(draft / "scratch", ignore_errors=True)
-        draft.rename(folder)
+        measured = lora.train(job, stop=stop, hooks=[order.settings.on_progress for order in orders])
+        for order, result in zip(orders, measured["results"], strict=True):
+            order.finish(base, result, time.monotonic() - started)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        for order in orders:
+            shutil.rmtree(order.draft, ignore_errors=True)
 
 
 def make_room(base: Weights) -> None:

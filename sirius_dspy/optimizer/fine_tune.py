@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
 
 from sirius_dspy import checks
-from sirius_dspy.errors import SettingsError, UnpreparedProgramError
+from sirius_dspy.errors import SettingsError, TrainingError, UnpreparedProgramError
 from sirius_dspy.optimizer.pairs import preference_pairs
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.run_dir import RunDir
@@ -99,7 +99,9 @@ def train(session: Session, iteration: int, sets: Mapping[str, TrainingSet]) -> 
     for agent, rows in with_rows.items():
         if jobs[agent] is None:
             session.settings.trainer.check_rows(agent, _base(session, agent), len(rows.rows))
-    return {agent: jobs[agent] or _train_one(session, iteration, rows) for agent, rows in with_rows.items()}
+    missing = [rows for agent, rows in with_rows.items() if jobs[agent] is None]
+    trained = _train_missing(session, iteration, missing)
+    return {agent: job or trained[agent] for agent, job in jobs.items()}
 
 
 def restore(run_dir: RunDir, trainer: Trainer, start: LMs, agent: str, model: str) -> dspy.LM:
@@ -126,37 +128,62 @@ def _base(session: Session, agent: str) -> dspy.LM:
     return (session.weights.start if is_base else session.weights.current)[agent]
 
 
-def _train_one(session: Session, iteration: int, rows: TrainingSet) -> Job:
-    """Fine-tune one agent; the result is on disk before the next job begins."""
-    run_dir, base = session.plan.run_dir, _base(session, rows.agent)
-    session.account.check()
-    run_dir.check_writable()  # the job is paid for, and its result must not be lost
-    session.tracker.on_stage_started(StageStarted(iteration, "train", 1))
-    losses: list[float] = []
+def _train_missing(session: Session, iteration: int, sets: Sequence[TrainingSet]) -> dict[str, Job]:
+    """Fine-tune agents; a result is on disk before the next one is asked for."""
+    losses: dict[str, list[float]] = {rows.agent: [] for rows in sets}
+    requests = [_request(session, iteration, rows, losses[rows.agent]) for rows in sets]
+    lms = iter(session.settings.trainer.train_all(requests))
+    jobs: dict[str, Job] = {}
+    for request in requests:
+        session.account.check()
+        session.plan.run_dir.check_writable()  # the job is paid for, and its result must not be lost
+        session.tracker.on_stage_started(StageStarted(iteration, "train", 1))
+        began = time.perf_counter()
+        lm = next(lms, None)
+        seconds = time.perf_counter() - began
+        jobs[request.agent] = _finish(session, iteration, request, lm, losses[request.agent], seconds)
+    return jobs
 
+
+def _request(session: Session, iteration: int, rows: TrainingSet, losses: list[float]) -> TrainingRequest:
     def on_progress(step: int, total: int, loss: float) -> None:
         losses.append(loss)
         session.tracker.on_training_progress(TrainingProgress(iteration, rows.agent, step, total, loss))
 
-    began = time.perf_counter()
-    workdir = run_dir.weights(iteration, rows.agent)
+    workdir = session.plan.run_dir.weights(iteration, rows.agent)
     seed = session.settings.seed + iteration
-    trainer = session.settings.trainer
-    pairs = preference_pairs(session, iteration, rows.agent) if trainer.wants_pairs else []
-    lm = trainer.train(TrainingRequest(rows.agent, base, rows.chat, workdir, seed, on_progress, pairs))
+    pairs = preference_pairs(session, iteration, rows.agent) if session.settings.trainer.wants_pairs else []
+    return TrainingRequest(rows.agent, _base(session, rows.agent), rows.chat, workdir, seed, on_progress, pairs)
+
+
+def _finish(
+    session: Session,
+    iteration: int,
+    request: TrainingRequest,
+    lm: dspy.LM | None,
+    losses: list[float],
+    seconds: float,
+) -> Job:
+    """Write down that an agent has new weights.
+
+    Raises:
+        TrainingError: It has none.
+    """
+    agent, base = request.agent, request.lm.model
+    if lm is None:
+        trainer = type(session.settings.trainer).__name__
+        raise TrainingError(f"`{trainer}.train_all` yielded no LM for agent {agent!r}, expected one per request.")
     job = Job(
-        agent=rows.agent,
+        agent=agent,
         iteration=iteration,
         lm=lm.model,
-        base=base.model,
-        rows=len(rows.rows),
+        base=base,
+        rows=len(request.rows),
         losses=losses,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
     )
-    session.weights.add(rows.agent, lm)
-    run_dir.finish_job(job)
-    weights = workdir if workdir.exists() else None
-    session.tracker.on_trained(
-        Trained(iteration, rows.agent, base.model, lm.model, job.rows, losses, job.seconds, weights)
-    )
+    session.weights.add(agent, lm)
+    session.plan.run_dir.finish_job(job)
+    weights = request.workdir if request.workdir.exists() else None
+    session.tracker.on_trained(Trained(iteration, agent, base, lm.model, job.rows, losses, seconds, weights))
     return job

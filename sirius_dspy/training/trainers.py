@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,8 @@ class TrainingRequest:
     lm: dspy.LM
     """The LM from which training starts; it is not changed."""
     rows: Sequence[Mapping[str, Any]]
-    """Chat rows, `{"messages": [...]}`; the last message is the completion to learn."""
+    """Chat rows, `{"messages": [...]}`; the last message is the completion to learn. A row that does not count like the
+    others has a `weight`."""
     workdir: Path
     """A folder for this job only; a trainer on this machine writes the weights into it."""
     seed: int
@@ -70,6 +72,18 @@ class Trainer(ABC):
         Raises:
             TrainingError: The job failed, or returned no usable LM.
         """
+
+    def train_all(self, requests: Sequence[TrainingRequest]) -> Iterator[dspy.LM]:
+        """Yield the new LM of each request, in order, each as soon as it is there.
+
+        This implementation trains one after another, and begins a job when its LM is asked for. A trainer that can
+        train several agents at once overrides it; the result of an agent must not depend on which others are trained.
+
+        Raises:
+            TrainingError: A job failed.
+        """
+        for request in requests:
+            yield self.train(request)
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """Return the LM of a job that finished before a restart.
@@ -109,6 +123,7 @@ class ProviderTrainer(Trainer):
         train_from: `base` trains every iteration from the initial weights of the student, as in the paper; `current`
             from the weights that were kept last.
 
+    A provider whose attribute `weighs_rows` is true receives the `weight` of rows, which others would refuse.
     A provider whose attribute `writes_weights` is true also receives `output_dir`, `seed` and `on_progress`, which
     hosted providers would refuse. DSPy's hosted providers print their progress; while they train, stdout is redirected
     to stderr.
@@ -162,14 +177,42 @@ class ProviderTrainer(Trainer):
         """See `Trainer.train`; an interrupt cancels the job before it propagates."""
         self.check_rows(request.agent, request.lm, len(request.rows))
         with _quiet(request.lm.provider):
-            rows = [dict(row) for row in request.rows]
-            job = request.lm.finetune(rows, TrainDataFormat.CHAT, self._train_kwargs(request))
+            job = request.lm.finetune(_rows(request), TrainDataFormat.CHAT, self._train_kwargs(request))
             try:
                 result = _wait(job)
             except BaseException:
                 _cancel(job)
                 raise
         return _check_result(result, request, job)
+
+    def train_all(self, requests: Sequence[TrainingRequest]) -> Iterator[dspy.LM]:
+        """See `Trainer.train_all`. Neighbors with the same base and provider are trained together if it can do that.
+
+        A provider can if it has `finetune_all(model, train_data, train_kwargs)`, which takes a list of rows and a table
+        of settings for each agent and returns the ids of the new weights, of all agents or of none.
+        """
+        for _, group in itertools.groupby(requests, _shared_base):
+            together = list(group)
+            if len(together) > 1:
+                yield from self._train_together(together)
+            else:
+                yield self.train(together[0])
+
+    def _train_together(self, requests: Sequence[TrainingRequest]) -> list[dspy.LM]:
+        for request in requests:
+            self.check_rows(request.agent, request.lm, len(request.rows))
+        lm = requests[0].lm
+        rows, settings = [_rows(request) for request in requests], [self._train_kwargs(request) for request in requests]
+        try:
+            models = lm.provider.finetune_all(lm.finetuning_model or lm.model, rows, settings)
+        except Exception as error:
+            agents = ", ".join(repr(request.agent) for request in requests)
+            raise TrainingError(
+                f"The job of the agents {agents} failed: {error} Everything collected so far is kept; run the same "
+                "`compile` again to resume."
+            ) from error
+        trained = [request.lm.copy(model=model) for request, model in zip(requests, models, strict=True)]
+        return [_check_result(*pair, None) for pair in zip(trained, requests, strict=True)]
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`; a provider that keeps weights in folders finds them with `restore(model, workdir)`."""
@@ -183,6 +226,19 @@ class ProviderTrainer(Trainer):
         if getattr(request.lm.provider, "writes_weights", False):
             kwargs |= {"output_dir": str(request.workdir), "seed": request.seed, "on_progress": request.on_progress}
         return kwargs
+
+
+def _shared_base(request: TrainingRequest) -> Hashable:
+    """Equal for requests that may be trained together."""
+    provider = request.lm.provider
+    is_able = callable(getattr(provider, "finetune_all", None))
+    return (id(provider), request.lm.finetuning_model or request.lm.model) if is_able else id(request)
+
+
+def _rows(request: TrainingRequest) -> list[dict[str, Any]]:
+    """Copy the rows, without weights if the provider would refuse them."""
+    left_out = () if getattr(request.lm.provider, "weighs_rows", False) else ("weight",)
+    return [{name: value for name, value in row.items() if name not in left_out} for row in request.rows]
 
 
 def _check_openai(agent: str, lm: dspy.LM) -> None:
@@ -233,13 +289,13 @@ def _cancel(job: TrainingJob) -> None:
         logger.warning("The fine-tuning job%s could not be cancelled.", _format_id(job), exc_info=redact_error(error))
 
 
-def _format_id(job: TrainingJob) -> str:
+def _format_id(job: TrainingJob | None) -> str:
     """Format the provider's id of a job for a message; empty if it has none."""
     name = getattr(job, "provider_job_id", None)
     return f" {name!r}" if name else ""
 
 
-def _reason(lm: dspy.LM, job: TrainingJob) -> str:
+def _reason(lm: dspy.LM, job: TrainingJob | None) -> str:
     """Return OpenAI's message about a failed job, which DSPy does not pass on; empty if there is none."""
     name = getattr(job, "provider_job_id", None)
     if not name or not isinstance(lm.provider, OpenAIProvider):
@@ -253,7 +309,7 @@ def _reason(lm: dspy.LM, job: TrainingJob) -> str:
     return redact(f"OpenAI says: {error.message} ({error.code}) ") if error is not None and error.message else ""
 
 
-def _check_result(result: Any, request: TrainingRequest, job: TrainingJob) -> dspy.LM:
+def _check_result(result: Any, request: TrainingRequest, job: TrainingJob | None) -> dspy.LM:
     """Check the result of a job: DSPy returns the exception of a failed job, and accepts any string as a model."""
     if isinstance(result, Exception):
         raise TrainingError(

@@ -1,0 +1,172 @@
+"""The forward pass of a Llama or Qwen decoder that the adapters of several agents share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sirius_dspy.errors import TrainingError
+from sirius_dspy.local.attention import attend
+from sirius_dspy.local.layout import Layout
+from sirius_dspy.local.low_rank import AdaptedLinear, RMSNorm, Rotation, SwiGLU
+
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""What `Decoder` computes, as `model_type` of the configuration."""
+
+GROUPS = {
+    "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "output": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+"""The linear layers of a block; those with the same input are computed in one product."""
+
+Factors = tuple[torch.Tensor, torch.Tensor]
+"""`narrow` and `wide` of one group of one adapter; see `AdaptedLinear`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """The frozen linear layers of a group, stacked."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    sizes: tuple[int, ...]
+    """Number of outputs of each layer."""
+
+    @classmethod
+    def stack(cls, layers: Sequence[torch.nn.Linear]) -> Linear:
+        """Stack the outputs of layers that have the same input."""
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+        return cls(weight, bias, tuple(layer.out_features for layer in layers))
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One agent's part of a pass."""
+
+    layout: Layout
+    factors: Sequence[dict[str, Factors]]
+    """For each block, group to factors."""
+    scale: float
+    """`alpha / rank`."""
+    dropout: float
+    generator: torch.Generator
+    """Draws what is dropped."""
+
+    def mask(self, like: torch.Tensor) -> torch.Tensor | None:
+        """Draw what is kept of the inputs of an update, `None` for everything."""
+        if not self.dropout:
+            return None
+        kept = torch.rand(like.shape, generator=self.generator, device=like.device) >= self.dropout
+        return kept.to(like.dtype).div_(1 - self.dropout)
+
+
+class Block:
+    """One layer of the decoder."""
+
+    def __init__(self, layer: Any) -> None:
+        self.linear = {
+            group: Linear.stack([layer.get_submodule(name) for name in names]) for group, names in GROUPS.items()
+        }
+        self.norms = [
+            (norm.weight.detach(), norm.variance_epsilon)
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm)
+        ]
+        self.head_norms = [
+            (norm.weight.detach(), norm.variance_epsilon)
+            for name in ("q_norm", "k_norm")
+            if (norm := getattr(layer.self_attn, name, None)) is not None
+        ]
+        self.width, self.scale = layer.self_attn.head_dim, layer.self_attn.scaling
+
+    def __call__(self, x: torch.Tensor, number: int, rotation: Factors, shares: Sequence[Share]) -> torch.Tensor:
+        """Map `(tokens, width)` to the next layer's input."""
+
+        def linear(group: str, values: torch.Tensor) -> torch.Tensor:
+            base, spans = self.linear[group], [share.layout.span for share in shares]
+            factors = [factor for share in shares for factor in share.factors[number][group]]
+            masks = [share.mask(values[share.layout.span]) for share in shares]
+            scales = [share.scale for share in shares]
+            return AdaptedLinear.apply(values, base.weight, base.bias, spans, scales, masks, *factors)
+
+        heads = linear("attention", RMSNorm.apply(x, *self.norms[0]))
+        x = x + linear("output", self._attend(heads, rotation, shares))
+        both = linear("gate_up", RMSNorm.apply(x, *self.norms[1]))
+        return x + linear("down", SwiGLU.apply(both))
+
+    def _attend(self, heads: torch.Tensor, rotation: Factors, shares: Sequence[Share]) -> torch.Tensor:
+        """Attention of each agent's rows, from `(tokens, all heads)` of queries, keys and values."""
+        sizes = self.linear["attention"].sizes
+        query, key, value = (part.unflatten(-1, (-1, self.width)) for part in heads.split(sizes, -1))
+        if self.head_norms:
+            query, key = RMSNorm.apply(query, *self.head_norms[0]), RMSNorm.apply(key, *self.head_norms[1])
+        query, key = Rotation.apply(query, *rotation), Rotation.apply(key, *rotation)
+        spans = [share.layout.span for share in shares]
+        outputs = [
+            attend(query[span], key[span], value[span], share.layout, self.scale)
+            for share, span in zip(shares, spans, strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class Decoder:
+    """A frozen decoder, prepared for training adapters.
+
+    Args:
+        model: A causal language model of Transformers. Its layers are taken apart, so it cannot be used afterwards.
+
+    Raises:
+        TrainingError: The model has another architecture than `ARCHITECTURES`, or a variant that is not computed here.
+    """
+
+    def __init__(self, model: Any) -> None:
+        _check(model.config)
+        body = model.model
+        self.embedding = body.embed_tokens.weight.detach()
+        self.head = model.lm_head.weight.detach()
+        self.norm = (body.norm.weight.detach(), body.norm.variance_epsilon)
+        self.rotary = body.rotary_emb
+        self.blocks = []
+        for number, layer in enumerate(body.layers):
+            self.blocks.append(Block(layer))
+            body.layers[number] = torch.nn.Identity()  # free the layers that have been stacked
+
+    def hidden(self, ids: torch.Tensor, positions: torch.Tensor, shares: Sequence[Share]) -> torch.Tensor:
+        """Compute the last layer's output.
+
+        Args:
+            ids: `(tokens,)`, int64; the tokens of all agents, see `Layout`.
+            positions: `(tokens,)`, int64; the position of each token in its row.
+            shares: The agents, in the order of their tokens.
+
+        Returns:
+            `(tokens, width)`, before the last norm.
+        """
+        x = self.embedding[ids]
+        cos, sin = self.rotary(x, positions.unsqueeze(0))
+        rotation = cos.transpose(0, 1), sin.transpose(0, 1)
+        for number, block in enumerate(self.blocks):
+            x = block(x, number, rotation, shares)
+        return x
+
+    def token_losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Compute the loss of each target, `(n,)`, in nats, from the outputs before it, `(n, width)`."""
+        logits = torch.nn.functional.linear(RMSNorm.apply(hidden, *self.norm), self.head)
+        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _check(config: Any) -> None:
+    known = config.model_type in ARCHITECTURES and config.hidden_act == "silu"
+    full = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
+    if not (known and full):
+        raise TrainingError(
+            f"Cannot train a {config.model_type!r} model with {config.hidden_act!r} activations"
+            f"{'' if full else ' and sliding attention'}; expected full attention, 'silu', and one of "
+            f"{', '.join(ARCHITECTURES)}."
+        )
