@@ -135,7 +135,7 @@ def test_dpo_rates_the_chosen_reply_higher_and_keeps_the_reference(tmp_path):
     model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     pairs = [TokenPair((3, 6, 1), (7, 1), (8, 8, 1)), TokenPair((3, 8, 1), (7, 7, 1), (8, 1))] * 4
     reports = []
-    options = PreferenceOptions(epochs=10, learning_rate=1e-2, sft_weight=0.0)
+    options = PreferenceOptions(epochs=10, learning_rate=1e-1, beta=0.5, sft_weight=0.0)
     trainer = build_trainer(model, tiny_tokenizer(), pairs, options, tmp_path)
     reporter = Reporter(reports.append)
     trainer.add_callback(reporter)
