@@ -6,11 +6,21 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import dspy
 import pytest
 
-from sirius_dspy import Budget, Collect, Credit, CriticAugmenter, ExperienceLibrary, measure_precision, read_credits
+from sirius_dspy import (
+    Budget,
+    Collect,
+    Credit,
+    CriticAugmenter,
+    Patience,
+    measure_precision,
+    open_library,
+    read_credits,
+)
 from sirius_dspy.credit.credit import LUCKY, NO_DIFFERENCE
 from sirius_dspy.credit.values import StepCredit, follows
 from sirius_dspy.errors import UnfinishedError
@@ -76,27 +86,19 @@ def compiled_chain(tmp_path, program, number=4, **settings):
     options = {"iterations": 1, "collect": Collect(samples=3), "augmenter": None, "gate": None, **settings}
     made = optimizer(tmp_path, **options)
     made.metric = is_sum
-    with pytest.warns(UserWarning) if False else _quiet():
-        compiled = made.compile(program, trainset=sums(number), valset=sums(2))
-    return compiled, tmp_path / "library.db"
-
-
-def _quiet():
-    import contextlib
-
-    return contextlib.nullcontext()
+    return made.compile(program, trainset=sums(number), valset=sums(2))
 
 
 def credits_of(compiled, threshold=1.0):
     results = compiled.detailed_results
-    with ExperienceLibrary(results.library.removeprefix("sqlite:///")) as library:
+    with open_library(results.run_dir) as library:
         found = read_credits(library, results.run, 1, threshold=threshold, agents=results.agents)
         return [(library.get(credit.trajectory), credit) for credit in found]
 
 
 def test_estimates_converge_to_the_true_values(tmp_path):
-    compiled, _ = compiled_chain(
-        tmp_path, chain(), credit=Credit(alternatives=40, continuations=40, drop=False, max_runs=8)
+    compiled = compiled_chain(
+        tmp_path, chain(), credit=Credit(alternatives=30, continuations=30, drop=False, max_runs=4)
     )
     success = 0.7 * 0.8 + 0.3 * 0.2  # of a whole run: both right, or both wrong in ways that cancel
     for run, credit in credits_of(compiled):
@@ -104,12 +106,11 @@ def test_estimates_converge_to_the_true_values(tmp_path):
         is_right = middle == start + 1
         given = 0.8 if is_right else 0.2  # how often what follows makes it right
         truth = given - success if credit.position == 0 else 1.0 - given
-        assert credit.credit == pytest.approx(truth, abs=0.2)
+        assert credit.credit == pytest.approx(truth, abs=0.3)
 
 
 def test_a_lucky_chain_of_two_errors_gives_no_row(tmp_path):
-    settings = {"alternatives": 20, "continuations": 20}
-    compiled, _ = compiled_chain(tmp_path, chain(), 8, credit=Credit(**settings))
+    compiled = compiled_chain(tmp_path, chain(0.6, 0.7), 8, credit=Credit(alternatives=16, continuations=16))
     credits = credits_of(compiled)
     lucky = {run.id for run, _ in credits if run.steps[0].outputs["middle"] == run.steps[0].inputs["start"]}
     assert lucky
@@ -120,14 +121,14 @@ def test_a_lucky_chain_of_two_errors_gives_no_row(tmp_path):
 
 
 def test_precision_against_an_oracle(tmp_path):
-    compiled, _ = compiled_chain(tmp_path, chain(), 8, credit=Credit(alternatives=20, continuations=20))
+    compiled = compiled_chain(tmp_path, chain(0.6, 0.7), 8, credit=Credit(alternatives=16, continuations=16))
     results = compiled.detailed_results
 
     def oracle(example, step):
         return step.predictor == "first" and step.outputs["middle"] == example.start + 1
 
     first = [credit for _, credit in credits_of(compiled) if credit.predictor == "first"]
-    with ExperienceLibrary(results.library.removeprefix("sqlite:///")) as library:
+    with open_library(results.run_dir) as library:
         found = measure_precision(first, library, oracle)
         none = measure_precision([], library, oracle)
     assert found.steps == len(first) > found.right > 0
@@ -186,7 +187,7 @@ def test_the_credit_of_the_only_step_is_its_success_less_that_of_other_answers(t
     program.set_lm(
         ToyLM(skill=lambda prompt: chat_reply(end=int(prompt.field("start")) + (2 if draw(prompt) < 0.5 else 3)))
     )
-    compiled, _ = compiled_chain(tmp_path, program, 6, credit=Credit(alternatives=30, max_runs=3))
+    compiled = compiled_chain(tmp_path, program, 6, credit=Credit(alternatives=30, max_runs=3))
     found = credits_of(compiled)
     assert len(found) == 3
     assert all(credit.value == 1.0 and credit.held >= 1 for _, credit in found)
@@ -194,7 +195,7 @@ def test_the_credit_of_the_only_step_is_its_success_less_that_of_other_answers(t
 
 
 def test_an_agent_that_always_says_the_same_keeps_its_rows(tmp_path):
-    compiled, _ = compiled_chain(tmp_path, chain(1.0, 1.0), credit=Credit())
+    compiled = compiled_chain(tmp_path, chain(1.0, 1.0), credit=Credit())
     assert {credit.credit for _, credit in credits_of(compiled)} == {0.0}
     assert {credit.different for _, credit in credits_of(compiled)} == {0}
     agents = compiled.detailed_results.iterations[1].agents
@@ -215,7 +216,7 @@ class Wandering(Chain):
 def test_a_program_whose_replay_diverges_has_no_credit_and_keeps_its_rows(tmp_path):
     program = Wandering()
     program.set_lm(ToyLM(skill=adding(1.0, 1.0)))
-    compiled, _ = compiled_chain(tmp_path, program, credit=Credit())
+    compiled = compiled_chain(tmp_path, program, credit=Credit())
     entry = compiled.detailed_results.iterations[1]
     assert credits_of(compiled) == []
     assert entry.credits == {}
@@ -284,9 +285,9 @@ def test_a_compile_repairs_the_step_whose_alternatives_gain_most(tmp_path):
 
 
 def test_reruns_are_stored_counted_and_never_trained_on(tmp_path):
-    compiled, _ = compiled_chain(tmp_path, chain(), credit=Credit(drop=False))
+    compiled = compiled_chain(tmp_path, chain(), credit=Credit(drop=False))
     results = compiled.detailed_results
-    with ExperienceLibrary(results.library.removeprefix("sqlite:///")) as library:
+    with open_library(results.run_dir) as library:
         reruns = list(library.trajectories(origin="credit"))
         assert library.verify() == []
         assert list(library.pairs(threshold=1.0)) == []
@@ -304,14 +305,14 @@ def test_reruns_are_stored_counted_and_never_trained_on(tmp_path):
 
 def test_a_limit_on_the_stage_ends_it_early_and_the_compile_goes_on(tmp_path):
     budget = Budget(stages={"credit": Budget(calls=9)})
-    compiled, _ = compiled_chain(tmp_path, chain(), credit=Credit(drop=False), budget=budget, num_threads=1)
+    compiled = compiled_chain(tmp_path, chain(), credit=Credit(drop=False), budget=budget, num_threads=1)
     results = compiled.detailed_results
     assert results.ended == "finished"
     assert 0 < results.iterations[1].stages["credit"].calls <= 9
 
 
 def test_max_runs_values_one_run_of_each_example_first(tmp_path):
-    compiled, _ = compiled_chain(tmp_path, chain(1.0, 1.0), credit=Credit(max_runs=4))
+    compiled = compiled_chain(tmp_path, chain(1.0, 1.0), credit=Credit(max_runs=4))
     assert len({run.example_key for run, _ in credits_of(compiled)}) == 4
 
 
@@ -361,19 +362,13 @@ def test_reruns_that_ended_are_not_paid_again(tmp_path):
     program.set_lm(ToyLM(skill=skill, temperature=1.0))
     settings = {"credit": Credit(), "num_threads": 1}
     with pytest.raises(UnfinishedError):
-        compiled_chain(tmp_path / "a", program, tracker=Arm(), patience=_impatient(), **settings)
+        compiled_chain(tmp_path / "a", program, tracker=Arm(), patience=Patience(retries=0), **settings)
     before = program.first.lm.calls
-    resumed, _ = compiled_chain(tmp_path / "a", program, **settings)
+    resumed = compiled_chain(tmp_path / "a", program, **settings)
     calls = program.first.lm.calls - before
-    whole, _ = compiled_chain(tmp_path / "b", chain(), **settings)
+    whole = compiled_chain(tmp_path / "b", chain(), **settings)
     assert resumed.detailed_results.iterations[1].credits == whole.detailed_results.iterations[1].credits
     assert calls < whole.detailed_results.usage.calls - 10
-
-
-def _impatient():
-    from sirius_dspy import Patience
-
-    return Patience(retries=0)
 
 
 def killed(run_dir, number):
@@ -383,8 +378,6 @@ def killed(run_dir, number):
 
 
 def compile_and_die(run_dir, number):
-    from pathlib import Path
-
     dspy.configure(adapter=ADAPTER)
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     compiled_chain(Path(run_dir), chain(), credit=Credit(), tracker=KilledAt(int(number)))
@@ -392,11 +385,11 @@ def compile_and_die(run_dir, number):
 
 def test_a_compile_that_was_killed_while_valuing_gives_the_same_result(tmp_path):
     assert killed(tmp_path / "run", 30) == -9
-    with ExperienceLibrary(tmp_path / "run" / "library.db") as library:
+    with open_library(tmp_path / "run") as library:
         kept = library.count(origin="credit")
     assert kept > 0
-    resumed, _ = compiled_chain(tmp_path / "run", chain(), credit=Credit())
-    whole, _ = compiled_chain(tmp_path / "other", chain(), credit=Credit())
+    resumed = compiled_chain(tmp_path / "run", chain(), credit=Credit())
+    whole = compiled_chain(tmp_path / "other", chain(), credit=Credit())
     ours, theirs = (result.detailed_results.iterations[1] for result in (resumed, whole))
     assert ours.credits == theirs.credits
     assert ours.lms == theirs.lms
