@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from sirius_dspy import errors
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.checkpoint import load, save
+from sirius_dspy.credit.credit import Credit
+from sirius_dspy.credit.precision import Precision, measure_precision
+from sirius_dspy.credit.reading import read_credits
+from sirius_dspy.credit.values import StepCredit
 from sirius_dspy.graph.agents import AgentGraph
 from sirius_dspy.graph.chart import to_mermaid, to_svg
 from sirius_dspy.graph.flow import data_flow
@@ -51,6 +55,7 @@ __all__ = [
     "Budget",
     "Collect",
     "CompileResult",
+    "Credit",
     "CriticAugmenter",
     "Curator",
     "EasyToHard",
@@ -74,6 +79,7 @@ __all__ = [
     "Patience",
     "PlainAdapter",
     "Plan",
+    "Precision",
     "PreferenceOptions",
     "PreferenceTrainer",
     "ProviderTrainer",
@@ -89,6 +95,7 @@ __all__ = [
     "SiriuS",
     "Standing",
     "Step",
+    "StepCredit",
     "TRLExport",
     "Tracker",
     "Trackers",
@@ -102,8 +109,10 @@ __all__ = [
     "errors",
     "evaluate",
     "load",
+    "measure_precision",
     "open_export",
     "open_library",
+    "read_credits",
     "save",
     "to_mermaid",
     "to_svg",
