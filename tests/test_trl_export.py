@@ -148,7 +148,9 @@ def export(library):
     ],
 )
 def test_steps_that_teach_nothing_are_counted_with_their_reason(library, export, tmp_path, step, reason):
-    library.add_all([make_run(steps=(step,), sample=2), make_run(steps=(asked(),), sample=1), make_run(steps=(asked(),))])
+    library.add_all(
+        [make_run(steps=(step,), sample=2), make_run(steps=(asked(),), sample=1), make_run(steps=(asked(),))]
+    )
     done = replace(export, lms={"solver": {"openai/tiny"}}).to_sft(tmp_path / "sft.jsonl")
     assert done.rows == {"solver": 1}
     assert done.left_out == {"solver": {reason: 1, "duplicate": 1}}
