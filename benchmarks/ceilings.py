@@ -28,7 +28,7 @@ from programs import hops, tracking
 from sirius_dspy import LocalLM, PlainAdapter
 from sirius_dspy.demo.steps import AnyStep, GoldStep
 from sirius_dspy.running.evaluation import Evaluation, evaluate
-from sirius_dspy.training.curate import training_messages
+from sirius_dspy.training.prompts import training_messages
 
 ADAPTER = PlainAdapter()
 

@@ -39,9 +39,11 @@ from sirius_dspy.running.patience import Patience
 from sirius_dspy.running.standing import Standing
 from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.tracking.progress import RichProgress
+from sirius_dspy.training.balanced import BalancedCurator
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
 from sirius_dspy.training.preferences import PreferenceTrainer
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
+from sirius_dspy.training.weigh import PassRateWeights
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ __all__ = [
     "AgentGraph",
     "Attempt",
     "Augmenter",
+    "BalancedCurator",
     "Budget",
     "Collect",
     "CompileResult",
@@ -76,6 +79,7 @@ __all__ = [
     "LocalLM",
     "LoraOptions",
     "MLflowTracker",
+    "PassRateWeights",
     "Patience",
     "PlainAdapter",
     "Plan",

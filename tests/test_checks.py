@@ -29,6 +29,7 @@ from sirius_dspy import (
     LeakGuard,
     LocalLM,
     LoraOptions,
+    PassRateWeights,
     Patience,
     ProviderTrainer,
     RepairDemos,
@@ -141,7 +142,14 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
     ValsetGate: ("gate", {"min_gain": [-0.1, *NO_NUMBER]}),
     Curator: (
         "curator",
-        {"max_per_example": [None, 0, *NO_WHOLE], "max_rows": [0, *NO_WHOLE], "cumulative": NO_FLAG},
+        {
+            "max_per_example": [None, 0, *NO_WHOLE],
+            "max_rows": [0, *NO_WHOLE],
+            "cumulative": NO_FLAG,
+            "max_per_run": [0, *NO_WHOLE],
+            "max_per_agent": [0, *NO_WHOLE],
+            "weights": [PassRateWeights, 0.5, "pass rate", exact],
+        },
     ),
     CriticAugmenter: (
         "augmenter",

@@ -25,7 +25,8 @@ from sirius_dspy.repair.suitable import SuitableAugmenter
 from sirius_dspy.running.metric import Metric, check_metric
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
-from sirius_dspy.training.curate import Curator, check_adapter
+from sirius_dspy.training.curate import Curator
+from sirius_dspy.training.prompts import check_adapter
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer
 
 COLLECT = Collect()
