@@ -110,7 +110,11 @@ class Task:
         if self.recipe.single and self.recipe.single.demonstrations:
             return {name: _examples(self.recipe.single.demonstrations)}
         make = getattr(self.source, "demonstrations", None)
-        demos = make(single=True) if callable(make) and "single" in inspect.signature(make).parameters else {}
+        accepted = inspect.signature(make).parameters if callable(make) else {}
+        if make is None or "single" not in accepted:
+            return {}
+        form = self.recipe.single.build if self.recipe.single else {}  # e.g. with a reasoning field
+        demos = make(**{"single": True, **{key: value for key, value in form.items() if key in accepted}})
         return {name: demos[name]} if demos.get(name) else {}
 
     def repair_demonstrations(self) -> RepairDemos:
