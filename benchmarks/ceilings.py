@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import dspy
+from dspy.clients.utils_finetune import TrainDataFormat
 
 from programs import hops, ledger, plan_and_calculate, tracking
 from sirius_dspy import LocalLM, PlainAdapter
@@ -80,15 +81,17 @@ class Result:
     """Of the training, or of the test for the start."""
 
 
-_TRACKING = (
+_Sizes = tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]
+
+_TRACKING: _Sizes = (
     {"events": (1, 2, 3)},
     {"1 event": {"events": 1}, "5 events": {"events": 5}, "10 events": {"events": 10}},
 )
 
-_LEDGER = ({"parts": (1, 2, 3)}, {"3 parts": {"parts": 3}, "8 parts": {"parts": 8}})
+_LEDGER: _Sizes = ({"parts": (1, 2, 3)}, {"3 parts": {"parts": 3}, "8 parts": {"parts": 8}})
 
-_HOPS = ({}, {"3 chains": {"chains": 3}, "5 chains": {"chains": 5}})
-_PLANS = ({}, {"2 kinds": {"kinds": 2}, "4 kinds": {"kinds": 4}}, _WITH_CALCULATOR)
+_HOPS: _Sizes = ({}, {"3 chains": {"chains": 3}, "5 chains": {"chains": 5}})
+_PLANS: _Sizes = ({}, {"2 kinds": {"kinds": 2}, "4 kinds": {"kinds": 4}})
 
 CASES = {
     "crown": Case(tracking.crown, *_TRACKING),
@@ -100,8 +103,8 @@ CASES = {
     "three_hops": Case(hops.three_hops, *_HOPS),
     "entries": Case(ledger.entries, *_LEDGER),
     "shells": Case(ledger.shells, *_LEDGER),
-    "legs": Case(plan_and_calculate.legs, *_PLANS),
-    "prices": Case(plan_and_calculate.prices, *_PLANS),
+    "legs": Case(plan_and_calculate.legs, *_PLANS, _WITH_CALCULATOR),
+    "prices": Case(plan_and_calculate.prices, *_PLANS, _WITH_CALCULATOR),
 }
 
 
@@ -155,7 +158,7 @@ def _at_most(rows: list[dict[str, Any]], size: int, chance: random.Random) -> li
 def _train(program: dspy.Module, base: LocalLM, case: Case, form: Form, settings: Settings) -> None:
     for name, rows in gold_rows(case, form, program, settings).items():
         options = {"output_dir": f"{tempfile.mkdtemp(prefix='ceilings-')}/{name}", "seed": settings.seed}
-        dict(program.named_predictors())[name].lm = base.finetune(rows, "chat", options).result()
+        dict(program.named_predictors())[name].lm = base.finetune(rows, TrainDataFormat.CHAT, options).result()
 
 
 def _score(
