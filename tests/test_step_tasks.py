@@ -45,9 +45,8 @@ def follow(task, examples, form):
         for step in task.gold_steps(example, **form):
             signature = signatures[step.predictor]
             prompt = adapter.format(signature, [], dict(step.inputs))[-1]["content"]
-            replies[step.predictor, prompt] = adapter.format_assistant_message_content(signature, dict(step.outputs))
-    agents = {signature.instructions: name for name, signature in signatures.items()}
-    return ScriptedLM(lambda prompt: replies[agents[prompt.messages[0][1]], prompt.messages[-1][1]])
+            replies[prompt] = adapter.format_assistant_message_content(signature, dict(step.outputs))
+    return ScriptedLM(lambda prompt: replies[prompt.messages[-1][1]])
 
 
 @each_task
@@ -167,7 +166,7 @@ def test_settings_do_not_move_items_to_another_split():
 
 @pytest.mark.parametrize("events", [0, (), (1, 0), (1.5,), True, {"test": 3}, "3"], ids=str)
 def test_nonsense_lengths_are_refused(events):
-    with pytest.raises(DatasetError, match="`events` is .* expected integers from 1"):
+    with pytest.raises(DatasetError, match=r"`events` is .* expected integers from 1"):
         tracking.crown.examples("train", 5, events=events)
 
 
