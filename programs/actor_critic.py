@@ -35,7 +35,7 @@ from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.stats import Interval, wilson_interval
-from sirius_dspy.training.curate import Curator, Row, TrainingSet
+from sirius_dspy.training.curate import Appraise, Curator, Row, TrainingSet, appraise_equally
 from sirius_dspy.trajectory import IsOwn, Trajectory, every_step
 
 __all__ = [
@@ -231,10 +231,13 @@ class VerdictCurator(Curator):
         threshold: float,
         seed: int = 0,
         is_own: IsOwn = every_step,
+        appraise: Appraise = appraise_equally,
     ) -> dict[str, TrainingSet]:
         """See `Curator.curate`; which verdicts stay is drawn with the seed."""
         every = Curator(self.max_per_example)  # balance first, or the cap would draw few of the rarer kind
-        sets = every.curate(program, trajectories, agents, threshold=threshold, seed=seed, is_own=is_own)
+        sets = every.curate(
+            program, trajectories, agents, threshold=threshold, seed=seed, is_own=is_own, appraise=appraise
+        )
         signature = signature_of(predictor_names(program)["judge"])
         return {agent: self._cap(_balance(rows, signature)) for agent, rows in sets.items()}
 

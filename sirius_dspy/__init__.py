@@ -10,25 +10,33 @@ from sirius_dspy.graph.chart import to_mermaid, to_svg
 from sirius_dspy.graph.flow import data_flow
 from sirius_dspy.graph.wiring import Agent
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.local import LocalLM, LoraOptions
+from sirius_dspy.library.trl import Exported, TRLExport
+from sirius_dspy.local import LocalLM, LoraOptions, PreferenceOptions
 from sirius_dspy.optimizer.budget import Budget
+from sirius_dspy.optimizer.exporting import open_export
 from sirius_dspy.optimizer.gate import Gain, Gate, Trial, ValsetGate
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
 from sirius_dspy.optimizer.run_dir import open_library
+from sirius_dspy.optimizer.schedule import EasyToHard, ExampleRecord, LeastTrainedFirst, Schedule
 from sirius_dspy.optimizer.settings import Collect, SharedWeights
 from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.repair.demos import RepairDemos
+from sirius_dspy.repair.hint import HintAugmenter
+from sirius_dspy.repair.label import LabelAugmenter
+from sirius_dspy.repair.ladder import LadderAugmenter
 from sirius_dspy.repair.leak import Guard, LeakGuard
+from sirius_dspy.repair.resample import ResampleAugmenter
 from sirius_dspy.running.evaluation import Evaluation, evaluate
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.running.standing import Standing
 from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
+from sirius_dspy.training.preferences import PreferenceTrainer
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory
 
@@ -45,31 +53,43 @@ __all__ = [
     "CompileResult",
     "CriticAugmenter",
     "Curator",
+    "EasyToHard",
     "Edit",
     "Evaluation",
+    "ExampleRecord",
     "ExperienceLibrary",
+    "Exported",
     "Gain",
     "Gate",
     "Guard",
+    "HintAugmenter",
     "IterationResult",
+    "LabelAugmenter",
+    "LadderAugmenter",
     "LeakGuard",
+    "LeastTrainedFirst",
     "LocalLM",
     "LoraOptions",
     "MLflowTracker",
     "Patience",
     "PlainAdapter",
     "Plan",
+    "PreferenceOptions",
+    "PreferenceTrainer",
     "ProviderTrainer",
     "Repair",
     "RepairContext",
     "RepairDemos",
     "RepairOutcome",
+    "ResampleAugmenter",
     "RichProgress",
     "Row",
+    "Schedule",
     "SharedWeights",
     "SiriuS",
     "Standing",
     "Step",
+    "TRLExport",
     "Tracker",
     "Trackers",
     "Trainer",
@@ -82,6 +102,7 @@ __all__ = [
     "errors",
     "evaluate",
     "load",
+    "open_export",
     "open_library",
     "save",
     "to_mermaid",

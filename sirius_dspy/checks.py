@@ -117,6 +117,13 @@ def instance(*classes: type, hint: str = "") -> Kind:
     return Kind(lambda value: isinstance(value, classes), names + hint)
 
 
+def several(kind: Kind, expected: str) -> Kind:
+    """Accept a list that is not empty, and whose items are all of a kind."""
+    return Kind(
+        lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(map(kind.fits, value)), expected
+    )
+
+
 def able(*methods: str, expected: str) -> Kind:
     """Accept an object that has these methods, but no class."""
 

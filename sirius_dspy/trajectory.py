@@ -25,7 +25,7 @@ Values = Mapping[str, Any]
 """Field name to a plain value; see `sirius_dspy.plain`."""
 
 Source = Literal["live", "recorded", "edited"]
-Origin = Literal["rollout", "repair", "validation", "imported"]
+Origin = Literal["rollout", "repair", "validation", "imported", "demonstration"]
 Verdict = Literal["repaired", "failed", "leaked", "unparsed", "unchanged", "diverged"]
 
 
@@ -288,6 +288,7 @@ class Attempt:
     critic or the agent could not be parsed; `unchanged`: the agent repeated itself; `diverged`: the replay did not
     repeat the recording."""
     feedback: str | None = None
+    """What the agent was told: a critique or a hint."""
     regenerated: Values | None = None
     rephrased: Values | None = None
     """What the replay used; equal to `regenerated` where nothing had to be rephrased."""
@@ -298,6 +299,11 @@ class Attempt:
     detail: str = ""
     usage: Usage = Usage()
     """Of the critic, the regeneration and the rephrasing; the replay's own is in its trajectory."""
+    rung: str = ""
+    """Name of the augmenter that made it, in a ladder of several; see `LadderAugmenter`."""
+    reliance: float | None = None
+    """How much likelier the kept text is with the help than without it, in nats per token; `None` where it was not
+    measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,18 @@ from sirius_dspy import (
     Collect,
     CriticAugmenter,
     Curator,
+    EasyToHard,
     ExperienceLibrary,
+    HintAugmenter,
+    LabelAugmenter,
+    LadderAugmenter,
     LeakGuard,
     LocalLM,
     LoraOptions,
     Patience,
     ProviderTrainer,
     RepairDemos,
+    ResampleAugmenter,
     SharedWeights,
     SiriuS,
     Tracker,
@@ -91,6 +96,9 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
             "temperature": [-0.1, *NO_NUMBER],
             "until_solved": NO_FLAG,
             "demos": NO_DEMOS,
+            "warm_start": [*NO_FLAG, True],  # without demonstrations
+            "keep_demos": NO_FLAG,
+            "schedule": [EasyToHard, "easy", 3, exact, SimpleNamespace(choose=exact), {"shares": [1.0]}],
         },
     ),
     Patience: (
@@ -134,6 +142,28 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
             "max_repairs": NO_WHOLE,
         },
     ),
+    LadderAugmenter: (
+        "augmenter",
+        {
+            "rungs": [(), "label", [LadderAugmenter], [exact], 1],
+            "drop_reliant": [None, -0.1, 1, *NO_NUMBER],
+            "max_repairs": NO_WHOLE,
+        },
+    ),
+    ResampleAugmenter: (
+        "augmenter",
+        {"samples": [None, 0, *NO_WHOLE], "num_demos": [None, *NO_WHOLE], "max_repairs": NO_WHOLE},
+    ),
+    HintAugmenter: (
+        "augmenter",
+        {
+            "shares": [None, (), 0.5, [1], [-0.1], ["half"]],
+            "temperature": [-0.1, *NO_NUMBER],
+            "guard": [LeakGuard, "no", 1, exact],
+            "max_repairs": NO_WHOLE,
+        },
+    ),
+    LabelAugmenter: ("augmenter", {"guard": [LeakGuard, "no", 1, exact], "max_repairs": NO_WHOLE}),
     ProviderTrainer: (
         "trainer",
         {

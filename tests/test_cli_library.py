@@ -286,3 +286,33 @@ def test_an_ambiguous_or_unknown_id_is_an_error(path):
     assert "More than one trajectory begins with ''" in done.stderr
     assert cli("show", path, "zz").exit_code == 2
     assert "'zz'" in cli("show", path, "zz").stderr
+
+
+# export --to
+
+
+@pytest.mark.parametrize("to", ["sft", "dpo", "kto", "sdpo"])
+def test_export_writes_data_sets_for_trl(run_dir, tmp_path, to):
+    out = tmp_path / f"{to}.jsonl"
+    done = read("export", run_dir, "--to", to, "--out", out, "--agent", "doubler")
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert done["rows"] == done["agents"]["doubler"] == len(rows) > 0
+    assert {row["agent"] for row in rows} == {"doubler"}
+    shown = cli("export", run_dir, "--to", to, "--out", out).stdout
+    assert f"doubler: {len(rows)} rows" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--agent", "nobody"], "trained no agent 'nobody'"),
+        (["--failed"], "takes no `--failed`"),
+        (["--format", "jsonl"], "takes no `--format`"),
+        (["--min-reward", "0"], "takes no `--min-reward`"),
+    ],
+)
+def test_export_to_trl_refuses_what_it_cannot_do(run_dir, tmp_path, options, message):
+    done = cli("export", run_dir, "--to", "dpo", "--out", tmp_path / "x.jsonl", *options)
+    assert done.exit_code == 2
+    assert message in " ".join(done.stderr.split())
+    assert list(tmp_path.iterdir()) == []

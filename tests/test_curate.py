@@ -15,7 +15,7 @@ from sirius_dspy import Curator, PlainAdapter
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
-from sirius_dspy.training.curate import PromptProbe, check_adapter, training_messages
+from sirius_dspy.training.curate import Appraisal, PromptProbe, check_adapter, training_messages
 from sirius_dspy.trajectory import Step, Trajectory
 
 CHAT = dspy.ChatAdapter(use_json_adapter_fallback=False)
@@ -485,6 +485,39 @@ def test_caps_at_their_edges(max_per_example, max_rows, expected):
     assert len(found.rows) + sum(found.dropped.values()) == 12
 
 
+# Appraisals
+
+
+def test_an_appraisal_leaves_steps_out_and_weighs_the_others():
+    program, (first, second) = samples(2, 1)
+
+    def appraise(run, step):
+        if step.predictor == "analyst":
+            return Appraisal(weight=0.5)
+        return Appraisal("made no difference") if run.id == first.id else Appraisal()
+
+    sets = curate(program, [first, second], appraise=appraise)
+    assert [row.weight for row in sets["analyst"].rows] == [0.5, 0.5]
+    assert [row["weight"] for row in sets["analyst"].chat] == [0.5, 0.5]
+    assert [row.trajectory for row in sets["solver.predict"].rows] == [second.id]
+    assert [list(row) for row in sets["solver.predict"].chat] == [["messages"]]
+    assert sets["solver.predict"].dropped == {"made no difference": 1}
+
+
+def test_a_step_that_gives_no_row_is_not_appraised():
+    program, (run,) = samples(1, 1)
+    asked = []
+
+    def appraise(run, step):
+        asked.append(step.predictor)
+        return Appraisal()
+
+    curate(program, [run], threshold=2.0, appraise=appraise)
+    assert asked == []
+    curate(program, [run], {"analyst": ["analyst"]}, appraise=appraise)
+    assert asked == ["analyst"]
+
+
 # Files
 
 
@@ -503,6 +536,14 @@ def test_files_are_openai_chat_lines_with_their_sources_beside_them(tmp_path):
     assert {source["trajectory"] for source in sources} == {run.id for run in collected}
     assert {source["predictor"] for source in sources} == {"analyst"}
     assert [source["example"] for source in sources] == [row.example_key for row in found.rows]
+
+
+def test_weights_are_written_beside_the_chat_lines(tmp_path):
+    program, collected = samples(1, 1)
+    found = curate(program, collected, appraise=lambda run, step: Appraisal(weight=0.5))["analyst"]
+    found.write(tmp_path / "analyst.jsonl")
+    assert list(json.loads((tmp_path / "analyst.jsonl").read_text())) == ["messages"]
+    assert json.loads((tmp_path / "analyst.sources.jsonl").read_text())["weight"] == 0.5
 
 
 def test_a_set_without_rows_is_an_empty_file(tmp_path):

@@ -281,6 +281,8 @@ def test_parameters_are_the_simple_settings_those_of_parts_included(tmp_path):
         "samples": 2,
         "temperature": 0.5,
         "until_solved": False,
+        "warm_start": False,
+        "keep_demos": True,
         "cumulative": True,
         "train_from": "current",
         "seed": 7,

@@ -297,9 +297,11 @@ def test_things_of_unknown_worth_are_refused():
 
 
 @pytest.mark.parametrize("name", ["tracking", "hops", "ledger", "plan"])
-def test_a_recipe_shows_its_single_agent_reasoning(name):
-    task = Task.of(Recipe.from_file(ROOT / "recipes" / f"laptop_{name}.toml"), limit=3, files={})
-    assert "reasoning" in task.single_demonstrations(task.single())["solver"][0]
+def test_recipes_show_a_single_agent_reasoning(name):
+    recipe = Recipe.from_file(ROOT / "recipes" / f"laptop_{name}.toml")
+    task = Task.of(recipe, limit=3, files={})
+    shown = task.single_demonstrations(task.single(recipe.reasoning), recipe.reasoning)
+    assert "reasoning" in shown["solver"][0]
     program = task.build()
     assert set(task.demonstrations(program)) == {agent for agent, _ in program.named_predictors()}
     assert len(task.split(0).test) == 3

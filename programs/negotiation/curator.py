@@ -11,7 +11,7 @@ import dspy
 
 from programs.negotiation.values import ROLES
 from sirius_dspy import checks
-from sirius_dspy.training.curate import Curator, TrainingSet
+from sirius_dspy.training.curate import Appraise, Curator, TrainingSet, appraise_equally
 from sirius_dspy.trajectory import IsOwn, Trajectory, canonical, every_step
 
 
@@ -41,11 +41,12 @@ class GameCurator(Curator):
         threshold: float,
         seed: int = 0,
         is_own: IsOwn = every_step,
+        appraise: Appraise = appraise_equally,
     ) -> dict[str, TrainingSet]:
         """See `Curator.curate`; which games stay is drawn with the seed."""
         won = [game for game in trajectories if any(reward >= threshold for reward in game.rewards.values())]
         games = self._cap(won, seed)
-        return super().curate(program, games, agents, threshold=threshold, seed=seed, is_own=is_own)
+        return super().curate(program, games, agents, threshold=threshold, seed=seed, is_own=is_own, appraise=appraise)
 
     def _cap(self, won: Iterable[Trajectory], seed: int) -> Iterator[Trajectory]:
         """Draw from a fixed order, so that the order in which threads finished has no say."""

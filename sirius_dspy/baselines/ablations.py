@@ -20,8 +20,9 @@ import dspy
 
 from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.settings import SharedWeights
-from sirius_dspy.optimizer.sirius import AUGMENTER, SiriuS
+from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.repair.ladder import LadderAugmenter
 from sirius_dspy.training.trainers import Trainer, TrainFrom
 
 FEEDBACKS: Sequence[int] = (0, 1, 2, 3)
@@ -37,13 +38,16 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
 
     Returns:
         Name to the settings to change. `only <agent>` freezes all others; it and `mixed` are left out where one agent
-        is trained anyway, `no cold start` where there are no demonstrations; feedbacks need a `CriticAugmenter`.
+        is trained anyway, `no cold start` where there are no demonstrations; feedbacks need a `CriticAugmenter`, `no
+        reliance filter` a `LadderAugmenter`.
 
     Raises:
         UnpreparedProgramError: The settings' `agents` or `frozen` do not fit the program.
     """
     full = SiriuS(lambda example, prediction: 0.0, **settings).settings
     changes: dict[str, dict[str, Any]] = {"no repair": {"augmenter": None}}
+    if isinstance(full.augmenter, LadderAugmenter) and full.augmenter.drop_reliant:
+        changes["no reliance filter"] = {"augmenter": without_filter(full.augmenter)}
     if isinstance(full.augmenter, CriticAugmenter):
         changes |= {f"{number} feedbacks": {"augmenter": with_feedback(full.augmenter, number)} for number in FEEDBACKS}
     agents = prepare.resolve_agents(program, full.agents, frozen=full.frozen)
@@ -56,9 +60,16 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
     changes["one more iteration"] = {"iterations": full.iterations + 1}
     if full.trainer.train_from == "base":
         changes["from current"] = {"trainer": with_start(full.trainer, "current")}
+    if full.collect.warm_start:
+        changes["no warm start"] = {"collect": replace(full.collect, warm_start=False)}
+    if full.collect.schedule is not None:
+        changes["no schedule"] = {"collect": replace(full.collect, schedule=None)}
     if full.collect.demos:
-        changes["no cold start"] = {"collect": replace(full.collect, demos=None)}
+        changes["no cold start"] = {"collect": replace(full.collect, demos=None, warm_start=False)}
     return changes
+
+
+CRITIC = CriticAugmenter()
 
 
 def with_start(trainer: Trainer, train_from: TrainFrom) -> Trainer:
@@ -68,7 +79,14 @@ def with_start(trainer: Trainer, train_from: TrainFrom) -> Trainer:
     return other
 
 
-def with_feedback(augmenter: CriticAugmenter = AUGMENTER, max_feedback: int = 1) -> CriticAugmenter:
+def without_filter(augmenter: LadderAugmenter) -> LadderAugmenter:
+    """Return a copy of the augmenter that trains on repairs however much they rely on the help."""
+    other = copy.copy(augmenter)
+    other.drop_reliant = 0.0
+    return other
+
+
+def with_feedback(augmenter: CriticAugmenter = CRITIC, max_feedback: int = 1) -> CriticAugmenter:
     """Return a copy of the augmenter with another number of critiques per step."""
     other = copy.copy(augmenter)
     other.max_feedback = max_feedback

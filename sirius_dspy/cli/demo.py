@@ -14,14 +14,14 @@ from rich.text import Text
 
 from sirius_dspy.cli.console import JsonFlag, exit_cleanly, new_table, percent, stdout_kept_clean
 from sirius_dspy.cli.shell import command, next_steps
-from sirius_dspy.demo import needle_haystack
-from sirius_dspy.demo.run import DemoResult, DemoSettings, run
+from sirius_dspy.demo.run import DemoResult, DemoSettings, name_of, run
+from sirius_dspy.demo.tracking import crown
 from sirius_dspy.mlflow import MLflowTracker
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
-_QUICK = DemoSettings(train_items=16, validation_items=8, test_items=10, iterations=1, samples=2)
+_QUICK = DemoSettings(train_items=16, validation_items=8, test_items=10, shares=(0.5,), samples=2)
 """Sizes that go through every stage in about two minutes on two cores; too small to learn much."""
 
 
@@ -35,7 +35,7 @@ def demo(
     ] = (False),
     as_json: JsonFlag = False,
 ) -> None:
-    """Fine-tune a two-agent program on this machine, and show what each agent has learned.
+    """Fine-tune a program of three agents on this machine, and show what each agent has learned.
 
     The same command resumes an interrupted run and reuses a finished one.
     """
@@ -76,14 +76,15 @@ def _accuracy_table(result: DemoResult) -> Table:
     table.add_row("majority baseline", percent(result.majority), "", str(result.test_items))
     for name, evaluation in result.evaluations.items():
         low, high = evaluation.interval()
-        best = " (best on validation)" if name == f"iteration {result.best_iteration}" else ""
+        best = " (best on validation)" if name == name_of(result.best_iteration) else ""
         interval = f"{percent(low)} to {percent(high)}"
         table.add_row(_label(name) + best, percent(evaluation.score), interval, str(len(evaluation.rewards)))
     return table
 
 
 def _label(name: str) -> str:
-    return {"demonstrated": "with demonstrations"}.get(name, name.replace("iteration", "after iteration"))
+    names = {"demonstrated": "with demonstrations", "warm start": "after the warm start"}
+    return names.get(name, name.replace("iteration", "after iteration"))
 
 
 def _repair_table(iterations: Sequence[Mapping[str, Any]]) -> Table:
@@ -107,8 +108,10 @@ def _seconds_table(seconds: Mapping[str, float]) -> Table:
 
 def _print_next_steps(console: Console, result: DemoResult, tracker: MLflowTracker) -> None:
     """Print the next commands, ready to be pasted into a shell."""
-    example = needle_haystack.examples("test", 1, result.seed)[0]
-    arguments = ["ask", str(result.checkpoint), "--program", "sirius_dspy.demo.needle_haystack:build"]
-    arguments += [word for name in ("question", "context") for word in ("--input", f"{name}={example[name]}")]
+    example = crown.examples("test", 1, result.seed, 2)[0]
+    arguments = ["ask", str(result.checkpoint), "--program", "sirius_dspy.demo.tracking:build"]
+    for name in ("start", "parts", "question"):
+        value = example[name] if isinstance(example[name], str) else json.dumps(example[name])
+        arguments += ["--input", f"{name}={value}"]
     ask = f"Ask the trained program (expected: {example.answer}):\n{command('sirius-dspy', *arguments)}"
     console.print(Text("\n".join(next_steps(ask, result.checkpoint.parent, tracker))), soft_wrap=True)

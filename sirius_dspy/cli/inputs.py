@@ -15,7 +15,7 @@ import dspy
 from sirius_dspy.checkpoint.manifest import read_manifest
 from sirius_dspy.errors import DatasetError
 
-_READ_AS_JSON = re.compile(r"(int|float|bool|list|dict|tuple|set)\b")
+_READ_AS_JSON = re.compile(r"(typing\.|collections\.abc\.)?(int|float|bool|list|dict|tuple|set|Sequence|Mapping)\b")
 """Types whose values are not text. Inputs without a type are text."""
 
 

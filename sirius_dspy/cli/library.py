@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +20,7 @@ from sirius_dspy.errors import LibraryError
 from sirius_dspy.files import write_text
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.queries import Filters
+from sirius_dspy.optimizer.exporting import open_export
 from sirius_dspy.optimizer.run_dir import RunDir, open_library
 from sirius_dspy.trajectory import Repair, Trajectory
 
@@ -35,6 +36,7 @@ class OriginChoice(StrEnum):
     rollout = "rollout"
     repair = "repair"
     validation = "validation"
+    demonstration = "demonstration"
     imported = "imported"
 
 
@@ -44,6 +46,15 @@ class Format(StrEnum):
     parquet = "parquet"
     jsonl = "jsonl"
     openai = "openai"
+
+
+class TRLTrainer(StrEnum):
+    """Trainers of TRL that `export` writes for."""
+
+    sft = "sft"
+    dpo = "dpo"
+    kto = "kto"
+    sdpo = "sdpo"
 
 
 Where = Annotated[
@@ -203,6 +214,14 @@ def export(
             "was trained on, as chats."
         ),
     ] = Format.parquet,
+    to: Annotated[
+        TRLTrainer | None,
+        typer.Option(
+            help="Steps of a compile for a trainer of TRL, as .jsonl or .parquet by the ending of --out. sft: steps of "
+            "successful runs; dpo: pairs of a repaired and a failed step; kto: good and bad steps; sdpo: failed steps "
+            "with the feedback that led to a repair."
+        ),
+    ] = None,
     run: RunOption = None,
     iteration: IterationOption = None,
     origin: OriginOption = None,
@@ -213,7 +232,14 @@ def export(
     threshold: ThresholdOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write trajectories, or an agent's training rows, into one file."""
+    """Write trajectories, an agent's training rows, or data sets for TRL, into one file."""
+    if to is not None:
+        given = {"format": format is not Format.parquet, "run": run, "origin": origin, "failed": failed}
+        given |= {"min-reward": min_reward is not None, "max-reward": max_reward is not None}
+        with exit_cleanly(failed=_FAILED):
+            _refuse_with_to([name for name, value in given.items() if value])
+            _export_to(to, where, out, iteration=iteration, agent=agent, threshold=threshold, as_json=as_json)
+        return
     with _open_library(where, threshold) as source:
         filters = source.filters(run, iteration, origin, agent, min_reward, max_reward, failed)
         if format is Format.openai:
@@ -271,6 +297,44 @@ def _refuse_filters(names: list[str]) -> None:
             f"Training rows were chosen by the compile, so the format 'openai' takes no {', '.join(names)}. Pass "
             "`--agent` and `--iteration` only, or export as 'jsonl'."
         )
+
+
+def _refuse_with_to(names: list[str]) -> None:
+    if names:
+        options = ", ".join(f"`--{name}`" for name in names)
+        raise LibraryError(
+            f"`--to` chooses the steps itself and takes no {options}. Pass `--agent`, `--iteration` and `--threshold` "
+            "only, or export without `--to`."
+        )
+
+
+def _export_to(
+    to: TRLTrainer,
+    where: str,
+    out: Path,
+    *,
+    iteration: int | None,
+    agent: str | None,
+    threshold: float | None,
+    as_json: bool,
+) -> None:
+    """Write a data set for a trainer of TRL.
+
+    Raises:
+        LibraryError: The folder is not a run directory, or the agent is not one that it trained.
+    """
+    export = open_export(where, iteration=iteration, threshold=threshold)
+    with export.library:
+        if agent is not None and agent not in export.agents:
+            raise LibraryError(f"The compile trained no agent {agent!r}, only {list(export.agents)}.")
+        chosen = export if agent is None else replace(export, agents={agent: export.agents[agent]})
+        writers = {"sft": chosen.to_sft, "dpo": chosen.to_dpo, "kto": chosen.to_kto, "sdpo": chosen.to_sdpo}
+        exported = writers[to](out)
+    if as_json:
+        rows = {"rows": exported.num_rows, "agents": exported.rows, "left_out": exported.left_out}
+        _echo({"path": str(out), **rows})
+    else:
+        Console().print(Text(library_tables.describe_export(exported)), soft_wrap=True)
 
 
 def _copy_training_rows(

@@ -14,6 +14,7 @@ from rich.text import Text
 from sirius_dspy.cli.console import new_table
 from sirius_dspy.library.rows import Entry
 from sirius_dspy.library.stats import LibraryStats
+from sirius_dspy.library.trl import Exported
 from sirius_dspy.plain import readable
 from sirius_dspy.stats import wilson_interval
 from sirius_dspy.trajectory import Attempt, Repair, Step, Trajectory, Usage
@@ -239,3 +240,13 @@ def _visible(text: str) -> str:
 
 def _tokens(usage: Usage) -> int:
     return usage.prompt_tokens + usage.completion_tokens
+
+
+def describe_export(exported: Exported) -> str:
+    """Return the number of rows of each agent, and why other steps became none."""
+    lines = [f"{exported.path}: {exported.num_rows:,} rows"]
+    for agent, rows in exported.rows.items():
+        left_out = exported.left_out.get(agent, {})
+        reasons = "; ".join(f"{number:,} {reason}" for reason, number in sorted(left_out.items()))
+        lines.append(f"  {agent}: {rows:,} rows" + (f"; left out: {reasons}" if reasons else ""))
+    return "\n".join(lines)

@@ -1,6 +1,7 @@
-"""Runs the demo: fine-tunes two agents on a small task, and measures what each of them has learned.
+"""Runs the demo: fine-tunes three agents that follow a crown through a story, and measures what each has learned.
 
-Nothing is tuned on the test items; they are only scored, once for each row of the table.
+A dozen runs written by hand are the start, the shortest stories come first, and failed runs are repaired with the least
+help that suffices. Nothing is tuned on the test items; they are only scored, once for each row of the table.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy import Collect, CriticAugmenter, Curator, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
-from sirius_dspy.demo import needle_haystack
+from sirius_dspy import Collect, Curator, EasyToHard, LadderAugmenter, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
+from sirius_dspy.demo.tracking import crown
 from sirius_dspy.optimizer.results import HeldOutScores, ProgramScore
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import copy_program
@@ -28,14 +29,16 @@ class DemoSettings:
     """Sizes and training options. The defaults were chosen on validation items of other seeds."""
 
     train_items: int = 150
-    validation_items: int = 50
+    validation_items: int = 30
     test_items: int = 100
-    iterations: int = 2
+    events: tuple[int, ...] = (1, 2, 3)
+    """Numbers of events of a story; several occur equally often."""
+    shares: tuple[float, ...] = (0.34, 1.0)
+    """Share of the training stories in each iteration, those with the fewest events first."""
     samples: int = 1
-    temperature: float = 0.4
-    max_repairs: int = 90
-    max_rows: int = 80
-    max_tokens: int = 40
+    temperature: float = 0.7
+    max_rows: int = 120
+    max_tokens: int = 16
     num_threads: int = 64
     lora: LoraOptions = field(default_factory=LoraOptions)
     base_model: str = "smollm2-135m-instruct"
@@ -49,6 +52,8 @@ class DemoResult:
     zero_shot: float
     demonstrated: float
     """Accuracy of the same base model with demonstrations in its prompts."""
+    warm_start: float
+    """Accuracy after fine-tuning on the demonstrations."""
     iterations: tuple[float, ...]
     swaps: Mapping[str, float]
     """Agent to the accuracy of the trained program in which this agent is untrained."""
@@ -63,7 +68,7 @@ class DemoResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as `--json` prints it."""
-        names = ("seed", "zero_shot", "demonstrated", "best_iteration", "final", "test_items", "majority")
+        names = ("seed", "zero_shot", "demonstrated", "warm_start", "best_iteration", "final", "test_items", "majority")
         return {
             **{name: getattr(self, name) for name in names},
             "iterations": list(self.iterations),
@@ -92,6 +97,16 @@ def run(
         return _Demo(run_dir, seed, tracker, chosen).run()
 
 
+def name_of(iteration: int) -> str:
+    """Return the name of the program after an iteration."""
+    return f"iteration {iteration}" if iteration else "warm start"
+
+
+def num_events(example: dspy.Example) -> int:
+    """Return how many events a story has: its difficulty."""
+    return len(example.parts)
+
+
 class _Demo:
     def __init__(self, run_dir: Path, seed: int, tracker: Tracker | None, settings: DemoSettings) -> None:
         self.run_dir = run_dir
@@ -101,21 +116,21 @@ class _Demo:
         self.seconds: dict[str, float] = {}
         self.evaluations: dict[str, Evaluation] = {}
         self.base = LocalLM(settings.base_model, max_tokens=settings.max_tokens, lora=settings.lora)
-        self.test = needle_haystack.examples("test", settings.test_items, seed)
+        self.test = crown.examples("test", settings.test_items, seed, settings.events)
 
     def run(self) -> DemoResult:
         began = time.perf_counter()
-        student = needle_haystack.build()
+        student = crown.build()
         student.set_lm(self.base)
-        demos = needle_haystack.demonstrations()
+        demos = crown.demonstrations()
         compiled = self._compile(student, demos)  # first, because it refuses a run directory with other settings
         self.seconds["compile"] = compiled.detailed_results["seconds"]
         zero_shot = self._test("zero-shot", student)
         demonstrated = self._test("demonstrated", student, demos)
         results = compiled.detailed_results
-        after = tuple(self._after(compiled, entry) for entry in results["iterations"][1:])
+        warm, *after = [self._after(compiled, entry) for entry in results["iterations"]]
         best = results["best_iteration"]
-        swaps = {agent: self._score_without(compiled, agent) for agent in results["agents"]} if best else {}
+        swaps = {agent: self._score_without(compiled, agent) for agent in results["agents"]}
         checkpoint = save(compiled, self.run_dir / "checkpoint")
         self._save_scores(best)
         self.seconds["total"] = time.perf_counter() - began
@@ -123,55 +138,55 @@ class _Demo:
             seed=self.seed,
             zero_shot=zero_shot,
             demonstrated=demonstrated,
-            iterations=after,
+            warm_start=warm,
+            iterations=tuple(after),
             swaps=swaps,
             best_iteration=best,
-            final=after[best - 1] if best else zero_shot,
+            final=self.evaluations[name_of(best)].score,
             test_items=len(self.test),
-            majority=needle_haystack.majority_baseline(self.test),
+            majority=crown.majority_baseline(self.test),
             seconds={**self.seconds, **_stage_seconds(results)},
             checkpoint=checkpoint,
             results=results,
             evaluations=self.evaluations,
         )
 
-    def _save_scores(self, best: int | None) -> None:
+    def _save_scores(self, best: int) -> None:
         """Save the scores of all programs, which `sirius-dspy report` shows."""
         programs = tuple(
             ProgramScore(name, evaluation.score, len(evaluation.rewards), evaluation.interval())
             for name, evaluation in self.evaluations.items()
         )
-        compiled = f"iteration {best}" if best else "zero-shot"
-        RunDir(self.run_dir).finish_test(HeldOutScores(programs, compiled))
+        RunDir(self.run_dir).finish_test(HeldOutScores(programs, name_of(best)))
 
     def _compile(self, student: dspy.Module, demos: Mapping[str, list[dspy.Example]]) -> dspy.Module:
         settings = self.settings
         optimizer = SiriuS(
-            needle_haystack.metric,
-            iterations=settings.iterations,
-            collect=Collect(samples=settings.samples, temperature=settings.temperature, demos=demos),
-            augmenter=CriticAugmenter(
-                critic=self.base,  # an agent that was trained for one task is no longer a good critic
-                rephraser=self.base,
-                show_earlier=False,
-                demos=needle_haystack.repair_demonstrations(),
-                max_repairs=settings.max_repairs,
+            crown.metric,
+            iterations=len(settings.shares),
+            collect=Collect(
+                samples=settings.samples,
+                temperature=settings.temperature,
+                demos=demos,
+                warm_start=True,
+                schedule=EasyToHard(num_events, settings.shares),
             ),
-            curator=Curator(max_rows=settings.max_rows, max_per_example=1, cumulative=True),
+            augmenter=LadderAugmenter(),
+            curator=Curator(max_rows=settings.max_rows, cumulative=True),
             tracker=self.tracker,
             run_dir=self.run_dir,
             seed=self.seed,
         )
         return optimizer.compile(
             student,
-            trainset=needle_haystack.examples("train", settings.train_items, self.seed),
-            valset=needle_haystack.examples("validation", settings.validation_items, self.seed),
+            trainset=crown.examples("train", settings.train_items, self.seed, settings.events),
+            valset=crown.examples("validation", settings.validation_items, self.seed, settings.events),
         )
 
     def _after(self, compiled: dspy.Module, entry: Mapping[str, Any]) -> float:
         """Return the accuracy with the weights at the end of an iteration."""
         lms = {agent: self.base.copy(model=model) for agent, model in entry["lms"].items()}
-        return self._test(f"iteration {entry['iteration']}", copy_program(compiled, lms))
+        return self._test(name_of(entry["iteration"]), copy_program(compiled, lms))
 
     def _score_without(self, compiled: dspy.Module, agent: str) -> float:
         """Return the accuracy of the trained program with one untrained agent."""
@@ -180,7 +195,7 @@ class _Demo:
 
     def _test(self, name: str, program: dspy.Module, demos: Mapping[str, list[dspy.Example]] | None = None) -> float:
         with self._measure_time(f"test: {name}"):
-            evaluation = evaluate(program, self.test, needle_haystack.metric, demos=demos)
+            evaluation = evaluate(program, self.test, crown.metric, demos=demos)
         self.evaluations[name] = evaluation
         return evaluation.score
 

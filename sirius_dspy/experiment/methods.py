@@ -26,16 +26,19 @@ from sirius_dspy.baselines.ablations import with_start
 from sirius_dspy.baselines.method import the_lm
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.lms import lm_from
-from sirius_dspy.experiment.recipe import Recipe, SiriusTable, StarTable
+from sirius_dspy.experiment.recipe import Recipe, SingleTable, SiriusTable, StarTable
 from sirius_dspy.experiment.task import Demos, Task, import_path
 from sirius_dspy.files import file_name
 from sirius_dspy.local import LocalLM
 from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.gate import ValsetGate
+from sirius_dspy.optimizer.schedule import EasyToHard
 from sirius_dspy.optimizer.settings import Collect
 from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.program import copy_program, predictor_names, set_lms
+from sirius_dspy.repair.augmenters import Augmenter
 from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.repair.ladder import LadderAugmenter
 from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator
@@ -144,20 +147,29 @@ def _fold(name: str) -> str:
 
 
 def _single_methods(bench: Bench) -> dict[str, Entry]:
-    alone = bench.task.single()
-    if alone is None:
-        return {}
-    demos = bench.task.single_demonstrations(alone)
+    tables = {"": bench.recipe.single, " reasoning": bench.recipe.reasoning}
+    return {
+        name: entry
+        for suffix, table in tables.items()
+        if table is not None
+        for name, entry in _methods_of_single(bench, table, suffix).items()
+    }
+
+
+def _methods_of_single(bench: Bench, table: SingleTable, suffix: str) -> dict[str, Entry]:
+    alone = bench.task.single(table)
+    demos = bench.task.single_demonstrations(alone, table)
     before = SingleAgent(alone)
-    folder = bench.folder / "STaR"
+    folder = bench.folder / file_name(f"STaR{suffix}")
     learner = star(bench.task.metric, **_star_settings(bench, demos), run_dir=folder)
     entries = {
-        "single agent": Entry(before, before, bench.folder / "single"),
-        "STaR": Entry(SingleAgent(alone, learner), before, folder),
+        f"single agent{suffix}": Entry(before, before, bench.folder / file_name(f"single{suffix}")),
+        f"STaR{suffix}": Entry(SingleAgent(alone, learner), before, folder),
     }
     if demos:
         prompted = SingleAgent(alone, PromptedTeam(demos))
-        entries["single agent with demonstrations"] = Entry(prompted, prompted, bench.folder / "single-demonstrations")
+        place = bench.folder / file_name(f"single-demonstrations{suffix}")
+        entries[f"single agent{suffix} with demonstrations"] = Entry(prompted, prompted, place)
     return entries
 
 
@@ -205,6 +217,8 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
     changes: dict[str, dict[str, Any]] = {"SiriuS": {}} | {
         PREFIX + name: change for name, change in ablations(team, full).items()
     }
+    if bench.recipe.repair.ladder:
+        changes["SiriuS as published"] = _as_published(bench, full["collect"])
     entries: dict[str, Entry] = {}
     for name, change in changes.items():
         settings = _limit_iterations({**full, **change}, bench.most_iterations)
@@ -233,6 +247,12 @@ def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
     }
 
 
+def _as_published(bench: Bench, collect: Collect) -> dict[str, Any]:
+    """Return what differs in the method of the paper: a critic repairs, and all examples are run in every iteration."""
+    published = dataclasses.replace(collect, warm_start=False, schedule=None)
+    return {"augmenter": _critic(bench), "collect": published}
+
+
 def _star_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
     table = bench.recipe.star
     settings = {"iterations": table.iterations, **_common_settings(bench, demos, table)}
@@ -248,7 +268,9 @@ def _common_settings(bench: Bench, demos: Demos, table: SiriusTable | StarTable)
             samples=table.samples,
             temperature=table.temperature,
             until_solved=getattr(table, "until_solved", False),
-            demos=dict(demos) if common.cold_start and demos else None,
+            demos=dict(demos) if (common.cold_start or common.warm_start) and demos else None,
+            warm_start=common.warm_start and bool(demos),
+            schedule=_schedule(common),
         ),
         "curator": _curator(bench.recipe, cumulative=table.cumulative),
         "gate": ValsetGate() if table.promote else None,
@@ -257,6 +279,13 @@ def _common_settings(bench: Bench, demos: Demos, table: SiriusTable | StarTable)
         "num_threads": bench.recipe.num_threads,
         "seed": bench.seed,
     }
+
+
+def _schedule(table: SiriusTable) -> EasyToHard | None:
+    if not table.shares:
+        return None
+    difficulty = import_path(table.difficulty, "sirius.difficulty") if table.difficulty else None
+    return EasyToHard(difficulty, tuple(table.shares))
 
 
 def _curator(recipe: Recipe, *, cumulative: bool) -> Curator:
@@ -272,10 +301,17 @@ def _limit_iterations(settings: dict[str, Any], most_iterations: int | None) -> 
     return {**settings, "iterations": min(settings["iterations"], most_iterations)}
 
 
-def _augmenter(bench: Bench) -> CriticAugmenter | None:
+def _augmenter(bench: Bench) -> Augmenter | None:
     table = bench.recipe.repair
     if not table.enabled:
         return None
+    if table.ladder:
+        return LadderAugmenter(drop_reliant=table.drop_reliant, max_repairs=bench.recipe.sirius.max_repairs)
+    return _critic(bench)
+
+
+def _critic(bench: Bench) -> CriticAugmenter:
+    table = bench.recipe.repair
     return CriticAugmenter(
         critic=_helper(bench, table.critic),
         rephraser=_helper(bench, table.rephraser),

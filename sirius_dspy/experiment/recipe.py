@@ -118,13 +118,19 @@ class SiriusTable:
     promote: bool = True
     cold_start: bool = False
     """Whether an agent's prompts have demonstrations while collecting, until it is trained."""
+    warm_start: bool = False
+    """Whether the agents of SiriuS and STaR are fine-tuned on the demonstrations first, instead of reading them."""
+    shares: Sequence[float] = ()
+    """Share of the examples that each iteration of SiriuS and STaR runs, the easiest first; see `EasyToHard`."""
+    difficulty: str = ""
+    """Import path of a function that says how hard an example is; see `EasyToHard`."""
 
     __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
 class RepairTable:
-    """Settings of `CriticAugmenter`, with the same meanings and defaults."""
+    """How SiriuS repairs: the settings of `CriticAugmenter`, with the same meanings and defaults, or a ladder."""
 
     enabled: bool = True
     """Whether SiriuS repairs failed runs."""
@@ -141,6 +147,11 @@ class RepairTable:
     """Whether to use the task's `repair_demonstrations()`."""
     answering: Sequence[str] = ()
     """Predictors whose task is to state the answer; see `LeakGuard`."""
+    ladder: bool = False
+    """Whether to repair with a `LadderAugmenter`. There is then also a method `SiriuS as published`, with the critic,
+    demonstrations in prompts instead of a warm start, and all examples in every iteration."""
+    drop_reliant: float = 0.1
+    """See `LadderAugmenter`."""
 
     __pydantic_config__ = _STRICT
 
@@ -276,6 +287,8 @@ class Recipe:
     demonstrations: Demonstrations = field(default_factory=dict)
     """By default, the task's `demonstrations()`, if it has them."""
     single: SingleTable | None = None
+    reasoning: SingleTable | None = None
+    """A second single agent, which reasons before it answers."""
     variants: Mapping[str, VariantTable] = field(default_factory=dict)
     sirius: SiriusTable = field(default_factory=SiriusTable)
     repair: RepairTable = field(default_factory=RepairTable)
@@ -369,6 +382,7 @@ def _class_at(place: Sequence[str]) -> type[Any] | None:
         "task": TaskTable,
         "sizes": SizesTable,
         "single": SingleTable,
+        "reasoning": SingleTable,
         "variants": VariantTable,
         "sirius": SiriusTable,
         "repair": RepairTable,

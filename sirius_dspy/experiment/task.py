@@ -13,7 +13,7 @@ from dspy.signatures import make_signature
 
 from sirius_dspy.examples import check_examples
 from sirius_dspy.experiment.errors import ExperimentError
-from sirius_dspy.experiment.recipe import Recipe
+from sirius_dspy.experiment.recipe import Recipe, SingleTable
 from sirius_dspy.imports import FAILURES, import_at
 from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names
@@ -85,11 +85,8 @@ class Task:
         """Build the team, untrained and without LMs; `more` overrides the recipe's arguments."""
         return self._call("build", {**self.recipe.task.build, **more})
 
-    def single(self) -> dspy.Module | None:
-        """Build the single agent, if the recipe has one."""
-        table = self.recipe.single
-        if table is None:
-            return None
+    def single(self, table: SingleTable) -> dspy.Module:
+        """Build a single agent of the recipe."""
         if table.signature:
             return dspy.Predict(make_signature(table.signature, table.instructions or None))
         return self.build(**table.build)
@@ -104,17 +101,15 @@ class Task:
         demos = demos or (make() if callable(make) else {})
         return {name: demos[name] for name in predictor_names(program) if demos.get(name)}
 
-    def single_demonstrations(self, program: dspy.Module) -> Demos:
-        """Return the demonstrations for the single agent, from the recipe or from the task."""
+    def single_demonstrations(self, program: dspy.Module, table: SingleTable) -> Demos:
+        """Return the demonstrations for a single agent, from the recipe or from the task."""
         name = next(iter(predictor_names(program)))
-        if self.recipe.single and self.recipe.single.demonstrations:
-            return {name: _examples(self.recipe.single.demonstrations)}
+        if table.demonstrations:
+            return {name: _examples(table.demonstrations)}
         make = getattr(self.source, "demonstrations", None)
-        accepted = inspect.signature(make).parameters if callable(make) else {}
-        if make is None or "single" not in accepted:
-            return {}
-        form = self.recipe.single.build if self.recipe.single else {}  # e.g. with a reasoning field
-        demos = make(**{"single": True, **{key: value for key, value in form.items() if key in accepted}})
+        known = inspect.signature(make).parameters if callable(make) else {}
+        arguments = {key: value for key, value in table.build.items() if key in known}
+        demos = make(**{**arguments, "single": True}) if callable(make) and "single" in known else {}
         return {name: demos[name]} if demos.get(name) else {}
 
     def repair_demonstrations(self) -> RepairDemos:
@@ -183,7 +178,9 @@ class Task:
             ExperimentError: A path cannot be imported; the message names the setting.
         """
         table = self.recipe.task
-        named = {"task.parse": table.parse, "task.report": table.report, "sirius.curator": self.recipe.sirius.curator}
+        sirius = self.recipe.sirius
+        named = {"task.parse": table.parse, "task.report": table.report}
+        named |= {"sirius.curator": sirius.curator, "sirius.difficulty": sirius.difficulty}
         for play in self.recipe.crossplay:
             named |= {"crossplay.path": play.path, "crossplay.read": play.read}
             import_path(play.read, "crossplay.read")(play.game)  # raises if the game does not exist

@@ -87,7 +87,7 @@ def write_parquet(read: Read, path: str | Path) -> int:
 
     schema = _step_features().arrow_schema
     num_rows = 0
-    with _whole_file(path) as partial, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
+    with whole_file(path) as partial, pyarrow.parquet.ParquetWriter(partial, schema) as writer:
         for batch in split_batches(_step_records(read)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
             num_rows += len(batch)
@@ -97,7 +97,7 @@ def write_parquet(read: Read, path: str | Path) -> int:
 def write_jsonl(read: Read, path: str | Path) -> int:
     """Write one trajectory per line, with its id, and return the number of lines."""
     num_lines = 0
-    with _whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for trajectory in read():
             file.write(json.dumps({"id": trajectory.id, **trajectory.to_dict()}) + "\n")
             num_lines += 1
@@ -105,7 +105,7 @@ def write_jsonl(read: Read, path: str | Path) -> int:
 
 
 @contextmanager
-def _whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a path to write to, which replaces `path` when all is written, and is deleted otherwise."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

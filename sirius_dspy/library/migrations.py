@@ -145,6 +145,11 @@ ADD_REQUESTS = (
     "CREATE INDEX steps_by_request ON steps (request)",
 )
 
+ADD_RUNGS = (
+    "ALTER TABLE attempts ADD COLUMN rung TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE attempts ADD COLUMN reliance DOUBLE PRECISION",
+)
+
 # A number that grows with each row: SQLite's own row id, PostgreSQL's identity column.
 _NUMBER = {"sqlite": "INTEGER PRIMARY KEY", "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"}
 
@@ -171,13 +176,18 @@ def add_requests(connection: Connection) -> None:
     _execute(connection, ADD_REQUESTS)
 
 
+def add_rungs(connection: Connection) -> None:
+    """Make version 5: the kind of help in each attempt, and how much the text relies on it."""
+    _execute(connection, ADD_RUNGS)
+
+
 def _execute(connection: Connection, statements: Sequence[str]) -> None:
     number = _NUMBER[connection.dialect.name]
     for statement in statements:
         connection.execute(text(statement.format(number=number)))
 
 
-MIGRATIONS: tuple[Migration, ...] = (create_runs, create_repairs, create_unfinished, add_requests)
+MIGRATIONS: tuple[Migration, ...] = (create_runs, create_repairs, create_unfinished, add_requests, add_rungs)
 """The migration at index n makes version n + 1."""
 
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -84,6 +84,8 @@ _ATTEMPT_FIELDS = (
     "reward",
     "trajectory",
     "detail",
+    "rung",
+    "reliance",
 )
 
 
@@ -107,10 +109,14 @@ _ENTRY_FIELDS = (
 def repair_id(repair: Repair) -> str:
     """Return the content hash of a repair.
 
-    Times and prices do not count; the rewards are those of the replayed runs, so the ids of the runs cover them.
+    Times, prices and measurements do not count; the rewards are those of the replayed runs, so the ids of the runs
+    cover them.
     """
-    names = [name for name in _ATTEMPT_FIELDS if name != "reward"]
-    attempts = [[getattr(attempt, name) for name in names] for attempt in repair.attempts]
+    names = [name for name in _ATTEMPT_FIELDS if name not in ("reward", "rung", "reliance")]
+    attempts = [
+        [*(getattr(attempt, name) for name in names), *([attempt.rung] if attempt.rung else [])]  # older ones have none
+        for attempt in repair.attempts
+    ]
     return digest([repair.parent, repair.run, repair.iteration, attempts])
 
 

@@ -149,6 +149,8 @@ ATTEMPTS = Table(
     Column("calls", BigInteger),
     Column("prompt_tokens", BigInteger),
     Column("completion_tokens", BigInteger),
+    Column("rung", NameText),  # name of the augmenter that helped, in a ladder of several
+    Column("reliance", Double),
 )
 
 UNFINISHED = Table(

@@ -22,6 +22,10 @@ class Funnel:
     """Verdict to its number of attempts."""
     by_agent: Mapping[str, Mapping[str, int]]
     """Agent to its numbers of attempts, `tried` and `repaired`."""
+    by_rung: Mapping[str, Mapping[str, int]]
+    """Rung of a ladder to its numbers of failed runs, `tried` and `repaired`; empty for other augmenters."""
+    reliance: float | None
+    """Mean reliance of the repaired texts, in nats per token; `None` where it was not measured."""
     usage: Usage
     """Calls and tokens of the attempts, without the replays."""
 
@@ -42,6 +46,8 @@ class Summary:
     """Rollouts that broke."""
     solved_rate: float
     """Share of the examples that at least one rollout solved."""
+    covered_rate: float
+    """Share of the examples that a rollout solved or a repair made a success of."""
     size: int
     """Trajectories in the whole library."""
     repair: Funnel
@@ -58,6 +64,7 @@ class Summary:
             "collect/runs": float(self.runs),
             "collect/success_rate": _share(self.successes, self.runs),
             "collect/solved_rate": self.solved_rate,
+            "collect/covered_rate": self.covered_rate,
             "collect/failure_rate": _share(self.failures, self.runs),
             "repair/tried": float(self.repair.tried),
             "repair/repaired": float(self.repair.repaired),
@@ -65,6 +72,12 @@ class Summary:
             "repair/leaked": float(self.repair.verdicts.get("leaked", 0)),
             "library/size": float(self.size),
         }
+        metrics |= {
+            f"repair/{rung}_rate": _share(counts["repaired"], counts["tried"])
+            for rung, counts in self.repair.by_rung.items()
+        }
+        if self.repair.reliance is not None:
+            metrics["repair/reliance"] = self.repair.reliance
         metrics |= {f"rows/{agent}": float(entry["rows"]) for agent, entry in agents.items()}
         last = {agent: entry["losses"][-1] for agent, entry in agents.items() if entry["losses"]}
         return metrics | {f"loss/{agent}": loss for agent, loss in last.items() if loss is not None}
@@ -94,13 +107,17 @@ def summarize(
     entries = list(library.entries(run=run, iteration=iteration))
     rollouts = [entry for entry in entries if entry.origin == "rollout"]
     successes = [entry for entry in rollouts if entry.succeeded(threshold)]
-    solved, examples = ({entry.example_key for entry in group} for group in (successes, rollouts))
+    repaired = [entry for entry in entries if entry.origin == "repair" and entry.succeeded(threshold)]
+    solved, examples, covered = (
+        {entry.example_key for entry in group} for group in (successes, rollouts, [*successes, *repaired])
+    )
     funnel = _count_repairs(library.repairs(run=run, iteration=iteration), agents)
     return Summary(
         runs=len(rollouts),
         successes=len(successes),
         failures=sum(entry.failure is not None for entry in rollouts),
         solved_rate=_share(len(solved), len(examples)),
+        covered_rate=_share(len(covered & examples), len(examples)),
         size=library.count(),
         repair=funnel,
         usage=sum((entry.usage for entry in entries), funnel.usage),
@@ -120,8 +137,25 @@ def _count_repairs(repairs: Iterable[Repair], agents: Mapping[str, Sequence[str]
         repaired=sum(repair.repaired for repair in given),
         verdicts=dict(Counter(attempt.verdict for attempt in attempts)),
         by_agent={agent: dict(counts) for agent, counts in by_agent.items()},
+        by_rung=_count_rungs(given),
+        reliance=_mean([item.reliance for item in attempts if item.reliance is not None]),
         usage=sum((repair.usage for repair in given), Usage()),
     )
+
+
+def _count_rungs(repairs: Iterable[Repair]) -> dict[str, dict[str, int]]:
+    by_rung: dict[str, dict[str, int]] = {}
+    for repair in repairs:
+        last = {attempt.rung: attempt.verdict == "repaired" for attempt in repair.attempts if attempt.rung}
+        for rung, is_repaired in last.items():
+            counts = by_rung.setdefault(rung, {"tried": 0, "repaired": 0})
+            counts["tried"] += 1
+            counts["repaired"] += is_repaired
+    return by_rung
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _share(part: int, whole: int) -> float:

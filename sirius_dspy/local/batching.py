@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from sirius_dspy.errors import PromptTooLongError, RolloutError
@@ -28,6 +29,8 @@ class Written(NamedTuple):
 
     ids: list[int]
     finish_reason: Literal["stop", "length"]
+    log_probs: Sequence[float] = ()
+    """Of the tokens after the prompt of a scored call."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,6 +42,8 @@ class Call:
     max_tokens: int
     """The requested number, or what the context window leaves."""
     options: GenerationOptions
+    scored: Sequence[int] = ()
+    """A given reply, whose log-probabilities are asked for in place of a generated one."""
     done: Future[Written] = field(default_factory=Future)
 
 
@@ -60,14 +65,28 @@ class BatchingEngine(ABC):
     def generate(self, prompt: str, options: GenerationOptions) -> Generation:
         """Continue a prompt; see `Engine.generate`."""
         call = self._call(prompt, options)
+        written = self._ask(call)
+        text = cut_at_stop(self.chat.decode(written.ids), options.stop)
+        return Generation(text, len(call.ids), len(written.ids), written.finish_reason)
+
+    def score(self, prompt: str, reply: str) -> list[float]:
+        """Score a given reply; see `Engine.score`."""
+        ids = self.chat.encode_completion(reply)
+        call = self._call(prompt, GenerationOptions(max_tokens=len(ids)))
+        if call.max_tokens < len(ids):
+            raise PromptTooLongError(
+                f"Prompt and reply have {len(call.ids) + len(ids)} tokens; the model reads at most {self.chat.context}."
+            )
+        return list(self._ask(replace(call, scored=ids)).log_probs)
+
+    def _ask(self, call: Call) -> Written:
+        """Hand a call to the scheduler thread, and wait for its result."""
         with self._changed:
             if self.failure is not None:
                 raise RolloutError(str(self.failure)) from self.failure
             self._inbox.append(call)
             self._changed.notify()
-        written = call.done.result()
-        text = cut_at_stop(self.chat.decode(written.ids), options.stop)
-        return Generation(text, len(call.ids), len(written.ids), written.finish_reason)
+        return call.done.result()
 
     def close(self) -> None:
         """End the scheduler thread and free the memory; see `Engine.close`."""

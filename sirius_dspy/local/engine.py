@@ -71,6 +71,14 @@ class Engine(Protocol):
             RolloutError: The engine has failed or is closed.
         """
 
+    def score(self, prompt: str, reply: str) -> list[float]:
+        """Return the log-probability of each token of a reply to a rendered prompt, in nats, its end of turn included.
+
+        Raises:
+            PromptTooLongError: Prompt and reply do not fit into the context window.
+            RolloutError: The engine has failed or is closed.
+        """
+
     @property
     def failure(self) -> Exception | None:
         """The error because of which this engine can no longer answer; `None` while it can."""

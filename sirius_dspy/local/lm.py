@@ -7,7 +7,7 @@ import contextvars
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from sirius_dspy.local.engine import Generation, GenerationOptions
 from sirius_dspy.local.lora import LoraOptions
 from sirius_dspy.local.models import find, resolve
 from sirius_dspy.local.provider import LocalProvider
-from sirius_dspy.local.serving import Device, engines, pool_key
+from sirius_dspy.local.serving import Device, engines, pool_key, scoring_key
 
 _draws: contextvars.ContextVar[Iterator[int]] = contextvars.ContextVar("sirius_dspy_draws")
 """Numbers the candidates of one call with `n > 1`, which DSPy requests one by one with the same seed."""
@@ -145,6 +145,11 @@ class LocalLM(dspy.LM):
         """The folder of the weights; for fine-tuned ones, it also holds `adapter/` and `training.json`."""
         return resolve(self.model).folder
 
+    @property
+    def is_small(self) -> bool:
+        """Whether the model is too small to criticize others, by the size of its file: less than two GiB."""
+        return self.gguf.stat().st_size < 2 << 30
+
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Call the model; see `dspy.LM`."""
         prompt, kwargs = self._add_seed(prompt, kwargs)
@@ -162,6 +167,22 @@ class LocalLM(dspy.LM):
             return await super().acall(prompt, messages=messages, **kwargs)
         finally:
             _draws.reset(token)
+
+    def score(self, messages: Sequence[Mapping[str, str]], reply: str) -> tuple[float, ...]:
+        """Return how likely the model is to reply with this text: the log-probability of each token, in nats.
+
+        The last token ends the turn. One forward pass; nothing is generated, and nothing is counted as a call.
+
+        Args:
+            messages: The prompt as chat messages, with `role` and `content`.
+            reply: The text of the assistant.
+
+        Raises:
+            PromptTooLongError: Prompt and reply do not fit into the context window.
+            RolloutError: The engine failed.
+        """
+        with engines().lend(scoring_key(self.model, self.device)) as engine:
+            return tuple(engine.score(engine.chat.prompt(list(messages)), reply))
 
     def _add_seed(self, prompt: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Use the rollout id of a call as its seed, unless it has one: DSPy hides rollout ids from the engine."""

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, Protocol
 
 from sirius_dspy import checks
 from sirius_dspy.errors import MissingDependencyError, TrainingError
@@ -174,6 +174,8 @@ def check_packages() -> None:
 class TrainingJob:
     """The input of the child process."""
 
+    module: ClassVar[str] = "sirius_dspy.local.train"
+
     gguf: Path
     """Weights to start from."""
     training_copy: Path | None
@@ -202,7 +204,17 @@ class TrainingJob:
         return cls(**values)
 
 
-def train(job: TrainingJob, *, stop: threading.Event, on_progress: Progress | None = None) -> dict[str, Any]:
+class ChildJob(Protocol):
+    """A job of a child process."""
+
+    module: ClassVar[str]
+    """The module that runs it."""
+
+    def to_json(self) -> str:
+        """Serialize the job for the module."""
+
+
+def train(job: ChildJob, *, stop: threading.Event, on_progress: Progress | None = None) -> dict[str, Any]:
     """Run a job in a child process and wait for it.
 
     Args:
@@ -219,7 +231,7 @@ def train(job: TrainingJob, *, stop: threading.Event, on_progress: Progress | No
     with tempfile.TemporaryDirectory(prefix="sirius-train-") as scratch:
         note = Path(scratch, "job.json")
         note.write_text(job.to_json(), encoding="utf-8")
-        with Path(scratch, "stderr.txt").open("w+b") as complaints, _start(note, complaints) as child:
+        with Path(scratch, "stderr.txt").open("w+b") as complaints, _start(job.module, note, complaints) as child:
             try:
                 result = _follow(child, stop, on_progress)
             except BaseException:
@@ -234,9 +246,9 @@ def train(job: TrainingJob, *, stop: threading.Event, on_progress: Progress | No
             )
 
 
-def _start(note: Path, complaints: IO[bytes]) -> subprocess.Popen[str]:
+def _start(module: str, note: Path, complaints: IO[bytes]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "sirius_dspy.local.train", str(note)],
+        [sys.executable, "-m", module, str(note)],
         stdin=subprocess.PIPE,  # never written: it breaks when this process dies, and the child ends itself
         stdout=subprocess.PIPE,
         stderr=complaints,

@@ -31,7 +31,7 @@ class OpenVINOEngine(BatchingEngine):
         cache_gb: Memory for keys and values, in whole GB, allocated as needed. One GB holds about 80,000 tokens of a
             135M model.
         prefix_caching: Whether to reuse keys and values of common prefixes, such as demonstrations; three times as fast
-            with four demonstrations.
+            with four demonstrations. An engine that scores replies must not: what is reused gets no numbers.
         turn: Lock that is held during each step. Pipelines that share cores are faster one at a time, so pass the same
             lock to all of them.
 
@@ -77,18 +77,22 @@ class OpenVINOEngine(BatchingEngine):
         """Add a call to the batch. If OpenVINO refuses it, only this call fails."""
         options = dataclasses.replace(call.options, max_tokens=call.max_tokens)
         try:
-            self._handles[call] = self._add(call.ids, options)
+            self._handles[call] = self._add([*call.ids, *call.scored], options, is_scored=bool(call.scored))
         except RuntimeError as error:
             call.done.set_exception(RolloutError(f"OpenVINO refused a request: {error}."))
         else:
             self._live.append(call)
 
-    def _add(self, ids: list[int], options: GenerationOptions, *, ignore_end: bool = False) -> Any:
+    def _add(
+        self, ids: list[int], options: GenerationOptions, *, ignore_end: bool = False, is_scored: bool = False
+    ) -> Any:
         import numpy as np
         from openvino_genai import openvino
 
         config = _config(options, self.chat.end_id)
         config.ignore_eos = ignore_end
+        if is_scored:
+            config.max_new_tokens, config.echo, config.logprobs = 1, True, 1  # an echo repeats the prompt, with numbers
         prompt = openvino.Tensor(np.array([ids], dtype=np.int64))
         return self._pipeline.add_request(next(self._numbers), prompt, config)
 
@@ -195,6 +199,11 @@ def _hand_out(handle: Any, call: Call) -> None:
     written = handle.read_all()
     if not written:  # the model ended its reply at once
         call.done.set_result(Written([], "stop"))
+        return
+    if call.scored:
+        start = len(call.ids)
+        log_probs = written[0].generated_log_probs[start : start + len(call.scored)]
+        call.done.set_result(Written(list(call.scored), "stop", log_probs))
         return
     by_length = written[0].finish_reason == GenerationFinishReason.LENGTH
     call.done.set_result(Written(list(written[0].generated_ids), "length" if by_length else "stop"))

@@ -160,14 +160,19 @@ class LocalProvider(Provider):
         base = resolve(model)
         key = digest({"base": base.digits, "rows": list(rows), "options": dataclasses.asdict(settings.options)})
         folder = settings.output_dir or home("models", key[:16])
-        if not _is_finished(folder, key):
+        if not is_finished(folder, key):
             _train_into(folder, base, rows, settings, key, job.stop)
-        new = register(folder / "model.gguf")
-        share_chat(base, new)
-        return new.id
+        return adopt(base, folder).id
 
 
-def _is_finished(folder: Path, key: str) -> bool:
+def adopt(base: Weights, folder: Path) -> Weights:
+    """Add the weights that a job wrote to this machine's index."""
+    new = register(folder / "model.gguf")
+    share_chat(base, new)
+    return new
+
+
+def is_finished(folder: Path, key: str) -> bool:
     """Return whether the same job has already finished, e.g. in a run that was killed right after it.
 
     Raises:
@@ -200,20 +205,19 @@ def _train_into(
     chat = load_chat(base)
     tokens = [lora.to_tokens(chat, row["messages"]) for row in rows]
     kept = lora.drop_long_rows(tokens, min(settings.options.max_length, chat.context))
-    if free_memory() < _TRAINING_BYTES + 6 * base.gguf.stat().st_size:
-        engines().unload_idle()
+    make_room(base)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)  # leftover of a killed run
     draft.mkdir(parents=True)
     try:
         task = lora.TrainingJob(
             gguf=base.gguf,
-            training_copy=_training_copy(base),
+            training_copy=training_copy(base),
             tokenizer=chat.folder,
             rows=kept,
             options=settings.options,
             folder=draft,
-            name=_new_name(base),
+            name=new_name(base),
         )
         measured = lora.train(task, stop=stop, on_progress=settings.on_progress)
         record = {
@@ -233,11 +237,18 @@ def _train_into(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _training_copy(base: Weights) -> Path | None:
+def make_room(base: Weights) -> None:
+    """Unload idle engines if too little memory is free for training."""
+    if free_memory() < _TRAINING_BYTES + 6 * base.gguf.stat().st_size:
+        engines().unload_idle()
+
+
+def training_copy(base: Weights) -> Path | None:
     """Return where to keep a copy for training. Fine-tuned weights are rarely trained again, so they get none."""
     return None if (base.folder / "training.json").exists() else home("training", base.digits)
 
 
-def _new_name(base: Weights) -> str:
+def new_name(base: Weights) -> str:
+    """Return the name of weights that are trained from these."""
     name = base.id.removeprefix("local/").partition("@")[0]
     return f"{name.removesuffix('+lora')}+lora"

@@ -23,6 +23,7 @@ from sirius_dspy.local.transformers_engine import TransformersEngine
 Device = Literal["cpu", "cuda", "mps", "openvino"]
 """`openvino` means OpenVINO on the CPU; the others are PyTorch devices of the Transformers engine."""
 
+_SCORING = "openvino-scoring"
 _CACHE_BYTES = 1 << 30
 _turn = threading.Lock()  # one pipeline steps at a time: two at once took a quarter longer for the same work
 _loading = threading.Lock()  # one engine loads at a time: loading uses all cores, and lazy imports are not thread-safe
@@ -32,6 +33,12 @@ _creating = threading.Lock()  # guards the creation of the pool: with `lru_cache
 def pool_key(model_id: str, device: Device | None) -> str:
     """Return the key of an engine in the pool."""
     return f"{device or best_device()}:{model_id}"
+
+
+def scoring_key(model_id: str, device: Device | None) -> str:
+    """Return the key of an engine that can score replies: OpenVINO needs one without prefix caching for this."""
+    chosen = device or best_device()
+    return pool_key(model_id, chosen) if chosen != "openvino" else f"{_SCORING}:{model_id}"
 
 
 def engines() -> EnginePool:
@@ -74,8 +81,8 @@ def _load(key: str) -> Engine:
     weights = resolve(model_id)
     with _loading:
         chat = load_chat(weights)
-        if device == "openvino":
-            return OpenVINOEngine(weights.gguf, chat, turn=_turn)
+        if device in ("openvino", _SCORING):
+            return OpenVINOEngine(weights.gguf, chat, prefix_caching=device != _SCORING, turn=_turn)
         return TransformersEngine(weights, chat, device=device)
 
 

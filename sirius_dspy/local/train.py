@@ -277,8 +277,8 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
-def main(note: str) -> None:
-    """Run the job in a file. Only reports go to standard output; the output of libraries goes to standard error."""
+def claim_output() -> Report:
+    """Return what writes reports to standard output, to which nothing else goes: libraries print to standard error."""
     reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -286,9 +286,9 @@ def main(note: str) -> None:
         reports.write(json.dumps(values) + "\n")
         reports.flush()
 
-    run(TrainingJob.from_json(Path(note).read_text(encoding="utf-8")), report)
+    return report
 
 
 if __name__ == "__main__":
     end_with_parent()
-    main(sys.argv[1])
+    run(TrainingJob.from_json(Path(sys.argv[1]).read_text(encoding="utf-8")), claim_output())

@@ -47,9 +47,13 @@ class TransformersEngine(BatchingEngine):
         self._start()
 
     def _advance(self, admitted: list[Call]) -> None:
-        self._live += admitted
+        self._live += [call for call in admitted if not call.scored]
+        for call in admitted:
+            if call.scored:
+                call.done.set_result(Written(list(call.scored), "stop", _score(self._model, call)))
         batch = self._live[: self.max_sequences]
-        _Batch(self._model, self.chat, batch).run()
+        if batch:
+            _Batch(self._model, self.chat, batch).run()
         self._live = self._live[self.max_sequences :]
 
     def _release(self) -> None:
@@ -127,6 +131,17 @@ class _Batch:
             return False
         text = self.chat.decode(written)
         return cut_at_stop(text, call.options.stop) != text
+
+
+def _score(model: Any, call: Call) -> list[float]:
+    """Return the log-probability of each token of the given reply."""
+    import torch
+
+    ids = torch.tensor([[*call.ids, *call.scored]], device=model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(call.scored) + 1).logits[0, :-1].float()
+    scores = logits.log_softmax(-1)
+    return [float(scores[position, token]) for position, token in enumerate(call.scored)]
 
 
 def _sample(logits: Any, call: Call, generator: Any) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from trl import SFTTrainer
+from trl import DPOTrainer, SFTTrainer
 
 
 class SamplingTrainer(SFTTrainer):
@@ -24,3 +24,13 @@ class SamplingTrainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         return self.build_sampler(self.train_dataset if train_dataset is None else train_dataset)
+
+
+class PairTrainer(DPOTrainer):
+    """TRL's trainer of preferences, for pairs that are tokenized already.
+
+    TRL would write the prompts anew with the chat template, and not as the engine receives them.
+    """
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        return dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sirius_dspy.errors import UnfinishedError
+from sirius_dspy.optimizer.scheduling import scheduled_examples
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.tracking.events import StageStarted
@@ -15,10 +16,11 @@ def collect(session: Session, iteration: int) -> None:
     """Make all samples of an iteration.
 
     Raises:
+        SettingsError: The schedule returned something else than keys of the trainset.
         UnfinishedError: Some runs did not end, because the LM or the network failed.
         BudgetReached: There is no room for another run.
     """
-    settings = session.settings
+    settings, examples = session.settings, scheduled_examples(session, iteration)
     session.weights.install(session.weights.current)
     done = {(run.example_key, run.sample): run for run in collected(session, iteration)}
     session.bugs["rollout"].is_resumed |= bool(done)
@@ -28,7 +30,7 @@ def collect(session: Session, iteration: int) -> None:
         tasks = [
             Task(example, sample)
             for sample in wave
-            for key, example in session.plan.unique_trainset.items()
+            for key, example in examples.items()
             if (key, sample) not in done and not (settings.collect.until_solved and key in solved)
         ]
         session.tracker.on_stage_started(StageStarted(iteration, "collect", len(tasks)))

@@ -109,13 +109,20 @@ class Estimator:
         settings, num_val = self.plan.settings, len(self.plan.unique_valset)
         yield self._runs(0, "evaluate", Range.exactly(num_val), self._per_run("validation", 0))
         evaluations = 1 if settings.gate is None else settings.gate.max_evaluations(len(self.plan.trained))
+        if settings.collect.warm_start:
+            yield from self._learn(0, evaluations)
         for iteration in range(1, settings.iterations + 1):
             yield self._runs(iteration, "collect", self._num_rollouts(iteration), self._per_run("rollout", iteration))
             if settings.augmenter is not None:
                 yield self._runs(iteration, "repair", self._num_failed(iteration), self._per_repair(iteration))
-            yield StagePlan(iteration, "train", Range.exactly(len(self.plan.trained)), usd=Range.exactly(0.0))
-            units = Range(num_val, num_val, num_val * evaluations)
-            yield self._runs(iteration, "evaluate", units, self._per_run("validation", iteration))
+            yield from self._learn(iteration, evaluations)
+
+    def _learn(self, iteration: int, evaluations: int) -> Iterable[StagePlan]:
+        """Fine-tune, and let the gate choose."""
+        num_val = len(self.plan.unique_valset)
+        yield StagePlan(iteration, "train", Range.exactly(len(self.plan.trained)), usd=Range.exactly(0.0))
+        units = Range(num_val, num_val, num_val * evaluations)
+        yield self._runs(iteration, "evaluate", units, self._per_run("validation", iteration))
 
     def _runs(self, iteration: int, stage: str, units: Range, each: _PerRun) -> StagePlan:
         prompt, completion = units * each.prompt, units * each.completion
@@ -135,8 +142,13 @@ class Estimator:
         bounds.append((list(most), prompt.high, completion.high))
         return Range(*((price[0] * tokens + price[1] * written) / 1e6 for price, tokens, written in bounds))
 
+    def _num_examples(self, iteration: int) -> int:
+        """Examples that an iteration runs."""
+        number, schedule = len(self.plan.unique_trainset), self.plan.settings.collect.schedule
+        return number if schedule is None else schedule.num_chosen(number, iteration)
+
     def _num_rollouts(self, iteration: int) -> Range:
-        number, collect = len(self.plan.unique_trainset), self.plan.settings.collect
+        number, collect = self._num_examples(iteration), self.plan.settings.collect
         most = number * collect.samples
         if not collect.until_solved:
             return Range.exactly(most)
@@ -148,7 +160,7 @@ class Estimator:
 
     def _num_failed(self, iteration: int) -> Range:
         """Examples that no sample solves: by the success rate of earlier runs, or anything between none and all."""
-        number = len(self.plan.unique_trainset)
+        number = self._num_examples(iteration)
         augmenter, unsolved = self.plan.settings.augmenter, self._unsolved(iteration)
         most = number if augmenter is None or augmenter.max_repairs is None else min(number, augmenter.max_repairs)
         if unsolved is None:
@@ -220,7 +232,8 @@ class Estimator:
     def _from_program(self, *, with_demos: bool) -> _PerRun:
         """Each predictor once, which a loop or a branch makes wrong; prompts as the adapter writes them."""
         adapter = dspy.settings.adapter or dspy.ChatAdapter()
-        demos = (self.plan.settings.collect.demos or {}) if with_demos else {}
+        collect = self.plan.settings.collect
+        demos = (collect.demos or {}) if with_demos and not collect.warm_start else {}
         prompt = completion = 0.0
         predictors = predictor_names(self.plan.student)
         for name, predictor in predictors.items():

@@ -71,8 +71,14 @@ class Choice(NamedTuple):
     """What was evaluated, in that order: agents with their new weights, and how good the program was."""
 
 
-def choose_weights(session: Session, iteration: int, new: LMs) -> Choice:
+def choose_weights(session: Session, iteration: int, new: LMs, earlier: Sequence[Standing] = ()) -> Choice:
     """Let the gate choose among new weights.
+
+    Args:
+        session: The compile.
+        iteration: 0 is the warm start.
+        new: Agent name to its new LM.
+        earlier: How good the program was before; by default after each iteration so far.
 
     Raises:
         SettingsError: The gate names something other than agents with new weights.
@@ -80,14 +86,14 @@ def choose_weights(session: Session, iteration: int, new: LMs) -> Choice:
         BudgetReached: As for `evaluate`.
     """
     current = session.weights.current
-    numbers = count()
+    numbers = count(0 if iteration else 1)  # iteration 0 has evaluated the student already
 
     def score(agents: Collection[str]) -> Standing:
         label = "program" if len(agents) == len(new) else ", ".join(agent for agent in new if agent in agents)
         lms = current | {agent: new[agent] for agent in agents}
         return evaluate(session, iteration, lms, label, candidate=next(numbers))
 
-    earlier = _earlier(session)
+    earlier = tuple(earlier) or _earlier(session)
     trial = Trial(tuple(new), earlier[-1], earlier, score)
     gate = session.settings.gate
     kept = trial.agents if gate is None else gate.choose(trial)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError, UnpreparedProgramError
+from sirius_dspy.optimizer.pairs import preference_pairs
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.session import Session
+from sirius_dspy.optimizer.warm_start import add_demonstrations
 from sirius_dspy.optimizer.weights import LMs
 from sirius_dspy.tracking.events import Curated, StageStarted, Trained, TrainingProgress
-from sirius_dspy.training.curate import TrainingSet
+from sirius_dspy.training.curate import Appraisal, Appraise, TrainingSet
 from sirius_dspy.training.trainers import Trainer, TrainingRequest
+from sirius_dspy.trajectory import Repair
 
 
 def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
     """Write the rows of each agent that is trained."""
-    settings, run_dir, trained = session.settings, session.plan.run_dir, session.plan.trained
+    settings, trained = session.settings, session.plan.trained
     session.tracker.on_stage_started(StageStarted(iteration, "curate", len(trained)))
     first = 1 if settings.curator.cumulative else iteration
     runs = (
@@ -36,14 +39,34 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
         threshold=settings.threshold,
         seed=settings.seed + iteration,
         is_own=session.weights.answered,
+        appraise=_appraise_repairs(session, range(first, iteration + 1)),
     )
     _check_sets(session, sets)
+    collecting = settings.collect
+    if collecting.warm_start and collecting.keep_demos:
+        sets = add_demonstrations(session, sets, settings.seed + iteration)
+    keep_sets(session, iteration, sets)
+    return sets
+
+
+def _appraise_repairs(session: Session, iterations: Iterable[int]) -> Appraise:
+    """Leave out what the augmenter refuses of its own repairs."""
+    augmenter = session.settings.augmenter
+    repairs: list[Repair] = []
+    for iteration in iterations:
+        repairs += session.library.repairs(run=session.run, iteration=iteration)
+    refused = {} if augmenter is None or not repairs else augmenter.refuse(repairs)
+    return lambda trajectory, step: Appraisal(refused.get(trajectory.id, ""))
+
+
+def keep_sets(session: Session, iteration: int, sets: Mapping[str, TrainingSet]) -> None:
+    """Write training sets into the run directory."""
+    run_dir = session.plan.run_dir
     for agent, rows in sets.items():
         path = run_dir.training_file(iteration, agent)
         with run_dir.usable():
             rows.write(path)
         session.tracker.on_curated(Curated(iteration, agent, len(rows.rows), rows.dropped, path))
-    return sets
 
 
 def _check_sets(session: Session, sets: Any) -> None:
@@ -118,7 +141,9 @@ def _train_one(session: Session, iteration: int, rows: TrainingSet) -> Job:
     began = time.perf_counter()
     workdir = run_dir.weights(iteration, rows.agent)
     seed = session.settings.seed + iteration
-    lm = session.settings.trainer.train(TrainingRequest(rows.agent, base, rows.chat, workdir, seed, on_progress))
+    trainer = session.settings.trainer
+    pairs = preference_pairs(session, iteration, rows.agent) if trainer.wants_pairs else []
+    lm = trainer.train(TrainingRequest(rows.agent, base, rows.chat, workdir, seed, on_progress, pairs))
     job = Job(
         agent=rows.agent,
         iteration=iteration,

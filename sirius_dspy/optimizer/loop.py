@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import dspy
 
@@ -19,16 +20,18 @@ from sirius_dspy.optimizer.accounts import open_account, save_account
 from sirius_dspy.optimizer.budget import BudgetReached
 from sirius_dspy.optimizer.collect import collect
 from sirius_dspy.optimizer.evaluate import choose_weights, evaluate
-from sirius_dspy.optimizer.fine_tune import curate, restore, train
+from sirius_dspy.optimizer.fine_tune import curate, keep_sets, restore, train
 from sirius_dspy.optimizer.nothing import explain_nothing
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.repair import repair
 from sirius_dspy.optimizer.reporting import compile_result, first_result, iteration_result
-from sirius_dspy.optimizer.results import CompileResult, Ended, IterationResult
+from sirius_dspy.optimizer.results import CompileResult, Ended, IterationResult, TrialResult
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.optimizer.trackers import make_trackers
+from sirius_dspy.optimizer.warm_start import demonstration_rows, store_demonstrations
 from sirius_dspy.optimizer.weights import Weights
 from sirius_dspy.redact import redact_errors
+from sirius_dspy.running.standing import Standing
 from sirius_dspy.running.truncation import drop_truncation_warnings
 from sirius_dspy.tracking.events import CompileEnded, CompileStarted, IterationEnded
 from sirius_dspy.trajectory import to_plain
@@ -75,15 +78,32 @@ class Loop:
             logger.warning("The compile ends at its budget: %s. Call it again with a larger one to go on.", reached)
 
     def _score_student(self, session: Session) -> None:
-        """Iteration 0: the student as it came, unless that is done."""
+        """Iteration 0: the student as it came, and its warm start if there is to be one, unless that is done."""
         result = self.plan.run_dir.iteration(0)
         if result is None:
             self.plan.run_dir.reopen()
             with self._stage(session, 0, "evaluate"):
                 standing = evaluate(session, 0, session.weights.start, "program", candidate=0)
-            result = first_result(session, standing)
+            result = self._warm_up(session, standing) or first_result(session, standing)
             self.plan.run_dir.finish("iteration-0", result.to_dict())
         self._add(session, result)
+
+    def _warm_up(self, session: Session, standing: Standing) -> IterationResult | None:
+        """Fine-tune on the demonstrations; `None` if that is not asked for, or gave no row."""
+        if not self.plan.settings.collect.warm_start:
+            return None
+        with self._stage(session, 0, "curate"):
+            store_demonstrations(session)
+            sets = demonstration_rows(session)
+            keep_sets(session, 0, sets)
+        with self._stage(session, 0, "train"):
+            jobs = train(session, 0, sets)
+        new = {agent: session.weights.find(agent, job.lm) for agent, job in jobs.items()}
+        with self._stage(session, 0, "evaluate"):
+            choice = choose_weights(session, 0, new, [standing])
+        student = TrialResult((), standing)
+        result = iteration_result(session, 0, choice, jobs, sets)
+        return replace(result, trials=(student, *result.trials))
 
     def _iterate(self, session: Session, iteration: int) -> bool:
         """One iteration, unless it is done; false if there was nothing to learn from."""

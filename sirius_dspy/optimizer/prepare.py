@@ -13,10 +13,11 @@ from dspy.adapters.base import Adapter
 from sirius_dspy.dspy_internals import is_compiled
 from sirius_dspy.errors import DatasetError, UnpreparedProgramError
 from sirius_dspy.local import LocalLM
+from sirius_dspy.optimizer.schedule import ExampleRecord, Examples, Schedule, choose_examples
 from sirius_dspy.optimizer.settings import AgentGroups, Settings, SharedWeights
 from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names, signature_of
 from sirius_dspy.redact import remember_secrets
-from sirius_dspy.running.demos import check_demo_fields
+from sirius_dspy.running.demos import check_demo_fields, check_whole_demos
 from sirius_dspy.training.images import media_fields
 from sirius_dspy.training.trainers import Trainer
 
@@ -187,13 +188,23 @@ def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: 
     Raises:
         UnpreparedProgramError: As they say.
     """
-    check_demos(settings.collect.demos or {}, program)
+    check_demos(settings.collect.demos or {}, program, is_whole=settings.collect.warm_start)
     if settings.augmenter is not None:
         settings.augmenter.check(program)
     for agent in trained:
         settings.trainer.check(agent, lms[agent])
     if settings.budget is not None:
         settings.budget.check_prices({lm.model for lm in lms.values()})
+
+
+def check_schedule(schedule: Schedule | None, examples: Examples, iterations: int) -> None:
+    """Let the schedule choose the examples of the first iteration, so that it fails now if it fails.
+
+    Raises:
+        SettingsError: It returned something else than keys of the examples.
+    """
+    if schedule is not None:
+        choose_examples(schedule, examples, {key: ExampleRecord() for key in examples}, 1, iterations)
 
 
 def check_media(
@@ -228,10 +239,16 @@ def check_media(
                 )
 
 
-def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Module) -> None:
-    """Refuse demonstrations for unknown predictors, and those that DSPy would silently leave out of every prompt.
+def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Module, *, is_whole: bool = False) -> None:
+    """Refuse demonstrations for unknown predictors, and those that would silently be left out of prompts or rows.
+
+    Args:
+        demos: Predictor name to demonstrations.
+        program: The one with these predictors.
+        is_whole: Whether each must have all fields, to be trained on.
 
     Raises:
+        SettingsError: One lacks a field.
         UnpreparedProgramError: The message names them.
     """
     predictors = predictor_names(program)
@@ -241,7 +258,10 @@ def check_demos(demos: Mapping[str, Sequence[dspy.Example]], program: dspy.Modul
             "name."
         )
     for name, shown in demos.items():
-        check_demo_fields(f"Collect.demos[{name!r}]", shown, signature_of(predictors[name]))
+        signature = signature_of(predictors[name])
+        check_demo_fields(f"Collect.demos[{name!r}]", shown, signature)
+        if is_whole:
+            check_whole_demos(f"Collect.demos[{name!r}]", shown, signature)
 
 
 def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 
 import dspy
 
 from sirius_dspy.errors import AugmenterError
+from sirius_dspy.library.rows import Entry
 from sirius_dspy.optimizer.collect import failed_runs, rollouts
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.repair.augmenters import RepairOutcome
 from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.solved import SolvedRuns
 from sirius_dspy.running.attempts import Broken, attempt_all
 from sirius_dspy.running.unfinished import Unfinished, report_unfinished
 from sirius_dspy.tracking.events import Repaired, StageStarted
@@ -36,6 +39,8 @@ def repair(session: Session, iteration: int) -> None:
         settings.threshold,
         session.plan.editable,
         session.weights.answered,
+        _solved(session, iteration),
+        _last_rungs(session, iteration),
     )
     session.tracker.on_stage_started(StageStarted(iteration, "repair", len(failed)))
 
@@ -71,6 +76,36 @@ def repair(session: Session, iteration: int) -> None:
     report_unfinished(unfinished, settings.patience.max_unfinished)
     if num_done < len(failed):
         session.account.end_if_full(first_calls)
+
+
+def _solved(session: Session, iteration: int) -> SolvedRuns:
+    """Successful runs of this compile before the repairs of this iteration, the latest iterations first."""
+    return SolvedRuns(
+        (run, session.plan.unique_trainset[run.example_key])
+        for number in range(iteration, 0, -1)
+        for run in session.library.trajectories(
+            run=session.run,
+            iteration=number,
+            origin="rollout" if number == iteration else ("rollout", "repair"),
+            min_reward=session.settings.threshold,
+        )
+        if run.example_key in session.plan.unique_trainset
+    )
+
+
+def _last_rungs(session: Session, iteration: int) -> dict[str, str]:
+    """Example key to the kind of help with which a run of it was repaired last."""
+    last: dict[str, str] = {}
+    for number in range(1, iteration):
+        keys = {run.id: run.example_key for run in _repaired(session, number)}
+        for item in session.library.repairs(run=session.run, iteration=number):
+            last |= {keys[attempt.trajectory]: attempt.rung for attempt in item.attempts if attempt.trajectory in keys}
+    return last
+
+
+def _repaired(session: Session, iteration: int) -> Iterator[Entry]:
+    threshold = session.settings.threshold
+    return session.library.entries(run=session.run, iteration=iteration, origin="repair", min_reward=threshold)
 
 
 def _check_edits(session: Session, repair: Repair) -> None:

@@ -150,6 +150,8 @@ def _repair_result(funnel: Funnel) -> RepairResult:
         repaired=funnel.repaired,
         verdicts=funnel.verdicts,
         by_agent=funnel.by_agent,
+        by_rung=funnel.by_rung,
+        reliance=funnel.reliance,
         calls=funnel.usage.calls,
         prompt_tokens=funnel.usage.prompt_tokens,
         completion_tokens=funnel.usage.completion_tokens,

@@ -114,6 +114,10 @@ class RepairResult(Result):
     """Outcome to the number of attempts, of which a run has several."""
     by_agent: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
     """Agent name to `tried` and `repaired` attempts."""
+    by_rung: Mapping[str, Mapping[str, Count]] = field(default_factory=dict)
+    """Rung of a `LadderAugmenter` to `tried` and `repaired` runs."""
+    reliance: float | None = None
+    """How much likelier the repaired texts are with the help than without it: the mean, in nats per token."""
     calls: Count = 0
     prompt_tokens: Count = 0
     completion_tokens: Count = 0
@@ -140,7 +144,7 @@ class TrialResult(Result):
 
 @dataclass(frozen=True)
 class IterationResult(Result):
-    """What one iteration did; iteration 0 is the student as it came."""
+    """What one iteration did; iteration 0 is the student as it came, or after its warm start."""
 
     __pydantic_config__ = _STRICT
 
@@ -155,7 +159,7 @@ class IterationResult(Result):
     promoted: Mapping[str, bool] = field(default_factory=dict)
     """Agent name to whether its new weights were kept; agents that were trained only."""
     trials: tuple[TrialResult, ...] = ()
-    """What the gate evaluated, in that order."""
+    """What the gate evaluated, in that order; of a warm start, the student as it came first."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The numbers that trackers plot."""
     agents: Mapping[str, AgentResult] = field(default_factory=dict)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from sirius_dspy.identity.parts import PARTS, part_of
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.budget import Budget
 from sirius_dspy.optimizer.gate import Gate
+from sirius_dspy.optimizer.schedule import Schedule
 from sirius_dspy.repair.augmenters import Augmenter
+from sirius_dspy.repair.suitable import SuitableAugmenter
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
@@ -37,12 +39,20 @@ class Collect:
             sees more variety.
         demos: Predictor name to demonstrations, for models that are too weak to succeed without. They are shown while
             collecting to agents that still have the weights they came with, and never appear in a training prompt.
+        warm_start: Whether to fine-tune each agent on its demonstrations first, so that the program that collects in
+            the first iteration has learned from them instead of reading them. A small model learns more from a dozen
+            examples than it can read from them. The gate decides about these weights as about all others.
+        keep_demos: Whether the rows of a warm start are in the training set of every iteration.
+        schedule: Chooses the examples of each iteration, such as `EasyToHard()`; `None` runs all of them.
     """
 
     samples: int = 4
     temperature: float = 1.0
     until_solved: bool = False
     demos: Demos | None = None
+    warm_start: bool = False
+    keep_demos: bool = True
+    schedule: Schedule | None = None
 
     def check(self) -> None:
         """Refuse settings of the wrong kind.
@@ -56,6 +66,13 @@ class Collect:
                 f"`temperature` of Collect is {self.temperature!r}, so all {self.samples} samples of an example would "
                 "be the same. Choose a temperature above 0, or `Collect(samples=1)`."
             )
+        if self.warm_start and not any((self.demos or {}).values()):
+            raise SettingsError(
+                "`warm_start` of Collect is True, but there are no demonstrations to fine-tune on. Pass "
+                "`Collect(demos={'solver': [example, ...]}, warm_start=True)`."
+            )
+        if self.schedule is not None:
+            self.schedule.check()
 
 
 _COLLECT = {
@@ -63,6 +80,9 @@ _COLLECT = {
     "temperature": checks.number(0),
     "until_solved": checks.FLAG,
     "demos": checks.optional(checks.DEMOS_BY_NAME),
+    "warm_start": checks.FLAG,
+    "keep_demos": checks.FLAG,
+    "schedule": checks.optional(checks.instance(Schedule, hint=", such as `EasyToHard()`")),
 }
 
 
@@ -111,6 +131,12 @@ class Settings:
     accept_changes: Sequence[str]
     num_threads: int | None
     seed: int
+
+    def resolve(self, lms: Iterable[dspy.LM]) -> Settings:
+        """Return the settings with the augmenter that suits the LMs of the trained agents, if none was chosen."""
+        if not isinstance(self.augmenter, SuitableAugmenter):
+            return self
+        return replace(self, augmenter=self.augmenter.for_lms(lms))
 
     def check(self) -> None:
         """Refuse settings of the wrong kind, and those that contradict each other.

@@ -20,7 +20,7 @@ from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.settings import AgentGroups, Collect, Settings
 from sirius_dspy.repair.augmenters import Augmenter
-from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.repair.suitable import SuitableAugmenter
 from sirius_dspy.running.metric import Metric, check_metric
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
@@ -28,7 +28,7 @@ from sirius_dspy.training.curate import Curator, check_adapter
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer
 
 COLLECT = Collect()
-AUGMENTER = CriticAugmenter()
+AUGMENTER = SuitableAugmenter()
 CURATOR = Curator()
 TRAINER = ProviderTrainer()
 GATE = ValsetGate()
@@ -47,8 +47,11 @@ class SiriuS(Teleprompter):
         threshold: A run succeeded if its reward is at least this; a run that broke never did. 1.0 fits right-or-wrong
             metrics.
         iterations: T in the paper.
-        collect: How the program is run on the trainset: samples, temperature, demonstrations.
-        augmenter: Repairs one failed run of each example that no sample solved; `None` turns repair off.
+        collect: How the program is run on the trainset: samples, temperature, demonstrations, and the schedule that
+            chooses the examples of each iteration.
+        augmenter: Repairs one failed run of each example that no sample solved; `None` turns repair off. By default, a
+            `LadderAugmenter` if all trained agents have small local models, which cannot criticize, and otherwise the
+            paper's `CriticAugmenter`.
         curator: Chooses the rows to train on.
         trainer: Fine-tunes an agent; the default does so through the provider of its LM.
         gate: Decides which new weights are kept; `None` keeps all of them.
@@ -212,6 +215,9 @@ class SiriuS(Teleprompter):
             prepare.check_inputs(program, train, "trainset")
         prepare.check_inputs(student, val, "valset")
         agents = prepare.resolve_agents(student, settings.agents, frozen=settings.frozen)
+        frozen = prepare.check_frozen(settings.frozen, agents)
+        start = prepare.starting_lms(student, agents)
+        settings = settings.resolve(lm for agent, lm in start.items() if agent not in frozen)
         plan = Plan(
             settings=settings,
             student=student,
@@ -219,12 +225,13 @@ class SiriuS(Teleprompter):
             valset=val,
             teachers=teachers,
             agents=agents,
-            frozen=prepare.check_frozen(settings.frozen, agents),
-            start=prepare.starting_lms(student, agents),
+            frozen=frozen,
+            start=start,
             adapter=adapter,
             run_dir=RunDir(_folder(settings.run_dir)),
         )
         prepare.check_parts(plan.student, settings, plan.trained, plan.start)
+        prepare.check_schedule(settings.collect.schedule, plan.unique_trainset, settings.iterations)
         prepare.check_media(student, train, plan.trained, plan.start, settings.trainer)
         prepare.warn_about_adapter(adapter, plan.start.values())
         prepare.remember_lms([student, *teachers], settings.augmenter)

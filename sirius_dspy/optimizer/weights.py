@@ -111,7 +111,8 @@ class Weights:
 
         Until something was trained, there is no other, since the LMs at the start are part of a compile's identity.
         """
-        if trajectory.iteration == 0 or (trajectory.iteration == 1 and trajectory.origin == "rollout"):
+        is_of_student = trajectory.iteration == 0 and trajectory.sample == 0
+        if is_of_student or (trajectory.iteration == 1 and trajectory.origin == "rollout" and not self._is_warm):
             return True
         models = {name: lms[agent].model for agent, names in self.agents.items() for name in names}
         return all(
@@ -121,6 +122,8 @@ class Weights:
 
     def answered(self, trajectory: Trajectory, step: Step) -> bool:
         """Whether its agent's LM of that time answered a step, or a teacher did in its place."""
+        if trajectory.origin == "demonstration":
+            return True
         if self._is_by_teacher(trajectory) and (trajectory.origin == "rollout" or step.source == "recorded"):
             return True
         agent = next((agent for agent, names in self.agents.items() if step.predictor in names), None)
@@ -138,6 +141,11 @@ class Weights:
         """Take over what an earlier iteration noted."""
         for name, models in chosen.items():
             self._chosen[name].update(models)
+
+    @property
+    def _is_warm(self) -> bool:
+        """Whether a warm start has given an agent new weights."""
+        return any(self.start[agent].model != model for agent, model in self.history[0].items())
 
     def compiled(self) -> dspy.Module:
         """A copy of the program as it is now, for the user."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import dspy
@@ -29,6 +29,11 @@ class Augmenter(ABC):
     max_repairs: int | None = None
     """Failed runs to repair in one iteration at most; `None` for all."""
 
+    @property
+    def name(self) -> str:
+        """A short name for reports, here the class without `Augmenter` in lower case."""
+        return type(self).__name__.removesuffix("Augmenter").lower()
+
     @abstractmethod
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """Try to repair one failed run. Called from several threads at once."""
@@ -40,6 +45,17 @@ class Augmenter(ABC):
             failed: The first failed run of each example that no sample solved, in an order that repeats.
         """
         return failed[: self.max_repairs]
+
+    def refuse(self, repairs: Sequence[Repair]) -> Mapping[str, str]:
+        """Choose repaired runs that are not to be trained on although they succeeded; here there are none.
+
+        Args:
+            repairs: All repairs of the runs that a training set is made of.
+
+        Returns:
+            Id of a repaired run to the reason, which is counted with the other rows that were dropped.
+        """
+        return {}
 
     def check(self, program: dspy.Module) -> None:
         """Refuse, before anything is paid for, settings or a program that do not fit; here none is refused.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import dspy
 
 from sirius_dspy.errors import ReplayDivergedError
-from sirius_dspy.plain import readable
-from sirius_dspy.program import predictor_names, signature_of
+from sirius_dspy.plain import readable, to_plain
+from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.leak import Guard
+from sirius_dspy.repair.reliance import score_reply
 from sirius_dspy.running.recording import Recording
 from sirius_dspy.trajectory import Attempt, Edit, Step, Trajectory, Usage, Values, Verdict
 
@@ -58,6 +61,72 @@ class Case:
     def attempt(self, position: int, verdict: Verdict, **fields: Any) -> Attempt:
         """An attempt at one step, with further fields of `Attempt`."""
         return Attempt(position, self.failed.steps[position].predictor, verdict, **fields)
+
+    def gold_of(self, position: int) -> dict[str, Any] | None:
+        """The label as the outputs of a step that has one output field; `None` if it cannot be these.
+
+        A field takes the label of its name, or else the only label there is.
+        """
+        step, labels = self.failed.steps[position], to_plain(self.example.labels())
+        fields = self.signature_of(step).output_fields
+        if len(fields) != 1:
+            return None
+        name = next(iter(fields))
+        if name in labels:
+            return {name: labels[name]}
+        texts = [value for value in labels.values() if isinstance(value, str) and value.strip()]
+        is_text = fields[name].annotation is str
+        return {name: texts[0]} if is_text and len(texts) == len(labels) == 1 else None
+
+    def inputs_of(self, position: int) -> dict[str, Any]:
+        """The inputs of a step, as its predictor was called with them.
+
+        Raises:
+            UnreadableValueError: One of them cannot be restored.
+        """
+        step = self.failed.steps[position]
+        fields = self.signature_of(step).input_fields
+        return restore_values({name: value for name, value in step.inputs.items() if name in fields}, fields)
+
+    def log_probs(
+        self,
+        position: int,
+        outputs: Values,
+        *,
+        inputs: Mapping[str, Any] | None = None,
+        signature: type[dspy.Signature] | None = None,
+        demos: Sequence[dspy.Example] = (),
+    ) -> Sequence[float] | None:
+        """How likely the agent is to write these outputs in a step, per token in nats; see `score_reply`."""
+        step = self.failed.steps[position]
+        own = self.signature_of(step)
+        return score_reply(
+            self.lm_of(step),
+            signature or own,
+            self.inputs_of(position) if inputs is None else inputs,
+            restore_values(outputs, own.output_fields),
+            demos,
+        )
+
+    def try_outputs(
+        self, position: int, outputs: Values, guard: Guard, tries: tuple[int, int], fields: dict[str, Any]
+    ) -> tuple[Attempt, Trajectory | None]:
+        """Replace the outputs of a step if the guard lets them pass, and run the program on.
+
+        Args:
+            position: Of the step.
+            outputs: In its place.
+            guard: Decides whether they give too much away.
+            tries: Numbers of the try, which name its sample.
+            fields: Further fields of the `Attempt`.
+        """
+        step, labels = self.failed.steps[position], to_plain(self.example.labels())
+        fields = {"regenerated": outputs, "rephrased": outputs, **fields}
+        if outputs == self.fields_of(position):
+            return self.attempt(position, "unchanged", **fields), None
+        if leak := guard.leak(outputs, step, labels, answers=bool(self.answer_fields(step, outputs))):
+            return self.attempt(position, "leaked", **fields, detail=leak), None
+        return self.replay(position, outputs, tries, fields)
 
     def replay(
         self, position: int, outputs: Values, tries: tuple[int, int], fields: dict[str, Any]

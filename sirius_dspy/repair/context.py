@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import dspy
 
+from sirius_dspy.repair.solved import SolvedRuns
 from sirius_dspy.running.examples import copy_example
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
@@ -27,6 +29,10 @@ class RepairContext:
     """Predictors that may be edited: those of agents that are trained."""
     is_own: IsOwn = every_step
     """Whether an agent's own LM answered a step; editing what another LM answered teaches nobody."""
+    solved: SolvedRuns = field(default_factory=SolvedRuns)
+    """Successful runs so far, demonstrations for those that failed."""
+    last_rungs: Mapping[str, str] = field(default_factory=dict)
+    """Example key to the name of the augmenter that repaired a run of it last; see `LadderAugmenter`."""
 
     def may_edit(self, failed: Trajectory, step: Step) -> bool:
         """Whether a new answer at this step could become a training row."""
@@ -57,24 +63,34 @@ class RepairContext:
         recording = replay(self.program, copy_example(example).inputs(), failed, edit, sampling)
         return self._score(failed, example, recording)
 
-    def rerun(self, failed: Trajectory, example: dspy.Example, key: str) -> Trajectory:
+    def rerun(
+        self,
+        failed: Trajectory,
+        example: dspy.Example,
+        key: str,
+        demos: Mapping[str, Sequence[dspy.Example]] | None = None,
+    ) -> Trajectory:
         """Run the whole program again, with the LM arguments of samples after the first, and score it.
 
         Args:
             failed: The run to repair.
             example: The one it was made from.
             key: Names the sample within the repair: another key gives other answers.
+            demos: Predictor name to demonstrations shown in this run; by default those of collecting.
 
         Returns:
-            The run to store with the repair. Its lineage says which run it repairs; all its steps count as edited.
+            The run to store with the repair. Its lineage says which run it repairs; its steps count as edited, from the
+            first one on that may be.
 
         Raises:
             UnfinishedError: An LM or the network failed.
             RolloutError: An LM refused for lack of credentials, credit or configuration.
         """
-        sampling = Sampling(self.key(failed, example, key), self.rollouts.lm_kwargs, self.rollouts.demos)
+        shown = self.rollouts.demos if demos is None else demos
+        sampling = Sampling(self.key(failed, example, key), self.rollouts.lm_kwargs, shown)
         recording = record(self.program, copy_example(example).inputs(), sampling)
-        return self._score(failed, example, replace(recording, edited=0))
+        editable = (number for number, step in enumerate(recording.steps) if step.predictor in self.editable)
+        return self._score(failed, example, replace(recording, edited=next(editable, 0)))
 
     def _score(self, failed: Trajectory, example: dspy.Example, recording: Recording) -> Trajectory:
         return self.rollouts.score(recording, example, self.program, failed.repair_lineage).trajectory

@@ -109,6 +109,18 @@ class LeakGuard(Guard):
         return next((phrase for phrase in phrases if phrase.casefold() not in recorded.casefold()), "")
 
 
+def mentions_gold(text: Any, gold: Values) -> bool:
+    """Whether a text, or plain values, hold each of these gold values as words or numbers of their own."""
+    written, golds = _text(text), _golds(gold)
+    return bool(golds) and all(_mentions(written, value) for value in golds)
+
+
+def find_sentence(values: Values, gold: str) -> str:
+    """Return the first sentence in some values that holds a gold answer; empty if none does."""
+    sentences = (sentence.strip() for sentence in re.split(r"(?<=[.!?])\s+|\n+", _text(values)))
+    return next((sentence for sentence in sentences if sentence and gold and _mentions(sentence, gold)), "")
+
+
 def _golds(labels: Values) -> list[str]:
     """Label values that can be recognised in a text, also those in lists of accepted answers."""
     return [text for value in _leaves(readable(labels)) if value is not None and (text := _written(value).strip())]

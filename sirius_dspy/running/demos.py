@@ -10,6 +10,25 @@ import dspy
 from sirius_dspy.errors import SettingsError
 
 
+def check_whole_demos(name: str, demos: Sequence[Any], signature: type[dspy.Signature]) -> None:
+    """Refuse demonstrations that lack a field of a signature: they cannot be trained on.
+
+    Args:
+        name: What to call them in the message.
+        demos: Demonstrations of the signature.
+        signature: What they demonstrate.
+
+    Raises:
+        SettingsError: The message names the first one by its position.
+    """
+    for position, demo in enumerate(demos):
+        if missing := [field for field in signature.fields if field not in demo]:
+            raise SettingsError(
+                f"{name}[{position}] has no {missing}. A warm start trains on whole demonstrations. Give it every "
+                f"field of the predictor: {list(signature.fields)}."
+            )
+
+
 def check_demo_fields(name: str, demos: Sequence[Any], signature: type[dspy.Signature]) -> None:
     """Refuse demonstrations without any input or any output of a signature: DSPy leaves those out of every prompt.
 

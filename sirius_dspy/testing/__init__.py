@@ -4,7 +4,8 @@
     ToyLM            an LM that memorizes its training rows, through DSPy's fine-tuning interface
     FaultServer      a local server of the OpenAI chat API that fails on request
     ScriptedTrainer  returns given LMs instead of training
-    TrainerContract, TrackerContract, AugmenterContract, CuratorContract, GateContract, LibraryContract
+    TrainerContract, TrackerContract, AugmenterContract, CuratorContract, GateContract,
+    ScheduleContract, LibraryContract
                      tests to inherit: subclass them in a test file and define the required fixtures
 
 All of them work in threads and with asyncio, and only the contract suites need pytest. Copies of an LM, which DSPy
@@ -17,6 +18,7 @@ from sirius_dspy.testing.engine import Prompt, UnexpectedCallError
 from sirius_dspy.testing.events import compile_events
 from sirius_dspy.testing.gate import GateContract
 from sirius_dspy.testing.library import LibraryContract
+from sirius_dspy.testing.schedule import ScheduleContract
 from sirius_dspy.testing.scripted import ScriptedLM, chat_reply
 from sirius_dspy.testing.server import FaultServer
 from sirius_dspy.testing.toy import ToyLM
@@ -30,6 +32,7 @@ __all__ = [
     "GateContract",
     "LibraryContract",
     "Prompt",
+    "ScheduleContract",
     "ScriptedLM",
     "ScriptedTrainer",
     "ToyLM",

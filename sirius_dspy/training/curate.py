@@ -18,10 +18,10 @@ import enum
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import dspy
 from dspy.adapters.base import Adapter
@@ -50,11 +50,31 @@ class Row:
     example_key: str
     request: str = ""
     """Content hash of the prompt in the step of the run; empty if it was not sent in that run."""
+    weight: float = 1.0
+    """How much the row counts in training, beside rows of weight 1."""
 
     @property
     def id(self) -> str:
         """The content hash of the messages."""
         return digest([dict(message) for message in self.messages])
+
+
+class Appraisal(NamedTuple):
+    """What a step is worth as a training row."""
+
+    refused: str = ""
+    """Why the step is left out; it is counted under this text in `dropped`. Empty keeps it."""
+    weight: float = 1.0
+    """How much its row counts in training; multiplied with what else weighs it."""
+
+
+Appraise = Callable[[Trajectory, Step], Appraisal]
+"""Appraises one step of a run."""
+
+
+def appraise_equally(trajectory: Trajectory, step: Step) -> Appraisal:
+    """The `Appraise` that keeps every step with the same weight."""
+    return Appraisal()
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,15 @@ class TrainingSet:
 
     @property
     def chat(self) -> list[dict[str, Any]]:
-        """Return the rows in the format of OpenAI's fine-tuning API, TRL and `lm.finetune`."""
+        """Return the rows in the format of OpenAI's fine-tuning API, TRL and `lm.finetune`.
+
+        A row whose weight is not 1 has its `weight` beside the `messages`.
+        """
+        weights = [{} if row.weight == 1 else {"weight": row.weight} for row in self.rows]
+        return [{**row, **weight} for row, weight in zip(self._messages, weights, strict=True)]
+
+    @property
+    def _messages(self) -> list[dict[str, Any]]:
         return [{"messages": [dict(message) for message in row.messages]} for row in self.rows]
 
     def write(self, path: Path) -> None:
@@ -83,10 +111,11 @@ class TrainingSet:
                 "predictor": row.predictor,
                 "example": row.example_key,
                 "request": row.request,
+                "weight": row.weight,
             }
             for row in self.rows
         ]
-        write_text(path, _json_lines(self.chat))
+        write_text(path, _json_lines(self._messages))
         write_text(path.with_suffix(".sources.jsonl"), _json_lines(sources))
 
 
@@ -138,6 +167,7 @@ class Curator:
         threshold: float,
         seed: int = 0,
         is_own: IsOwn = every_step,
+        appraise: Appraise = appraise_equally,
     ) -> dict[str, TrainingSet]:
         """Select the rows of each agent.
 
@@ -148,6 +178,7 @@ class Curator:
             threshold: A step is used if its run finished and the reward of its agent is at least this value.
             seed: Seed of the order of the rows, and of the choice if there are too many.
             is_own: Returns whether an agent's LM, or its teacher, answered a step. Steps of other LMs are not used.
+            appraise: Returns what a step is worth; asked only for steps that would become a row.
         """
         probe = PromptProbe(program)
         agent_of = {predictor: agent for agent, predictors in agents.items() for predictor in predictors}
@@ -164,6 +195,11 @@ class Curator:
             if row is None or (reason := self.refuse(row)):
                 dropped[agent][reason] += 1
                 continue
+            appraisal = appraise(trajectory, step)
+            if appraisal.refused:
+                dropped[agent][appraisal.refused] += 1
+                continue
+            row = replace(row, weight=row.weight * appraisal.weight)
             by_id = rows[step.predictor]
             earlier = by_id.get(row.id)
             dropped[agent]["duplicate"] += earlier is not None
@@ -171,7 +207,7 @@ class Curator:
         sets = {}
         for agent, predictors in agents.items():
             kept = [self._kept(rows[predictor].values(), seed, dropped[agent]) for predictor in predictors]
-            sets[agent] = TrainingSet(agent, _shuffle(kept, seed), dict(+dropped[agent]))
+            sets[agent] = TrainingSet(agent, shuffle_rows(kept, seed), dict(+dropped[agent]))
         return sets
 
     def _kept(self, rows: Iterable[Row], seed: int, dropped: Counter[str]) -> tuple[Row, ...]:
@@ -188,8 +224,8 @@ class Curator:
         return tuple(kept[: self.max_rows])
 
 
-def _shuffle(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
-    """Mix the rows of an agent's predictors; those of a single predictor are in a random order already."""
+def shuffle_rows(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
+    """Mix rows from several sources; those of a single one are in a random order already."""
     rows = [row for part in parts for row in part]
     if len(parts) > 1:
         random.Random(seed).shuffle(rows)

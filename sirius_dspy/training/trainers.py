@@ -47,6 +47,9 @@ class TrainingRequest:
     """A folder for this job only; a trainer on this machine writes the weights into it."""
     seed: int
     on_progress: ProgressHook
+    pairs: Sequence[Mapping[str, Any]] = ()
+    """Preference pairs in TRL's conversational format, `{"prompt", "chosen", "rejected"}` with lists of messages, from
+    the repairs of the iteration; empty unless `Trainer.wants_pairs`."""
 
 
 class Trainer(ABC):
@@ -56,6 +59,9 @@ class Trainer(ABC):
     """The weights from which the jobs of an iteration start: `base`, the initial weights of the student, as in the
     paper, or
     `current`, the ones that were kept last."""
+
+    wants_pairs: bool = False
+    """Whether requests are to hold `pairs`."""
 
     @abstractmethod
     def train(self, request: TrainingRequest) -> dspy.LM:

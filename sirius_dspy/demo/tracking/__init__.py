@@ -12,6 +12,8 @@ One short answer cannot replace them for any number of events: a transformer of 
 Splits never share a story, for any seeds, sizes and settings; see `sirius_dspy.demo.generated`.
 """
 
+import dspy
+
 from sirius_dspy.demo.tracking.boxes_runs import BOXES_RUNS
 from sirius_dspy.demo.tracking.calendar_runs import CALENDAR_RUNS
 from sirius_dspy.demo.tracking.crown_runs import CROWN_RUNS
@@ -20,9 +22,14 @@ from sirius_dspy.demo.tracking.task import Shown, TrackingTask
 from sirius_dspy.demo.tracking.world import Event, World
 from sirius_dspy.demo.tracking.worlds import BOXES, CALENDAR, CROWN, ROOMS
 
-__all__ = ["Event", "Shown", "TrackingTask", "World", "boxes", "calendar", "crown", "rooms"]
+__all__ = ["Event", "Shown", "TrackingTask", "World", "boxes", "build", "calendar", "crown", "rooms"]
 
 crown = TrackingTask(CROWN, CROWN_RUNS)
 boxes = TrackingTask(BOXES, BOXES_RUNS)
 rooms = TrackingTask(ROOMS, ROOMS_RUNS)
 calendar = TrackingTask(CALENDAR, CALENDAR_RUNS)
+
+
+def build() -> dspy.Module:
+    """Build the team that the demo trains, the one of the crown, without LMs."""
+    return crown.build()

@@ -1,0 +1,59 @@
+"""Writes rows of chats, texts and labels into a JSON lines or Parquet file, a batch at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sirius_dspy.errors import LibraryError
+from sirius_dspy.library.export import whole_file
+from sirius_dspy.library.writing import split_batches
+
+_CHATS = ("prompt", "completion", "chosen", "rejected")
+"""Columns that hold messages."""
+
+ENDINGS = (".jsonl", ".parquet")
+
+
+def check_ending(path: Path) -> None:
+    """Refuse a file whose name does not say what is to be written into it.
+
+    Raises:
+        LibraryError: The name ends in neither `.jsonl` nor `.parquet`.
+    """
+    if path.suffix not in ENDINGS:
+        raise LibraryError(f"The file {str(path)!r} has the ending {path.suffix!r}, expected one of {list(ENDINGS)}.")
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write rows into a file that appears when it is complete.
+
+    Raises:
+        LibraryError: The name ends in neither `.jsonl` nor `.parquet`.
+    """
+    check_ending(path)
+    with whole_file(path) as partial:
+        if path.suffix == ".jsonl":
+            _write_jsonl(partial, rows)
+        else:
+            _write_parquet(partial, rows, columns)
+
+
+def _write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    kinds = {"label": pyarrow.bool_(), **dict.fromkeys(_CHATS, pyarrow.list_(message))}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in columns])
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for batch in split_batches(rows):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))

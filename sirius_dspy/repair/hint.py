@@ -1,0 +1,157 @@
+"""Part of the solution as help: how the text of a step begins, more of it with each try."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import dspy
+
+from sirius_dspy import checks
+from sirius_dspy.errors import UnreadableValueError
+from sirius_dspy.plain import readable
+from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
+from sirius_dspy.repair.case import Case, usage_of, was_cut
+from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.label import can_know
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, find_sentence
+from sirius_dspy.repair.prompts import free_name
+from sirius_dspy.repair.reliance import mean_difference
+from sirius_dspy.running.record import record
+from sirius_dspy.running.recording import Recording, Sampling
+from sirius_dspy.trajectory import Attempt, Repair, Trajectory
+
+HINT = "hint"
+"""Input field that is added to the agent's own signature."""
+
+TRACES = LeakGuard.TRACES.replace(r"\b(feedback", r"\b(hint(?:s|ed)?|feedback")
+"""What no repaired text may speak of."""
+
+
+class HintAugmenter(Augmenter):
+    """Lets one agent answer again with part of the solution in sight, as little as suffices.
+
+    What a step should write is known for a step that gives the answer and can know it (see `LabelAugmenter`): the
+    label. For another step it is the sentence of its own inputs in which the label stands, if there is one, because
+    finding it may be that agent's work. The hint tells how this text begins: first its first letter and its length,
+    then a share of its words. The hint is in no training row, and the leak guard refuses answers that carry the label
+    ahead.
+
+    Args:
+        shares: Shares of the text that the hints reveal, one try each; 0 reveals the first letter and the length.
+        temperature: Of the new answer.
+        guard: Decides which answers give too much away; by default a `LeakGuard` that knows of hints.
+        max_repairs: Failed runs to repair in one iteration at most; `None` for all.
+
+    References:
+        AdaBack (arXiv:2506.18110) reveals a prefix of the target, as long as needed; SAGE and HiLL (arXiv:2604.00698)
+        give hints to problems that no sample solves.
+    """
+
+    def __init__(
+        self,
+        *,
+        shares: Sequence[float] = (0.0, 0.5),
+        temperature: float = 0.7,
+        guard: Guard | None = None,
+        max_repairs: int | None = None,
+    ) -> None:
+        self.shares = shares
+        self.temperature = temperature
+        self.guard = guard
+        self.max_repairs = max_repairs
+
+    def check(self, program: dspy.Module) -> None:
+        """Refuse settings of the wrong kind.
+
+        Raises:
+            SettingsError: The message names the setting.
+        """
+        kinds = {
+            "shares": checks.several(checks.number(0, below=1), "a list of shares below 1, such as `[0, 0.5]`"),
+            "temperature": checks.number(0),
+            "guard": GUARD_KIND,
+            "max_repairs": checks.optional(checks.whole(0)),
+        }
+        checks.check(type(self).__name__, vars(self), kinds)
+
+    def num_calls(self, num_steps: int) -> tuple[int, int]:
+        """See `Augmenter.num_calls`: for each step and share an answer and what follows it."""
+        return 0, len(self.shares) * sum(1 + position for position in range(num_steps))
+
+    def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
+        """See `Augmenter.repair`."""
+        attempts: list[Attempt] = []
+        trajectories: list[Trajectory] = []
+        for attempt, trajectory in self._attempts(Case(failed, example, context)):
+            attempts.append(attempt)
+            trajectories += [] if trajectory is None else [trajectory]
+            if attempt.verdict == "repaired":
+                break
+        repair = Repair(failed.id, tuple(attempts), failed.run, failed.iteration)
+        return RepairOutcome(repair, tuple(trajectories))
+
+    def _attempts(self, case: Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
+        for position, step in enumerate(case.failed.steps):
+            target = _target(case, position) if case.can_edit(step) else ""
+            for number, share in enumerate(self.shares if target else ()):
+                yield self._try_hint(case, position, write_hint(target, share), number)
+
+    def _try_hint(self, case: Case, position: int, hint: str, number: int) -> tuple[Attempt, Trajectory | None]:
+        signature = case.signature_of(case.failed.steps[position])
+        name = free_name(HINT, signature)
+        hinted = signature.append(name, dspy.InputField(desc="use it, but do not mention it"), type_=str)
+        try:
+            inputs = {**case.inputs_of(position), name: hint}
+        except UnreadableValueError as error:
+            return case.attempt(position, "unparsed", feedback=hint, detail=str(error)), None
+        answered = self._ask(case, position, hinted, inputs, number)
+        outputs = case.fields_of(position, answered)
+        fields: dict[str, Any] = {"feedback": hint, "usage": usage_of(answered)}
+        if outputs is None or was_cut(answered):
+            return case.attempt(position, "unparsed", **fields, detail="no new answer"), None
+        attempt, trajectory = case.try_outputs(position, outputs, self.guard or LeakGuard(TRACES), (number, 0), fields)
+        if attempt.verdict == "repaired":
+            helped = case.log_probs(position, outputs, inputs=inputs, signature=hinted)
+            attempt = replace(attempt, reliance=mean_difference([(helped, case.log_probs(position, outputs))]))
+        return attempt, trajectory
+
+    def _ask(
+        self, case: Case, position: int, hinted: type[dspy.Signature], inputs: dict[str, Any], number: int
+    ) -> Recording:
+        predictor = dspy.Predict(hinted)
+        predictor.lm = case.lm_of(case.failed.steps[position])
+        sampling = Sampling(case.key("hint", position, number), {"temperature": self.temperature})
+        recording = record(predictor, inputs, sampling)
+        recording.check_ended()
+        return recording
+
+
+def _target(case: Case, position: int) -> str:
+    """The text of which a hint reveals a part; empty if none is known."""
+    step, gold = case.failed.steps[position], case.gold_of(position)
+    if gold is None:
+        return ""
+    label = str(readable(next(iter(gold.values())))).strip()
+    is_answer = bool(case.answer_fields(step, dict.fromkeys(case.signature_of(step).output_fields)))
+    if is_answer:
+        return label if can_know(case, position, gold) else ""
+    return find_sentence(step.inputs, label)
+
+
+def write_hint(target: str, share: float) -> str:
+    """Write a hint that reveals a share of a text.
+
+    Args:
+        target: The text.
+        share: 0 reveals its first letter and its length; more reveals that share of its words, or of the letters of a
+            single one, but never all.
+    """
+    words = target.split()
+    if share <= 0:
+        length = f"{len(words)} words" if len(words) > 1 else f"{len(target)} letters"
+        return f"It begins with {target[0]!r} and has {length}."
+    units, joint = (words, " ") if len(words) > 1 else (list(target), "")
+    shown = min(max(1, round(share * len(units))), max(1, len(units) - 1))
+    return f"It begins with {joint.join(units[:shown])!r}."

@@ -1,0 +1,94 @@
+"""Solved runs of other examples, the nearest first: demonstrations for a run that failed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import dspy
+
+from sirius_dspy.errors import UnreadableValueError
+from sirius_dspy.plain import example_key, readable, to_plain
+from sirius_dspy.program import predictor_names, restore_values, signature_of
+from sirius_dspy.trajectory import Step, Trajectory
+
+MOST = 2000
+"""Runs that are kept: enough to find near ones, few enough to compare with each."""
+
+
+class SolvedRuns:
+    """Solved runs with the words of their examples.
+
+    Nearness is the share of common words, rare ones counting more (cosine similarity of TF-IDF weights without the term
+    frequency). No model is needed for it.
+
+    Args:
+        runs: Successful runs, with their examples.
+    """
+
+    def __init__(self, runs: Iterable[tuple[Trajectory, dspy.Example]] = ()) -> None:
+        self._runs: list[tuple[Trajectory, frozenset[str]]] = []
+        for trajectory, example in runs:
+            self._runs.append((trajectory, _words(example)))
+            if len(self._runs) == MOST:
+                break
+        self._counts = Counter(word for _, words in self._runs for word in words)
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    def find_nearest(self, example: dspy.Example) -> list[Trajectory]:
+        """Sort the runs of other examples by nearness, the nearest first."""
+        words, key = _words(example), example_key(example)
+        others = [(trajectory, theirs) for trajectory, theirs in self._runs if trajectory.example_key != key]
+        others.sort(key=lambda item: (-self._similarity(words, item[1]), item[0].id))
+        return [trajectory for trajectory, _ in others]
+
+    def find_demos(self, program: dspy.Module, example: dspy.Example, number: int) -> dict[str, list[dspy.Example]]:
+        """Make demonstrations of the nearest runs: of each predictor, its steps in them.
+
+        Args:
+            program: Its predictors are demonstrated.
+            example: The one to find near runs for.
+            number: Demonstrations per predictor at most; a run gives one of each.
+        """
+        nearest = self.find_nearest(example)
+        demos: dict[str, list[dspy.Example]] = {}
+        for name, predictor in predictor_names(program).items():
+            signature = signature_of(predictor)
+            steps = (step for run in nearest if (step := _step_of(run, name)) is not None)
+            made = (demo for step in steps if (demo := _demo(step, signature)) is not None)
+            if chosen := [demo for _, demo in zip(range(number), made, strict=False)]:
+                demos[name] = chosen[::-1]  # the nearest one stands last, next to the question
+        return demos
+
+    def _similarity(self, one: frozenset[str], other: frozenset[str]) -> float:
+        norm = math.sqrt(self._weight(one) * self._weight(other))
+        return self._weight(one & other) / norm if norm else 0.0
+
+    def _weight(self, words: frozenset[str]) -> float:
+        total = len(self._runs) + 1
+        return sum(math.log(total / (self._counts[word] + 0.5)) ** 2 for word in words)
+
+
+def _words(example: dspy.Example) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", str(readable(to_plain(example.inputs()))).casefold()))
+
+
+def _step_of(run: Trajectory, predictor: str) -> Step | None:
+    """Return a step that may be shown: of several, another one in each run."""
+    steps: Sequence[Step] = [step for step in run.taught_steps if step.predictor == predictor and step.outputs]
+    return steps[int(run.id[:8], 16) % len(steps)] if steps else None
+
+
+def _demo(step: Step, signature: type[dspy.Signature]) -> dspy.Example | None:
+    values: dict[str, Any] = {**step.inputs, **(step.outputs or {})}
+    if not set(signature.fields) <= set(values):
+        return None
+    try:
+        return dspy.Example(**restore_values({name: values[name] for name in signature.fields}, signature.fields))
+    except UnreadableValueError:
+        return None
