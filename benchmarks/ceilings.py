@@ -17,56 +17,19 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import dspy
 from dspy.clients.utils_finetune import TrainDataFormat
 
-from programs import hops, tracking
+from programs import hops, ledger, plan_and_calculate, tracking
 from sirius_dspy import LocalLM, PlainAdapter
-from sirius_dspy.demo.steps import AnyStep, GoldStep
 from sirius_dspy.running.evaluation import Evaluation, evaluate
-from sirius_dspy.training.curate import training_messages
+from sirius_dspy.training.prompts import training_messages
 
 ADAPTER = PlainAdapter()
-
-
-class Task(Protocol):
-    """What this benchmark needs of a task."""
-
-    def build(self, single: bool = False, reasoning: bool = False) -> dspy.Module:
-        """Build an untrained program."""
-
-    def metric(self, example: dspy.Example, prediction: Any, trace: Any = None) -> float:
-        """Score an answer."""
-
-    def demonstrations(
-        self, single: bool = False, reasoning: bool = False, size: int | None = None
-    ) -> dict[str, list[dspy.Example]]:
-        """Return demonstrations by predictor."""
-
-    def gold_steps(self, example: dspy.Example, single: bool = False, reasoning: bool = False) -> list[GoldStep]:
-        """Return the steps of a run in which every agent is right."""
-
-    def oracle(self, example: dspy.Example, step: AnyStep) -> bool:
-        """Return whether a step is right."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A task with its sizes of items.
-
-    Attributes:
-        task: The task, which also has `examples`.
-        train: Settings of the training examples.
-        tests: Settings of the items that are scored, by what the table calls them.
-    """
-
-    task: Any
-    train: Mapping[str, Any]
-    tests: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -74,9 +37,33 @@ class Form:
     """A program for a task."""
 
     name: str
-    single: bool = False
-    reasoning: bool = False
+    arguments: Mapping[str, bool] = field(default_factory=dict)
+    """Of `build`, `demonstrations` and `gold_steps`."""
     max_tokens: int = 40
+
+
+FORMS = (
+    Form("single", {"single": True}),
+    Form("single with reasoning", {"single": True, "reasoning": True}, max_tokens=200),
+    Form("team"),
+)
+_WITH_CALCULATOR = (*FORMS, Form("single with calculator", {"single": True, "calculator": True}))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task with its sizes of items.
+
+    Attributes:
+        task: A task of `programs` with `gold_steps` and `oracle`.
+        train: Settings of the training examples.
+        tests: Settings of the items that are scored, by what the table calls them.
+    """
+
+    task: Any
+    train: Mapping[str, Any]
+    tests: Mapping[str, Mapping[str, Any]]
+    forms: Sequence[Form] = FORMS
 
 
 @dataclass(frozen=True)
@@ -94,25 +81,30 @@ class Result:
     """Of the training, or of the test for the start."""
 
 
-FORMS = (
-    Form("single", single=True),
-    Form("single with reasoning", single=True, reasoning=True, max_tokens=200),
-    Form("team"),
-)
+_Sizes = tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]
 
-_TRACKING = (
+_TRACKING: _Sizes = (
     {"events": (1, 2, 3)},
     {"1 event": {"events": 1}, "5 events": {"events": 5}, "10 events": {"events": 10}},
 )
+
+_LEDGER: _Sizes = ({"parts": (1, 2, 3)}, {"3 parts": {"parts": 3}, "8 parts": {"parts": 8}})
+
+_HOPS: _Sizes = ({}, {"3 chains": {"chains": 3}, "5 chains": {"chains": 5}})
+_PLANS: _Sizes = ({}, {"2 kinds": {"kinds": 2}, "4 kinds": {"kinds": 4}})
 
 CASES = {
     "crown": Case(tracking.crown, *_TRACKING),
     "boxes": Case(tracking.boxes, *_TRACKING),
     "rooms": Case(tracking.rooms, *_TRACKING),
     "calendar": Case(tracking.calendar, *_TRACKING),
-    "two_hops": Case(hops.two_hops, {}, {"3 chains": {}}),
-    "two_hops_things": Case(hops.two_hops_things, {}, {"3 chains": {}}),
-    "three_hops": Case(hops.three_hops, {}, {"3 chains": {}}),
+    "two_hops": Case(hops.two_hops, *_HOPS),
+    "two_hops_things": Case(hops.two_hops_things, *_HOPS),
+    "three_hops": Case(hops.three_hops, *_HOPS),
+    "entries": Case(ledger.entries, *_LEDGER),
+    "shells": Case(ledger.shells, *_LEDGER),
+    "legs": Case(plan_and_calculate.legs, *_PLANS, _WITH_CALCULATOR),
+    "prices": Case(plan_and_calculate.prices, *_PLANS, _WITH_CALCULATOR),
 }
 
 
@@ -133,11 +125,11 @@ class Settings:
 
 def measure(name: str, case: Case, settings: Settings) -> Iterator[Result]:
     """Measure all forms of a task before and after training."""
-    for form in FORMS:
+    for form in case.forms:
         base = LocalLM(settings.model, max_tokens=form.max_tokens)
-        program = case.task.build(form.single, form.reasoning) if form.single else case.task.build()
+        program = case.task.build(**form.arguments)
         program.set_lm(base)
-        demos = case.task.demonstrations(form.single, form.reasoning, settings.num_shown)
+        demos = case.task.demonstrations(**form.arguments, size=settings.num_shown)
         yield from _score(name, case, form, program, settings, "start", demos, 0.0)
         started = time.perf_counter()
         _train(program, base, case, form, settings)
@@ -150,7 +142,7 @@ def gold_rows(case: Case, form: Form, program: dspy.Module, settings: Settings) 
     predictors = dict(program.named_predictors())
     rows: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for example in case.task.examples("train", settings.num_train, settings.seed, **case.train):
-        for step in case.task.gold_steps(example, form.single, form.reasoning):
+        for step in case.task.gold_steps(example, **form.arguments):
             signature = predictors[step.predictor].signature
             row = {"messages": training_messages(ADAPTER, signature, step.inputs, step.outputs)}
             rows[step.predictor][json.dumps(row)] = row
@@ -186,7 +178,7 @@ def _score(
         yield Result(name, form.name, stage, items, round(found.score, 3), steps, round(seconds, 1))
 
 
-def right_steps(task: Task, examples: Sequence[dspy.Example], evaluation: Evaluation) -> dict[str, float]:
+def right_steps(task: Any, examples: Sequence[dspy.Example], evaluation: Evaluation) -> dict[str, float]:
     """Return the share of right steps by predictor."""
     verdicts: dict[str, list[bool]] = defaultdict(list)
     for example, trajectory in zip(examples, evaluation.trajectories, strict=True):

@@ -32,11 +32,10 @@ from metrics.yes_no_maybe import yes_no_maybe
 from programs import pubmedqa as pubmedqa_program
 from programs import reasoning
 from sirius_dspy.demo.majority import majority_baseline
-from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.stats import Interval, wilson_interval
-from sirius_dspy.training.curate import Appraise, Curator, Row, TrainingSet, appraise_equally
-from sirius_dspy.trajectory import IsOwn, Trajectory, every_step
+from sirius_dspy.training.balanced import BalancedCurator
+from sirius_dspy.trajectory import Trajectory
 
 __all__ = [
     "ActorCritic",
@@ -215,60 +214,18 @@ class Report:
 
 
 @dataclass(frozen=True)
-class VerdictCurator(Curator):
+class VerdictCurator(BalancedCurator):
     """A `Curator` that gives the judge equally many rows of either verdict.
 
     An actor that is mostly wrong, or mostly right, leaves verdicts of mostly one kind, and from these a judge learns to
     say that one always. Where all are of one kind, the judge gets no rows and stays as it is.
     """
 
-    def curate(
-        self,
-        program: dspy.Module,
-        trajectories: Iterable[Trajectory],
-        agents: Mapping[str, Sequence[str]],
-        *,
-        threshold: float,
-        seed: int = 0,
-        is_own: IsOwn = every_step,
-        appraise: Appraise = appraise_equally,
-    ) -> dict[str, TrainingSet]:
-        """See `Curator.curate`; which verdicts stay is drawn with the seed."""
-        every = Curator(self.max_per_example)  # balance first, or the cap would draw few of the rarer kind
-        sets = every.curate(
-            program, trajectories, agents, threshold=threshold, seed=seed, is_own=is_own, appraise=appraise
-        )
-        signature = signature_of(predictor_names(program)["judge"])
-        return {agent: self._cap(_balance(rows, signature)) for agent, rows in sets.items()}
+    label: str = "verdict"
 
-    def _cap(self, training: TrainingSet) -> TrainingSet:
-        kept = training.rows[: self.max_rows]
-        over = len(training.rows) - len(kept)
-        return _reduce(training, kept, {"over the cap per agent": over})
-
-
-def _balance(training: TrainingSet, signature: type[dspy.Signature]) -> TrainingSet:
-    """The same without the last of the more frequent verdicts; rows are in random order already."""
-    verdicts = {row.id: _verdict(row, signature) for row in training.rows if row.predictor == "judge"}
-    each = min(sum(verdict is kind for verdict in verdicts.values()) for kind in (True, False))
-    seen: Counter[bool | None] = Counter()
-    kept = []
-    for row in training.rows:
-        if row.id in verdicts:
-            seen[verdicts[row.id]] += 1
-        if row.id not in verdicts or seen[verdicts[row.id]] <= each:
-            kept.append(row)
-    return _reduce(training, kept, {"over the balance of verdicts": len(training.rows) - len(kept)})
-
-
-def _verdict(row: Row, signature: type[dspy.Signature]) -> bool | None:
-    adapter = dspy.settings.adapter or dspy.ChatAdapter()
-    return parse_verdict(adapter.parse(signature, row.messages[-1]["content"])["verdict"])
-
-
-def _reduce(training: TrainingSet, kept: Sequence[Row], dropped: Mapping[str, int]) -> TrainingSet:
-    counts = Counter(training.dropped) + Counter(dropped)
-    return TrainingSet(training.agent, tuple(kept), dict(counts))
+    def value_of(self, text: str) -> bool | None:
+        """See `BalancedCurator.value_of`."""
+        return parse_verdict(text)
 
 
 def report(trajectories: Iterable[Trajectory]) -> Report:

@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING
 from sirius_dspy import errors
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.checkpoint import load, save
+from sirius_dspy.credit.credit import Credit
+from sirius_dspy.credit.precision import Precision, measure_precision
+from sirius_dspy.credit.reading import read_credits
+from sirius_dspy.credit.values import StepCredit
 from sirius_dspy.graph.agents import AgentGraph
 from sirius_dspy.graph.chart import to_mermaid, to_svg
 from sirius_dspy.graph.flow import data_flow
@@ -35,9 +39,11 @@ from sirius_dspy.running.patience import Patience
 from sirius_dspy.running.standing import Standing
 from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.tracking.progress import RichProgress
+from sirius_dspy.training.balanced import BalancedCurator
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
 from sirius_dspy.training.preferences import PreferenceTrainer
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
+from sirius_dspy.training.weigh import PassRateWeights
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory
 
 if TYPE_CHECKING:
@@ -48,9 +54,11 @@ __all__ = [
     "AgentGraph",
     "Attempt",
     "Augmenter",
+    "BalancedCurator",
     "Budget",
     "Collect",
     "CompileResult",
+    "Credit",
     "CriticAugmenter",
     "Curator",
     "EasyToHard",
@@ -71,9 +79,11 @@ __all__ = [
     "LocalLM",
     "LoraOptions",
     "MLflowTracker",
+    "PassRateWeights",
     "Patience",
     "PlainAdapter",
     "Plan",
+    "Precision",
     "PreferenceOptions",
     "PreferenceTrainer",
     "ProviderTrainer",
@@ -89,6 +99,7 @@ __all__ = [
     "SiriuS",
     "Standing",
     "Step",
+    "StepCredit",
     "TRLExport",
     "Tracker",
     "Trackers",
@@ -102,8 +113,10 @@ __all__ = [
     "errors",
     "evaluate",
     "load",
+    "measure_precision",
     "open_export",
     "open_library",
+    "read_credits",
     "save",
     "to_mermaid",
     "to_svg",

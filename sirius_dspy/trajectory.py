@@ -25,7 +25,7 @@ Values = Mapping[str, Any]
 """Field name to a plain value; see `sirius_dspy.plain`."""
 
 Source = Literal["live", "recorded", "edited"]
-Origin = Literal["rollout", "repair", "validation", "imported", "demonstration"]
+Origin = Literal["rollout", "repair", "validation", "imported", "demonstration", "credit"]
 Verdict = Literal["repaired", "failed", "leaked", "unparsed", "unchanged", "diverged"]
 
 

@@ -257,7 +257,7 @@ def test_a_judge_gets_equally_many_verdicts_of_either_kind():
     sets = curated(VerdictCurator(), right=3, wrong=9)
     completions = Counter(row.messages[-1]["content"] for row in sets["judge"].rows)
     assert sorted(completions.values()) == [3, 3]
-    assert sets["judge"].dropped == {"over the balance of verdicts": 6}
+    assert sets["judge"].dropped == {"out of balance": 6}
     assert len(sets["actor"].rows) == 3  # only the judge's rows are balanced
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     ("program",),
     ("adapter", "running"),
     ("library", "repair", "training"),
+    ("credit",),
     ("optimizer",),
     ("checkpoint", "report"),
     ("mlflow",),

@@ -15,7 +15,8 @@ from sirius_dspy import Curator, PlainAdapter
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
-from sirius_dspy.training.curate import Appraisal, PromptProbe, check_adapter, training_messages
+from sirius_dspy.training.curate import Appraisal
+from sirius_dspy.training.prompts import PromptProbe, check_adapter, training_messages
 from sirius_dspy.trajectory import Step, Trajectory
 
 CHAT = dspy.ChatAdapter(use_json_adapter_fallback=False)

@@ -49,8 +49,7 @@ from sirius_dspy.demo import run
 from sirius_dspy.testing import ToyLM
 
 def skill(prompt):
-    lines = prompt.user.split("relevant:")[-1].replace("\\n", " ")
-    name = re.search(r"[A-Z][a-z]+", lines)
+    name = re.search(r"[A-Z][a-z]+", prompt.user)
     return name[0] if name else "nobody"
 
 run.LocalLM = lambda model, **settings: ToyLM(skill=skill)
@@ -65,6 +64,4 @@ def test_a_quick_demo_finds_all_that_it_needs(environment, installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith(str(installed))
     assert json.loads(done.stdout)["test_items"] == 10
-    assert re.search(
-        r"ask runs/demo-quick-seed-0/checkpoint --program sirius_dspy.demo.needle_haystack:build", done.stderr
-    )
+    assert re.search(r"ask runs/demo-quick-seed-0/checkpoint --program sirius_dspy.demo.tracking:build", done.stderr)

@@ -11,7 +11,7 @@ import pytest
 from sirius_dspy.errors import MissingDependencyError, TrainingError
 from sirius_dspy.local import lora
 from sirius_dspy.local.chat import Chat
-from sirius_dspy.local.lora import LoraOptions, TokenRow, TrainingJob, drop_long_rows, to_tokens
+from sirius_dspy.local.lora import LoraOptions, TokenRow, TrainingJob, TrainingTask, drop_long_rows, to_tokens
 from sirius_dspy.local.provider import LocalProvider, TrainingSettings
 
 pytest.importorskip("torch")
@@ -80,55 +80,33 @@ def test_a_missing_package_is_said_with_its_install_line(monkeypatch: pytest.Mon
 
 
 def test_a_job_survives_the_way_to_the_child(tmp_path: Path) -> None:
-    job = TrainingJob(
-        tmp_path / "a.gguf", None, tmp_path, [to_tokens(CHAT, MESSAGES)], LoraOptions(seed=4), tmp_path, "n"
-    )
+    tasks = [TrainingTask([to_tokens(CHAT, MESSAGES, 0.5)], LoraOptions(seed=seed), tmp_path) for seed in (4, 5)]
+    job = TrainingJob(tmp_path / "a.gguf", None, tmp_path, tasks, "n")
     assert TrainingJob.from_json(job.to_json()) == job
     kept = dataclasses.replace(job, training_copy=tmp_path / "copy")
     assert TrainingJob.from_json(kept.to_json()) == kept
 
 
 def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
-    job = TrainingJob(tmp_path / "no.gguf", None, tmp_path, [], LoraOptions(), tmp_path, "n")
+    job = TrainingJob(tmp_path / "no.gguf", None, tmp_path, [], "n")
     with pytest.raises(TrainingError, match=r"(?s)exit code 1.*Error"):
         lora.train(job, stop=threading.Event())
 
 
-def test_loss_counts_completion_tokens_only_and_equals_the_full_loss_there() -> None:
-    import torch
-
-    from sirius_dspy.local.train import IGNORED, completion_loss
-
-    torch.manual_seed(0)
-    head = torch.nn.Linear(4, 9, bias=False)
-    hidden = torch.randn(2, 5, 4, requires_grad=True)
-    ids = torch.randint(0, 9, (2, 5))
-    labels = ids.clone()
-    labels[0, :3] = IGNORED  # a prompt of 3, a completion of 2
-    labels[1, :2], labels[1, 4] = IGNORED, IGNORED  # a prompt of 2, a completion of 2, one of padding
-    loss = completion_loss(hidden, labels, head, 4)
-    logits = head(hidden)[:, :-1].reshape(-1, 9)
-    expected = torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1), ignore_index=IGNORED)
-    assert loss.item() == pytest.approx(expected.item())
-    loss.backward()
-    assert hidden.grad is not None
-    carries = hidden.grad.abs().sum(-1) > 0
-    assert carries.tolist() == [[False, False, True, True, False], [False, True, True, False, False]]
-
-
 def test_batches_hold_rows_of_similar_length_in_a_new_order_each_epoch() -> None:
-    from sirius_dspy.local.train import LengthBatches
+    from sirius_dspy.local.learning import LengthBatches
 
     lengths = [5, 50, 6, 51, 7, 52, 8, 53, 9]
     sampler = LengthBatches(lengths, 2, seed=1)
-    epochs = [list(sampler) for _ in range(6)]
+    epochs = [[row for batch in sampler for row in batch] for _ in range(6)]
+    assert len(sampler) == 5
     for epoch in epochs:
         assert sorted(epoch) == list(range(9))
         widths = [abs(lengths[a] - lengths[b]) for a, b in zip(epoch[:8:2], epoch[1:8:2], strict=True)]
         assert sum(width > 5 for width in widths) <= 1
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert list(LengthBatches(lengths, 2, seed=1)) == epochs[0]
-    assert sorted(LengthBatches([3, 1], 16, seed=0)) == [0, 1]
+    assert [row for batch in LengthBatches(lengths, 2, seed=1) for row in batch] == epochs[0]
+    assert [sorted(batch) for batch in LengthBatches([3, 1], 16, seed=0)] == [[0, 1]]
 
 
 def write_base(path: Path, architecture: str) -> dict[str, Any]:
@@ -245,25 +223,3 @@ def test_merge_refuses_what_it_would_get_wrong(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"blk\.7\.attn_v\.weight"):
         merge(tmp_path / "base.gguf", tmp_path / "adapter", tmp_path / "model.gguf", name="new")
     assert not (tmp_path / "model.gguf").exists()
-
-
-def reported(losses, *, epoch, stop_loss):
-    """Whether training was told to stop after these losses."""
-    from transformers import TrainerControl, TrainerState
-
-    from sirius_dspy.local.train import Reporter
-
-    told: list = []
-    reporter, control = Reporter(told.append, stop_loss), TrainerControl()
-    for step, loss in enumerate(losses, start=1):
-        reporter.on_log(None, TrainerState(epoch=epoch, global_step=step, max_steps=99), control, {"loss": loss})
-    assert [report["loss"] for report in told] == losses
-    return control.should_training_stop
-
-
-def test_training_ends_early_when_nothing_is_left_to_learn_but_sees_every_row_once():
-    assert reported([0.01] * 8, epoch=1.0, stop_loss=0.02)
-    assert not reported([0.01] * 8, epoch=0.9, stop_loss=0.02)
-    assert not reported([0.01] * 7, epoch=1.0, stop_loss=0.02)
-    assert not reported([0.01] * 7 + [0.5], epoch=2.0, stop_loss=0.02)
-    assert not reported([0.0] * 20, epoch=2.0, stop_loss=0.0)

@@ -9,7 +9,7 @@ for package in ("torch", "peft", "transformers"):
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # PEFT asks for it
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),  # of PEFT and TRL
 ]
 
 import torch  # noqa: E402

@@ -5,12 +5,21 @@ from __future__ import annotations
 import pytest
 
 from programs.negotiation.curator import GameCurator
-from sirius_dspy import Curator, Gate, ValsetGate
+from sirius_dspy import BalancedCurator, Curator, Gate, PassRateWeights, ValsetGate
 from sirius_dspy.testing import CuratorContract, GateContract
 
 
 class TestCurator(CuratorContract):
-    @pytest.fixture(params=[Curator(), Curator(max_per_example=1, max_rows=2), GameCurator()], ids=repr)
+    @pytest.fixture(
+        params=[
+            Curator(),
+            Curator(max_per_example=1, max_rows=2),
+            Curator(max_per_run=1, max_per_agent=3, weights=PassRateWeights()),
+            BalancedCurator(),
+            GameCurator(),
+        ],
+        ids=repr,
+    )
     def curator(self, request):
         return request.param
 

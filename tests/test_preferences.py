@@ -135,15 +135,16 @@ def test_dpo_rates_the_chosen_reply_higher_and_keeps_the_reference(tmp_path):
     model = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     pairs = [TokenPair((3, 6, 1), (7, 1), (8, 8, 1)), TokenPair((3, 8, 1), (7, 7, 1), (8, 1))] * 4
     reports = []
-    options = PreferenceOptions(epochs=10, learning_rate=1e-2, sft_weight=0.0)
+    options = PreferenceOptions(epochs=10, learning_rate=1e-2, beta=0.5, sft_weight=0.0)
     trainer = build_trainer(model, tiny_tokenizer(), pairs, options, tmp_path)
     reporter = Reporter(reports.append)
     trainer.add_callback(reporter)
     trainer.train()
     assert [report["step"] for report in reports] == list(range(1, 21))
     assert reporter.losses[0] == pytest.approx(0.6931, abs=1e-3)  # the reference is what training starts from
-    assert reporter.losses[-1] < 0.5
-    assert reporter.margins[-1] > 0.5
+    assert reporter.losses[-1] < reporter.losses[0] - 0.05
+    assert reporter.margins[0] == pytest.approx(0.0, abs=1e-3)
+    assert reporter.margins[-1] > 0.1
     trainer.model.save_pretrained(str(tmp_path / "adapter"), selected_adapters=["default"])
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 

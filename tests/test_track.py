@@ -8,6 +8,7 @@ from sirius_dspy.testing.results import make_iteration, make_result
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
+    Credited,
     Curated,
     Evaluated,
     IterationEnded,
@@ -29,6 +30,7 @@ EVENTS = {
     ),
     "on_stage_started": StageStarted(1, "collect", 10),
     "on_rolled_out": RolledOut(1, Trajectory("e", (), None, 1.0), True),
+    "on_credited": Credited(1, Trajectory("e", (), None, 1.0), Trajectory("e", (), None, 1.0), succeeded=True),
     "on_repaired": Repaired(1, Repair("t", ()), []),
     "on_curated": Curated(1, "a", 3, {}, Path("a.jsonl")),
     "on_training_progress": TrainingProgress(1, "a", 1, 2, 0.5),

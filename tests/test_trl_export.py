@@ -70,7 +70,7 @@ def test_a_pair_is_one_prompt_with_the_failed_and_the_repaired_reply(run_dir, tm
         wrong = "no field header at all" if number == 7 else "no idea"  # what did not parse stands as it was written
         assert wrong in row["rejected"][0]["content"]
     assert numbers == {1, 3, 5, 7}
-    assert done.left_out == {"writer.predict": {"has another prompt than in the failed run": 3, "": 1}} or done.left_out
+    assert done.left_out == {"writer.predict": {"has another prompt than in the failed run": 4}}
 
 
 def test_prompts_hold_no_help_and_no_demonstrations(run_dir, tmp_path):
@@ -88,7 +88,6 @@ def test_kto_rows_are_good_and_bad_replies(run_dir, tmp_path):
     good, bad = ([row for row in rows if row["label"] is label] for label in (True, False))
     sft, _ = exported(run_dir, "sft", tmp_path)
     assert [{**row, "label": True} for row in sft] == [{key: row[key] for key in (*sft[0], "label")} for row in good]
-    assert {row["completion"][0]["content"].split("\n")[-4:][0] for row in bad}
     assert any("no idea" in row["completion"][0]["content"] for row in bad)
     assert any(row["completion"][0]["content"] == "no field header at all" for row in bad)
 

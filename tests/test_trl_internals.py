@@ -36,3 +36,13 @@ def test_the_order_of_the_rows_is_the_one_that_was_built():
     order = trainer._get_train_sampler()
     assert isinstance(order, LengthBatches)
     assert sorted(order) == [0, 1, 2]
+
+
+def test_trl_prepares_pairs_in_one_method_which_is_left_out():
+    import trl
+
+    from sirius_dspy.local.trl_internals import PairTrainer
+
+    assert "self._prepare_dataset(train_dataset" in inspect.getsource(trl.DPOTrainer.__init__)
+    pairs = object()
+    assert object.__new__(PairTrainer)._prepare_dataset(pairs, None, None, "train") is pairs

@@ -24,7 +24,7 @@ from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import predictor_names, signature_of
 from sirius_dspy.running.faults import fault_of, raise_if_systemic
 from sirius_dspy.running.metric import Metric, call_metric, to_score
-from sirius_dspy.training.curate import check_adapter
+from sirius_dspy.training.prompts import check_adapter
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
 
 _SETTINGS = {

@@ -166,6 +166,8 @@ def _run(job: Job, notes: Console, *, as_json: bool) -> None:
     result: CompileResult = compiled.detailed_results
     out = notes if as_json else Console()
     out.print(_table(result))
+    if any(entry.credits for entry in result.iterations):
+        out.print(_credit_table(result))
     if result.reason:
         out.print(Text(f"Ended early: {result.reason}."), soft_wrap=True)
     out.print(Text("\n".join(next_steps(_ask(job), job.run_dir, job.tracker))), soft_wrap=True)
@@ -209,6 +211,15 @@ def _table(result: CompileResult) -> Table:
         best = " (best)" if entry.iteration == result.best_iteration else ""
         name = f"after iteration {entry.iteration}" if entry.iteration else "as given"
         table.add_row(name + best, f"{entry.score:.3f}", _interval(entry), _kept(entry))
+    return table
+
+
+def _credit_table(result: CompileResult) -> Table:
+    table = new_table("Credit by replay", "iteration", "agent", "steps", "mean credit", "helped", "harmed")
+    for entry in result.iterations:
+        for name, found in entry.credits.items():
+            counts = (str(found.helped), str(found.harmed))
+            table.add_row(str(entry.iteration), name, str(found.steps), f"{found.mean:+.2f}", *counts)
     return table
 
 

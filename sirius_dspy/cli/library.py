@@ -37,6 +37,7 @@ class OriginChoice(StrEnum):
     repair = "repair"
     validation = "validation"
     demonstration = "demonstration"
+    credit = "credit"
     imported = "imported"
 
 

@@ -20,7 +20,7 @@ FORMAT = 3
 PARTS = frozenset(
     [
         *("program", "lms", "demos", "metric", "settings", "agents", "frozen", "adapter", "adapter_settings"),
-        *("collect", "augmenter", "curator", "trainer", "gate", "teachers", "trainset", "valset"),
+        *("collect", "credit", "augmenter", "curator", "trainer", "gate", "teachers", "trainset", "valset"),
     ]
 )
 """The parts of the identity of a compile."""

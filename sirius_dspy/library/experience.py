@@ -293,7 +293,9 @@ class ExperienceLibrary:
             run: Compile of the repaired trajectory.
             iteration: Iteration of the repaired trajectory.
         """
-        conditions = queries.build_conditions({"run": run, "iteration": iteration, "min_reward": threshold})
+        conditions = queries.build_conditions(
+            {"run": run, "iteration": iteration, "origin": "repair", "min_reward": threshold}
+        )
         conditions.append(queries.has_failed_parent(threshold))
         return queries.stream(self._database, TRAJECTORIES, conditions, rows.load_pairs)
 

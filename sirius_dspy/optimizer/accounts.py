@@ -11,7 +11,12 @@ from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.spent import Ledger, add_to
 from sirius_dspy.trajectory import Origin, Usage
 
-STAGE_OF: dict[Origin, str] = {"rollout": "collect", "repair": "repair", "validation": "evaluate"}
+STAGE_OF: dict[Origin, str] = {
+    "rollout": "collect",
+    "credit": "credit",
+    "repair": "repair",
+    "validation": "evaluate",
+}
 """Origin of a run to the stage that made it."""
 
 

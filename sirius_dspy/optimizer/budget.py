@@ -24,10 +24,10 @@ from sirius_dspy.trajectory import Usage
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("evaluate", "collect", "repair", "curate", "train")
+STAGES = ("evaluate", "collect", "credit", "repair", "curate", "train")
 """The stages of an iteration, by the names that results and trackers use."""
 
-PARTIAL = ("collect", "repair")
+PARTIAL = ("collect", "credit", "repair")
 """Stages that are worth something when they end early, so that a compile goes on without the rest of them."""
 
 WARN_AT = (0.5, 0.8)
@@ -49,9 +49,9 @@ class Budget:
         usd: US dollars for these tokens. A fine-tuning job has a price of its own that no table knows; it is not part
             of this. All LMs need a known price, or the compile is refused at once.
         seconds: Wall time of the compile, those of an interrupted one included. A fine-tuning job is not interrupted.
-        stages: Limits of single stages in each iteration, `collect` or `repair`. Such a stage ends early, and the
-            compile goes on with what there is. Not for LMs that are interrupted in other stages: an evaluation on half
-            a valset decides nothing.
+        stages: Limits of single stages in each iteration, `collect`, `credit` or `repair`. Such a stage ends early, and
+            the compile goes on with what there is. Not for LMs that are interrupted in other stages: an evaluation on
+            half a valset decides nothing.
         prices: LM id, or the beginning of one, to US dollars per million prompt and completion tokens, e.g.
             `{"openai/my-deployment": (0.15, 0.60)}`; by default DSPy's table.
 

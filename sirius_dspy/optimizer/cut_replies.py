@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from sirius_dspy.tracking.events import CompileEnded, Repaired, RolledOut, StageStarted, Tracker
+from sirius_dspy.tracking.events import CompileEnded, Credited, Repaired, RolledOut, StageStarted, Tracker
 from sirius_dspy.trajectory import Trajectory
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,10 @@ class CutReplies(Tracker):
 
     def on_rolled_out(self, event: RolledOut) -> None:
         """Count the replies of a run."""
+        self._count([event.trajectory])
+
+    def on_credited(self, event: Credited) -> None:
+        """Count the live replies of a rerun."""
         self._count([event.trajectory])
 
     def on_repaired(self, event: Repaired) -> None:

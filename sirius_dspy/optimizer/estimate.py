@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import dspy
 
+from sirius_dspy.credit.credit import Credit
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.rows import Entry
 from sirius_dspy.optimizer.prices import price_of
@@ -113,6 +114,8 @@ class Estimator:
             yield from self._learn(0, evaluations)
         for iteration in range(1, settings.iterations + 1):
             yield self._runs(iteration, "collect", self._num_rollouts(iteration), self._per_run("rollout", iteration))
+            if settings.credit is not None:
+                yield self._valuation(iteration, settings.credit)
             if settings.augmenter is not None:
                 yield self._runs(iteration, "repair", self._num_failed(iteration), self._per_repair(iteration))
             yield from self._learn(iteration, evaluations)
@@ -141,6 +144,22 @@ class Estimator:
         bounds = [(list(least), prompt.low, completion.low), (mean, prompt.likely, completion.likely)]
         bounds.append((list(most), prompt.high, completion.high))
         return Range(*((price[0] * tokens + price[1] * written) / 1e6 for price, tokens, written in bounds))
+
+    def _valuation(self, iteration: int, credit: Credit) -> StagePlan:
+        """All steps of the successful runs, and of the failed ones that will be repaired."""
+        rolled, each = self._num_rollouts(iteration), self._per_run("rollout", iteration)
+        rate = self._success_rate(iteration)
+        runs = Range(0, rolled.likely / 2, rolled.high) if rate is None else rolled * Range.around(rate)
+        if credit.order and self.plan.settings.augmenter is not None:
+            runs += self._num_failed(iteration)
+        most = math.inf if credit.max_runs is None else credit.max_runs * 2
+        runs = Range(min(runs.low, most), min(runs.likely, most), min(runs.high, most))
+        counts = [credit.num_calls(steps) for steps in (1.0, each.calls.likely, each.calls.high)]
+        units, calls = (runs * Range(*part) for part in zip(*counts, strict=True))
+        calls = Range(0, calls.likely, calls.high)  # a cache may answer
+        prompt, completion = (calls * _per_call(part, each.calls) for part in (each.prompt, each.completion))
+        usd = self._usd(prompt, completion)
+        return StagePlan(iteration, "credit", units, calls, prompt + completion, usd=usd)
 
     def _num_examples(self, iteration: int) -> int:
         """Examples that an iteration runs."""
@@ -252,6 +271,12 @@ class Estimator:
             Range(prompt / 2, prompt, prompt * 4),
             Range(completion / 8, completion / 2, completion * 4),
         )
+
+
+def _per_call(tokens: Range, calls: Range) -> Range:
+    """Tokens of one call; the bounds are wide, because runs may have few long calls or many short ones."""
+    likely = tokens.likely / max(calls.likely, 1.0)
+    return Range(likely / 4, likely, likely * 4)
 
 
 def _mean(runs: Sequence[Entry]) -> _PerRun:

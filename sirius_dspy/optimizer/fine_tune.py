@@ -10,6 +10,7 @@ import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError, TrainingError, UnpreparedProgramError
+from sirius_dspy.optimizer.credit import find_credits
 from sirius_dspy.optimizer.pairs import preference_pairs
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.run_dir import RunDir
@@ -19,7 +20,7 @@ from sirius_dspy.optimizer.weights import LMs
 from sirius_dspy.tracking.events import Curated, StageStarted, Trained, TrainingProgress
 from sirius_dspy.training.curate import Appraisal, Appraise, TrainingSet
 from sirius_dspy.training.trainers import Trainer, TrainingRequest
-from sirius_dspy.trajectory import Repair
+from sirius_dspy.trajectory import Repair, Step, Trajectory
 
 
 def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
@@ -39,7 +40,7 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
         threshold=settings.threshold,
         seed=settings.seed + iteration,
         is_own=session.weights.answered,
-        appraise=_appraise_repairs(session, range(first, iteration + 1)),
+        appraise=_appraise(session, range(first, iteration + 1)),
     )
     _check_sets(session, sets)
     collecting = settings.collect
@@ -47,6 +48,21 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
         sets = add_demonstrations(session, sets, settings.seed + iteration)
     keep_sets(session, iteration, sets)
     return sets
+
+
+def _appraise(session: Session, iterations: Sequence[int]) -> Appraise:
+    """Appraise steps of repairs by what the augmenter says, and those of rollouts by their credit."""
+    credit, of_repair = session.settings.credit, _appraise_repairs(session, iterations)
+    if credit is None:
+        return of_repair
+    credits = find_credits(session, iterations)
+
+    def appraise(trajectory: Trajectory, step: Step) -> Appraisal:
+        if trajectory.id not in credits:
+            return of_repair(trajectory, step)
+        return credit.appraise(trajectory, trajectory.steps.index(step), credits[trajectory.id])
+
+    return appraise
 
 
 def _appraise_repairs(session: Session, iterations: Iterable[int]) -> Appraise:

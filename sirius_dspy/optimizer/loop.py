@@ -19,6 +19,7 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.accounts import open_account, save_account
 from sirius_dspy.optimizer.budget import BudgetReached
 from sirius_dspy.optimizer.collect import collect
+from sirius_dspy.optimizer.credit import value_steps
 from sirius_dspy.optimizer.evaluate import choose_weights, evaluate
 from sirius_dspy.optimizer.fine_tune import curate, keep_sets, restore, train
 from sirius_dspy.optimizer.nothing import explain_nothing
@@ -130,6 +131,9 @@ class Loop:
         """Collect, repair, curate, fine-tune and choose; `None` if there was nothing to learn from."""
         with self._stage(session, iteration, "collect"):
             collect(session, iteration)
+        if (credit := self.plan.settings.credit) is not None:
+            with self._stage(session, iteration, "credit"):
+                value_steps(session, iteration, credit)
         with self._stage(session, iteration, "repair"):
             repair(session, iteration)
         with self._stage(session, iteration, "curate"):

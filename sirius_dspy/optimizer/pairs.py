@@ -8,7 +8,7 @@ from typing import Any
 from sirius_dspy.library.preferences import pair_steps
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.plain import digest
-from sirius_dspy.training.curate import PromptProbe
+from sirius_dspy.training.prompts import PromptProbe
 from sirius_dspy.trajectory import Step, Trajectory
 
 

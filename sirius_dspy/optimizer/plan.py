@@ -106,6 +106,7 @@ class Plan:
             "frozen": sorted(self.frozen),
             "adapter": adapter_name(self.adapter),
             "adapter_settings": describe(self.adapter),
+            "credit": describe(settings.credit),
             "augmenter": describe(settings.augmenter),
             "curator": describe(settings.curator),
             "trainer": describe(settings.trainer),

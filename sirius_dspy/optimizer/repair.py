@@ -10,6 +10,7 @@ import dspy
 from sirius_dspy.errors import AugmenterError
 from sirius_dspy.library.rows import Entry
 from sirius_dspy.optimizer.collect import failed_runs, rollouts
+from sirius_dspy.optimizer.credit import find_credits, gains_of
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.repair.augmenters import RepairOutcome
 from sirius_dspy.repair.context import RepairContext
@@ -41,6 +42,7 @@ def repair(session: Session, iteration: int) -> None:
         session.weights.answered,
         _solved(session, iteration),
         _last_rungs(session, iteration),
+        gains_of(find_credits(session, [iteration])) if settings.credit is not None and settings.credit.order else {},
     )
     session.tracker.on_stage_started(StageStarted(iteration, "repair", len(failed)))
 

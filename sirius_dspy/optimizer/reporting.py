@@ -9,6 +9,7 @@ from dataclasses import replace
 from sirius_dspy.library.summary import Funnel, summarize
 from sirius_dspy.optimizer.accounts import STAGE_OF
 from sirius_dspy.optimizer.budget import Account
+from sirius_dspy.optimizer.credit import credit_results
 from sirius_dspy.optimizer.evaluate import Choice
 from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.results import (
@@ -63,7 +64,13 @@ def iteration_result(
     }
     kept, standing = choice.kept, choice.standing
     score = standing.mean(floor_of([standing, *(entry.standing for entry in session.history)]))
-    metrics = {"val/score": score, **summary.metrics(agents), **summary.costs(seconds)}
+    credits = credit_results(session, iteration)
+    metrics = {
+        "val/score": score,
+        **{f"credit/{agent}": found.mean for agent, found in credits.items()},
+        **summary.metrics(agents),
+        **summary.costs(seconds),
+    }
     return IterationResult(
         iteration=iteration,
         score=score,
@@ -75,6 +82,7 @@ def iteration_result(
         metrics=metrics,
         agents=agents,
         repair=_repair_result(summary.repair),
+        credits=credits,
         seconds=seconds,
         usage=_sum(usages.values()),
         stages=stage_usages(session.account, iteration),

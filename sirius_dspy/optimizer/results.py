@@ -123,6 +123,22 @@ class RepairResult(Result):
     completion_tokens: Count = 0
 
 
+@dataclass(frozen=True)
+class CreditResult(Result):
+    """How much the steps of one agent mattered; see `Credit`."""
+
+    __pydantic_config__ = _STRICT
+
+    steps: Count = 0
+    """Steps that were valued, of successful and of failed runs."""
+    mean: Finite = 0.0
+    """Mean credit, from -1 to 1."""
+    helped: Count = 0
+    """Steps with a positive credit."""
+    harmed: Count = 0
+    """Steps with a negative credit."""
+
+
 def _check_standing(standing: Standing) -> Standing:
     """Refuse numbers with which no mean can be computed."""
     if not all(0 <= count < COUNT_LIMIT for count in (standing.ended, standing.broken)):
@@ -164,6 +180,8 @@ class IterationResult(Result):
     """The numbers that trackers plot."""
     agents: Mapping[str, AgentResult] = field(default_factory=dict)
     repair: RepairResult = RepairResult()
+    credits: Mapping[str, CreditResult] = field(default_factory=dict)
+    """Agent name to how much its steps mattered, where that was measured."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Stage to wall time."""
     usage: UsageResult = UsageResult()

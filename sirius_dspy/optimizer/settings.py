@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 
 from sirius_dspy import checks
+from sirius_dspy.credit.credit import Credit
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.identity.parts import PARTS, part_of
 from sirius_dspy.library.experience import ExperienceLibrary
@@ -117,6 +118,7 @@ class Settings:
     threshold: float
     iterations: int
     collect: Collect
+    credit: Credit | None
     augmenter: Augmenter | None
     curator: Curator
     trainer: Trainer
@@ -148,6 +150,8 @@ class Settings:
         self.collect.check()
         self.patience.check()
         self.curator.check()
+        if self.credit is not None:
+            self.credit.check()
         if isinstance(self.agents, SharedWeights):
             self.agents.check()
         if self.budget is not None:
@@ -185,6 +189,7 @@ _SETTINGS = {
     "threshold": checks.number(),
     "iterations": checks.whole(1),
     "collect": checks.instance(Collect, hint=", such as `Collect(samples=4)`"),
+    "credit": checks.optional(checks.instance(Credit, hint=", such as `Credit(alternatives=4)`")),
     "augmenter": checks.optional(checks.instance(Augmenter, hint=", such as `CriticAugmenter()`")),
     "curator": checks.instance(Curator, hint=", such as `Curator()`"),
     "trainer": checks.instance(Trainer, hint=", such as `ProviderTrainer()`"),

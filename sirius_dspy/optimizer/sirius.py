@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 from dspy.teleprompt.teleprompt import Teleprompter
 
+from sirius_dspy.credit.credit import Credit
 from sirius_dspy.examples import check_examples, check_storable
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer import prepare
@@ -24,7 +25,8 @@ from sirius_dspy.repair.suitable import SuitableAugmenter
 from sirius_dspy.running.metric import Metric, check_metric
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
-from sirius_dspy.training.curate import Curator, check_adapter
+from sirius_dspy.training.curate import Curator
+from sirius_dspy.training.prompts import check_adapter
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer
 
 COLLECT = Collect()
@@ -49,6 +51,8 @@ class SiriuS(Teleprompter):
         iterations: T in the paper.
         collect: How the program is run on the trainset: samples, temperature, demonstrations, and the schedule that
             chooses the examples of each iteration.
+        credit: How much each step of a run mattered, by replay: to leave out rows, to weigh them, and to begin repairs
+            at the right step; `None`, the default, is off, because it takes many calls.
         augmenter: Repairs one failed run of each example that no sample solved; `None` turns repair off. By default, a
             `LadderAugmenter` if all trained agents have small local models, which cannot criticize, and otherwise the
             paper's `CriticAugmenter`.
@@ -89,6 +93,7 @@ class SiriuS(Teleprompter):
         threshold: float = 1.0,
         iterations: int = 2,
         collect: Collect = COLLECT,
+        credit: Credit | None = None,
         augmenter: Augmenter | None = AUGMENTER,
         curator: Curator = CURATOR,
         trainer: Trainer = TRAINER,
@@ -109,6 +114,7 @@ class SiriuS(Teleprompter):
         self.threshold = threshold
         self.iterations = iterations
         self.collect = collect
+        self.credit = credit
         self.augmenter = augmenter
         self.curator = curator
         self.trainer = trainer

@@ -120,6 +120,16 @@ class Weights:
             for step in trajectory.steps
         )
 
+    def could_have_rerun(self, rerun: Trajectory) -> bool:
+        """Whether the LMs of that time answered what was not held in a rerun; see `could_have_made`."""
+        return all(
+            step.source != "live"
+            or step.predictor not in self._given
+            or self.answered(rerun, step)
+            or step.lm in self._chosen[step.predictor]
+            for step in rerun.steps
+        )
+
     def answered(self, trajectory: Trajectory, step: Step) -> bool:
         """Whether its agent's LM of that time answered a step, or a teacher did in its place."""
         if trajectory.origin == "demonstration":

@@ -34,6 +34,17 @@ class RepairContext:
     last_rungs: Mapping[str, str] = field(default_factory=dict)
     """Example key to the name of the augmenter that repaired a run of it last; see `LadderAugmenter`."""
 
+    gains: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """Id of a failed run to what other answers gained at its steps, by position; see `Credit`."""
+
+    def order(self, failed: Trajectory) -> list[int]:
+        """Positions of the steps in the order in which to try them.
+
+        Steps at which other answers gain most come first, others in call order.
+        """
+        gains = self.gains.get(failed.id, {})
+        return sorted(range(len(failed.steps)), key=lambda position: -gains.get(position, 0.0))
+
     def may_edit(self, failed: Trajectory, step: Step) -> bool:
         """Whether a new answer at this step could become a training row."""
         return step.predictor in self.editable and self.is_own(failed, step)

@@ -4,8 +4,8 @@ All traces of the correction are rephrased away, and the program runs on from th
 
 References:
     Algorithm 2 of SiriuS (arXiv:2502.04780). Where it is silent or contradicts itself we choose: steps are edited one
-    at a time in call order, each time from the original run; the first success ends the repair; whatever reads the
-    repaired answer answers again (see `sirius_dspy.running.replay.replay`).
+    at a time in call order (or in that of their credit), each time from the original run; the first success ends the
+    repair; whatever reads the repaired answer answers again (see `sirius_dspy.running.replay.replay`).
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ class CriticAugmenter(Augmenter):
         return self.demos or RepairDemos()
 
     def _attempts(self, case: Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
-        for position, step in enumerate(case.failed.steps):
-            if not case.can_edit(step):
+        for position in case.context.order(case.failed):
+            if not case.can_edit(case.failed.steps[position]):
                 continue
             for feedback_try in range(self.max_feedback):
                 critique = self._critique(case, position, feedback_try)

@@ -36,7 +36,7 @@ def tables(report: Report) -> list[Table]:
     made = [score_table(results, in_percent=in_percent)]
     if report.test is not None:
         made.append(held_out_table(report.test, in_percent=in_percent))
-    made += [gate_table(results, in_percent=in_percent), agent_table(results)]
+    made += [gate_table(results, in_percent=in_percent), agent_table(results), credit_table(results)]
     if report.experience is not None:
         made += [growth_table(report.experience), funnel_table(report.experience)]
     else:
@@ -138,6 +138,28 @@ def _agents(results: CompileResult) -> Iterator[tuple[int, str, AgentResult, boo
     if results.unfinished is not None:
         for name, agent in results.unfinished.agents.items():
             yield results.unfinished.iteration, name, agent, None
+
+
+def credit_table(results: CompileResult) -> Table:
+    """How much the steps of each agent mattered."""
+    rows = [
+        (
+            str(entry.iteration),
+            name,
+            format_count(found.steps),
+            f"{found.mean:+.2f}",
+            format_count(found.helped),
+            format_count(found.harmed),
+        )
+        for entry in results.iterations
+        for name, found in entry.credits.items()
+    ]
+    header = ("iteration", "agent", "steps", "mean credit", "helped", "harmed")
+    note = (
+        "How much oftener runs succeed with an agent's recorded answer than with another of its answers to the same "
+        "inputs: 0 means that it makes no difference what the agent writes."
+    )
+    return Table("credit", "Credit by replay", header, tuple(rows), note)
 
 
 # Experience

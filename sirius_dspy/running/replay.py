@@ -43,7 +43,7 @@ def replay(
         Algorithm 2 of SiriuS (arXiv:2502.04780), with its step `S_j = Sus(A(k)) ^ Pre(A(j))` read as: whoever reads the
         repaired answer answers again, everybody else keeps their answer.
     """
-    tape = _ReplayTape(program, sampling or Sampling(), recorded.steps, edit)
+    tape = ReplayTape(program, sampling or Sampling(), recorded.steps, edit)
     return tape.check(run_tape(tape, inputs))
 
 
@@ -51,12 +51,19 @@ async def areplay(
     program: dspy.Module, inputs: Values, recorded: Trajectory, edit: Edit, sampling: Sampling | None = None
 ) -> Recording:
     """Like `replay`, awaiting `program.acall`."""
-    tape = _ReplayTape(program, sampling or Sampling(), recorded.steps, edit)
+    tape = ReplayTape(program, sampling or Sampling(), recorded.steps, edit)
     return tape.check(await arun_tape(tape, inputs))
 
 
-class _ReplayTape(Tape):
-    """A run that answers from a recording where the inputs are the same, and edits one step."""
+class ReplayTape(Tape):
+    """A run that answers from a recording where the inputs are the same, and edits one step.
+
+    Args:
+        program: The program that was recorded.
+        sampling: How to ask the LMs in the calls that are made again.
+        recorded: The steps to answer from.
+        edit: The step to replace.
+    """
 
     def __init__(self, program: dspy.Module, sampling: Sampling, recorded: Sequence[Step], edit: Edit) -> None:
         super().__init__(program, sampling)
@@ -75,24 +82,37 @@ class _ReplayTape(Tape):
         """Return the recorded or the edited outputs; raise again what the recorded call raised."""
         step = self._next_answer(call)
         if step is self.target:
-            call.repeat(step)
-            if self.edit.outputs != step.outputs:
-                call.finish = ""  # the edit is a whole answer to what was sent, however the first one ended
-            return [self._edited_outputs(call, signature)]
+            return self.target_outputs(call, signature)
         if step is not None:
-            call.source, call.lm = "recorded", step.lm
-            call.repeat(step)
             with self._lock:
                 self._replayed.add(id(step))
-            if step.outputs is None:
-                raise _recorded_error(step, signature)
-            try:
-                return [restore_values(outputs, signature.output_fields) for outputs in (step.outputs, *step.others)]
-            except UnreadableValueError as error:
-                self._diverge(f"the outputs of {call.predictor!r} cannot be made again: {error}")
+            return self.recorded_outputs(call, step, signature)
         if self._edited_call is None:
             self._diverge(f"{call.predictor!r} was called with inputs that the recording does not have")
         return None
+
+    def target_outputs(self, call: Call, signature: Any) -> list[dict[str, Any]] | None:
+        """Return the outputs of the edited step."""
+        call.repeat(self.target)
+        if self.edit.outputs != self.target.outputs:
+            call.finish = ""  # the edit is a whole answer to what was sent, however the first one ended
+        return [self._edited_outputs(call, signature)]
+
+    def recorded_outputs(self, call: Call, step: Step, signature: Any) -> list[dict[str, Any]]:
+        """Return what was recorded, or raise again what was."""
+        call.source, call.lm = "recorded", step.lm
+        call.repeat(step)
+        if step.outputs is None:
+            raise _recorded_error(step, signature)
+        try:
+            return [restore_values(outputs, signature.output_fields) for outputs in (step.outputs, *step.others)]
+        except UnreadableValueError as error:
+            self._diverge(f"the outputs of {call.predictor!r} cannot be made again: {error}")
+
+    def note_target(self, call: Call) -> None:
+        """Note that the program has come to the edited step."""
+        with self._lock:
+            self._edited_call = call.predictor, call.occurrence
 
     def check(self, recording: Recording) -> Recording:
         """Return the recording with the position of the edit.
@@ -121,8 +141,7 @@ class _ReplayTape(Tape):
             fields = sorted(signature.output_fields)
             self._diverge(f"the edit has the fields {sorted(self.edit.outputs)}, the step has {fields}")
         call.source = "edited"
-        with self._lock:
-            self._edited_call = call.predictor, call.occurrence
+        self.note_target(call)
         fields = signature.output_fields
         return {name: coerce(value, fields[name].annotation) for name, value in self.edit.outputs.items()}
 

@@ -130,7 +130,7 @@ class Tape:
 
     def lm_kwargs(self, call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the call's own LM arguments, those of the sampling, and a rollout id of its own."""
-        kwargs = {**given, **self.sampling.lm_kwargs}
+        kwargs = {**given, **self.sampled_kwargs(call)}
         remember_secrets(call.lm, kwargs)
         defaults = getattr(call.lm, "kwargs", {})
         if not self.sampling.key or kwargs.get("temperature", defaults.get("temperature")) == 0:
@@ -139,6 +139,10 @@ class Tape:
         given_id = kwargs.get("rollout_id", defaults.get("rollout_id"))
         text = canonical([self.sampling.key, given_id, *call.twin])
         return {**kwargs, "rollout_id": int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)}
+
+    def sampled_kwargs(self, call: Call) -> Mapping[str, Any]:
+        """Return the LM arguments that this run adds to a live call."""
+        return self.sampling.lm_kwargs
 
     def demos(self, call: Call, given: Sequence[Any]) -> Sequence[Any]:
         """Return the demonstrations to show in this call."""

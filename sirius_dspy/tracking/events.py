@@ -57,7 +57,7 @@ class StageStarted:
 
     iteration: int
     stage: str
-    """`evaluate`, `collect`, `repair`, `curate` or `train`."""
+    """`evaluate`, `collect`, `credit`, `repair`, `curate` or `train`."""
     total: int
     """Units of work: rollouts, failed runs, agents."""
 
@@ -68,6 +68,18 @@ class RolledOut:
 
     iteration: int
     trajectory: Trajectory
+    succeeded: bool
+
+
+@dataclass(frozen=True)
+class Credited:
+    """One rerun from a step on is in the library; it shows what the step was worth."""
+
+    iteration: int
+    trajectory: Trajectory
+    """The rerun; `edited` is the step's position in it."""
+    run: Trajectory
+    """The run that it started from."""
     succeeded: bool
 
 
@@ -195,6 +207,9 @@ class Tracker:
     def on_rolled_out(self, event: RolledOut) -> None:
         """One rollout is in the library."""
 
+    def on_credited(self, event: Credited) -> None:
+        """One rerun from a step on is in the library."""
+
     def on_repaired(self, event: Repaired) -> None:
         """One failed run went through repair."""
 
@@ -276,6 +291,10 @@ class Trackers(Tracker):
     @override
     def on_rolled_out(self, event: RolledOut) -> None:
         self._notify("on_rolled_out", event)
+
+    @override
+    def on_credited(self, event: Credited) -> None:
+        self._notify("on_credited", event)
 
     @override
     def on_repaired(self, event: Repaired) -> None:

@@ -20,6 +20,7 @@ from rich.text import Text
 from sirius_dspy.tracking.events import (
     CompileEnded,
     CompileStarted,
+    Credited,
     Curated,
     Evaluated,
     IterationEnded,
@@ -76,6 +77,10 @@ class RichProgress(Tracker):
         run = event.trajectory
         is_cached = run.failure is None and bool(run.steps) and not run.usage.calls
         self._advance(succeeded=event.succeeded, usage=run.usage, is_cached=is_cached)
+
+    def on_credited(self, event: Credited) -> None:
+        """Count the rerun, its success and its price."""
+        self._advance(succeeded=event.succeeded, usage=event.trajectory.usage)
 
     def on_repaired(self, event: Repaired) -> None:
         """Count the failed run, whether it was repaired, and the price of critique, repair and replays."""

@@ -13,29 +13,24 @@ References:
 
 from __future__ import annotations
 
-import contextlib
-import enum
 import json
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import dspy
-from dspy.adapters.base import Adapter
-from dspy.lm15 import Message, Request, Response, TextPart
-from dspy.lm15 import Usage as RequestUsage
-from dspy.signatures import make_signature
 
 from sirius_dspy import checks
-from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.files import write_text
-from sirius_dspy.plain import coerce, digest, text_digest, to_plain
-from sirius_dspy.program import predictor_names, program_fingerprint, restore_values, signature_digest, signature_of
+from sirius_dspy.plain import digest, text_digest
 from sirius_dspy.running.requests import Messages, prompt_text
-from sirius_dspy.trajectory import IsOwn, Step, Trajectory, Values, every_step
+from sirius_dspy.training.caps import cap_groups, draw_evenly
+from sirius_dspy.training.prompts import PromptProbe
+from sirius_dspy.training.weigh import PassRates, PassRateWeights
+from sirius_dspy.trajectory import IsOwn, Step, Trajectory, every_step
 
 
 @dataclass(frozen=True)
@@ -129,14 +124,24 @@ class Curator:
         max_rows: Maximum number of rows per predictor, drawn with the seed; `None` keeps all.
         cumulative: Whether to train on the successful runs of all iterations so far, so that rows from earlier repairs
             are kept. By default, only runs of the current iteration are used. The paper does not specify this.
+        max_per_run: Maximum number of rows per predictor and run, so that an agent that is called ten times in a run
+            does not fill the caps with one run; `None` keeps all.
+        max_per_agent: Maximum number of rows per agent, drawn evenly over its predictors and examples, so that a
+            predictor that is called often does not crowd out others that share its weights; `None` keeps all.
+        weights: Weighs the rows, such as `PassRateWeights()`; `None` gives each row the weight 1. Weights reach only
+            providers that can use them, as that of `LocalLM` can.
 
-    The limits apply per predictor and not per agent, so that predictors that share weights are trained on the same rows
-    as predictors with their own weights.
+    Rows over `max_rows` or `max_per_agent` are left out evenly: each example keeps one row before any keeps a second.
+    All limits but `max_per_agent` apply per predictor and not per agent, so that predictors that share weights are
+    trained on the same rows as predictors with their own weights.
     """
 
     max_per_example: int = 4
     max_rows: int | None = None
     cumulative: bool = False
+    max_per_run: int | None = None
+    max_per_agent: int | None = None
+    weights: PassRateWeights | None = None
 
     def check(self) -> None:
         """Check the settings; a subclass also checks its own.
@@ -148,8 +153,13 @@ class Curator:
             "max_per_example": checks.whole(1),
             "max_rows": checks.optional(checks.whole(1)),
             "cumulative": checks.FLAG,
+            "max_per_run": checks.optional(checks.whole(1)),
+            "max_per_agent": checks.optional(checks.whole(1)),
+            "weights": checks.optional(checks.instance(PassRateWeights, hint=", such as `PassRateWeights()`")),
         }
         checks.check(type(self).__name__, vars(self), kinds)
+        if self.weights is not None:
+            self.weights.check()
 
     def refuse(self, row: Row) -> str:
         """Say why a row is not to be trained on; override it to choose rows. An empty text keeps the row, as here.
@@ -157,6 +167,18 @@ class Curator:
         Refused rows are counted under their reason in `dropped`, and do not use up the caps.
         """
         return ""
+
+    def balance(self, program: dspy.Module, rows: Sequence[Row]) -> Sequence[Row]:
+        """Choose among the rows of one predictor before `max_rows` does; override it to keep kinds of rows in balance.
+
+        Args:
+            program: The program that is trained.
+            rows: In a random order, without those over the caps per run and example.
+
+        Returns:
+            Some of the rows, in their order; here all of them.
+        """
+        return rows
 
     def curate(
         self,
@@ -184,7 +206,8 @@ class Curator:
         agent_of = {predictor: agent for agent, predictors in agents.items() for predictor in predictors}
         rows: dict[str, dict[str, Row]] = {predictor: {} for predictor in agent_of}
         dropped: dict[str, Counter[str]] = {agent: Counter() for agent in agents}
-        for trajectory, step in _steps(trajectories):
+        rates = PassRates(agent_of, threshold)
+        for trajectory, step in _steps(_counted(trajectories, rates)):
             agent = agent_of.get(step.predictor)
             if agent is None or not trajectory.succeeded_for(agent, step.predictor, threshold=threshold):
                 continue
@@ -206,22 +229,30 @@ class Curator:
             by_id[row.id] = min(row, earlier or row, key=lambda row: row.trajectory)  # whichever came first
         sets = {}
         for agent, predictors in agents.items():
-            kept = [self._kept(rows[predictor].values(), seed, dropped[agent]) for predictor in predictors]
-            sets[agent] = TrainingSet(agent, shuffle_rows(kept, seed), dict(+dropped[agent]))
+            kept = [self._kept(program, rows[predictor].values(), seed, dropped[agent]) for predictor in predictors]
+            drawn = self._cap_agent(shuffle_rows(kept, seed), dropped[agent])
+            weighed = drawn if self.weights is None else self.weights.weigh(drawn, rates)
+            sets[agent] = TrainingSet(agent, weighed, dict(+dropped[agent]))
         return sets
 
-    def _kept(self, rows: Iterable[Row], seed: int, dropped: Counter[str]) -> tuple[Row, ...]:
+    def _cap_agent(self, rows: Sequence[Row], dropped: Counter[str]) -> tuple[Row, ...]:
+        kept = draw_evenly(rows, self.max_per_agent, lambda row: (row.predictor, row.example_key))
+        dropped["over the cap per agent"] += len(rows) - len(kept)
+        return tuple(kept)
+
+    def _kept(self, program: dspy.Module, rows: Iterable[Row], seed: int, dropped: Counter[str]) -> Sequence[Row]:
         """Shuffle the rows, independently of the order in which threads finished, and apply the limits."""
         rows = sorted(rows, key=lambda row: row.id)
         random.Random(seed).shuffle(rows)
-        by_example: dict[str, list[Row]] = defaultdict(list)
-        for row in rows:
-            by_example[row.example_key].append(row)
-        allowed = {row.id for group in by_example.values() for row in group[: self.max_per_example]}
-        kept = [row for row in rows if row.id in allowed]
-        dropped["over the cap per example"] += len(rows) - len(kept)
-        dropped["over the cap per predictor"] += len(kept) - len(kept[: self.max_rows])
-        return tuple(kept[: self.max_rows])
+        of_runs = cap_groups(rows, self.max_per_run, lambda row: row.trajectory)
+        of_examples = cap_groups(of_runs, self.max_per_example, lambda row: row.example_key)
+        balanced = self.balance(program, of_examples)
+        kept = draw_evenly(balanced, self.max_rows, lambda row: row.example_key)
+        dropped["over the cap per run"] += len(rows) - len(of_runs)
+        dropped["over the cap per example"] += len(of_runs) - len(of_examples)
+        dropped["out of balance"] += len(of_examples) - len(balanced)
+        dropped["over the cap per predictor"] += len(balanced) - len(kept)
+        return kept
 
 
 def shuffle_rows(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
@@ -230,6 +261,12 @@ def shuffle_rows(parts: Sequence[Sequence[Row]], seed: int) -> tuple[Row, ...]:
     if len(parts) > 1:
         random.Random(seed).shuffle(rows)
     return tuple(rows)
+
+
+def _counted(trajectories: Iterable[Trajectory], rates: PassRates) -> Iterator[Trajectory]:
+    for trajectory in trajectories:
+        rates.add(trajectory)
+        yield trajectory
 
 
 def _steps(trajectories: Iterable[Trajectory]) -> Iterator[tuple[Trajectory, Step]]:
@@ -266,130 +303,5 @@ def _prompt(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Mes
     return probe.prompt(step.predictor, step.inputs)
 
 
-class PromptProbe:
-    """Determines the prompts and replies of a program's predictors without an LM.
-
-    Args:
-        program: Its predictors are called and left unchanged.
-    """
-
-    def __init__(self, program: dspy.Module) -> None:
-        self.program_id = program_fingerprint(program)
-        self.predictors = predictor_names(program)
-        self.adapter = dspy.settings.adapter or dspy.ChatAdapter()
-
-    def signature_id(self, predictor: str) -> str:
-        """Return the fingerprint of a predictor's signature."""
-        return signature_digest(signature_of(self.predictors[predictor]))
-
-    def prompt(self, predictor: str, inputs: Values) -> tuple[Messages | None, str]:
-        """Return the messages that the predictor sends for these inputs, or `None` and the reason."""
-        fields = signature_of(self.predictors[predictor]).input_fields
-        if set(inputs) != set(fields):
-            return None, "inputs of another signature"
-        asked = _AnswerWith("")
-        with contextlib.suppress(Exception):  # the reply does not parse; only the request is needed
-            self._call(
-                predictor, {name: coerce(value, fields[name].annotation) for name, value in inputs.items()}, asked
-            )
-        return (asked.messages, "") if asked.messages else (None, "has no prompt in this program")
-
-    def completion(self, predictor: str, inputs: Values, outputs: Values) -> tuple[str | None, str]:
-        """Return the reply that represents these outputs, or `None` and the reason."""
-        signature = signature_of(self.predictors[predictor])
-        fields = signature.output_fields
-        if set(outputs) - {"logprobs"} != set(fields):  # DSPy adds `logprobs` if the LM returns them
-            return None, "outputs of another signature"
-        plain = {name: outputs[name] for name in fields}
-        try:
-            restored = restore_values(inputs, signature.input_fields)
-        except UnreadableValueError:  # such a value does not influence how replies are written and read
-            restored = {}
-        try:
-            answer = restore_values(plain, fields)
-        except UnreadableValueError:
-            return None, "holds a value that cannot be stored"
-        for written in _spellings(answer):
-            text = str(training_messages(self.adapter, signature, restored, written)[-1]["content"])
-            with contextlib.suppress(Exception):  # adapters may raise anything; such a reply is no row
-                probe = _AnswerWith(text)
-                answered = self._call(predictor, restored, probe) if restored else self.adapter.parse(signature, text)
-                if to_plain({name: answered[name] for name in fields}) == plain:
-                    return text, ""
-        return None, "does not parse back"
-
-    def _call(self, predictor: str, inputs: Mapping[str, Any], asked: _AnswerWith) -> Any:
-        called = self.predictors[predictor]
-        like = called.lm or dspy.settings.lm
-        lm = dspy.LM(getattr(like, "model", "probe/none"), engine=asked.like(like), cache=False)
-        with dspy.context(adapter=self.adapter, disable_history=True, trace=[], callbacks=[], usage_tracker=None):
-            return called(**inputs, lm=lm, demos=[], config={"n": 1})
-
-
-def _spellings(outputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the outputs unchanged, then with names for Enum members: DSPy reads only string values of an Enum."""
-    yield outputs
-    if any(isinstance(value, enum.Enum) for value in outputs.values()):
-        yield {name: value.name if isinstance(value, enum.Enum) else value for name, value in outputs.items()}
-
-
-def training_messages(
-    adapter: Adapter, signature: type[dspy.Signature], inputs: Mapping[str, Any], outputs: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Write one call as a chat row, without demonstrations.
-
-    Raises:
-        UnpreparedProgramError: The adapter cannot write training rows.
-    """
-    try:
-        row = cast(dspy.ChatAdapter, adapter).format_finetune_data(signature, [], dict(inputs), dict(outputs))
-    except (NotImplementedError, AttributeError) as error:
-        raise UnpreparedProgramError(
-            f"{type(adapter).__name__} cannot write training rows. Use `dspy.configure(adapter=dspy.ChatAdapter())`, "
-            "`dspy.XMLAdapter()`, or for small models `sirius_dspy.PlainAdapter()`."
-        ) from error
-    return list(row["messages"])
-
-
-class _AnswerWith:
-    """An engine that records its request and returns a fixed reply."""
-
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
-        self.messages: list[dict[str, Any]] = []
-
-    def like(self, lm: Any) -> _AnswerWith:
-        """Declare the capabilities of an LM, because adapters write other prompts for some of them."""
-        for ability in ("supports_function_calling", "supports_reasoning", "supports_response_schema"):
-            setattr(self, ability, getattr(lm, ability, False))
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Record the request; DSPy calls this."""
-        system = request.system if isinstance(request.system, str) else _text(request.system or ())
-        asked = [{"role": "system", "content": system}] if system else []
-        self.messages = asked + [{"role": item.role, "content": item.text or ""} for item in request.messages]
-        message = Message.assistant([TextPart(self.reply)])
-        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=RequestUsage())
-
-
-def _text(parts: Iterable[Any]) -> str:
-    return "".join(part.text for part in parts)
-
-
 def _json_lines(records: Iterable[Any]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def check_adapter(adapter: Adapter) -> None:
-    """Refuse an adapter that cannot write training rows.
-
-    Raises:
-        UnpreparedProgramError: The adapter cannot write training rows.
-    """
-    if not isinstance(adapter, dspy.ChatAdapter):
-        raise UnpreparedProgramError(
-            f"{type(adapter).__name__} is not a `dspy.ChatAdapter`, so DSPy cannot write fine-tuning data with it. Use "
-            "`dspy.configure(adapter=dspy.ChatAdapter())` or for small models `sirius_dspy.PlainAdapter()`."
-        )
-    training_messages(adapter, make_signature("question -> answer"), {"question": "?"}, {"answer": "!"})

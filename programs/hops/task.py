@@ -1,15 +1,4 @@
-"""Hops: a question that two or three facts of a text answer together.
-
-    two_hops        "In which city does the boss of Anna live?"   works for, lives in
-    two_hops_things "In which city is the red kite?"              belongs to, lives in
-    three_hops      "In which city does the boss of the owner of the red kite live?"
-
-A finder copies the first fact, a follower the next one, as often as needed, and an answerer reads the city. Each fact
-ends with the name with which the next one begins. The facts are made up, so that no model knows them.
-
-Splits never share a question about the same facts, in whatever order, for any seeds, sizes and settings; see
-`sirius_dspy.demo.generated`.
-"""
+"""The tasks: data, programs, metric, demonstrations and oracle."""
 
 from __future__ import annotations
 
@@ -22,7 +11,7 @@ from typing import Any
 import dspy
 from dspy.signatures import make_signature
 
-from programs.hops_runs import OWNER_RUNS, THING_RUNS, WORK_RUNS, Shown
+from programs.hops.runs import OWNER_RUNS, THING_RUNS, WORK_RUNS, Shown
 from sirius_dspy.demo import generated
 from sirius_dspy.demo.exact_word import exact_word, is_same_word
 from sirius_dspy.demo.generated import Split, key_of
@@ -30,8 +19,6 @@ from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.demo.people import PEOPLE
 from sirius_dspy.demo.steps import AnyStep, GoldStep, as_demonstrations, check_form, output_of
 from sirius_dspy.errors import DatasetError
-
-__all__ = ["HopsTask", "HopsTeam", "three_hops", "two_hops", "two_hops_things"]
 
 _CITIES = (
     "Lima", "Oslo", "Cairo", "Delhi", "Paris", "Quito", "Rome", "Seoul", "Tokyo", "Dublin",

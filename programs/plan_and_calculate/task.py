@@ -1,14 +1,4 @@
-"""Plan and calculate: a planner writes an expression, code evaluates it, and a reporter answers.
-
-    legs      "How many legs do 3 dogs and 2 ducks have?"                 the planner must know the legs of each animal
-    prices    "A pen costs 3 coins and a cup costs 7 coins. ..."          the prices are in the story
-
-The calculator is exact and free. A single agent can have it, too: with `calculator=True`, it writes an expression, and
-the value is its answer. So this task shows what a tool is worth rather than what a team is worth.
-
-Splits never share a question, in whatever order it lists things, for any seeds, sizes and settings; see
-`sirius_dspy.demo.generated`.
-"""
+"""The tasks: data, programs, metric, demonstrations and oracle."""
 
 from __future__ import annotations
 
@@ -21,16 +11,14 @@ import dspy
 from dspy.signatures import make_signature
 
 from metrics.whole_number import parse, whole_number
-from programs.calculator import ExpressionError, calculate
-from programs.plan_kinds import Legs, Order, Prices, Story
-from programs.plan_runs import LEGS_RUNS, PRICES_RUNS, Shown
+from programs.plan_and_calculate.calculator import ExpressionError, calculate
+from programs.plan_and_calculate.runs import LEGS_RUNS, PRICES_RUNS, Shown
+from programs.plan_and_calculate.stories import Legs, Order, Prices, Story
 from sirius_dspy.demo import generated
 from sirius_dspy.demo.generated import Split, key_of
 from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.demo.steps import AnyStep, GoldStep, as_demonstrations, check_form, output_of
 from sirius_dspy.errors import DatasetError
-
-__all__ = ["PlanTask", "PlanTeam", "legs", "prices"]
 
 _REPORT = "Answer the question with the result."
 _ANSWER = "Answer with one number."

@@ -1,13 +1,4 @@
-"""Ledger relay: a worker reads a text part by part and hands a note on, and a reporter answers from the last note.
-
-    entries   "Who was the last to enter the hall?"            the worker copies a name or keeps its note
-    shells    "How many shells does Anna have at the end?"     the worker adds and subtracts
-
-The worker sees one part and one note, however long the text is. With `parts=300` and `sentences=10`, a text has more
-tokens than the context window of SmolLM2, 8192, so that a single agent cannot read it.
-
-Splits never share a text, for any seeds, sizes and settings; see `sirius_dspy.demo.generated`.
-"""
+"""The tasks: data, programs, metric, demonstrations and oracle."""
 
 from __future__ import annotations
 
@@ -21,16 +12,14 @@ from dspy.signatures import make_signature
 
 from metrics.exact_word import exact_word
 from metrics.whole_number import whole_number
-from programs.ledger_kinds import Entries, Ledger, Shells
-from programs.ledger_runs import ENTRIES_RUNS, SHELLS_RUNS, Shown
+from programs.ledger.kinds import Entries, Ledger, Shells
+from programs.ledger.runs import ENTRIES_RUNS, SHELLS_RUNS, Shown
 from sirius_dspy.demo import generated
 from sirius_dspy.demo.generated import Split, key_of
 from sirius_dspy.demo.lengths import Lengths, lengths_of
 from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.demo.steps import AnyStep, GoldStep, as_demonstrations, check_form, output_of
 from sirius_dspy.errors import DatasetError
-
-__all__ = ["LedgerTask", "LedgerTeam", "entries", "shells"]
 
 
 class LedgerTeam(dspy.Module):
