@@ -518,3 +518,50 @@ def test_a_request_is_a_value(tmp_path):
     assert replace(asked, seed=1).seed == 1
     with pytest.raises(AttributeError):
         asked.seed = 2
+
+
+class Together(Recorder):
+    """Trains agents with the same base in one call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def finetune_all(self, model, train_data, train_kwargs):
+        self.calls.append((model, train_data, train_kwargs))
+        return [f"{model}-{number}-{len(self.calls)}" for number in range(len(train_data))]
+
+
+def test_neighbors_with_the_same_base_are_trained_in_one_call(tmp_path):
+    provider = Together()
+    first, second, other = (own(provider), own(provider), own(Together()))
+    asked = [replace(request(lm, tmp_path), agent=name) for lm, name in ((first, "a"), (second, "b"), (other, "c"))]
+    trained = list(ProviderTrainer().train_all(asked))
+    assert [lm.model for lm in trained[:2]] == [f"{first.model}-0-1", f"{first.model}-1-1"]
+    assert len(trained) == 3
+    ((model, data, _),) = provider.calls
+    assert model == first.model
+    assert data == [[dict(row) for row in each.rows] for each in asked[:2]]
+
+
+def test_a_failed_call_names_all_its_agents(tmp_path):
+    class Failing(Together):
+        def finetune_all(self, *arguments):
+            raise RuntimeError("out of memory")
+
+    lm = own(Failing())
+    asked = [replace(request(lm, tmp_path), agent=name) for name in ("a", "b")]
+    with pytest.raises(TrainingError, match=r"'a', 'b' failed: out of memory"):
+        list(ProviderTrainer().train_all(asked))
+
+
+@pytest.mark.parametrize("weighs", [True, False])
+def test_only_a_provider_that_weighs_rows_receives_weights(tmp_path, weighs):
+    provider = Together()
+    provider.weighs_rows = weighs
+    rows = [{"messages": [], "weight": 0.5}]
+    asked = [request(own(provider), tmp_path, rows)] * 2
+    list(ProviderTrainer().train_all(asked))
+    ((_, data, _),) = provider.calls
+    assert data == [rows if weighs else [{"messages": []}]] * 2
+    assert rows == [{"messages": [], "weight": 0.5}]

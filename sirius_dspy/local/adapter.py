@@ -61,7 +61,6 @@ class Adapter:
         pairs = iter(zip(tensors[::2], tensors[1::2], strict=True))
         return [{group: next(pairs) for group in sizes} for sizes in self.sizes]
 
-    @torch.no_grad()
     def _initialize(self, trainable: Sequence[dict[str, Factors]]) -> None:
         for masters, masks in zip(self._masters, trainable, strict=True):
             for group, (narrow, _) in masters.items():
@@ -74,17 +73,15 @@ class Adapter:
                     part.fill_(1.0)
         self.refresh()
 
-    @torch.no_grad()
     def refresh(self) -> None:
         """Copy the weights to where the decoder reads them."""
-        self._copy.copy_(self.weights)
+        self._copy.copy_(self.weights)  # neither records gradients: only the views of the copy are leaves
 
     def share(self, layout: Layout) -> Share:
         """Return the part of a pass that belongs to this adapter."""
         scale = self.options.alpha / self.options.rank
         return Share(layout, self.factors, scale, self.options.dropout, self.generator)
 
-    @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Apply the gradient, whose norm is limited to `MAX_NORM`, and clear it."""
         torch.mul(self._copy_gradient, self.trainable, out=self.gradient)

@@ -161,13 +161,13 @@ def drop_long_rows(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:
     return kept
 
 
-def check_packages() -> None:
-    """Check, without importing them, that the packages for training are installed.
+def check_packages(*further: str) -> None:
+    """Check, without importing them, that the packages for training, and further ones, are installed.
 
     Raises:
         MissingDependencyError: A package is not installed.
     """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in (*PACKAGES, *further) if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"Fine-tuning needs {', '.join(missing)}. Run `{INSTALL}`.")
 

@@ -14,6 +14,7 @@ import dspy
 from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.local import PreferenceOptions
+from sirius_dspy.local.lora import check_packages
 from sirius_dspy.local.models import Weights, resolve
 from sirius_dspy.local.preferences import TokenPair, prefer, to_pairs
 from sirius_dspy.local.provider import LocalProvider, TrainingSettings, adopt, is_finished
@@ -63,6 +64,7 @@ class PreferenceTrainer(Trainer):
                 "`sirius-dspy library export --to dpo`."
             )
         self.rows_trainer.check(agent, lm)
+        check_packages("trl", "datasets")
 
     def check_rows(self, agent: str, lm: dspy.LM, num_rows: int) -> None:
         """See `Trainer.check_rows`."""

@@ -202,9 +202,10 @@ class ProviderTrainer(Trainer):
         for request in requests:
             self.check_rows(request.agent, request.lm, len(request.rows))
         lm = requests[0].lm
+        provider: Any = lm.provider
         rows, settings = [_rows(request) for request in requests], [self._train_kwargs(request) for request in requests]
         try:
-            models = lm.provider.finetune_all(lm.finetuning_model or lm.model, rows, settings)
+            models = provider.finetune_all(lm.finetuning_model or lm.model, rows, settings)
         except Exception as error:
             agents = ", ".join(repr(request.agent) for request in requests)
             raise TrainingError(
