@@ -54,7 +54,11 @@ HEAVY = {
 }
 """Package to the parts that may import it, and only inside functions."""
 
-CHILD_PROCESSES = {"local/train.py", "local/prefer.py", "local/trl_internals.py", "local/merge.py"}
+CHILD_PROCESSES = {
+    *("local/train.py", "local/learning.py", "local/decoder.py", "local/adapter.py"),
+    *("local/low_rank.py", "local/attention.py", "local/merge.py"),
+    *("local/prefer.py", "local/trl_internals.py"),
+}
 """Files that run in the training process, or are imported by it alone: they may import heavy packages at their top."""
 
 

@@ -565,3 +565,18 @@ def test_only_a_provider_that_weighs_rows_receives_weights(tmp_path, weighs):
     ((_, data, _),) = provider.calls
     assert data == [rows if weighs else [{"messages": []}]] * 2
     assert rows == [{"messages": [], "weight": 0.5}]
+
+
+def test_a_subclass_with_its_own_train_is_asked_for_each_agent(tmp_path):
+    class Counting(ProviderTrainer):
+        def train(self, request):
+            agents.append(request.agent)
+            return super().train(request)
+
+    agents, provider = [], Together()
+    asked = [replace(request(own(provider), tmp_path), agent=name) for name in ("a", "b")]
+    lms = Counting().train_all(asked)
+    next(lms)
+    assert agents == ["a"]
+    next(lms)
+    assert (agents, provider.calls) == (["a", "b"], [])

@@ -189,8 +189,12 @@ class ProviderTrainer(Trainer):
         """See `Trainer.train_all`. Neighbors with the same base and provider are trained together if it can do that.
 
         A provider can if it has `finetune_all(model, train_data, train_kwargs)`, which takes a list of rows and a table
-        of settings for each agent and returns the ids of the new weights, of all agents or of none.
+        of settings for each agent and returns the ids of the new weights, of all agents or of none. A subclass with its
+        own `train` trains one after another.
         """
+        if type(self).train is not ProviderTrainer.train:
+            yield from super().train_all(requests)
+            return
         for _, group in itertools.groupby(requests, _shared_base):
             together = list(group)
             if len(together) > 1:
