@@ -188,17 +188,23 @@ def test_an_agent_that_cannot_know_the_answer_does_not_get_the_label():
 
 
 class Reader(ScriptedLM):
-    """Finds the label likelier if it reads of milk."""
+    """Finds the label likelier if it reads of milk, and any other answer impossible if it reads a name."""
 
     def score(self, messages, reply):
-        return [-1.0 if "milk" in messages[-1]["content"] else -5.0]
+        text = messages[-1]["content"]
+        if "Ann" in text:
+            return [0.0 if "Ann" in reply else -6.0]
+        return [-1.0 if "milk" in text else -5.0]
 
 
-def test_a_text_that_makes_the_label_likelier_is_enough():
-    failed, context = fail(play(facts="He likes milk."), program=Blind(), lm=Reader)
-    assert verdicts(LabelAugmenter().repair(failed, EXAMPLE, context)) == [("solver", "repaired")]
-    failed, context = fail(play(facts="He likes tea."), program=Blind(), lm=Reader)
-    assert ("solver", "repaired") not in verdicts(LabelAugmenter().repair(failed, EXAMPLE, context))
+@pytest.mark.parametrize(
+    ("facts", "is_repaired"),
+    [("He likes milk.", True), ("He likes tea.", False), ("Ann likes milk.", False)],
+)
+def test_a_text_must_make_the_label_likelier_and_leave_it_plausible(facts, is_repaired):
+    failed, context = fail(play(facts=facts), program=Blind(), lm=Reader)
+    outcome = LabelAugmenter().repair(failed, EXAMPLE, context)
+    assert (("solver", "repaired") in verdicts(outcome)) == is_repaired
 
 
 def test_without_labels_there_is_no_help_but_a_fresh_sample():
