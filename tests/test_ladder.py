@@ -187,6 +187,28 @@ def test_an_agent_that_cannot_know_the_answer_does_not_get_the_label():
     assert ("solver", "repaired") not in verdicts(outcome)
 
 
+class Relay(dspy.Module):
+    """What the solver reads may happen to equal an input of the program."""
+
+    def __init__(self):
+        super().__init__()
+        self.follower = dspy.Predict("holder, question -> new_holder")
+        self.solver = dspy.Predict("holder -> answer")
+
+    def forward(self, start, question):
+        return self.solver(holder=self.follower(holder=start, question=question).new_holder)
+
+
+def test_a_text_that_equals_an_input_by_chance_is_still_that_of_another_agent():
+    example = dspy.Example(start="Ann", question="Who is next?", answer="Omar").with_inputs("start", "question")
+    failed, context = fail(
+        lambda prompt: chat_reply(new_holder="Ann") if prompt.asks_for("new_holder") else chat_reply(answer="Ann"),
+        example=example,
+        program=Relay(),
+    )
+    assert ("solver", "repaired") not in verdicts(LabelAugmenter().repair(failed, example, context))
+
+
 class Reader(ScriptedLM):
     """Finds the label likelier if it reads of milk, and any other answer impossible if it reads a name."""
 
