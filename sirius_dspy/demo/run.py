@@ -40,7 +40,7 @@ class DemoSettings:
     max_rows: int = 120
     max_tokens: int = 16
     num_threads: int = 64
-    lora: LoraOptions = field(default_factory=LoraOptions)
+    lora: LoraOptions = field(default_factory=lambda: LoraOptions(epochs=2))
     base_model: str = "smollm2-135m-instruct"
 
 

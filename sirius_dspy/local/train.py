@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,8 @@ def run(job: TrainingJob, report: Report) -> None:
     seconds = time.monotonic() - started
     precision = str(decoder.embedding.dtype).removeprefix("torch.")
     shared = {"train_seconds": seconds, "precision": precision, "device": decoder.embedding.device.type}
-    results = [_keep(job, *pair, tokenizer) for pair in zip(job.tasks, learners, strict=True)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # merging is work for one core
+        results = list(threads.map(partial(_keep, job, tokenizer), job.tasks, learners))
     report({"results": [{**result, **shared} for result in results]})
 
 
@@ -105,7 +107,7 @@ def _report_step(report: Report, task: int, step: int, total: int, loss: float) 
     report({"task": task, "step": step, "total": total, "loss": loss})
 
 
-def _keep(job: TrainingJob, task: TrainingTask, learner: Learner, tokenizer: Any) -> dict[str, Any]:
+def _keep(job: TrainingJob, tokenizer: Any, task: TrainingTask, learner: Learner) -> dict[str, Any]:
     """Write an agent's adapter and merged weights, and return its measurements."""
     started = time.monotonic()
     adapter = task.folder / "adapter"
