@@ -16,7 +16,9 @@ from sirius_dspy import (
 )
 from sirius_dspy.errors import RunMismatchError, SettingsError
 from sirius_dspy.optimizer.reading import read_results
-from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
+from sirius_dspy.report import Report, render_markdown
+from sirius_dspy.report.tables import critic_table
+from sirius_dspy.testing import AugmenterContract, ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
 from tests import toy
 
@@ -282,6 +284,20 @@ def counting(calls):
     return answer
 
 
+def test_the_report_shows_both_rates(undisturbed):
+    compiled, _ = undisturbed
+    rows = critic_table(compiled.detailed_results).rows
+    assert [row[:-1] for row in rows] == [("2", "4", "2", "0.0 %", "100.0 %", "yes")]
+    assert "## Critic" in render_markdown(Report(compiled.detailed_results))
+
+
+class TestContract(AugmenterContract):
+    @pytest.fixture(params=["alone", "in a ladder"])
+    def augmenter(self, request):
+        critic = CriticAugmenter(critic_of(lambda prompt: chat_reply(feedback=GOOD)), training=TRAINING)
+        return critic if request.param == "alone" else LadderAugmenter([ResampleAugmenter(), critic])
+
+
 def without_seconds(critic):
     return critic.to_dict() | {"seconds": 0.0}
 
@@ -293,7 +309,7 @@ def without_seconds(critic):
     ("augmenter", "said"),
     [
         (CriticAugmenter(training=CriticTraining()), "`critic` is None: each agent advises itself"),
-        (CriticAugmenter(ScriptedLM([]), training=CriticTraining()), "which ProviderTrainer cannot fine-tune"),
+        (CriticAugmenter(ScriptedLM([]), training=CriticTraining()), "but ProviderTrainer cannot fine-tune its LM"),
         (CriticAugmenter(critic_of(), training=CriticTraining(held_out=0)), "`held_out` of CriticTraining is 0"),
         (LadderAugmenter([CriticAugmenter(training=CriticTraining())]), "`critic` is None: each agent advises itself"),
         (LadderAugmenter([CriticAugmenter(ScriptedLM([]), training=CriticTraining())]), "cannot fine-tune"),

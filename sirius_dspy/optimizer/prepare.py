@@ -223,9 +223,9 @@ def check_critic(augmenter: Augmenter, trainer: Trainer, agents: Collection[str]
         trainer.check(CRITIC, critic.lm)
     except UnpreparedProgramError as error:
         raise SettingsError(
-            f"`critic` is the LM {critic.lm.model!r}, which {type(trainer).__name__} cannot fine-tune, but it has a "
-            "`training`. Pass a critic that can be fine-tuned, such as a `sirius_dspy.LocalLM(...)`, or leave out "
-            "`training`."
+            f"The critic has a `training`, but {type(trainer).__name__} cannot fine-tune its LM {critic.lm.model!r}. "
+            "Leave out `training`, or pass a `critic` that can be fine-tuned, such as a `sirius_dspy.LocalLM(...)`. The "
+            f"trainer says: {error}"
         ) from error
 
 
