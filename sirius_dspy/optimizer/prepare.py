@@ -224,8 +224,8 @@ def check_critic(augmenter: Augmenter, trainer: Trainer, agents: Collection[str]
     except UnpreparedProgramError as error:
         raise SettingsError(
             f"The critic has a `training`, but {type(trainer).__name__} cannot fine-tune its LM {critic.lm.model!r}. "
-            "Leave out `training`, or pass a `critic` that can be fine-tuned, such as a `sirius_dspy.LocalLM(...)`. The "
-            f"trainer says: {error}"
+            "Leave out `training`, or pass a `critic` that can be fine-tuned, such as a `sirius_dspy.LocalLM(...)`. "
+            f"The trainer says: {error}"
         ) from error
 
 
