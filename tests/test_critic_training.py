@@ -10,6 +10,7 @@ from sirius_dspy import (
     CriticAugmenter,
     CriticTraining,
     LadderAugmenter,
+    ProviderTrainer,
     RepairDemos,
     ResampleAugmenter,
     open_library,
@@ -17,6 +18,7 @@ from sirius_dspy import (
 from sirius_dspy.errors import RunMismatchError, SettingsError
 from sirius_dspy.optimizer.reading import read_results
 from sirius_dspy.report import Report, render_markdown
+from sirius_dspy.report.experience import ALL_AGENTS, read_experience
 from sirius_dspy.report.tables import critic_table
 from sirius_dspy.testing import AugmenterContract, ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker
@@ -135,17 +137,18 @@ def test_a_critic_that_repairs_nothing_is_not_kept(tmp_path):
     assert (critic.repaired_before, critic.repaired, critic.kept) == (0, 0, False)
 
 
-def test_a_critic_that_was_kept_goes_on_in_the_next_iteration(tmp_path):
+@pytest.mark.parametrize("train_from", ["base", "current"])
+def test_a_critic_that_was_kept_goes_on_in_the_next_iteration(train_from, tmp_path):
     def improve(prompt):
         number, trainings = int(prompt.field("task")), prompt.model.count("+")
         return chat_reply(feedback=GOOD if number < 8 or (trainings and number < 12) else "try harder")
 
     augmenter = CriticAugmenter(critic_of(improve), training=CriticTraining(min_rows=4, held_out=0.9))
-    compiled = compile_toy(tmp_path, augmenter, iterations=3)
+    compiled = compile_toy(tmp_path, augmenter, iterations=3, trainer=ProviderTrainer(train_from=train_from))
     second, third = learned(compiled, 2), learned(compiled, 3)
     assert second.kept
     assert third.previous == second.lm
-    assert third.base == "toy/critic"
+    assert third.base == ("toy/critic" if train_from == "base" else second.lm)
     assert third.rows == 6
     assert not third.kept
 
@@ -289,6 +292,17 @@ def test_the_report_shows_both_rates(undisturbed):
     rows = critic_table(compiled.detailed_results).rows
     assert [row[:-1] for row in rows] == [("2", "4", "2", "0.0 %", "100.0 %", "yes")]
     assert "## Critic" in render_markdown(Report(compiled.detailed_results))
+
+
+def test_a_run_that_both_critics_advised_on_counts_once(undisturbed):
+    results = undisturbed[0].detailed_results
+    with open_library(results.run_dir) as library:
+        experience = read_experience(library, results)
+    counts = {funnel.agent: funnel.counts for funnel in experience.funnels if funnel.iteration == 2}
+    assert (counts[ALL_AGENTS]["failed"], counts[ALL_AGENTS]["repaired"]) == (4, 4)
+    stories = [story for story in experience.stories if story.failed.iteration == 2]
+    assert stories
+    assert all(story.repair.repaired for story in stories)
 
 
 class TestContract(AugmenterContract):
