@@ -167,7 +167,7 @@ def _methods_of_single(bench: Bench, table: SingleTable, suffix: str) -> dict[st
         f"STaR{suffix}": Entry(SingleAgent(alone, learner), before, folder),
     }
     if demos:
-        prompted = SingleAgent(alone, PromptedTeam(demos))
+        prompted = SingleAgent(alone, PromptedTeam(_shown(bench, demos)))
         place = bench.folder / file_name(f"single-demonstrations{suffix}")
         entries[f"single agent{suffix} with demonstrations"] = Entry(prompted, prompted, place)
     return entries
@@ -178,7 +178,7 @@ def _team_methods(bench: Bench, team: dspy.Module, folder: Path) -> dict[str, En
     before = PromptedTeam()
     entries = {"prompted team": Entry(before, before, folder / "team")}
     if demos:
-        prompted = PromptedTeam(demos)
+        prompted = PromptedTeam(_shown(bench, demos))
         entries["prompted team with demonstrations"] = Entry(prompted, prompted, folder / "team-demonstrations")
     entries |= _dspy_methods(bench, team, demos, folder)
     entries |= _sirius_methods(bench, team, demos, folder)
@@ -197,7 +197,7 @@ def _dspy_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path) -
             folder / file_name(name),
             threshold=recipe.sirius.threshold,
             shared=shared,
-            demos=demos if recipe.sirius.cold_start else {},
+            demos=_shown(bench, demos) if recipe.sirius.cold_start else {},
             trainer=bench.chosen_trainer,
             num_threads=recipe.num_threads,
             seed=seed,
@@ -249,7 +249,8 @@ def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
 
 def _as_published(bench: Bench, collect: Collect) -> dict[str, Any]:
     """Return what differs in the method of the paper: a critic repairs, and all examples are run in every iteration."""
-    published = dataclasses.replace(collect, warm_start=False, schedule=None)
+    demos = _shown(bench, collect.demos or {}) or None
+    published = dataclasses.replace(collect, demos=demos, warm_start=False, schedule=None)
     return {"augmenter": _critic(bench), "collect": published}
 
 
@@ -268,7 +269,7 @@ def _common_settings(bench: Bench, demos: Demos, table: SiriusTable | StarTable)
             samples=table.samples,
             temperature=table.temperature,
             until_solved=getattr(table, "until_solved", False),
-            demos=dict(demos) if (common.cold_start or common.warm_start) and demos else None,
+            demos=_demos_of(bench, demos),
             warm_start=common.warm_start and bool(demos),
             schedule=_schedule(common),
         ),
@@ -279,6 +280,19 @@ def _common_settings(bench: Bench, demos: Demos, table: SiriusTable | StarTable)
         "num_threads": bench.recipe.num_threads,
         "seed": bench.seed,
     }
+
+
+def _demos_of(bench: Bench, demos: Demos) -> Demos | None:
+    """Return the demonstrations that agents start from: all to train on, or some to read."""
+    table = bench.recipe.sirius
+    if table.warm_start:
+        return demos or None
+    return (_shown(bench, demos) or None) if table.cold_start else None
+
+
+def _shown(bench: Bench, demos: Demos) -> Demos:
+    """Return the demonstrations that prompts show."""
+    return {name: list(given[: bench.recipe.task.shown]) for name, given in demos.items()}
 
 
 def _schedule(table: SiriusTable) -> EasyToHard | None:

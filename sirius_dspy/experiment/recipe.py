@@ -47,6 +47,8 @@ class TaskTable:
     cannot. Without it, only runs that raised count as unparsed."""
     report: str = ""
     """Import path of a function that summarizes the scored runs of a test, such as `programs.actor_critic:report`."""
+    shown: int | None = None
+    """Number of demonstrations per agent that prompts show; by default all. A warm start trains on all of them."""
     measures: Sequence[str] = ()
     """Attributes of the result of `report` to show beside the accuracy."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import dspy
 
@@ -20,6 +21,8 @@ from sirius_dspy.trajectory import Attempt, Repair, Trajectory, Values
 LIKELIER = math.log(10)
 """By how much the text of other agents must make the label likelier, in nats: ten times, since any text moves the
 probability a little."""
+IMPLAUSIBLE = math.log(20)
+"""By how much the agent's own answer may be likelier than the label, in nats."""
 
 
 class LabelAugmenter(Augmenter):
@@ -28,8 +31,8 @@ class LabelAugmenter(Augmenter):
     It is for steps with one output: the label under the real prompt is what supervised fine-tuning would train on. Only
     a step that can know the answer gets it, or it would learn to ignore what it reads. The label stands in the step's
     inputs; or the step reads all inputs of the program, or only these; or, where the LM can tell, what other agents
-    wrote makes the label ten times likelier than no text of theirs. For a step that does not give the program's answer,
-    the leak guard demands the first of these.
+    wrote makes the label ten times likelier than no text of theirs, and the agent's own answer is not twenty times
+    likelier still. For a step that does not give the program's answer, the leak guard demands the first of these.
 
     Args:
         guard: Decides which steps may carry the label.
@@ -86,18 +89,31 @@ def can_know(case: Case, position: int, outputs: Values) -> bool:
     step = case.failed.steps[position]
     if mentions_gold(step.inputs, outputs):
         return True
-    given = {canonical(value) for value in to_plain(case.example.inputs()).values()}
-    read = {canonical(value) for value in step.inputs.values()}
-    upstream = [name for name, value in step.inputs.items() if canonical(value) not in given]
-    if not upstream or given <= read:
+    given = {name: canonical(value) for name, value in to_plain(case.example.inputs()).items()}
+    read = {name: canonical(value) for name, value in step.inputs.items()}
+    upstream = [name for name, value in read.items() if given.get(name) != value]  # equal values may be a coincidence
+    if not upstream or set(given.values()) <= set(read.values()):
         return True
     try:
         inputs = case.inputs_of(position)
     except UnreadableValueError:
         return False
     blank = {name: "" if name in upstream and isinstance(value, str) else value for name, value in inputs.items()}
-    with_text, without = case.log_probs(position, outputs), case.log_probs(position, outputs, inputs=blank)
-    return with_text is not None and without is not None and sum(with_text) - sum(without) > LIKELIER
+    return _is_plausible(case, position, outputs, blank)
+
+
+def _is_plausible(case: Case, position: int, outputs: Values, blank: Mapping[str, Any]) -> bool:
+    """Whether the label is likelier for what other agents wrote, and not far less likely than the agent's own answer.
+
+    An agent that copies a wrong name finds any other name impossible, whatever an empty text would make of it.
+    """
+    own = case.fields_of(position)
+    texts = case.log_probs(position, outputs), case.log_probs(position, outputs, inputs=blank)
+    answer = None if own is None else case.log_probs(position, own)
+    if answer is None or None in texts:
+        return False
+    label, without = (sum(text or ()) for text in texts)
+    return label - without > LIKELIER and sum(answer) - label < IMPLAUSIBLE
 
 
 def _surprise(case: Case, position: int, outputs: Values) -> float | None:
