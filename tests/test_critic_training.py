@@ -123,6 +123,8 @@ def test_its_rows_are_the_prompts_that_were_sent_without_demonstrations(tmp_path
     assert [[message["role"] for message in row] for row in rows] == [["system", "user", "assistant"]] * 4
     assert {(row[0]["content"], row[1]["content"]) for row in rows} < set(sent)
     assert {row[2]["content"].strip() for row in rows} == {chat_reply(feedback=GOOD)}
+    with open_library(tmp_path) as library:
+        assert library.verify_rows(tmp_path / "training/iteration-2/critic.jsonl") == []
 
 
 def test_a_critic_that_repairs_less_is_not_kept(tmp_path):
