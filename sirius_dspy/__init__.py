@@ -28,6 +28,7 @@ from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.repair.critic_training import CriticTraining, LearningCritic
 from sirius_dspy.repair.demos import RepairDemos
 from sirius_dspy.repair.hint import HintAugmenter
 from sirius_dspy.repair.label import LabelAugmenter
@@ -60,6 +61,7 @@ __all__ = [
     "CompileResult",
     "Credit",
     "CriticAugmenter",
+    "CriticTraining",
     "Curator",
     "EasyToHard",
     "Edit",
@@ -75,6 +77,7 @@ __all__ = [
     "LabelAugmenter",
     "LadderAugmenter",
     "LeakGuard",
+    "LearningCritic",
     "LeastTrainedFirst",
     "LocalLM",
     "LoraOptions",

@@ -20,6 +20,7 @@ from sirius_dspy import (
     Collect,
     Credit,
     CriticAugmenter,
+    CriticTraining,
     Curator,
     EasyToHard,
     ExperienceLibrary,
@@ -155,6 +156,7 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
         "augmenter",
         {
             "critic": NO_LM,
+            "training": [CriticTraining, True, 20, {"min_rows": 20}],
             "rephraser": NO_LM,
             "max_feedback": [None, *NO_WHOLE],
             "max_regenerations": [None, 0, *NO_WHOLE],
@@ -248,6 +250,10 @@ def test_the_tables_have_every_setting():
         assert setting in WRONG
 
 
+def trained_critic(**settings: Any) -> CriticAugmenter:
+    return CriticAugmenter(ToyLM("toy/critic"), training=CriticTraining(**settings))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -281,6 +287,11 @@ def test_the_tables_have_every_setting():
         ({"trainer": ProviderTrainer(3)}, "`train_kwargs` of ProviderTrainer is 3"),
         ({"trainer": ProviderTrainer({1: 2})}, "`train_kwargs` of ProviderTrainer"),
         ({"augmenter": CriticAugmenter("gpt")}, "`critic` of CriticAugmenter is 'gpt'"),
+        ({"augmenter": trained_critic(min_rows=0)}, "`min_rows` of CriticTraining is 0"),
+        ({"augmenter": trained_critic(min_rows=None)}, "`min_rows` of CriticTraining is None"),
+        ({"augmenter": trained_critic(held_out=1)}, "`held_out` of CriticTraining is 1"),
+        ({"augmenter": trained_critic(held_out=math.nan)}, "`held_out` of CriticTraining"),
+        ({"augmenter": trained_critic(max_rows=0.5)}, "`max_rows` of CriticTraining is 0.5"),
         ({"augmenter": CriticAugmenter(rephraser=ToyLM)}, "`rephraser` of CriticAugmenter is the class ToyLM"),
         ({"augmenter": CriticAugmenter(max_feedback=-1)}, "`max_feedback`"),
         ({"augmenter": CriticAugmenter(max_regenerations=1.5)}, "`max_regenerations`"),

@@ -133,8 +133,8 @@ def _count_repairs(repairs: Iterable[Repair], agents: Mapping[str, Sequence[str]
         counts = by_agent.setdefault(agent_of[attempt.predictor], Counter(tried=0, repaired=0))
         counts.update(tried=1, repaired=int(attempt.verdict == "repaired"))
     return Funnel(
-        tried=len(given),
-        repaired=sum(repair.repaired for repair in given),
+        tried=len({repair.parent for repair in given}),  # two critics may have repaired a run
+        repaired=len({repair.parent for repair in given if repair.repaired}),
         verdicts=dict(Counter(attempt.verdict for attempt in attempts)),
         by_agent={agent: dict(counts) for agent, counts in by_agent.items()},
         by_rung=_count_rungs(given),
@@ -144,14 +144,15 @@ def _count_repairs(repairs: Iterable[Repair], agents: Mapping[str, Sequence[str]
 
 
 def _count_rungs(repairs: Iterable[Repair]) -> dict[str, dict[str, int]]:
-    by_rung: dict[str, dict[str, int]] = {}
+    tried: dict[str, set[str]] = {}
+    repaired: dict[str, set[str]] = {}
     for repair in repairs:
-        last = {attempt.rung: attempt.verdict == "repaired" for attempt in repair.attempts if attempt.rung}
-        for rung, is_repaired in last.items():
-            counts = by_rung.setdefault(rung, {"tried": 0, "repaired": 0})
-            counts["tried"] += 1
-            counts["repaired"] += is_repaired
-    return by_rung
+        for attempt in repair.attempts:
+            if attempt.rung:
+                tried.setdefault(attempt.rung, set()).add(repair.parent)
+                if attempt.verdict == "repaired":
+                    repaired.setdefault(attempt.rung, set()).add(repair.parent)
+    return {rung: {"tried": len(runs), "repaired": len(repaired.get(rung, set()))} for rung, runs in tried.items()}
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -15,6 +15,7 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.rows import Entry
 from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.program import predictor_names, program_fingerprint, signature_of
+from sirius_dspy.repair.critic_training import LearningCritic
 from sirius_dspy.trajectory import Origin, Usage
 
 if TYPE_CHECKING:  # plans are made of estimates
@@ -117,8 +118,16 @@ class Estimator:
             if settings.credit is not None:
                 yield self._valuation(iteration, settings.credit)
             if settings.augmenter is not None:
-                yield self._runs(iteration, "repair", self._num_failed(iteration), self._per_repair(iteration))
+                yield from self._repair(iteration, settings.augmenter.learning_critic())
             yield from self._learn(iteration, evaluations)
+
+    def _repair(self, iteration: int, critic: LearningCritic | None) -> Iterable[StagePlan]:
+        """Fine-tune the critic, if there is enough advice to learn from, and repair."""
+        units = self._num_failed(iteration)
+        if critic is not None and iteration > 1:
+            yield StagePlan(iteration, "train critic", Range(0, 1, 1), usd=Range.exactly(0.0))
+            units += units * Range(0, critic.training.held_out, critic.training.held_out)  # both critics repair these
+        yield self._runs(iteration, "repair", units, self._per_repair(iteration))
 
     def _learn(self, iteration: int, evaluations: int) -> Iterable[StagePlan]:
         """Fine-tune, and let the gate choose."""

@@ -115,9 +115,22 @@ def train(session: Session, iteration: int, sets: Mapping[str, TrainingSet]) -> 
     for agent, rows in with_rows.items():
         if jobs[agent] is None:
             session.settings.trainer.check_rows(agent, _base(session, agent), len(rows.rows))
-    missing = [rows for agent, rows in with_rows.items() if jobs[agent] is None]
+    missing = [(rows, _base(session, agent)) for agent, rows in with_rows.items() if jobs[agent] is None]
     trained = _train_missing(session, iteration, missing)
     return {agent: job or trained[agent] for agent, job in jobs.items()}
+
+
+def train_critic(session: Session, iteration: int, rows: TrainingSet, base: dspy.LM) -> Job:
+    """Fine-tune the critic, unless that is done.
+
+    Raises:
+        TrainingError: The training set is too small, or the job failed.
+        BudgetReached: Nothing may begin any more.
+    """
+    if (done := session.plan.run_dir.job(iteration, rows.agent)) is not None:
+        return done
+    session.settings.trainer.check_rows(rows.agent, base, len(rows.rows))
+    return _train_missing(session, iteration, [(rows, base)])[rows.agent]
 
 
 def restore(run_dir: RunDir, trainer: Trainer, start: LMs, agent: str, model: str) -> dspy.LM:
@@ -144,10 +157,10 @@ def _base(session: Session, agent: str) -> dspy.LM:
     return (session.weights.start if is_base else session.weights.current)[agent]
 
 
-def _train_missing(session: Session, iteration: int, sets: Sequence[TrainingSet]) -> dict[str, Job]:
-    """Fine-tune agents; a result is on disk before the next one is asked for."""
-    losses: dict[str, list[float]] = {rows.agent: [] for rows in sets}
-    requests = [_request(session, iteration, rows, losses[rows.agent]) for rows in sets]
+def _train_missing(session: Session, iteration: int, sets: Sequence[tuple[TrainingSet, dspy.LM]]) -> dict[str, Job]:
+    """Fine-tune agents, each from an LM; a result is on disk before the next one is asked for."""
+    losses: dict[str, list[float]] = {rows.agent: [] for rows, _ in sets}
+    requests = [_request(session, iteration, rows, base, losses[rows.agent]) for rows, base in sets]
     lms = iter(session.settings.trainer.train_all(requests))
     jobs: dict[str, Job] = {}
     for request in requests:
@@ -161,15 +174,18 @@ def _train_missing(session: Session, iteration: int, sets: Sequence[TrainingSet]
     return jobs
 
 
-def _request(session: Session, iteration: int, rows: TrainingSet, losses: list[float]) -> TrainingRequest:
+def _request(
+    session: Session, iteration: int, rows: TrainingSet, base: dspy.LM, losses: list[float]
+) -> TrainingRequest:
     def on_progress(step: int, total: int, loss: float) -> None:
         losses.append(loss)
         session.tracker.on_training_progress(TrainingProgress(iteration, rows.agent, step, total, loss))
 
     workdir = session.plan.run_dir.weights(iteration, rows.agent)
     seed = session.settings.seed + iteration
-    pairs = preference_pairs(session, iteration, rows.agent) if session.settings.trainer.wants_pairs else []
-    return TrainingRequest(rows.agent, _base(session, rows.agent), rows.chat, workdir, seed, on_progress, pairs)
+    has_pairs = session.settings.trainer.wants_pairs and rows.agent in session.plan.trained  # the critic has none
+    pairs = preference_pairs(session, iteration, rows.agent) if has_pairs else []
+    return TrainingRequest(rows.agent, base, rows.chat, workdir, seed, on_progress, pairs)
 
 
 def _finish(

@@ -135,7 +135,7 @@ class Loop:
             with self._stage(session, iteration, "credit"):
                 value_steps(session, iteration, credit)
         with self._stage(session, iteration, "repair"):
-            repair(session, iteration)
+            critic = repair(session, iteration)
         with self._stage(session, iteration, "curate"):
             sets = curate(session, iteration)
         if not any(rows.rows for rows in sets.values()):
@@ -146,7 +146,7 @@ class Loop:
         new = {agent: session.weights.find(agent, job.lm) for agent, job in jobs.items()}
         with self._stage(session, iteration, "evaluate"):
             choice = choose_weights(session, iteration, new)
-        return iteration_result(session, iteration, choice, jobs, sets)
+        return iteration_result(session, iteration, choice, jobs, sets, critic)
 
     @contextmanager
     def _stage(self, session: Session, iteration: int, name: str) -> Iterator[None]:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
 
 from sirius_dspy.dspy_internals import is_compiled
-from sirius_dspy.errors import DatasetError, UnpreparedProgramError
+from sirius_dspy.errors import DatasetError, SettingsError, UnpreparedProgramError
 from sirius_dspy.local import LocalLM
 from sirius_dspy.optimizer.schedule import ExampleRecord, Examples, Schedule, choose_examples
 from sirius_dspy.optimizer.settings import AgentGroups, Settings, SharedWeights
 from sirius_dspy.program import hidden_predictors, is_awaited, is_called, predictor_names, signature_of
 from sirius_dspy.redact import remember_secrets
+from sirius_dspy.repair.augmenters import Augmenter
+from sirius_dspy.repair.critic_training import CRITIC
 from sirius_dspy.running.demos import check_demo_fields, check_whole_demos
 from sirius_dspy.training.images import media_fields
 from sirius_dspy.training.trainers import Trainer
@@ -191,10 +193,40 @@ def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: 
     check_demos(settings.collect.demos or {}, program, is_whole=settings.collect.warm_start)
     if settings.augmenter is not None:
         settings.augmenter.check(program)
+        check_critic(settings.augmenter, settings.trainer, lms)
     for agent in trained:
         settings.trainer.check(agent, lms[agent])
     if settings.budget is not None:
         settings.budget.check_prices({lm.model for lm in lms.values()})
+
+
+def check_critic(augmenter: Augmenter, trainer: Trainer, agents: Collection[str]) -> None:
+    """Refuse a critic that is to learn, but cannot.
+
+    Args:
+        augmenter: It may have such a critic.
+        trainer: It knows what can be trained.
+        agents: Names of the program's agents.
+
+    Raises:
+        SettingsError: An agent has the critic's name, or the critic's LM cannot be fine-tuned.
+    """
+    critic = augmenter.learning_critic()
+    if critic is None:
+        return
+    if CRITIC in agents:
+        raise SettingsError(
+            f"The critic is to be fine-tuned as an agent named {CRITIC!r}, but the program has an agent of that name. "
+            f"Rename the program's: `SiriuS(agents={{'judge': [...]}})`, with its predictors in the list."
+        )
+    try:
+        trainer.check(CRITIC, critic.lm)
+    except UnpreparedProgramError as error:
+        raise SettingsError(
+            f"The critic has a `training`, but {type(trainer).__name__} cannot fine-tune its LM {critic.lm.model!r}. "
+            "Leave out `training`, or pass a `critic` that can be fine-tuned, such as a `sirius_dspy.LocalLM(...)`. "
+            f"The trainer says: {error}"
+        ) from error
 
 
 def check_schedule(schedule: Schedule | None, examples: Examples, iterations: int) -> None:

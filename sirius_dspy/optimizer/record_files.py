@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from sirius_dspy.errors import ResultError, RunDamagedError, RunDirError
 from sirius_dspy.optimizer import records
-from sirius_dspy.optimizer.results import Result
+from sirius_dspy.optimizer.result_base import Result
 
 RESTORE = "Restore it from a backup, or choose another `run_dir`."
 """Advice for files that cannot be made again."""

@@ -56,6 +56,15 @@ class Job(Record):
     seconds: float
 
 
+class CriticTrial(Record):
+    """`stages/critic-N.json`: the comparison of a fine-tuned critic with the one before, as far as it came."""
+
+    repaired: dict[str, bool]
+    """Id of a failed run to whether the new critic repaired it."""
+    num_before: Count | None = None
+    """How many of them the critic before repaired; `None` until all are compared."""
+
+
 class Spending(Record):
     """`stages/spending.json`: what was spent so far."""
 

@@ -15,6 +15,7 @@ from sirius_dspy.optimizer.records import Job
 from sirius_dspy.optimizer.results import (
     AgentResult,
     CompileResult,
+    CriticResult,
     Ended,
     IterationResult,
     RepairResult,
@@ -49,6 +50,7 @@ def iteration_result(
     choice: Choice,
     jobs: Mapping[str, Job],
     sets: Mapping[str, TrainingSet],
+    critic: CriticResult | None = None,
 ) -> IterationResult:
     """What an iteration did."""
     summary = summarize(
@@ -68,6 +70,7 @@ def iteration_result(
     metrics = {
         "val/score": score,
         **{f"credit/{agent}": found.mean for agent, found in credits.items()},
+        **_critic_metrics(critic),
         **summary.metrics(agents),
         **summary.costs(seconds),
     }
@@ -82,6 +85,7 @@ def iteration_result(
         metrics=metrics,
         agents=agents,
         repair=_repair_result(summary.repair),
+        critic=critic,
         credits=credits,
         seconds=seconds,
         usage=_sum(usages.values()),
@@ -164,6 +168,13 @@ def _repair_result(funnel: Funnel) -> RepairResult:
         prompt_tokens=funnel.usage.prompt_tokens,
         completion_tokens=funnel.usage.completion_tokens,
     )
+
+
+def _critic_metrics(critic: CriticResult | None) -> dict[str, float]:
+    if critic is None:
+        return {}
+    rates = {"critic/rate_before": critic.rate_before, "critic/rate": critic.rate}
+    return {"critic/rows": float(critic.rows), **{name: rate for name, rate in rates.items() if rate is not None}}
 
 
 def stage_usages(account: Account, iteration: int) -> dict[str, UsageResult]:

@@ -1,4 +1,4 @@
-"""What a compile did: frozen values that are also mappings, and the schema that they are checked against on reading.
+"""What a compile did: frozen values that are also mappings, checked when they are read.
 
 `compiled.detailed_results` is a `CompileResult`. DSPy and MLflow want mappings there, so each of these is one as well:
 `result["best_score"]` is `result.best_score`, and everything below is then plain.
@@ -6,19 +6,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator
 
-from sirius_dspy import checks
 from sirius_dspy.errors import ResultError
 from sirius_dspy.optimizer.records import COUNT_LIMIT, Count, Finite
+from sirius_dspy.optimizer.result_base import STRICT, Result, require_mapping
 from sirius_dspy.running.standing import Standing, floor_of
 from sirius_dspy.stats import Interval, wilson_interval
 
@@ -26,52 +23,11 @@ Ended = Literal["finished", "budget", "nothing learned", "unfinished"]
 """After all iterations, at the budget, early because an iteration gave no training row, or not yet."""
 
 
-class Result(Mapping[str, Any]):
-    """A frozen record that is also a mapping of plain values."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record as JSON values."""
-        return {item.name: _plain(getattr(self, item.name)) for item in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read a record back.
-
-        Raises:
-            ResultError: It is not what `to_dict` gives; the message says where.
-        """
-        try:
-            return _adapter(cls).validate_json(json.dumps(_require_mapping(cls, data)))
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"])) or cls.__name__
-            raise ResultError(f"`{where}` of {cls.__name__}: {first['msg']}.") from error
-        except (TypeError, ValueError) as error:
-            raise ResultError(f"{cls.__name__} holds a value that JSON does not have: {error}.") from error
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self:
-            raise KeyError(key)
-        return _plain(getattr(self, key))
-
-    def __contains__(self, key: object) -> bool:
-        return any(item.name == key for item in dataclasses.fields(self))  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[str]:
-        return (item.name for item in dataclasses.fields(self))  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return len(dataclasses.fields(self))  # type: ignore[arg-type]
-
-
-_STRICT = ConfigDict(strict=True, extra="forbid")
-
-
 @dataclass(frozen=True)
 class UsageResult(Result):
     """What LM calls took."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     calls: Count = 0
     prompt_tokens: Count = 0
@@ -84,7 +40,7 @@ class UsageResult(Result):
 class AgentResult(Result):
     """What an iteration did with one agent."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     rows: Count = 0
     """Training rows."""
@@ -105,7 +61,7 @@ class AgentResult(Result):
 class RepairResult(Result):
     """How repair went."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     tried: Count = 0
     """Failed runs."""
@@ -124,10 +80,46 @@ class RepairResult(Result):
 
 
 @dataclass(frozen=True)
+class CriticResult(Result):
+    """How the critic of the augmenter was fine-tuned; see `CriticTraining`."""
+
+    __pydantic_config__ = STRICT
+
+    rows: Count
+    """Training rows: advice that led to a repair in earlier iterations."""
+    lm: str
+    """Id of the LM that came out of training."""
+    base: str
+    """Id of the LM that training started from."""
+    previous: str
+    """Id of the critic before."""
+    tried: Count = 0
+    """Failed runs that both advised on, whose examples gave no training row."""
+    repaired_before: Count = 0
+    """How many of them the critic before repaired."""
+    repaired: Count = 0
+    """How many of them the new critic repaired."""
+    kept: bool = False
+    """Whether the new critic was kept."""
+    seconds: float = 0.0
+    """Wall time of the fine-tuning job."""
+
+    @property
+    def rate_before(self) -> float | None:
+        """Share of the runs that the critic before repaired; `None` if there were none."""
+        return self.repaired_before / self.tried if self.tried else None
+
+    @property
+    def rate(self) -> float | None:
+        """Share of the runs that the new critic repaired; `None` if there were none."""
+        return self.repaired / self.tried if self.tried else None
+
+
+@dataclass(frozen=True)
 class CreditResult(Result):
     """How much the steps of one agent mattered; see `Credit`."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     steps: Count = 0
     """Steps that were valued, of successful and of failed runs."""
@@ -152,7 +144,7 @@ def _check_standing(standing: Standing) -> Standing:
 class TrialResult(Result):
     """What the gate saw: the program on the valset with the new weights of some agents."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     agents: tuple[str, ...]
     standing: Standing
@@ -162,7 +154,7 @@ class TrialResult(Result):
 class IterationResult(Result):
     """What one iteration did; iteration 0 is the student as it came, or after its warm start."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     iteration: Count
     score: Finite
@@ -180,6 +172,8 @@ class IterationResult(Result):
     """The numbers that trackers plot."""
     agents: Mapping[str, AgentResult] = field(default_factory=dict)
     repair: RepairResult = RepairResult()
+    critic: CriticResult | None = None
+    """How the critic was fine-tuned; `None` if it was not."""
     credits: Mapping[str, CreditResult] = field(default_factory=dict)
     """Agent name to how much its steps mattered, where that was measured."""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -201,7 +195,7 @@ class IterationResult(Result):
 class UnfinishedIteration(Result):
     """What is done of the iteration that a compile stopped in."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     iteration: Count
     agents: Mapping[str, AgentResult] = field(default_factory=dict)
@@ -216,7 +210,7 @@ class UnfinishedIteration(Result):
 class CompileResult(Result):
     """What a compile did, and what it would take to look closer."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     run: str
     """Id of the compile; rows of the library carry it."""
@@ -275,7 +269,7 @@ class CompileResult(Result):
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Read a record back; see `Result.from_dict`."""
-        record = _require_mapping(cls, data)
+        record = require_mapping(cls, data)
         found = super().from_dict({name: value for name, value in record.items() if name not in _DERIVED})
         for name in _DERIVED:
             if name in data and data[name] != getattr(found, name):
@@ -300,7 +294,7 @@ _DERIVED = ("best_iteration", "best_score")
 class ProgramScore(Result):
     """The score of one program on examples that the compile never saw."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     program: str
     score: Finite
@@ -318,7 +312,7 @@ class ProgramScore(Result):
 class HeldOutScores(Result):
     """Scores on examples that the compile never saw: of the compiled program, and of others to compare it with."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     programs: tuple[ProgramScore, ...] = ()
     compiled: str | None = None
@@ -336,31 +330,3 @@ def score_interval(score: float, num_val: int) -> Interval | None:
         return None
     solved = round(score * num_val)
     return wilson_interval(solved, num_val) if abs(score * num_val - solved) < 1e-6 else None
-
-
-def _require_mapping(kind: type[Result], data: Any) -> dict[str, Any]:
-    """A mapping as a dict.
-
-    Raises:
-        ResultError: It is none.
-    """
-    if not isinstance(data, Mapping):
-        raise ResultError(
-            f"{kind.__name__} is {checks.describe_value(data)}, expected a mapping, as `to_dict` gives one."
-        )
-    return dict(data)
-
-
-@cache
-def _adapter(kind: type[Result]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Result):
-        return value.to_dict()
-    if isinstance(value, Standing):
-        return value.to_plain()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -293,14 +293,14 @@ class RunDir:
         """
         self.finish("test", scores.to_dict())
 
-    def finished(self, stage: str) -> dict[str, Any] | None:
+    def finished(self, stage: str, shape: type[records.Record] = records.Record) -> dict[str, Any] | None:
         """What any other finished stage wrote; `None` if it has not finished.
 
         Raises:
             RunDamagedError: The file is cut short, empty, or not what was written; the message says what can be done.
         """
         advice = "Restore it from a backup, or delete it to have the stage done again."
-        return read_record_file(self._stage(stage), advice)
+        return read_record_file(self._stage(stage), advice, shape)
 
     def finish(self, stage: str, payload: Mapping[str, Any]) -> None:
         """Mark a stage as finished.

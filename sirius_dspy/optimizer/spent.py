@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 
 from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.optimizer.records import Count, Finite
-from sirius_dspy.optimizer.results import Result
+from sirius_dspy.optimizer.result_base import Result
 from sirius_dspy.trajectory import Usage
 
 Ledger = dict[str, dict[str, Usage]]

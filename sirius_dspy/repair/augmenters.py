@@ -9,6 +9,7 @@ from typing import NamedTuple
 import dspy
 
 from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.critic_training import LearningCritic
 from sirius_dspy.trajectory import Repair, Trajectory
 
 
@@ -56,6 +57,19 @@ class Augmenter(ABC):
             Id of a repaired run to the reason, which is counted with the other rows that were dropped.
         """
         return {}
+
+    def learning_critic(self) -> LearningCritic | None:
+        """Return the critic that a compile is to fine-tune; here there is none."""
+        return None
+
+    def with_critic(self, lm: dspy.LM, *, alone: bool = False) -> Augmenter:
+        """Return an augmenter whose `learning_critic` has learned; here there is none, and nothing changes.
+
+        Args:
+            lm: Its new weights.
+            alone: Whether to leave out all help but that of the critic.
+        """
+        return self
 
     def check(self, program: dspy.Module) -> None:
         """Refuse, before anything is paid for, settings or a program that do not fit; here none is refused.

@@ -10,8 +10,10 @@ References:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Self
 
 import dspy
 from pydantic.fields import FieldInfo
@@ -22,6 +24,7 @@ from sirius_dspy.program import predictor_names
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.case import Case, answer_text, fields_text, output_text, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.critic_training import CriticTraining, LearningCritic
 from sirius_dspy.repair.demos import RepairDemos
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
@@ -31,6 +34,7 @@ from sirius_dspy.trajectory import Attempt, Repair, Trajectory, Usage, Values, f
 
 _SETTINGS = {
     "critic": checks.optional(checks.LM),
+    "training": checks.optional(checks.instance(CriticTraining, hint=", such as `CriticTraining()`")),
     "rephraser": checks.optional(checks.LM),
     "max_feedback": checks.whole(0),
     "max_regenerations": checks.whole(1),
@@ -49,6 +53,8 @@ class CriticAugmenter(Augmenter):
 
     Args:
         critic: The LM that gives feedback; by default the edited agent's own. A stronger one repairs more.
+        training: Fine-tunes the critic during a compile on its advice that helped, such as `CriticTraining()`. It needs
+            a `critic` that the trainer can fine-tune; `None` leaves the critic as it is.
         rephraser: The LM that rephrases; by default the edited agent's own, as in the paper's code.
         max_feedback: Critiques per step (the paper's max_f).
         max_regenerations: New answers per critique (the paper's max_re).
@@ -66,6 +72,7 @@ class CriticAugmenter(Augmenter):
         self,
         critic: dspy.LM | None = None,
         *,
+        training: CriticTraining | None = None,
         rephraser: dspy.LM | None = None,
         max_feedback: int = 1,
         max_regenerations: int = 1,
@@ -77,6 +84,7 @@ class CriticAugmenter(Augmenter):
         max_repairs: int | None = None,
     ) -> None:
         self.critic = critic
+        self.training = training
         self.rephraser = rephraser
         self.max_feedback = max_feedback
         self.max_regenerations = max_regenerations
@@ -105,9 +113,21 @@ class CriticAugmenter(Augmenter):
                 f"`temperature` of {type(self).__name__} is {self.temperature!r}, so all tries would be the same. "
                 "Choose one above 0, or one try."
             )
+        self._check_training()
         self._demos.check(program, show_earlier=self.show_earlier)
         if self.guard is not None:
             self.guard.check(list(predictor_names(program)))
+
+    def learning_critic(self) -> LearningCritic | None:
+        """See `Augmenter.learning_critic`."""
+        return None if self.critic is None or self.training is None else LearningCritic(self.critic, self.training)
+
+    def with_critic(self, lm: dspy.LM, *, alone: bool = False) -> Self:
+        """See `Augmenter.with_critic`. The new critic was trained without demonstrations, so it gets none."""
+        changed = copy.copy(self)
+        changed.critic = lm
+        changed.demos = replace(self._demos, critique=())
+        return changed
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """See `Augmenter.repair`."""
@@ -121,6 +141,16 @@ class CriticAugmenter(Augmenter):
                 break
         repair = Repair(failed.id, tuple(attempts), failed.run, failed.iteration)
         return RepairOutcome(repair, tuple(trajectories))
+
+    def _check_training(self) -> None:
+        if self.training is None:
+            return
+        self.training.check()
+        if self.critic is None:
+            raise SettingsError(
+                f"`training` of {type(self).__name__} is set, but `critic` is None: each agent advises itself, and "
+                "there is no critic to train. Pass an LM that can be fine-tuned as `critic`."
+            )
 
     @property
     def _demos(self) -> RepairDemos:
@@ -165,19 +195,10 @@ class CriticAugmenter(Augmenter):
         return case.replay(position, rephrased, tries, fields)
 
     def _critique(self, case: Case, position: int, feedback_try: int) -> Recording:
-        step = case.failed.steps[position]
-        inputs = {
-            "task": fields_text(to_plain(case.example.inputs())),
-            "team": "\n\n".join(f"[{other.predictor}]\n{answer_text(other)}" for other in case.failed.steps),
-            "agent": step.predictor,
-            "agent_inputs": fields_text(step.inputs),
-            "agent_answer": answer_text(step),
-            "correct_answer": fields_text(to_plain(case.example.labels())),
-        }
+        inputs = critique_inputs(case.failed, case.example, position)
+        lm = self.critic or case.lm_of(case.failed.steps[position])
         key = case.key("critique", position, feedback_try)
-        return self._ask(
-            Critique, inputs, self.critic or case.lm_of(step), key, feedback_try, demos=self._demos.critique
-        )
+        return self._ask(Critique, inputs, lm, key, feedback_try, demos=self._demos.critique)
 
     def _regenerate(self, case: Case, position: int, feedback: str, tries: tuple[int, int]) -> Recording:
         step, signature = case.failed.steps[position], case.signature_of(case.failed.steps[position])
@@ -237,6 +258,19 @@ class CriticAugmenter(Augmenter):
         recording = record(predictor, inputs, Sampling(key, {"temperature": self.temperature} if retry else {}))
         recording.check_ended()
         return recording
+
+
+def critique_inputs(failed: Trajectory, example: dspy.Example, position: int) -> dict[str, str]:
+    """Return what the critic reads about one step of a failed run: the inputs of `Critique`."""
+    step = failed.steps[position]
+    return {
+        "task": fields_text(to_plain(example.inputs())),
+        "team": "\n\n".join(f"[{other.predictor}]\n{answer_text(other)}" for other in failed.steps),
+        "agent": step.predictor,
+        "agent_inputs": fields_text(step.inputs),
+        "agent_answer": answer_text(step),
+        "correct_answer": fields_text(to_plain(example.labels())),
+    }
 
 
 def _is_free_text(field: FieldInfo, value: Any) -> bool:

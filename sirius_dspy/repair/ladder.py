@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Self
 
 import dspy
 
@@ -11,6 +13,7 @@ from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.critic_training import LearningCritic
 from sirius_dspy.repair.hint import HintAugmenter
 from sirius_dspy.repair.label import LabelAugmenter
 from sirius_dspy.repair.resample import ResampleAugmenter
@@ -75,6 +78,24 @@ class LadderAugmenter(Augmenter):
         """See `Augmenter.num_calls`: the first rung at least, all of them at most."""
         counts = [rung.num_calls(num_steps) for rung in self.rungs]
         return counts[0][0], sum(most for _, most in counts)
+
+    def learning_critic(self) -> LearningCritic | None:
+        """See `Augmenter.learning_critic`: that of the first rung that has one; ladders in this one are left out."""
+        found = ((rung, rung.learning_critic()) for rung in self.rungs)
+        critics = (critic._replace(rung=rung.name) for rung, critic in found if critic is not None and not critic.rung)
+        return next(critics, None)
+
+    def with_critic(self, lm: dspy.LM, *, alone: bool = False) -> Self:
+        """See `Augmenter.with_critic`."""
+        critic = self.learning_critic()
+        name = None if critic is None else critic.rung
+        changed = copy.copy(self)
+        changed.rungs = [
+            rung.with_critic(lm, alone=alone) if rung.name == name else rung
+            for rung in self.rungs
+            if rung.name == name or not alone
+        ]
+        return changed
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """See `Augmenter.repair`."""

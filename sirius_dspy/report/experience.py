@@ -59,12 +59,15 @@ def read_experience(library: ExperienceLibrary, results: CompileResult) -> Exper
 def _funnels(repairs: Iterable[Repair], agent_of: Mapping[str, str]) -> list[Funnel]:
     """By iteration: all agents together, then each by itself."""
     counts: dict[tuple[int, str], dict[str, int]] = {}
-    for repair in repairs:
+    tried: dict[tuple[int, str], list[Attempt]] = defaultdict(list)
+    for repair in repairs:  # two critics may have repaired a run
+        tried[repair.iteration, repair.parent] += repair.attempts
+    for (iteration, _), made in tried.items():
         by_agent: dict[str, list[Attempt]] = defaultdict(list)
-        for attempt in repair.attempts:
+        for attempt in made:
             by_agent[agent_of.get(attempt.predictor, attempt.predictor)].append(attempt)
-        for agent, attempts in [(ALL_AGENTS, list(repair.attempts)), *by_agent.items()]:
-            by_stage = counts.setdefault((repair.iteration, agent), dict.fromkeys((*FUNNEL, "leaked"), 0))
+        for agent, attempts in [(ALL_AGENTS, made), *by_agent.items()]:
+            by_stage = counts.setdefault((iteration, agent), dict.fromkeys((*FUNNEL, "leaked"), 0))
             for stage in _list_stages(attempts):
                 by_stage[stage] += 1
     order = {agent: number for number, agent in enumerate([ALL_AGENTS, *dict.fromkeys(agent_of.values())])}

@@ -72,7 +72,10 @@ def choose_stories(
         threshold: Least reward of a success.
         predictors: In the order in which their repairs take turns.
     """
-    repairs = {repair.parent: repair for repair in library.repairs(run=run)}
+    repairs: dict[str, Repair] = {}
+    for repair in library.repairs(run=run):  # two critics may have repaired a run
+        if repair.repaired or repair.parent not in repairs:
+            repairs[repair.parent] = repair
     failures = list(islice(_failures(library, run, threshold, repairs), NUM_STORIES))
     repaired = list(_pick_repairs(library, repairs, predictors))
     num_repaired = max(NUM_REPAIRED, NUM_STORIES - len(failures))

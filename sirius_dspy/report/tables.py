@@ -41,7 +41,7 @@ def tables(report: Report) -> list[Table]:
         made += [growth_table(report.experience), funnel_table(report.experience)]
     else:
         made += [repair_table(results), repair_agent_table(results)]
-    made += [stage_table(results), agent_cost_table(results)]
+    made += [critic_table(results), stage_table(results), agent_cost_table(results)]
     return [table for table in made if table.rows]
 
 
@@ -197,6 +197,29 @@ def funnel_table(experience: Experience) -> Table:
         "turn until one helps, so a later agent sees fewer runs."
     )
     return Table("repair", "Repair", header, tuple(rows), note)
+
+
+def critic_table(results: CompileResult) -> Table:
+    """The fine-tuning jobs of the critic, and how it was compared with the one before."""
+    rows = [
+        (
+            str(entry.iteration),
+            format_count(entry.critic.rows),
+            format_count(entry.critic.tried),
+            format_share(entry.critic.repaired_before, entry.critic.tried),
+            format_share(entry.critic.repaired, entry.critic.tried),
+            format_flag(entry.critic.kept),
+            format_seconds(entry.critic.seconds),
+        )
+        for entry in results.iterations
+        if entry.critic is not None
+    ]
+    header = ("iteration", "rows", "failed runs tried", "repaired before", "repaired after", "kept", "seconds")
+    note = (
+        "The critic was fine-tuned on its advice that led to a repair. The critic before and the new one advised on "
+        "the same failed runs, of examples that neither had learned from."
+    )
+    return Table("critic", "Critic", header, tuple(rows), note)
 
 
 # The same from the results alone

@@ -76,6 +76,15 @@ class AugmenterContract:
                 repair, _ = _repair(augmenter, case, EVERYBODY)
                 assert all(attempt.position < len(case.failed.steps) for attempt in repair.attempts)
 
+    def test_another_critic_leaves_the_augmenter_as_it_was(self, augmenter: Augmenter) -> None:
+        """A compile goes on with the old critic if the new one is not better."""
+        before = augmenter.learning_critic()
+        lm = ScriptedLM(lambda prompt: chat_reply(feedback="Look again."))
+        learned = augmenter.with_critic(lm).learning_critic()
+        assert augmenter.learning_critic() == before
+        assert (learned is None) == (before is None)
+        assert learned is None or learned.lm is lm
+
     def test_the_program_stays_as_it_was(self, augmenter: Augmenter) -> None:
         """All repairs of an iteration share the program."""
         with _fail_run(1) as case:
