@@ -8,6 +8,7 @@ block right behind a file is what it prints.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
 import re
@@ -251,7 +252,7 @@ def test_a_command_exists(line):
     if program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True, timeout=60)
     elif program == "python":
-        assert arguments[0] in FILES
+        assert importlib.util.find_spec(arguments[1]) if arguments[0] == "-m" else arguments[0] in FILES
     elif program == "mlflow":
         names = [word for word in arguments[:2] if not word.startswith("-")]
         _check_options(arguments, re.findall(r"--?[\w-]+", run(ROOT, "-m", "mlflow", *names, "--help")))
