@@ -31,6 +31,8 @@ class DemoSettings:
     train_items: int = 160
     validation_items: int = 30
     test_items: int = 100
+    shown_runs: int = 4
+    """Runs in the prompts of the program that is only shown demonstrations."""
     swap_items: int = 50
     """Test items for the trained program with one untrained agent."""
     train_events: tuple[int, ...] = (1, 1, 2, 3)
@@ -130,7 +132,7 @@ class _Demo:
         compiled = self._compile(student, demos)  # first, because it refuses a run directory with other settings
         self.seconds["compile"] = compiled.detailed_results["seconds"]
         zero_shot = self._test("zero-shot", student)
-        demonstrated = self._test("demonstrated", student, demos)
+        demonstrated = self._test("demonstrated", student, crown.demonstrations(size=self.settings.shown_runs))
         results = compiled.detailed_results
         warm, *after = [self._after(compiled, entry) for entry in results["iterations"]]
         best = results["best_iteration"]
