@@ -173,6 +173,7 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
         {
             "rungs": [(), "label", [LadderAugmenter], [exact], 1],
             "drop_reliant": [None, -0.1, 1, *NO_NUMBER],
+            "measure": NO_FLAG,
             "max_repairs": NO_WHOLE,
         },
     ),

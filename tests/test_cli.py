@@ -194,7 +194,7 @@ def test_the_demo_prints_one_json_object(quick):
 
 @local
 def test_the_demo_tells_its_story_on_stderr(quick):
-    for part in ("Compiling 3 agents", "iteration 1 collect: 16 of 16", "zero-shot", "after the warm start"):
+    for part in ("Compiling 3 agents", "iteration 1 collect: 8 of 8", "zero-shot", "after the warm start"):
         assert part in quick.stderr
     assert "Traceback" not in quick.stderr
     assert "WARNING" not in quick.stderr

@@ -347,6 +347,13 @@ def test_lms_that_cannot_score_leave_it_open():
     assert LabelAugmenter().repair(failed, EXAMPLE, context).repair.attempts[-1].reliance is None
 
 
+def test_it_need_not_be_measured():
+    failed, context = fail(play(facts="Omar likes milk."), lm=ScoringLM)
+    outcome = LadderAugmenter([LabelAugmenter()], measure=False).repair(failed, EXAMPLE, context)
+    assert outcome.repair.repaired
+    assert outcome.repair.attempts[-1].reliance is None
+
+
 def repaired(number, reliance):
     return Repair(f"parent {number}", (Attempt(0, "solver", "repaired", trajectory=f"{number}", reliance=reliance),))
 

@@ -15,7 +15,19 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy import Collect, Curator, EasyToHard, LadderAugmenter, LocalLM, LoraOptions, PlainAdapter, SiriuS, save
+from sirius_dspy import (
+    Collect,
+    Curator,
+    EasyToHard,
+    LabelAugmenter,
+    LadderAugmenter,
+    LocalLM,
+    LoraOptions,
+    PlainAdapter,
+    ResampleAugmenter,
+    SiriuS,
+    save,
+)
 from sirius_dspy.demo.tracking import crown
 from sirius_dspy.optimizer.results import HeldOutScores, ProgramScore
 from sirius_dspy.optimizer.run_dir import RunDir
@@ -177,7 +189,7 @@ class _Demo:
                 warm_start=True,
                 schedule=EasyToHard(num_events, settings.shares),
             ),
-            augmenter=LadderAugmenter(),
+            augmenter=LadderAugmenter([ResampleAugmenter(), LabelAugmenter()], measure=False),  # saves a minute
             curator=Curator(max_rows=settings.max_rows, cumulative=True),
             tracker=self.tracker,
             run_dir=self.run_dir,

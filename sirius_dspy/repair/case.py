@@ -98,6 +98,8 @@ class Case:
         demos: Sequence[dspy.Example] = (),
     ) -> Sequence[float] | None:
         """How likely the agent is to write these outputs in a step, per token in nats; see `score_reply`."""
+        if not self.context.can_score:
+            return None
         step = self.failed.steps[position]
         own = self.signature_of(step)
         return score_reply(

@@ -44,6 +44,8 @@ class RepairContext:
         """
         gains = self.gains.get(failed.id, {})
         return sorted(range(len(failed.steps)), key=lambda position: -gains.get(position, 0.0))
+    can_score: bool = True
+    """Whether LMs may be asked how likely a reply is."""
 
     def may_edit(self, failed: Trajectory, step: Step) -> bool:
         """Whether a new answer at this step could become a training row."""

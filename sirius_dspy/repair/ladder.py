@@ -35,6 +35,9 @@ class LadderAugmenter(Augmenter):
         rungs: From the least help to the most.
         drop_reliant: Share of the repaired runs that is not trained on: those whose texts rely on the help most. The
             measure needs an LM that can score replies, such as `LocalLM`; runs without it are kept.
+        measure: Whether to measure how much repairs rely on the help. `LocalLM` loads each model a second time for it,
+            which takes some seconds per agent and iteration. Without it no repair counts as reliant, and an answering
+            agent gets the label only where its inputs hold it.
         max_repairs: Failed runs to repair in one iteration at most; `None` for all.
 
     References:
@@ -47,10 +50,12 @@ class LadderAugmenter(Augmenter):
         rungs: Sequence[Augmenter] | None = None,
         *,
         drop_reliant: float = 0.1,
+        measure: bool = True,
         max_repairs: int | None = None,
     ) -> None:
         self.rungs = (ResampleAugmenter(), HintAugmenter(), LabelAugmenter()) if rungs is None else rungs
         self.drop_reliant = drop_reliant
+        self.measure = measure
         self.max_repairs = max_repairs
 
     def check(self, program: dspy.Module) -> None:
@@ -65,6 +70,7 @@ class LadderAugmenter(Augmenter):
                 checks.instance(Augmenter), "a list of augmenters, such as `[ResampleAugmenter(), LabelAugmenter()]`"
             ),
             "drop_reliant": checks.number(0, below=1),
+            "measure": checks.FLAG,
             "max_repairs": checks.optional(checks.whole(0)),
         }
         checks.check(type(self).__name__, vars(self), kinds)
@@ -101,6 +107,7 @@ class LadderAugmenter(Augmenter):
         """See `Augmenter.repair`."""
         attempts: list[Attempt] = []
         trajectories: list[Trajectory] = []
+        context = replace(context, can_score=context.can_score and self.measure)
         for rung in self.rungs[self._first_rung(failed, context) :]:
             outcome = rung.repair(failed, example, context)
             attempts += [replace(attempt, rung=rung.name) for attempt in outcome.repair.attempts]
