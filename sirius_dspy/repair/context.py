@@ -33,9 +33,10 @@ class RepairContext:
     """Successful runs so far, demonstrations for those that failed."""
     last_rungs: Mapping[str, str] = field(default_factory=dict)
     """Example key to the name of the augmenter that repaired a run of it last; see `LadderAugmenter`."""
-
     gains: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Id of a failed run to what other answers gained at its steps, by position; see `Credit`."""
+    can_score: bool = True
+    """Whether LMs may be asked how likely a reply is."""
 
     def order(self, failed: Trajectory) -> list[int]:
         """Positions of the steps in the order in which to try them.
@@ -44,8 +45,6 @@ class RepairContext:
         """
         gains = self.gains.get(failed.id, {})
         return sorted(range(len(failed.steps)), key=lambda position: -gains.get(position, 0.0))
-    can_score: bool = True
-    """Whether LMs may be asked how likely a reply is."""
 
     def may_edit(self, failed: Trajectory, step: Step) -> bool:
         """Whether a new answer at this step could become a training row."""
