@@ -291,8 +291,9 @@ class Recorder:
         self.store.metrics(run, scored, number, when, model=program, data=self._val)
         self.store.metrics(run, others, number, when, model=program)
         for agent, (finetune, model) in self._agents.get(number, {}).items():
-            if agent in event.result.agents:  # the critic is none
+            if agent in self._compile.agents:  # the critic is none
                 self.store.metrics(finetune, scored, number, when, model=model, data=self._val)
+            if agent in event.result.agents:
                 cost = usage_metrics("cost", event.result.agents[agent].usage)
                 self.store.metrics(finetune, cost, number, when, model=model)
 

@@ -88,6 +88,9 @@ def _collection(run: str) -> Iterator[Event]:
     for trajectory in (good, bad, crashed):
         event = events.RolledOut(iteration=1, trajectory=trajectory, succeeded=trajectory.reward >= 1.0)
         yield "on_rolled_out", event
+    yield "on_stage_started", events.StageStarted(iteration=1, stage="credit", total=1)
+    rerun = _trajectory(run, "2", 1.0, origin="credit", parent=good.id, edited=0)
+    yield "on_credited", events.Credited(iteration=1, trajectory=rerun, run=good, succeeded=True)
     yield "on_stage_started", events.StageStarted(iteration=1, stage="repair", total=2)
     fixed = _trajectory(run, "4", 1.0, origin="repair", parent=bad.id, edited=1)
     tried = Attempt(1, "solver.predict", "repaired", "Add again.", {"answer": "4"}, {"answer": "4"}, 1.0, fixed.id)
