@@ -21,7 +21,7 @@ from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
-_QUICK = DemoSettings(train_items=16, validation_items=6, test_items=10, swap_items=4, shares=(0.5,))
+_QUICK = DemoSettings(train_items=16, validation_items=4, test_items=10, swap_items=2, shares=(0.5,), max_tokens=12)
 """Sizes that go through every stage in about two minutes on two cores; too small to learn much."""
 
 

@@ -6,8 +6,9 @@ help that suffices. Nothing is tuned on the test items; they are only scored, on
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +30,13 @@ from sirius_dspy import (
     save,
 )
 from sirius_dspy.demo.tracking import crown
+from sirius_dspy.files import file_name, write_text
 from sirius_dspy.optimizer.results import HeldOutScores, ProgramScore
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.program import copy_program
 from sirius_dspy.running.evaluation import Evaluation, evaluate
 from sirius_dspy.tracking.events import Tracker
+from sirius_dspy.trajectory import Trajectory, example_key
 
 
 @dataclass(frozen=True)
@@ -219,8 +222,10 @@ class _Demo:
         demos: Mapping[str, list[dspy.Example]] | None = None,
         size: int | None = None,
     ) -> float:
+        examples, saved = self.test[:size], self.run_dir / "tests" / f"{file_name(name)}.json"
         with self._measure_time(f"test: {name}"):
-            evaluation = evaluate(program, self.test[:size], crown.metric, demos=demos)
+            evaluation = _read_evaluation(saved, examples) or evaluate(program, examples, crown.metric, demos=demos)
+        write_text(saved, json.dumps([trajectory.to_dict() for trajectory in evaluation.trajectories]))
         self.evaluations[name] = evaluation
         return evaluation.score
 
@@ -229,6 +234,15 @@ class _Demo:
         began = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - began
+
+
+def _read_evaluation(path: Path, examples: Sequence[dspy.Example]) -> Evaluation | None:
+    """Return the evaluation of an earlier call, if it was on the same examples."""
+    if not path.exists():
+        return None
+    runs = tuple(Trajectory.from_dict(record) for record in json.loads(path.read_text(encoding="utf-8")))
+    is_same = [run.example_key for run in runs] == [example_key(example) for example in examples]
+    return Evaluation(runs) if is_same else None
 
 
 def _stage_seconds(results: Mapping[str, Any]) -> dict[str, float]:
