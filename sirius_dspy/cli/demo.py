@@ -22,7 +22,7 @@ from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
 _QUICK = DemoSettings(train_items=16, validation_items=4, test_items=10, swap_items=2, shares=(0.5,), max_tokens=12)
-"""Sizes that go through every stage in about two minutes on two cores; too small to learn much."""
+"""Sizes that go through every stage in about five minutes on two cores; too small to learn much."""
 
 
 def demo(
@@ -31,7 +31,7 @@ def demo(
         Path | None, typer.Option(help="Where the run keeps its work; by default `runs/demo-seed-N`.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few examples, about two minutes on two cores: works, learns little.")
+        bool, typer.Option("--quick", help="Few examples, about five minutes on two cores: works, learns little.")
     ] = (False),
     as_json: JsonFlag = False,
 ) -> None:
