@@ -27,10 +27,10 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
     """Write the rows of each agent that is trained."""
     settings, trained = session.settings, session.plan.trained
     session.tracker.on_stage_started(StageStarted(iteration, "curate", len(trained)))
-    first = 1 if settings.curator.cumulative else iteration
+    iterations = session.row_iterations(iteration)
     runs = (
         run
-        for number in range(first, iteration + 1)
+        for number in iterations
         for run in session.library.trajectories(run=session.run, iteration=number, origin=("rollout", "repair"))
     )
     sets = settings.curator.curate(
@@ -40,7 +40,7 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
         threshold=settings.threshold,
         seed=settings.seed + iteration,
         is_own=session.weights.answered,
-        appraise=_appraise(session, range(first, iteration + 1)),
+        appraise=_appraise(session, iterations),
     )
     _check_sets(session, sets)
     collecting = settings.collect

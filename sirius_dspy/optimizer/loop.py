@@ -90,7 +90,7 @@ class Loop:
         self._add(session, result)
 
     def _warm_up(self, session: Session, standing: Standing) -> IterationResult | None:
-        """Fine-tune on the demonstrations; `None` if that is not asked for, or gave no row."""
+        """Fine-tune on the demonstrations; `None` if that is not asked for."""
         if not self.plan.settings.collect.warm_start:
             return None
         with self._stage(session, 0, "curate"):

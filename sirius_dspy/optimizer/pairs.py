@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from sirius_dspy.library.preferences import pair_steps
@@ -26,14 +25,10 @@ def preference_pairs(session: Session, iteration: int, agent: str) -> list[dict[
         return step.predictor in session.plan.trained[agent] and session.weights.answered(trajectory, step)
 
     pairs: dict[str, dict[str, Any]] = {}
-    for number in _iterations(session, iteration):
+    for number in session.row_iterations(iteration):
         runs = session.library.pairs(threshold=session.settings.threshold, run=session.run, iteration=number)
         for failed, repaired in runs:
             for _, pair, _ in pair_steps(failed, repaired, write, is_own):
                 if pair is not None:
                     pairs[digest(pair.row)] = pair.row
     return [pairs[id] for id in sorted(pairs)]
-
-
-def _iterations(session: Session, iteration: int) -> Sequence[int]:
-    return range(1 if session.settings.curator.cumulative else iteration, iteration + 1)

@@ -58,6 +58,10 @@ class Session:
         """Predictors of the program: the LM calls of a run, before any was made."""
         return len(self.weights.predictors)
 
+    def row_iterations(self, iteration: int) -> range:
+        """The iterations whose runs an iteration is trained on: all so far, if the curator is cumulative."""
+        return range(1 if self.settings.curator.cumulative else iteration, iteration + 1)
+
     def rollout_options(self, origin: str) -> dict[str, Any]:
         """What the rollouts of all stages have in common."""
         settings = self.plan.settings

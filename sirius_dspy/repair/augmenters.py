@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import dspy
 
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.critic_training import LearningCritic
-from sirius_dspy.trajectory import Repair, Trajectory
+from sirius_dspy.trajectory import Attempt, Repair, Trajectory
 
 
 class RepairOutcome(NamedTuple):
@@ -18,6 +18,23 @@ class RepairOutcome(NamedTuple):
 
     repair: Repair
     trajectories: tuple[Trajectory, ...]
+
+
+def take_first_success(failed: Trajectory, attempts: Iterable[tuple[Attempt, Trajectory | None]]) -> RepairOutcome:
+    """Collect attempts at a failed run with their reruns, up to the first one that repairs it.
+
+    Args:
+        failed: The run.
+        attempts: Made one by one; those after a success are not made.
+    """
+    made: list[Attempt] = []
+    trajectories: list[Trajectory] = []
+    for attempt, trajectory in attempts:
+        made.append(attempt)
+        trajectories += [] if trajectory is None else [trajectory]
+        if attempt.verdict == "repaired":
+            break
+    return RepairOutcome(Repair(failed.id, tuple(made), failed.run, failed.iteration), tuple(trajectories))
 
 
 class Augmenter(ABC):

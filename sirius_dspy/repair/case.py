@@ -113,6 +113,15 @@ class Case:
     def try_outputs(
         self, position: int, outputs: Values, guard: Guard, tries: tuple[int, int], fields: dict[str, Any]
     ) -> tuple[Attempt, Trajectory | None]:
+        """Replace the outputs of a step by others as they are; see `replay_unless_leaked`."""
+        fields = {"regenerated": outputs, "rephrased": outputs, **fields}
+        if outputs == self.fields_of(position):
+            return self.attempt(position, "unchanged", **fields), None
+        return self.replay_unless_leaked(position, outputs, guard, tries, fields)
+
+    def replay_unless_leaked(
+        self, position: int, outputs: Values, guard: Guard, tries: tuple[int, int], fields: dict[str, Any]
+    ) -> tuple[Attempt, Trajectory | None]:
         """Replace the outputs of a step if the guard lets them pass, and run the program on.
 
         Args:
@@ -123,9 +132,6 @@ class Case:
             fields: Further fields of the `Attempt`.
         """
         step, labels = self.failed.steps[position], to_plain(self.example.labels())
-        fields = {"regenerated": outputs, "rephrased": outputs, **fields}
-        if outputs == self.fields_of(position):
-            return self.attempt(position, "unchanged", **fields), None
         if leak := guard.leak(outputs, step, labels, answers=bool(self.answer_fields(step, outputs))):
             return self.attempt(position, "leaked", **fields, detail=leak), None
         return self.replay(position, outputs, tries, fields)

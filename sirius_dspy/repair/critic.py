@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError, UnreadableValueError
 from sirius_dspy.program import predictor_names
-from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
+from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case, answer_text, fields_text, output_text, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.critic_training import CriticTraining, LearningCritic
@@ -30,7 +30,7 @@ from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
-from sirius_dspy.trajectory import Attempt, Repair, Trajectory, Usage, Values, from_plain, to_plain
+from sirius_dspy.trajectory import Attempt, Trajectory, Usage, Values, to_plain
 
 _SETTINGS = {
     "critic": checks.optional(checks.LM),
@@ -131,16 +131,7 @@ class CriticAugmenter(Augmenter):
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """See `Augmenter.repair`."""
-        attempts: list[Attempt] = []
-        trajectories: list[Trajectory] = []
-        for attempt, trajectory in self._attempts(Case(failed, example, context)):
-            attempts.append(attempt)
-            if trajectory is not None:
-                trajectories.append(trajectory)
-            if attempt.verdict == "repaired":
-                break
-        repair = Repair(failed.id, tuple(attempts), failed.run, failed.iteration)
-        return RepairOutcome(repair, tuple(trajectories))
+        return take_first_success(failed, self._attempts(Case(failed, example, context)))
 
     def _check_training(self) -> None:
         if self.training is None:
@@ -190,9 +181,7 @@ class CriticAugmenter(Augmenter):
             return case.attempt(position, "unchanged", **fields), None
         rephrased, spent = self._rephrase(case, position, outputs, tries)
         fields |= {"rephrased": rephrased, "usage": usage + spent}
-        if leak := self._find_leak(case, position, rephrased):
-            return case.attempt(position, "leaked", **fields, detail=leak), None
-        return case.replay(position, rephrased, tries, fields)
+        return case.replay_unless_leaked(position, rephrased, self.guard or LeakGuard(), tries, fields)
 
     def _critique(self, case: Case, position: int, feedback_try: int) -> Recording:
         inputs = critique_inputs(case.failed, case.example, position)
@@ -202,10 +191,7 @@ class CriticAugmenter(Augmenter):
 
     def _regenerate(self, case: Case, position: int, feedback: str, tries: tuple[int, int]) -> Recording:
         step, signature = case.failed.steps[position], case.signature_of(case.failed.steps[position])
-        fields = signature.input_fields
-        inputs = {
-            name: from_plain(value, fields[name].annotation) for name, value in step.inputs.items() if name in fields
-        }
+        inputs = case.inputs_of(position)
         if self.show_earlier:
             inputs[free_name(ATTEMPT, signature)] = answer_text(step)
         inputs[free_name(FEEDBACK, signature)] = feedback
@@ -235,11 +221,6 @@ class CriticAugmenter(Augmenter):
             rephrased[name] = "" if was_cut(asked) else output_text(asked, "rewritten")
             rephrased[name] = rephrased[name] or value
         return rephrased, usage
-
-    def _find_leak(self, case: Case, position: int, outputs: Values) -> str:
-        step, labels = case.failed.steps[position], to_plain(case.example.labels())
-        answers = bool(case.answer_fields(step, outputs))
-        return (self.guard or LeakGuard()).leak(outputs, step, labels, answers=answers)
 
     def _ask(
         self,

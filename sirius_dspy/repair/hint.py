@@ -11,7 +11,7 @@ import dspy
 from sirius_dspy import checks
 from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import readable
-from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
+from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.label import can_know
@@ -20,7 +20,7 @@ from sirius_dspy.repair.prompts import free_name
 from sirius_dspy.repair.reliance import mean_difference
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
-from sirius_dspy.trajectory import Attempt, Repair, Trajectory
+from sirius_dspy.trajectory import Attempt, Trajectory
 
 HINT = "hint"
 """Input field that is added to the agent's own signature."""
@@ -82,15 +82,7 @@ class HintAugmenter(Augmenter):
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """See `Augmenter.repair`."""
-        attempts: list[Attempt] = []
-        trajectories: list[Trajectory] = []
-        for attempt, trajectory in self._attempts(Case(failed, example, context)):
-            attempts.append(attempt)
-            trajectories += [] if trajectory is None else [trajectory]
-            if attempt.verdict == "repaired":
-                break
-        repair = Repair(failed.id, tuple(attempts), failed.run, failed.iteration)
-        return RepairOutcome(repair, tuple(trajectories))
+        return take_first_success(failed, self._attempts(Case(failed, example, context)))
 
     def _attempts(self, case: Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
         for position, step in enumerate(case.failed.steps):

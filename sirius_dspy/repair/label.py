@@ -12,11 +12,11 @@ import dspy
 from sirius_dspy import checks
 from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import canonical, to_plain
-from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
+from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, mentions_gold
-from sirius_dspy.trajectory import Attempt, Repair, Trajectory, Values
+from sirius_dspy.trajectory import Attempt, Trajectory, Values
 
 LIKELIER = math.log(10)
 """By how much the text of other agents must make the label likelier, in nats: ten times, since any text moves the
@@ -62,15 +62,7 @@ class LabelAugmenter(Augmenter):
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """See `Augmenter.repair`."""
-        attempts: list[Attempt] = []
-        trajectories: list[Trajectory] = []
-        for attempt, trajectory in self._attempts(Case(failed, example, context)):
-            attempts.append(attempt)
-            trajectories += [] if trajectory is None else [trajectory]
-            if attempt.verdict == "repaired":
-                break
-        repair = Repair(failed.id, tuple(attempts), failed.run, failed.iteration)
-        return RepairOutcome(repair, tuple(trajectories))
+        return take_first_success(failed, self._attempts(Case(failed, example, context)))
 
     def _attempts(self, case: Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
         guard = self.guard or LeakGuard()
