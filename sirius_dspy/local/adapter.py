@@ -11,7 +11,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from sirius_dspy.local.decoder import GROUPS, Decoder, Factors, Share
-from sirius_dspy.local.layout import Layout
+from sirius_dspy.local.layout import Batch
 from sirius_dspy.local.lora import LoraOptions
 
 MAX_NORM = 1.0
@@ -77,10 +77,10 @@ class Adapter:
         """Copy the weights to where the decoder reads them."""
         self._copy.copy_(self.weights)  # neither records gradients: only the views of the copy are leaves
 
-    def share(self, layout: Layout) -> Share:
+    def share(self, batch: Batch) -> Share:
         """Return the part of a pass that belongs to this adapter."""
         scale = self.options.alpha / self.options.rank
-        return Share(layout, self.factors, scale, self.options.dropout, self.generator)
+        return Share(batch, self.factors, scale, self.options.dropout, self.generator)
 
     def step(self, learning_rate: float) -> None:
         """Apply the gradient, whose norm is limited to `MAX_NORM`, and clear it."""

@@ -1,59 +1,133 @@
-"""Causal attention over a batch whose rows share their first tokens."""
+"""Causal attention over batches whose rows share their first tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 
-from sirius_dspy.local.layout import Layout
+from sirius_dspy.local.layout import Batch
 
 LONG = 384
 """From this many tokens per row, the fused kernel is used, which is slower on short rows but keeps no scores."""
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float) -> torch.Tensor:
-    """Attend from each token of a batch to those before it in its row.
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The heads of an attention layer."""
 
-    Padding follows the tokens of its row, so no other token sees it.
-
-    Args:
-        query: `(tokens, heads, width)`, the tokens of this batch.
-        key: `(tokens, key heads, width)`.
-        value: Of the same shape as `key`.
-        layout: How the tokens form rows.
-        scale: Factor of the scores.
-
-    Returns:
-        `(tokens, heads * width)`.
-    """
-    shared = layout.shared
-    own = [part[shared:].unflatten(0, (layout.rows, layout.own)).transpose(1, 2) for part in (query, key, value)]
-    if not shared:
-        return _attend(own[0], own[1], own[2], scale).flatten(0, 1)
-    first = [part[:shared].transpose(0, 1).unsqueeze(0) for part in (query, key, value)]
-    keys, values = (
-        torch.cat([before.expand(layout.rows, -1, -1, -1), after], 2)
-        for before, after in zip(first[1:], own[1:], strict=True)
-    )
-    outputs = _attend(first[0], first[1], first[2], scale), _attend(own[0], keys, values, scale)
-    return torch.cat([output.flatten(0, 1) for output in outputs])
+    queries: int
+    keys: int
+    """Number of heads of keys and of values; each serves as many query heads."""
+    width: int
+    scale: float
+    """Factor of the scores."""
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attend from the last tokens of `(rows, heads, tokens, width)`, and return `(rows, tokens, heads * width)`."""
-    rows, heads, tokens, width = query.shape
-    mask = _causal(tokens, key.shape[2], query)
-    if key.shape[2] >= LONG:
-        fused = torch.nn.functional.scaled_dot_product_attention
-        mixed = fused(query, key, value, attn_mask=mask, scale=scale, enable_gqa=True)
-        return mixed.transpose(1, 2).flatten(2)
-    groups = heads // key.shape[1]  # queries that share a key go into one product
-    grouped = query.unflatten(1, (-1, groups)).flatten(2, 3).flatten(0, 1)
-    scores = torch.baddbmm(mask.repeat(groups, 1), grouped, key.flatten(0, 1).transpose(1, 2), alpha=scale)
-    mixed = torch.softmax(scores, -1) @ value.flatten(0, 1)
-    return mixed.view(rows, heads, tokens, width).transpose(1, 2).flatten(2)
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Stretches of tokens whose attention is computed at once, padded to one length."""
+
+    lookers: torch.Tensor
+    """`(stretches, lookers)`, int64: the numbers of the tokens that look."""
+    seen: torch.Tensor
+    """`(stretches, seen)`, int64: the numbers of the tokens at which they look; the last of them are the lookers."""
+    bias: torch.Tensor
+    """Of the shape of the scores, to which it is added: 0 where a token may look, and minus infinity elsewhere."""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether the fused kernel attends."""
+        return self.seen.shape[1] >= LONG
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: Heads) -> torch.Tensor:
+        """Return `(stretches * lookers, heads * width)`; see `Sight.attend`."""
+        queries = _take(query, self.lookers, heads)  # (stretches, lookers, heads, width)
+        keys, values = (_take(part, self.seen, heads).transpose(1, 2) for part in (key, value))
+        if self.is_long:
+            fused = torch.nn.functional.scaled_dot_product_attention
+            mixed = fused(queries.transpose(1, 2), keys, values, self.bias, scale=heads.scale, enable_gqa=True)
+            return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+        grouped = queries.unflatten(2, (heads.keys, -1)).permute(0, 2, 3, 1, 4)  # queries of one key side by side
+        stacked = grouped.flatten(2, 3).flatten(0, 1)
+        scores = torch.baddbmm(self.bias, stacked, keys.flatten(0, 1).transpose(1, 2), alpha=heads.scale)
+        mixed = torch.softmax(scores, -1) @ values.flatten(0, 1)
+        return mixed.view(grouped.shape).permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)
 
 
-def _causal(queries: int, keys: int, like: torch.Tensor) -> torch.Tensor:
-    """Return 0 where a query may look and minus infinity elsewhere; the queries are the last of the keys."""
-    barred = like.new_full((queries, keys), -torch.inf)
-    return barred.triu_(keys - queries + 1)
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """Which tokens of a pass look at which."""
+
+    groups: Sequence[Group]
+    places: torch.Tensor
+    """Where the output of each token is among those of all groups."""
+
+    @classmethod
+    def build(cls, batches: Sequence[Batch], heads: Heads, like: torch.Tensor) -> Sight:
+        """Let each token look at itself and those before it in its row.
+
+        Args:
+            batches: One per agent.
+            heads: The heads of the layers.
+            like: Tensor with the device and the precision of the scores.
+        """
+        starts = [(batch.first, range(0)) for batch in batches if batch.first]
+        rows = [(own, batch.first) for batch in batches for own in batch.own]
+        parts = [part for part in (starts, rows) if part]
+        places = torch.empty(sum(len(batch.ids) for batch in batches), dtype=torch.int64)
+        for token, place in _number(parts):
+            places[token] = place
+        return cls([_build_group(part, heads, like) for part in parts], places.to(like.device))
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: Heads) -> torch.Tensor:
+        """Attend from each token.
+
+        Args:
+            query: `(tokens, heads, width)`, the tokens of all agents.
+            key: `(tokens, key heads, width)`.
+            value: Of the same shape as `key`.
+            heads: The heads of the layer.
+
+        Returns:
+            `(tokens, heads * width)`.
+        """
+        outputs = [group.attend(query, key, value, heads) for group in self.groups]
+        return torch.cat(outputs).index_select(0, self.places)
+
+
+Stretch = tuple[range, range]
+"""The tokens that look, and those before them in their row."""
+
+
+def _number(parts: Sequence[Sequence[Stretch]]) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield, for each stretch, its tokens and where the groups put their outputs."""
+    offset = 0
+    for part in parts:
+        longest = max(len(own) for own, _ in part)
+        for own, _ in part:
+            yield slice(own.start, own.stop), torch.arange(offset, offset + len(own))
+            offset += longest
+
+
+def _build_group(part: Sequence[Stretch], heads: Heads, like: torch.Tensor) -> Group:
+    lookers = _pad([[*own] for own, _ in part])
+    seen = _pad([[*before, *own] for own, before in part])
+    reach = torch.tensor([len(before) for _, before in part]).view(-1, 1, 1) + torch.arange(lookers.shape[1])[:, None]
+    allowed = torch.arange(seen.shape[1]) <= reach  # padding comes last, and what looks from there is never read
+    bias = like.new_zeros(allowed.shape).masked_fill_(~allowed.to(like.device), -torch.inf).unsqueeze(1)
+    if seen.shape[1] < LONG:
+        sharing = heads.queries // heads.keys
+        bias = bias.repeat(1, heads.keys, sharing, 1).flatten(0, 1)
+    return Group(lookers.to(like.device), seen.to(like.device), bias)
+
+
+def _pad(lists: Sequence[list[int]]) -> torch.Tensor:
+    longest = max(map(len, lists))
+    return torch.tensor([[*numbers, *[numbers[0]] * (longest - len(numbers))] for numbers in lists])
+
+
+def _take(values: torch.Tensor, tokens: torch.Tensor, heads: Heads) -> torch.Tensor:
+    """Gather `(stretches, tokens, heads, width)`."""
+    return values.flatten(1).index_select(0, tokens.flatten()).view(*tokens.shape, -1, heads.width)

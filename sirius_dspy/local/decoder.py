@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 
 from sirius_dspy.errors import TrainingError
-from sirius_dspy.local.attention import attend
-from sirius_dspy.local.layout import Layout
+from sirius_dspy.local.attention import Heads, Sight
+from sirius_dspy.local.layout import Batch
 from sirius_dspy.local.low_rank import AdaptedLinear, RMSNorm, Rotation, SwiGLU
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -50,7 +51,7 @@ class Linear:
 class Share:
     """One agent's part of a pass."""
 
-    layout: Layout
+    batch: Batch
     factors: Sequence[dict[str, Factors]]
     """For each block, group to factors."""
     scale: float
@@ -59,12 +60,30 @@ class Share:
     generator: torch.Generator
     """Draws what is dropped."""
 
-    def mask(self, like: torch.Tensor) -> torch.Tensor | None:
-        """Draw what is kept of the inputs of an update, `None` for everything."""
+    def kept(self, like: torch.Tensor) -> torch.Tensor:
+        """Draw which of the inputs of an update are kept, as factors."""
         if not self.dropout:
-            return None
+            return torch.ones_like(like)
         kept = torch.rand(like.shape, generator=self.generator, device=like.device) >= self.dropout
         return kept.to(like.dtype).div_(1 - self.dropout)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What all layers of a pass need."""
+
+    shares: Sequence[Share]
+    """The agents, in the order of their tokens."""
+    rotation: Factors
+    sight: Sight
+    scales: dict[str, torch.Tensor]
+    """For each group, `(tokens, ranks of all agents)`: an agent's scale for its own tokens and ranks, 0 elsewhere."""
+
+    def kept(self, values: torch.Tensor) -> torch.Tensor | None:
+        """Draw which of the inputs of the updates are kept, as factors; `None` for all."""
+        if not any(share.dropout for share in self.shares):
+            return None
+        return torch.cat([share.kept(values[share.batch.span]) for share in self.shares])
 
 
 class Block:
@@ -83,36 +102,31 @@ class Block:
             for name in ("q_norm", "k_norm")
             if (norm := getattr(layer.self_attn, name, None)) is not None
         ]
-        self.width, self.scale = layer.self_attn.head_dim, layer.self_attn.scaling
+        width = layer.self_attn.head_dim
+        queries, keys, _ = (size // width for size in self.linear["attention"].sizes)
+        self.heads = Heads(queries, keys, width, layer.self_attn.scaling)
 
-    def __call__(self, x: torch.Tensor, number: int, rotation: Factors, shares: Sequence[Share]) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, number: int, given: Pass) -> torch.Tensor:
         """Map `(tokens, width)` to the next layer's input."""
 
         def linear(group: str, values: torch.Tensor) -> torch.Tensor:
-            base, spans = self.linear[group], [share.layout.span for share in shares]
-            factors = [factor for share in shares for factor in share.factors[number][group]]
-            masks = [share.mask(values[share.layout.span]) for share in shares]
-            scales = [share.scale for share in shares]
-            return AdaptedLinear.apply(values, base.weight, base.bias, spans, scales, masks, *factors)
+            base, scales = self.linear[group], given.scales[group]
+            factors = [factor for share in given.shares for factor in share.factors[number][group]]
+            return AdaptedLinear.apply(values, base.weight, base.bias, scales, given.kept(values), *factors)
 
-        heads = linear("attention", RMSNorm.apply(x, *self.norms[0]))
-        x = x + linear("output", self._attend(heads, rotation, shares))
+        projected = linear("attention", RMSNorm.apply(x, *self.norms[0]))
+        x = x + linear("output", self._attend(projected, given))
         both = linear("gate_up", RMSNorm.apply(x, *self.norms[1]))
         return x + linear("down", SwiGLU.apply(both))
 
-    def _attend(self, heads: torch.Tensor, rotation: Factors, shares: Sequence[Share]) -> torch.Tensor:
-        """Attention of each agent's rows, from `(tokens, all heads)` of queries, keys and values."""
+    def _attend(self, projected: torch.Tensor, given: Pass) -> torch.Tensor:
+        """Attention within each row, from `(tokens, all heads)` of queries, keys and values."""
         sizes = self.linear["attention"].sizes
-        query, key, value = (part.unflatten(-1, (-1, self.width)) for part in heads.split(sizes, -1))
+        query, key, value = (part.unflatten(-1, (-1, self.heads.width)) for part in projected.split(sizes, -1))
         if self.head_norms:
             query, key = RMSNorm.apply(query, *self.head_norms[0]), RMSNorm.apply(key, *self.head_norms[1])
-        query, key = Rotation.apply(query, *rotation), Rotation.apply(key, *rotation)
-        spans = [share.layout.span for share in shares]
-        outputs = [
-            attend(query[span], key[span], value[span], share.layout, self.scale)
-            for share, span in zip(shares, spans, strict=True)
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        query, key = Rotation.apply(query, *given.rotation), Rotation.apply(key, *given.rotation)
+        return given.sight.attend(query, key, value, self.heads)
 
 
 class Decoder:
@@ -141,7 +155,7 @@ class Decoder:
         """Compute the last layer's output.
 
         Args:
-            ids: `(tokens,)`, int64; the tokens of all agents, see `Layout`.
+            ids: `(tokens,)`, int64; the tokens of all agents, see `Batch`.
             positions: `(tokens,)`, int64; the position of each token in its row.
             shares: The agents, in the order of their tokens.
 
@@ -151,14 +165,25 @@ class Decoder:
         x = self.embedding[ids]
         cos, sin = self.rotary(x, positions.unsqueeze(0))
         rotation = cos.transpose(0, 1), sin.transpose(0, 1)
+        sight = Sight.build([share.batch for share in shares], self.blocks[0].heads, x)
+        given = Pass(shares, rotation, sight, {group: _scales(shares, group, x) for group in GROUPS})
         for number, block in enumerate(self.blocks):
-            x = block(x, number, rotation, shares)
+            x = block(x, number, given)
         return x
 
     def token_losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Compute the loss of each target, `(n,)`, in nats, from the outputs before it, `(n, width)`."""
         logits = torch.nn.functional.linear(RMSNorm.apply(hidden, *self.norm), self.head)
-        return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+        precise = torch.promote_types(logits.dtype, torch.float32)
+        return torch.nn.functional.cross_entropy(logits.to(precise), targets, reduction="none")
+
+
+def _scales(shares: Sequence[Share], group: str, like: torch.Tensor) -> torch.Tensor:
+    ranks = [len(share.factors[0][group][0]) for share in shares]
+    scales = like.new_zeros(len(like), sum(ranks))
+    for share, rank, end in zip(shares, ranks, itertools.accumulate(ranks), strict=True):
+        scales[share.batch.span, end - rank : end] = share.scale
+    return scales
 
 
 def _check(config: Any) -> None:

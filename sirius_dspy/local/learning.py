@@ -128,7 +128,7 @@ def add_gradients(decoder: Decoder, adapters: Sequence[Adapter], rows: Sequence[
         for name in ("ids", "positions", "sources", "targets")
     )
     factors = torch.tensor([factor for batch in batches for factor in batch.factors], device=device)
-    shares = [adapter.share(batch.layout) for adapter, batch in zip(adapters, batches, strict=True)]
+    shares = [adapter.share(batch) for adapter, batch in zip(adapters, batches, strict=True)]
     hidden = decoder.hidden(ids, positions, shares)
     losses = decoder.token_losses(hidden[sources], targets) * factors
     losses.sum().backward()  # each weight belongs to one agent, on whose loss alone it depends

@@ -6,7 +6,6 @@ which is what a step with short rows spends its time on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,16 +14,16 @@ import torch
 class AdaptedLinear(torch.autograd.Function):
     """Applies `x @ weight.T + bias`, and to each agent's tokens its own low-rank update as well.
 
-    All tokens share one product with the frozen weight, which gets no gradient. Agents only differ in
-    `scale * (x @ narrow.T) @ wide.T`.
+    All tokens share one product with the frozen weight, which gets no gradient. The updates of all agents are two
+    products as well: the inner values of other agents are multiplied with 0, forward and backward.
 
     Args of `apply`:
         x: `(tokens, inputs)`.
         weight: `(outputs, inputs)`, frozen.
         bias: `(outputs,)`, frozen, or `None`.
-        spans: One slice of the tokens per agent; together they cover all tokens.
-        scales: One number per agent, `alpha / rank`.
-        masks: One mask per agent that is multiplied with the input of its update, for dropout, or `None`.
+        scales: `(tokens, ranks)`, with the ranks of one agent after the other: `alpha / rank` of an agent for its own
+            tokens and ranks, 0 elsewhere.
+        kept: `(tokens, inputs)` that the inputs of the updates are multiplied with, for dropout, or `None`.
         *factors: `narrow`, `(rank, inputs)`, and `wide`, `(outputs, rank)`, of each agent in turn.
 
     References:
@@ -37,50 +36,44 @@ class AdaptedLinear(torch.autograd.Function):
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
-        spans: Sequence[slice],
-        scales: Sequence[float],
-        masks: Sequence[torch.Tensor | None],
+        scales: torch.Tensor,
+        kept: torch.Tensor | None,
         *factors: torch.Tensor,
     ) -> torch.Tensor:
-        y = torch.nn.functional.linear(x, weight, bias)
-        inner = []
-        for span, scale, mask, narrow, wide in zip(spans, scales, masks, factors[::2], factors[1::2], strict=True):
-            inner.append(_masked(x[span], mask) @ narrow.T)
-            y[span].addmm_(inner[-1], wide.T, alpha=scale)
-        ctx.spans, ctx.scales, ctx.masks = spans, scales, masks
-        ctx.save_for_backward(x, weight, *factors, *inner)
-        return y
+        narrow, wide = _join(factors[::2], 0), _join(factors[1::2], 1)
+        inner = ((x if kept is None else x * kept) @ narrow.T).mul_(scales)
+        ctx.ranks = [len(part) for part in factors[::2]]
+        ctx.save_for_backward(x, weight, scales, kept, narrow, wide, inner)
+        return torch.nn.functional.linear(x, weight, bias).addmm_(inner, wide.T)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # noqa: D102
-        x, weight, *rest = ctx.saved_tensors
-        count = len(ctx.spans)
-        factors, inner = rest[: 2 * count], rest[2 * count :]
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
-        grads: list[torch.Tensor] = []
-        for number, (span, scale, mask) in enumerate(zip(ctx.spans, ctx.scales, ctx.masks, strict=True)):
-            narrow, wide = factors[2 * number : 2 * number + 2]
-            grad_inner = (grad[span] @ wide).mul_(scale)
-            grads += [grad_inner.T @ _masked(x[span], mask), (grad[span].T @ inner[number]).mul_(scale)]
-            if grad_x is None:
-                continue
-            if mask is None:
-                grad_x[span].addmm_(grad_inner, narrow)
+        x, weight, scales, kept, narrow, wide, inner = ctx.saved_tensors
+        grad_inner = (grad @ wide).mul_(scales)
+        grad_narrow = grad_inner.T @ (x if kept is None else x * kept)
+        grad_wide = grad.T @ inner
+        grads = zip(grad_narrow.split(ctx.ranks), grad_wide.split(ctx.ranks, 1), strict=True)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad @ weight
+            if kept is None:
+                grad_x.addmm_(grad_inner, narrow)
             else:
-                grad_x[span].addcmul_(grad_inner @ narrow, mask)
-        return grad_x, None, None, None, None, None, *grads
+                grad_x.addcmul_(grad_inner @ narrow, kept)
+        return grad_x, None, None, None, None, *(part for pair in grads for part in pair)
 
 
-def _masked(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return x if mask is None else x * mask
+def _join(parts: tuple[torch.Tensor, ...], dim: int) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 class RMSNorm(torch.autograd.Function):
-    """Divides `(..., width)` by the root of its mean square, computed in float32, and scales it by a frozen weight."""
+    """Divides `(..., width)` by the root of its mean square, and scales it by a frozen weight; at least in float32."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:  # noqa: D102
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precise)
         factor = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, factor)
         return (x * factor).to(x.dtype).mul_(weight)
@@ -90,7 +83,7 @@ class RMSNorm(torch.autograd.Function):
         x, weight, factor = ctx.saved_tensors
         scaled = (grad * weight) * factor
         along = (scaled * x).sum(-1, keepdim=True).mul_(factor.square()).div_(-x.shape[-1])
-        return scaled.addcmul_(along, x.float()).to(x.dtype), None, None
+        return scaled.addcmul_(along, x.to(scaled.dtype)).to(x.dtype), None, None
 
 
 class SwiGLU(torch.autograd.Function):
