@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -109,7 +110,26 @@ class OutsideLMCallback(BaseCallback):
             context.__exit__(None, None, None)
 
 
-# LMs that must be launched
+# LMs that must be launched or loaded
+
+
+def load_together(lms: Iterable[Any]) -> None:
+    """Load weights side by side that their providers would load one after the other, each at its first call.
+
+    An error is not raised here, but by the call that needs the weights.
+    """
+    own = {lm.model: lm for lm in lms if getattr(getattr(lm, "provider", None), "loads_when_asked", False)}
+    if len(own) < 2:
+        return
+
+    def load(lm: dspy.LM) -> None:
+        try:
+            lm.launch()
+        except Exception:
+            logger.debug("The weights %r could not be loaded ahead of their first call.", lm.model, exc_info=True)
+
+    with ThreadPoolExecutor(len(own), thread_name_prefix="load") as threads:
+        list(threads.map(load, own.values()))
 
 
 @dataclass

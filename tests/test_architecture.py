@@ -57,7 +57,7 @@ HEAVY = {
 CHILD_PROCESSES = {
     *("local/train.py", "local/learning.py", "local/decoder.py", "local/adapter.py"),
     *("local/low_rank.py", "local/attention.py", "local/merge.py"),
-    *("local/prefer.py", "local/trl_internals.py"),
+    *("local/prefer.py", "local/trl_internals.py", "local/child.py"),
 }
 """Files that run in the training process, or are imported by it alone: they may import heavy packages at their top."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import dspy
 import pytest
 from dspy.utils.exceptions import LMTransportError
 
-from sirius_dspy import Collect, ExperienceLibrary, ProviderTrainer, SharedWeights, SiriuS
+from sirius_dspy import Collect, ExperienceLibrary, ProviderTrainer, SharedWeights, SiriuS, evaluate
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.lms import keep_settings
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
@@ -294,6 +295,32 @@ def test_new_weights_are_launched_once_and_the_last_ones_answer(tmp_path):
     again = compiled_by(tmp_path, program, metric, **settings)
     assert again(question="q1").answer == "q1"
     assert ("launch", compiled.ask.lm.model) in lm.events
+
+
+class Loaded(ToyLM):
+    """Weights that are loaded at their first call, or when asked to."""
+
+    def __init__(self, model, load):
+        super().__init__(model, skill=lambda asked: chat_reply(answer="x", draft="x", verdict="x"))
+        self.provider.loads_when_asked = True
+        self.provider.launch = lambda lm, launch_kwargs=None: load(lm.model)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_weights_that_a_program_needs_are_loaded_side_by_side(fails):
+    both, loaded = threading.Barrier(2), []
+
+    def load(model):
+        both.wait(timeout=30)
+        loaded.append(model)
+        if fails:
+            raise ImportError("its first call will say so")
+
+    program = DraftAndJudge()
+    for number, predictor in enumerate(program.predictors()):
+        predictor.lm = Loaded(f"toy/{number}", load)
+    assert evaluate(program, questions(), lambda example, prediction: 1.0, num_threads=2).score == 1.0
+    assert sorted(loaded) == ["toy/0", "toy/1"]
 
 
 def test_weights_that_cannot_be_launched_are_named_and_what_was_launched_is_killed(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from sirius_dspy.errors import MissingDependencyError, TrainingError
 from sirius_dspy.local import lora
 from sirius_dspy.local.chat import Chat
+from sirius_dspy.local.children import run_job
 from sirius_dspy.local.lora import LoraOptions, TokenRow, TrainingJob, TrainingTask, drop_long_rows, to_tokens
 from sirius_dspy.local.provider import LocalProvider, TrainingSettings
 
@@ -90,7 +91,7 @@ def test_a_job_survives_the_way_to_the_child(tmp_path: Path) -> None:
 def test_a_child_that_dies_is_an_error_with_its_last_words(tmp_path: Path) -> None:
     job = TrainingJob(tmp_path / "no.gguf", None, tmp_path, [], "n")
     with pytest.raises(TrainingError, match=r"(?s)exit code 1.*Error"):
-        lora.train(job, stop=threading.Event())
+        run_job(job, stop=threading.Event())
 
 
 def test_batches_hold_rows_of_similar_length_in_a_new_order_each_epoch() -> None:
@@ -177,7 +178,7 @@ def test_merge_adds_the_adapter_where_the_file_keeps_each_row(
 
     base = write_base(tmp_path / "base.gguf", architecture)
     deltas = write_adapter(tmp_path / "adapter")
-    assert merge(tmp_path / "base.gguf", tmp_path / "adapter", tmp_path / "model.gguf", name="new") == 2
+    assert merge(tmp_path / "base.gguf", {tmp_path / "adapter": tmp_path / "model.gguf"}, name="new") == [2]
     merged = read_tensors(tmp_path / "model.gguf")
     rows = list(range(32))
     if permuted:  # head of 8 rows: 0 4 1 5 2 6 3 7
@@ -199,7 +200,7 @@ def test_merge_copies_the_metadata(tmp_path: Path) -> None:
 
     write_base(tmp_path / "base.gguf", "llama")
     write_adapter(tmp_path / "adapter")
-    merge(tmp_path / "base.gguf", tmp_path / "adapter", tmp_path / "model.gguf", name="new")
+    merge(tmp_path / "base.gguf", {tmp_path / "adapter": tmp_path / "model.gguf"}, name="new")
     before, after = (gguf.GGUFReader(tmp_path / name).fields for name in ("base.gguf", "model.gguf"))
     for key in ("tokenizer.ggml.tokens", "general.languages", "llama.attention.head_count"):
         assert before[key].contents() == after[key].contents()
@@ -211,7 +212,7 @@ def test_merge_refuses_what_it_would_get_wrong(tmp_path: Path) -> None:
     write_base(tmp_path / "gemma.gguf", "gemma")
     write_adapter(tmp_path / "adapter")
     with pytest.raises(TrainingError, match=r"'gemma'; expected one of llama, qwen2, qwen3"):
-        merge(tmp_path / "gemma.gguf", tmp_path / "adapter", tmp_path / "model.gguf", name="new")
+        merge(tmp_path / "gemma.gguf", {tmp_path / "adapter": tmp_path / "model.gguf"}, name="new")
     write_base(tmp_path / "base.gguf", "llama")
     config = tmp_path / "adapter" / "adapter_model.safetensors"
     import numpy as np
@@ -221,5 +222,5 @@ def test_merge_refuses_what_it_would_get_wrong(tmp_path: Path) -> None:
     prefix = "base_model.model.model.layers.7.self_attn.v_proj"
     save_file({f"{prefix}.lora_A.weight": factor, f"{prefix}.lora_B.weight": factor.T.copy()}, config)
     with pytest.raises(TrainingError, match=r"blk\.7\.attn_v\.weight"):
-        merge(tmp_path / "base.gguf", tmp_path / "adapter", tmp_path / "model.gguf", name="new")
+        merge(tmp_path / "base.gguf", {tmp_path / "adapter": tmp_path / "model.gguf"}, name="new")
     assert not (tmp_path / "model.gguf").exists()

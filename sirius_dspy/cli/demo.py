@@ -21,8 +21,8 @@ from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
-_QUICK = DemoSettings(train_items=16, validation_items=4, test_items=10, swap_items=2, shares=(0.5,), max_tokens=12)
-"""Sizes that go through every stage in about five minutes on two cores; too small to learn much."""
+_QUICK = DemoSettings(train_items=8, validation_items=4, test_items=10, swap_items=2)
+"""Sizes that go through every stage in some two minutes on two cores; too small to learn much."""
 
 
 def demo(
@@ -31,7 +31,7 @@ def demo(
         Path | None, typer.Option(help="Where the run keeps its work; by default `runs/demo-seed-N`.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Few examples, about five minutes on two cores: works, learns little.")
+        bool, typer.Option("--quick", help="Few examples, some two minutes on two cores: works, learns little.")
     ] = (False),
     as_json: JsonFlag = False,
 ) -> None:
@@ -66,6 +66,7 @@ def _run_demo(notes: Console, folder: Path, seed: int, tracker: MLflowTracker, *
 
 def _tables(result: DemoResult) -> Iterator[Table]:
     yield _accuracy_table(result)
+    yield _validation_table(result)
     if any(entry["repair"]["tried"] for entry in result.results["iterations"][1:]):
         yield _repair_table(result.results["iterations"][1:])
     yield _seconds_table(result.seconds)
@@ -82,8 +83,15 @@ def _accuracy_table(result: DemoResult) -> Table:
     return table
 
 
+def _validation_table(result: DemoResult) -> Table:
+    table = new_table("Validation accuracy", "after", "accuracy")
+    for iteration, score in enumerate(result.validation):
+        table.add_row(name_of(iteration), percent(score))
+    return table
+
+
 def _label(name: str) -> str:
-    names = {"demonstrated": "with demonstrations", "warm start": "after the warm start"}
+    names = {"demonstrated": "with demonstrations", "warm start": "trained on the demonstrations only"}
     return names.get(name, name.replace("iteration", "after iteration"))
 
 

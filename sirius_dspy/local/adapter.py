@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import save_file
 
 from sirius_dspy.local.decoder import GROUPS, Decoder, Factors, Share
@@ -110,14 +110,17 @@ class Adapter:
             for letter, factor in (("A", narrow), ("B", wide)):
                 tensors[f"base_model.model.model.{name}.lora_{letter}.weight"] = factor.detach().cpu().contiguous()
         save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-        LoraConfig(
-            r=self.options.rank,
-            lora_alpha=self.options.alpha,
-            lora_dropout=self.options.dropout,
-            target_modules=sorted({name.rpartition(".")[2] for names in GROUPS.values() for name in names}),
-            task_type="CAUSAL_LM",
-            inference_mode=True,
-        ).save_pretrained(str(folder))
+        config = {  # written without PEFT, whose import takes as long as the training of some dozen rows
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "r": self.options.rank,
+            "lora_alpha": self.options.alpha,
+            "lora_dropout": self.options.dropout,
+            "target_modules": sorted({name.rpartition(".")[2] for names in GROUPS.values() for name in names}),
+            "bias": "none",
+            "inference_mode": True,
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def _cut(vector: torch.Tensor, shapes: Sequence[tuple[int, int]]) -> list[torch.Tensor]:

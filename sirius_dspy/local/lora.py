@@ -1,8 +1,6 @@
-"""The caller's side of LoRA fine-tuning: settings, tokenized rows, and the child process that trains.
+"""LoRA fine-tuning as its caller sees it: settings, tokenized rows, and the job of the child process that trains.
 
-Training runs in a child process (`sirius_dspy.local.train`), so its memory is returned to the system, a crash becomes
-an error message here, and it can be stopped. Rows are checked and tokenized before the process starts, so invalid ones
-raise an error within a second.
+Rows are checked and tokenized before the process starts, so invalid ones raise an error within a second.
 """
 
 from __future__ import annotations
@@ -11,16 +9,10 @@ import dataclasses
 import importlib.util
 import json
 import logging
-import os
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from sirius_dspy import checks
 from sirius_dspy.errors import MissingDependencyError, TrainingError
@@ -28,9 +20,6 @@ from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.models import INSTALL
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, float], None]
-"""Called with the step (from 1), the number of steps, and the step's loss in nats per completion token."""
 
 STOP_WINDOW = 8
 """Number of steps whose losses are averaged to decide whether to end training early."""
@@ -216,112 +205,3 @@ class TrainingJob:
         values["training_copy"] = values["training_copy"] and Path(values["training_copy"])
         values["tasks"] = [TrainingTask.from_values(task) for task in values["tasks"]]
         return cls(**values)
-
-
-class ChildJob(Protocol):
-    """A job of a child process."""
-
-    module: ClassVar[str]
-    """The module that runs it."""
-
-    def to_json(self) -> str:
-        """Serialize the job for the module."""
-
-
-def train(job: ChildJob, *, stop: threading.Event, hooks: Sequence[Progress | None] = ()) -> dict[str, Any]:
-    """Run a job in a child process and wait for it.
-
-    Args:
-        job: The job to run.
-        stop: Event that ends the child within a second.
-        hooks: One for each task of the job; called from this thread after every step of the task.
-
-    Returns:
-        The last report of the child, which has the measurements: for a `TrainingJob`, `results` with the `losses`,
-        `tokens`, `train_seconds`, `merge_seconds`, `precision` and `device` of each task.
-
-    Raises:
-        TrainingError: The child failed, or was stopped.
-    """
-    with tempfile.TemporaryDirectory(prefix="sirius-train-") as scratch:
-        note = Path(scratch, "job.json")
-        note.write_text(job.to_json(), encoding="utf-8")
-        with Path(scratch, "stderr.txt").open("w+b") as complaints, _start(job.module, note, complaints) as child:
-            try:
-                result = _follow(child, stop, hooks)
-            except BaseException:
-                child.kill()
-                raise
-            if child.wait() == 0 and result is not None:
-                return result
-            if stop.is_set():
-                raise TrainingError("The training was cancelled, and no weights were kept. Run it again to train.")
-            raise TrainingError(
-                f"The training process ended with exit code {child.returncode}. Its last output:\n{_tail(complaints)}"
-            )
-
-
-def _start(module: str, note: Path, complaints: IO[bytes]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", module, str(note)],
-        stdin=subprocess.PIPE,  # never written: it breaks when this process dies, and the child ends itself
-        stdout=subprocess.PIPE,
-        stderr=complaints,
-        text=True,
-        encoding="utf-8",
-        env=_environment(),
-    )
-
-
-def _environment() -> dict[str, str]:
-    """Disable network, telemetry and progress bars in the child, and let it import the same code as this process."""
-    package_root = str(Path(__file__).parents[2])
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    quiet = {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "PYTHONWARNINGS": "ignore",
-    }
-    # Threads that wait for work may spin for some 50 microseconds only: a step took 1.2 s that way, 2.1 s when they
-    # slept at once, and ten times as long when they spun while another program ran.
-    patient = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
-    return {**patient, **os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _follow(
-    child: subprocess.Popen[str], stop: threading.Event, hooks: Sequence[Progress | None]
-) -> dict[str, Any] | None:
-    """Pass on the child's reports until its output ends, and return the last one, which is the result."""
-    reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    reader = threading.Thread(target=_read, args=(child, reports), name="training-reports", daemon=True)
-    reader.start()
-    result = None
-    while True:
-        if stop.is_set():
-            child.kill()
-        try:
-            report = reports.get(timeout=0.2)
-        except queue.Empty:
-            continue
-        if report is None:
-            return result
-        if "step" not in report:
-            result = report
-        elif hooks and (hook := hooks[report.get("task", 0)]) is not None:
-            hook(report["step"], report["total"], report["loss"])
-
-
-def _read(child: subprocess.Popen[str], reports: queue.SimpleQueue[dict[str, Any] | None]) -> None:
-    try:
-        for line in child.stdout or ():
-            reports.put(json.loads(line))
-    finally:
-        reports.put(None)
-
-
-def _tail(complaints: IO[bytes], size: int = 2000) -> str:
-    end = complaints.seek(0, os.SEEK_END)
-    complaints.seek(max(0, end - size))
-    return complaints.read().decode("utf-8", "replace").strip() or "(nothing)"

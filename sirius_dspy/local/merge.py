@@ -1,4 +1,4 @@
-"""Merges a PEFT LoRA adapter into a GGUF file, which OpenVINO, llama.cpp and Ollama can serve.
+"""Merges PEFT LoRA adapters into a GGUF file, which OpenVINO, llama.cpp and Ollama can serve.
 
 The base stays in GGUF: only the changed matrices are de-quantized and written again as Q8_0. Names, shapes and metadata
 are copied, so tokenizer, chat template and tied embeddings are unchanged.
@@ -6,9 +6,10 @@ are copied, so tokenizer, chat template and tied embeddings are unchanged.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,47 +46,60 @@ class _Shape:
     kv_heads: int
 
 
-def merge(base: Path, adapter: Path, target: Path, *, name: str) -> int:
-    """Write `base` plus `adapter` as a Q8_0 GGUF file.
+def merge(base: Path, adapters: Mapping[Path, Path], *, name: str) -> list[int]:
+    """Write `base` plus each of several adapters as Q8_0 GGUF files.
 
     Args:
-        base: GGUF file that the adapter was trained on, with the Llama, Qwen2 or Qwen3 architecture.
-        adapter: Folder with `adapter_config.json` and `adapter_model.safetensors`.
-        target: File to write, under a temporary name that is renamed at the end.
-        name: The `general.name` of the new file.
+        base: GGUF file that the adapters were trained on, with the Llama, Qwen2 or Qwen3 architecture.
+        adapters: Folder with `adapter_config.json` and `adapter_model.safetensors` to the file to write. All files
+            appear at the end.
+        name: The `general.name` of the new files.
 
     Returns:
-        The number of changed matrices.
+        The number of changed matrices of each.
 
     Raises:
-        TrainingError: The architecture is not supported, or the base does not have a matrix of the adapter.
+        TrainingError: The architecture is not supported, or the base does not have a matrix of an adapter.
 
     References:
         `LlamaModel.permute` of llama.cpp's `convert_hf_to_gguf.py` for the row order.
     """
-    reader = gguf.GGUFReader(base)
+    reader = _read(base)
     architecture = str(_field(reader, "general.architecture"))
     if architecture not in PERMUTED:
         raise TrainingError(
-            f"Cannot merge into the architecture {architecture!r}; expected one of {', '.join(PERMUTED)}. "
-            f"The trained adapter is in {str(adapter)!r} and can be served with PEFT or vLLM."
+            f"Cannot merge into the architecture {architecture!r}; expected one of {', '.join(PERMUTED)}. The trained "
+            f"adapter is in {str(next(iter(adapters)))!r} and can be served with PEFT or vLLM."
         )
     shape = _Shape(
         PERMUTED[architecture],
         _field(reader, f"{architecture}.attention.head_count"),
         _field(reader, f"{architecture}.attention.head_count_kv"),
     )
-    deltas = adapter_deltas(adapter, shape)
+    deltas = [adapter_deltas(adapter, shape) for adapter in adapters]
+    for adapter, changes in zip(adapters, deltas, strict=True):
+        _check(reader, adapter, changes, base)
+    drafts = [target.with_name(f".{target.name}.draft") for target in adapters.values()]
+    _write(reader, deltas, drafts, name)
+    for draft, target in zip(drafts, adapters.values(), strict=True):
+        os.replace(draft, target)
+    return list(map(len, deltas))
+
+
+@functools.lru_cache(
+    maxsize=1
+)  # parsing the vocabulary takes seconds, and a child process merges into one base again and again
+def _read(base: Path) -> gguf.GGUFReader:
+    return gguf.GGUFReader(base)
+
+
+def _check(reader: gguf.GGUFReader, adapter: Path, deltas: Mapping[str, Matrix], base: Path) -> None:
     strangers = sorted(deltas.keys() - {tensor.name for tensor in reader.tensors})
     if strangers:
         raise TrainingError(
             f"The adapter in {str(adapter)!r} changes {strangers[0]!r}, which {str(base)!r} does not have. "
             "Merge it into the base it was trained on."
         )
-    draft = target.with_name(f".{target.name}.draft")
-    _write(reader, architecture, deltas, draft, name)
-    os.replace(draft, target)
-    return len(deltas)
 
 
 def adapter_deltas(adapter: Path, shape: _Shape) -> dict[str, Matrix]:
@@ -111,42 +125,46 @@ def permute(rows: Matrix, heads: int) -> Matrix:
     return rows.reshape(heads, 2, height // heads // 2, columns).swapaxes(1, 2).reshape(height, columns)
 
 
-def _write(reader: gguf.GGUFReader, architecture: str, deltas: Mapping[str, Matrix], target: Path, name: str) -> None:
-    writer = gguf.GGUFWriter(target, architecture)
+def _write(reader: gguf.GGUFReader, deltas: Sequence[Mapping[str, Matrix]], targets: Sequence[Path], name: str) -> None:
+    writers = [gguf.GGUFWriter(target, str(_field(reader, "general.architecture"))) for target in targets]
     try:
-        _copy_metadata(reader, writer, name)
+        _copy_metadata(reader, writers, name)
         for tensor in reader.tensors:
-            _add(writer, tensor, deltas.get(tensor.name))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+            results = _merge(tensor, [changed.get(tensor.name) for changed in deltas])
+            for writer, (data, kind) in zip(writers, results, strict=True):
+                writer.add_tensor(tensor.name, data, raw_dtype=kind)
+        for writer in writers:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
     finally:
-        writer.close()
+        for writer in writers:
+            writer.close()
 
 
-def _copy_metadata(reader: gguf.GGUFReader, writer: gguf.GGUFWriter, name: str) -> None:
+def _copy_metadata(reader: gguf.GGUFReader, writers: Sequence[gguf.GGUFWriter], name: str) -> None:
     replaced = {"general.architecture", "general.name", "general.file_type"}
-    writer.add_name(name)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    for writer in writers:
+        writer.add_name(name)
+        writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
     for field in reader.fields.values():
         if field.name.startswith("GGUF.") or field.name in replaced:
             continue
-        kind = field.types[0]
+        kind, contents = field.types[0], field.contents()
         item_kind = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), kind, sub_type=item_kind)
+        for writer in writers:
+            writer.add_key_value(field.name, contents, kind, sub_type=item_kind)
 
 
-def _add(writer: gguf.GGUFWriter, tensor: gguf.ReaderTensor, delta: Matrix | None) -> None:
-    """Add one tensor. Vectors (norms, biases) and unchanged Q8_0 matrices are copied."""
-    q8_0 = gguf.GGMLQuantizationType.Q8_0
-    if delta is None and (len(tensor.shape) == 1 or tensor.tensor_type == q8_0):
-        writer.add_tensor(tensor.name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
-        return
+def _merge(tensor: gguf.ReaderTensor, deltas: Sequence[Matrix | None]) -> list[tuple[Any, gguf.GGMLQuantizationType]]:
+    """Return the tensor with each delta. Vectors (norms, biases) and unchanged Q8_0 matrices are copied."""
+    is_vector, q8_0 = len(tensor.shape) == 1, gguf.GGMLQuantizationType.Q8_0
+    if is_vector or (tensor.tensor_type == q8_0 and not any(delta is not None for delta in deltas)):
+        return [(np.array(tensor.data), tensor.tensor_type)] * len(deltas)
     shape = [int(size) for size in reversed(tensor.shape)]
-    weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
-    if delta is not None:
-        weights = weights + delta
-    writer.add_tensor(tensor.name, gguf.quants.quantize(weights.astype(np.float32), q8_0), raw_dtype=q8_0)
+    weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape).astype(np.float32)
+    unchanged = functools.cache(lambda: gguf.quants.quantize(weights, q8_0))
+    return [(unchanged() if delta is None else gguf.quants.quantize(weights + delta, q8_0), q8_0) for delta in deltas]
 
 
 def _field(reader: gguf.GGUFReader, key: str) -> Any:

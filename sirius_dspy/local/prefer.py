@@ -1,12 +1,11 @@
-"""The child process of preference optimization: `python -m sirius_dspy.local.prefer job.json`.
+"""The child process of preference optimization: `python -m sirius_dspy.local.prefer`; see `sirius_dspy.local.child`.
 
-It reports and ends like `sirius_dspy.local.train`. Training goes on from a fine-tuned adapter, which is also the
+Training goes on from a fine-tuned adapter, which is also the
 reference: TRL keeps a frozen copy of it beside the one that it trains.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,10 @@ from peft import PeftModel
 from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig
 
+from sirius_dspy.local.child import Report, serve
 from sirius_dspy.local.merge import merge
 from sirius_dspy.local.preferences import PreferenceJob, PreferenceOptions, TokenPair
-from sirius_dspy.local.train import Report, claim_output, end_with_parent, load_model
+from sirius_dspy.local.train import load_model
 from sirius_dspy.local.trl_internals import PairTrainer
 
 
@@ -93,8 +93,8 @@ def _dataset(pairs: Sequence[TokenPair]) -> datasets.Dataset:
     )
 
 
-def run(job: PreferenceJob, report: Report) -> None:
-    """Train, merge, and report the measurements."""
+def run(job: PreferenceJob, report: Report) -> dict[str, Any]:
+    """Train, merge, and return the measurements."""
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
     base = load_model(job.gguf, job.training_copy)
     model = PeftModel.from_pretrained(base, str(job.adapter), is_trainable=True)
@@ -107,19 +107,16 @@ def run(job: PreferenceJob, report: Report) -> None:
     adapter = job.folder / "adapter"
     trainer.model.save_pretrained(str(adapter), selected_adapters=["default"])  # without the reference
     tokenizer.save_pretrained(str(adapter))
-    merge(job.gguf, adapter, job.folder / "model.gguf", name=job.name)
-    report(
-        {
-            "losses": reporter.losses,
-            "margins": reporter.margins,
-            "train_seconds": trained - started,
-            "merge_seconds": time.monotonic() - trained,
-            "precision": str(base.dtype).removeprefix("torch."),
-            "device": str(trainer.args.device),
-        }
-    )
+    merge(job.gguf, {adapter: job.folder / "model.gguf"}, name=job.name)
+    return {
+        "losses": reporter.losses,
+        "margins": reporter.margins,
+        "train_seconds": trained - started,
+        "merge_seconds": time.monotonic() - trained,
+        "precision": str(base.dtype).removeprefix("torch."),
+        "device": str(trainer.args.device),
+    }
 
 
 if __name__ == "__main__":
-    end_with_parent()
-    run(PreferenceJob.from_json(Path(sys.argv[1]).read_text(encoding="utf-8")), claim_output())
+    serve(PreferenceJob.from_json, run)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sirius_dspy import checks
-from sirius_dspy.local import lora
 from sirius_dspy.local.chat import Chat, load_chat
-from sirius_dspy.local.lora import Progress, to_tokens
+from sirius_dspy.local.children import Progress, run_job
+from sirius_dspy.local.lora import to_tokens
 from sirius_dspy.local.models import Weights
 from sirius_dspy.local.provider import make_room, new_name, training_copy
 
@@ -186,7 +186,7 @@ def prefer(
             folder=draft,
             name=new_name(base),
         )
-        measured = lora.train(task, stop=threading.Event(), hooks=[on_progress])
+        measured = run_job(task, stop=threading.Event(), hooks=[on_progress])
         record = {
             "key": key,
             "base": base.id,

@@ -19,8 +19,9 @@ from dspy.clients.utils_finetune import TrainingStatus
 from sirius_dspy.errors import TrainingError
 from sirius_dspy.local import lora
 from sirius_dspy.local.chat import load_chat, share_chat
+from sirius_dspy.local.children import Progress, run_job
 from sirius_dspy.local.home import home
-from sirius_dspy.local.lora import LoraOptions, Progress, TokenRow
+from sirius_dspy.local.lora import LoraOptions, TokenRow
 from sirius_dspy.local.models import Weights, register, resolve
 from sirius_dspy.local.serving import Device, engines, free_memory, pool_key
 from sirius_dspy.trajectory import digest
@@ -281,7 +282,7 @@ def _train(base: Weights, orders: Sequence[_Order], stop: threading.Event) -> No
             tasks=[lora.TrainingTask(order.rows, order.settings.options, order.draft) for order in orders],
             name=new_name(base),
         )
-        measured = lora.train(job, stop=stop, hooks=[order.settings.on_progress for order in orders])
+        measured = run_job(job, stop=stop, hooks=[order.settings.on_progress for order in orders])
         for order, result in zip(orders, measured["results"], strict=True):
             order.finish(base, result, time.monotonic() - started)
     finally:

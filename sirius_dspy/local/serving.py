@@ -26,7 +26,8 @@ Device = Literal["cpu", "cuda", "mps", "openvino"]
 _SCORING = "openvino-scoring"
 _CACHE_BYTES = 1 << 30
 _turn = threading.Lock()  # one pipeline steps at a time: two at once took a quarter longer for the same work
-_loading = threading.Lock()  # one engine loads at a time: loading uses all cores, and lazy imports are not thread-safe
+_importing = threading.Lock()  # the lazy imports of Transformers are not thread-safe
+_loading = threading.BoundedSemaphore(os.cpu_count() or 1)  # OpenVINO loads an engine on one core
 _creating = threading.Lock()  # guards the creation of the pool: with `lru_cache` alone, threads could create several
 
 
@@ -42,14 +43,14 @@ def scoring_key(model_id: str, device: Device | None) -> str:
 
 
 def engines() -> EnginePool:
-    """Return the pool of this process. It may use half of the memory that is free at its first use."""
+    """Return the pool of this process. It may use two thirds of the memory that is free at its first use."""
     with _creating:
         return _create_pool()
 
 
 @lru_cache(maxsize=1)
 def _create_pool() -> EnginePool:
-    pool = EnginePool(_load, _size, limit=free_memory() // 2)
+    pool = EnginePool(_load, _size, limit=free_memory() * 2 // 3)
     atexit.register(pool.close)  # otherwise OpenVINO's threads outlive the interpreter and crash it
     return pool
 
@@ -79,11 +80,12 @@ def free_memory() -> int:
 def _load(key: str) -> Engine:
     device, model_id = key.split(":", 1)
     weights = resolve(model_id)
-    with _loading:
+    with _importing:
         chat = load_chat(weights)
-        if device in ("openvino", _SCORING):
-            return OpenVINOEngine(weights.gguf, chat, prefix_caching=device != _SCORING, turn=_turn)
-        return TransformersEngine(weights, chat, device=device)
+        if device not in ("openvino", _SCORING):
+            return TransformersEngine(weights, chat, device=device)
+    with _loading:
+        return OpenVINOEngine(weights.gguf, chat, prefix_caching=device != _SCORING, turn=_turn)
 
 
 def _size(key: str) -> int:

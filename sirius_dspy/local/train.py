@@ -1,19 +1,11 @@
-"""The child process that fine-tunes: `python -m sirius_dspy.local.train job.json`.
+"""The child process that fine-tunes: `python -m sirius_dspy.local.train`; see `sirius_dspy.local.child`.
 
-It writes one JSON object per line to standard output: `{"task", "step", "total", "loss"}` after every step of an agent,
-and the measurements of all agents at the end. Into the folder of each agent it writes `adapter/` and `model.gguf`. It
-exits when its parent dies.
+Into the folder of each agent it writes `adapter/` and `model.gguf`.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,13 +14,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sirius_dspy.local.child import Report, device, serve
 from sirius_dspy.local.decoder import Decoder
 from sirius_dspy.local.home import alone, new_folder
 from sirius_dspy.local.learning import Learner, learn
-from sirius_dspy.local.lora import TrainingJob, TrainingTask
+from sirius_dspy.local.lora import TrainingJob
 from sirius_dspy.local.merge import merge
-
-Report = Callable[[dict[str, Any]], None]
 
 
 def fast_precision() -> torch.dtype:
@@ -78,15 +69,8 @@ def _read_gguf(gguf: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def device() -> torch.device:
-    """Return the device on which training is fastest."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def run(job: TrainingJob, report: Report) -> None:
-    """Train all agents, merge their adapters, and report the measurements."""
+def run(job: TrainingJob, report: Report) -> dict[str, Any]:
+    """Train all agents, merge their adapters, and return the measurements."""
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
     decoder = Decoder(load_model(job.gguf, job.training_copy).to(device()))
     learners = [
@@ -95,51 +79,24 @@ def run(job: TrainingJob, report: Report) -> None:
     ]
     started = time.monotonic()
     learn(decoder, learners)
-    seconds = time.monotonic() - started
-    precision = str(decoder.embedding.dtype).removeprefix("torch.")
-    shared = {"train_seconds": seconds, "precision": precision, "device": decoder.embedding.device.type}
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # merging is work for one core
-        results = list(threads.map(partial(_keep, job, tokenizer), job.tasks, learners))
-    report({"results": [{**result, **shared} for result in results]})
+    trained = time.monotonic()
+    folders = [task.folder for task in job.tasks]
+    for folder, learner in zip(folders, learners, strict=True):
+        learner.adapter.save(folder / "adapter")
+        tokenizer.save_pretrained(str(folder / "adapter"))
+    merge(job.gguf, {folder / "adapter": folder / "model.gguf" for folder in folders}, name=job.name)
+    shared = {
+        "train_seconds": trained - started,
+        "merge_seconds": time.monotonic() - trained,
+        "precision": str(decoder.embedding.dtype).removeprefix("torch."),
+        "device": decoder.embedding.device.type,
+    }
+    return {"results": [{"losses": each.losses, "tokens": each.num_tokens, **shared} for each in learners]}
 
 
 def _report_step(report: Report, task: int, step: int, total: int, loss: float) -> None:
     report({"task": task, "step": step, "total": total, "loss": loss})
 
 
-def _keep(job: TrainingJob, tokenizer: Any, task: TrainingTask, learner: Learner) -> dict[str, Any]:
-    """Write an agent's adapter and merged weights, and return its measurements."""
-    started = time.monotonic()
-    adapter = task.folder / "adapter"
-    learner.adapter.save(adapter)
-    tokenizer.save_pretrained(str(adapter))
-    merge(job.gguf, adapter, task.folder / "model.gguf", name=job.name)
-    return {"losses": learner.losses, "tokens": learner.num_tokens, "merge_seconds": time.monotonic() - started}
-
-
-def end_with_parent() -> None:
-    """Exit when standard input closes, which happens whenever the parent dies."""
-
-    def watch() -> None:
-        while os.read(sys.stdin.fileno(), 1):  # `sys.stdin.read` would hold a lock at a normal exit
-            pass
-        os._exit(1)
-
-    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
-
-
-def claim_output() -> Report:
-    """Return what writes reports to standard output, to which nothing else goes: libraries print to standard error."""
-    reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    def report(values: dict[str, Any]) -> None:
-        reports.write(json.dumps(values) + "\n")
-        reports.flush()
-
-    return report
-
-
 if __name__ == "__main__":
-    end_with_parent()
-    run(TrainingJob.from_json(Path(sys.argv[1]).read_text(encoding="utf-8")), claim_output())
+    serve(TrainingJob.from_json, run)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import dspy
@@ -26,24 +28,30 @@ class SolvedRuns:
     frequency). No model is needed for it.
 
     Args:
-        runs: Successful runs, with their examples.
+        runs: Successful runs, with their examples. They are read when they are first asked for.
     """
 
     def __init__(self, runs: Iterable[tuple[Trajectory, dspy.Example]] = ()) -> None:
+        self._given: Iterable[tuple[Trajectory, dspy.Example]] | None = runs
         self._runs: list[tuple[Trajectory, frozenset[str]]] = []
-        for trajectory, example in runs:
-            self._runs.append((trajectory, _words(example)))
-            if len(self._runs) == MOST:
-                break
-        self._counts = Counter(word for _, words in self._runs for word in words)
+        self._counts: Counter[str] = Counter()
+        self._reading = threading.Lock()  # many repairs ask at once
 
     def __len__(self) -> int:
-        return len(self._runs)
+        return len(self._read())
+
+    def _read(self) -> list[tuple[Trajectory, frozenset[str]]]:
+        with self._reading:
+            if self._given is not None:
+                self._runs = [(trajectory, _words(example)) for trajectory, example in islice(self._given, MOST)]
+                self._counts = Counter(word for _, words in self._runs for word in words)
+                self._given = None
+            return self._runs
 
     def find_nearest(self, example: dspy.Example) -> list[Trajectory]:
         """Sort the runs of other examples by nearness, the nearest first."""
         words, key = _words(example), example_key(example)
-        others = [(trajectory, theirs) for trajectory, theirs in self._runs if trajectory.example_key != key]
+        others = [(trajectory, theirs) for trajectory, theirs in self._read() if trajectory.example_key != key]
         others.sort(key=lambda item: (-self._similarity(words, item[1]), item[0].id))
         return [trajectory for trajectory, _ in others]
 

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, NamedTuple
 
 import dspy
 
 from sirius_dspy.errors import MetricError, ProgramError, UnfinishedError
-from sirius_dspy.program import predictor_names, program_fingerprint
+from sirius_dspy.lms import load_together
+from sirius_dspy.program import lms_of, predictor_names, program_fingerprint
 from sirius_dspy.redact import hide, redact_error
 from sirius_dspy.running.attempts import Broken, attempt_all
 from sirius_dspy.running.bugs import METRIC_RAISED, BugWatch
@@ -106,6 +108,10 @@ class Rollouts:
             ProgramError: The program did.
             UnrecordableCallError: The program calls predictors where recording cannot see it.
         """
+        tasks = iter(tasks)
+        if (first := next(tasks, None)) is None:
+            return
+        load_together(lms_of(program).values())
         program_id = program_fingerprint(program)
         unfinished: dict[str, tuple[dspy.Example, Unfinished]] = {}
 
@@ -116,7 +122,7 @@ class Rollouts:
             return scored.trajectory
 
         outcomes = attempt_all(
-            run, tasks, self.num_threads, patience=self.patience, health=self.health, limit=self._limit
+            run, chain([first], tasks), self.num_threads, patience=self.patience, health=self.health, limit=self._limit
         )
         for task, outcome in self._hold_back(outcomes):
             if isinstance(outcome, Trajectory):
