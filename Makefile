@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-
 .PHONY: help demo test test-fast check docs notebooks benchmarks
 
 help:
-	@echo 'make demo        trains a two-agent program on this machine (SEED=, RUN_DIR=, ARGS=)'
+	@echo 'make demo        trains three agents on this machine (SEED=, RUN_DIR=, ARGS=)'
 	@echo 'make test        lint, types, tests (ARGS=tests/test_record.py, WORKERS=$(WORKERS) processes)'
 	@echo 'make test-fast   without the tests of the embedded model, servers, pages and others that are slow: two minutes'
 	@echo 'make check       lint and types: ruff and mypy'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -128,8 +128,11 @@ def load_together(lms: Iterable[Any]) -> None:
         except Exception:
             logger.debug("The weights %r could not be loaded ahead of their first call.", lm.model, exc_info=True)
 
-    with ThreadPoolExecutor(len(own), thread_name_prefix="load") as threads:
-        list(threads.map(load, own.values()))
+    threads = ThreadPoolExecutor(len(own), thread_name_prefix="load")
+    try:
+        wait([threads.submit(load, lm) for lm in own.values()])
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)  # an interrupt need not wait
 
 
 @dataclass

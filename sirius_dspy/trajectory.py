@@ -95,7 +95,7 @@ class Step:
 
     @property
     def was_cut(self) -> bool:
-        """Whether the reply was cut off at the token limit, so that nothing can be learnt from how it ends."""
+        """Whether the reply was cut off at the token limit, so that nothing can be learned from how it ends."""
         return self.finish in CUT
 
     @property

@@ -51,7 +51,9 @@ def fail(play, *, example=EXAMPLE, lm=ScriptedLM, solved=(), last_rungs=None, pr
     failed = rollouts.run_one(program, Task(example))
     assert not failed.succeeded(1.0)
     editable = frozenset(name for name, _ in program.named_predictors())
-    context = RepairContext(program, rollouts, 1.0, editable, solved=SolvedRuns(solved), last_rungs=last_rungs or {})
+    context = RepairContext(
+        program, rollouts, 1.0, editable, solved=SolvedRuns(lambda: solved), last_rungs=last_rungs or {}
+    )
     return failed, context
 
 

@@ -50,6 +50,8 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
         changes["no reliance filter"] = {"augmenter": without_filter(full.augmenter)}
     if isinstance(full.augmenter, CriticAugmenter):
         changes |= {f"{number} feedbacks": {"augmenter": with_feedback(full.augmenter, number)} for number in FEEDBACKS}
+    if full.credit is not None:
+        changes["no credit"] = {"credit": None}
     agents = prepare.resolve_agents(program, full.agents, frozen=full.frozen)
     frozen = prepare.check_frozen(full.frozen, agents)
     trained = [agent for agent in agents if agent not in frozen]

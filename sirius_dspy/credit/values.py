@@ -25,7 +25,7 @@ class Rerun:
 
 @dataclass(frozen=True, slots=True)
 class StepCredit:
-    """What one step of a run was worth: how much oftener runs succeed with its answer than with another one."""
+    """What one step of a run was worth: how much more often runs succeed with its answer than with another one."""
 
     trajectory: str
     """Id of the run."""

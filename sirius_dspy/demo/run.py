@@ -1,8 +1,8 @@
 """Runs the demo: fine-tunes three agents that follow a crown through a story, and measures what each has learned.
 
 14 runs written by hand are the start. The training stories have one event, which needs no more than one step of each
-agent; the test stories have up to three. Failed runs are repaired with their labels. Nothing is tuned on the test items;
-they are only scored, once for each row of the table.
+agent; the test stories have up to three. Failed runs are repaired with their labels. Nothing is tuned on the test
+items; they are only scored, once for each row of the table.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DemoSettings:
     test_items: int = 100
     shown_runs: int = 4
     """Runs in the prompts of the program that is only shown demonstrations."""
-    swap_items: int = 50
+    swap_items: int = 40
     """Test items for the trained program with one untrained agent, and for the one that is shown demonstrations."""
     train_events: tuple[int, ...] = (1,)
     """Numbers of events of a training story. With one event, a right answer proves most about each agent."""

@@ -24,6 +24,7 @@ from sirius_dspy.baselines import (
 )
 from sirius_dspy.baselines.ablations import with_start
 from sirius_dspy.baselines.method import the_lm
+from sirius_dspy.credit.credit import Credit
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.lms import lm_from
 from sirius_dspy.experiment.recipe import Recipe, SingleTable, SiriusTable, StarTable
@@ -217,6 +218,8 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
     changes: dict[str, dict[str, Any]] = {"SiriuS": {}} | {
         PREFIX + name: change for name, change in ablations(team, full).items()
     }
+    if PREFIX + "no warm start" in changes:
+        changes[PREFIX + "no warm start"] = _without_warm_start(bench, full["collect"])
     if bench.recipe.repair.ladder:
         changes["SiriuS as published"] = _as_published(bench, full["collect"])
     entries: dict[str, Entry] = {}
@@ -242,16 +245,22 @@ def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
         **_common_settings(bench, demos, table),
         "trainer": with_start(bench.chosen_trainer, table.train_from),
         "augmenter": _augmenter(bench),
+        "credit": _credit(bench),
         "agents": dict(table.agents) or None,
         "frozen": tuple(table.frozen),
     }
 
 
 def _as_published(bench: Bench, collect: Collect) -> dict[str, Any]:
-    """Return what differs in the method of the paper: a critic repairs, and all examples are run in every iteration."""
+    """Return what differs in the method of the paper, which has a critic, no credit and no order of the examples."""
     demos = _shown(bench, collect.demos or {}) or None
     published = dataclasses.replace(collect, demos=demos, warm_start=False, schedule=None)
-    return {"augmenter": _critic(bench), "collect": published}
+    return {"augmenter": _critic(bench), "collect": published, "credit": None}
+
+
+def _without_warm_start(bench: Bench, collect: Collect) -> dict[str, Any]:
+    """Return what differs without a warm start: prompts show the demonstrations, as many as those of other methods."""
+    return {"collect": dataclasses.replace(collect, demos=_shown(bench, collect.demos or {}) or None, warm_start=False)}
 
 
 def _star_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
@@ -322,6 +331,11 @@ def _augmenter(bench: Bench) -> Augmenter | None:
     if table.ladder:
         return LadderAugmenter(drop_reliant=table.drop_reliant, max_repairs=bench.recipe.sirius.max_repairs)
     return _critic(bench)
+
+
+def _credit(bench: Bench) -> Credit | None:
+    table = bench.recipe.credit
+    return None if table is None else Credit(**dataclasses.asdict(table))
 
 
 def _critic(bench: Bench) -> CriticAugmenter:

@@ -159,6 +159,23 @@ class RepairTable:
 
 
 @dataclass(frozen=True)
+class CreditTable:
+    """Settings of `Credit`, with the same meanings and defaults. With this table SiriuS values steps by replay."""
+
+    alternatives: int = 4
+    temperature: float = 1.0
+    continuations: int = 1
+    max_runs: int | None = None
+    drop: bool = True
+    weigh: bool = False
+    order: bool = True
+    threshold: float = 0.0
+    evidence: int = 2
+
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
 class StarTable:
     """Settings of STaR, with the same meanings as for SiriuS."""
 
@@ -294,6 +311,7 @@ class Recipe:
     variants: Mapping[str, VariantTable] = field(default_factory=dict)
     sirius: SiriusTable = field(default_factory=SiriusTable)
     repair: RepairTable = field(default_factory=RepairTable)
+    credit: CreditTable | None = None
     star: StarTable = field(default_factory=StarTable)
     prompts: PromptTable = field(default_factory=PromptTable)
     vote: VoteTable = field(default_factory=VoteTable)

@@ -10,7 +10,8 @@ import torch
 from sirius_dspy.local.layout import Batch
 
 LONG = 384
-"""From this many tokens per row, the fused kernel is used, which is slower on short rows but keeps no scores."""
+"""From this many tokens in the longest row, each agent's rows are attended to separately, without padding them to those
+of another agent, by the fused kernel, which is slower on short rows but keeps no scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Group:
     lookers: torch.Tensor
     """`(stretches, lookers)`, int64: the numbers of the tokens that look."""
     seen: torch.Tensor
-    """`(stretches, seen)`, int64: the numbers of the tokens at which they look; the last of them are the lookers."""
+    """`(stretches, seen)`, int64: the numbers of the tokens at which they look, those before the lookers first."""
     bias: torch.Tensor
     """Of the shape of the scores, to which it is added: 0 where a token may look, and minus infinity elsewhere."""
 
@@ -73,9 +74,9 @@ class Sight:
             heads: The heads of the layers.
             like: Tensor with the device and the precision of the scores.
         """
-        starts = [(batch.first, range(0)) for batch in batches if batch.first]
-        rows = [(own, batch.first) for batch in batches for own in batch.own]
-        parts = [part for part in (starts, rows) if part]
+        is_long = max(len(batch.first) + len(own) for batch in batches for own in batch.own) >= LONG
+        sets = [[batch] for batch in batches] if is_long else [batches]
+        parts = [part for some in sets for part in _stretches(some)]
         places = torch.empty(sum(len(batch.ids) for batch in batches), dtype=torch.int64)
         for token, place in _number(parts):
             places[token] = place
@@ -101,6 +102,13 @@ Stretch = tuple[range, range]
 """The tokens that look, and those before them in their row."""
 
 
+def _stretches(batches: Sequence[Batch]) -> Iterator[list[Stretch]]:
+    """Yield what the rows begin with, if there is any, and the rest of the rows."""
+    if starts := [(batch.first, range(0)) for batch in batches if batch.first]:
+        yield starts
+    yield [(own, batch.first) for batch in batches for own in batch.own]
+
+
 def _number(parts: Sequence[Sequence[Stretch]]) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield, for each stretch, its tokens and where the groups put their outputs."""
     offset = 0
@@ -112,20 +120,20 @@ def _number(parts: Sequence[Sequence[Stretch]]) -> Iterator[tuple[slice, torch.T
 
 
 def _build_group(part: Sequence[Stretch], heads: Heads, like: torch.Tensor) -> Group:
-    lookers = _pad([[*own] for own, _ in part])
-    seen = _pad([[*before, *own] for own, before in part])
-    reach = torch.tensor([len(before) for _, before in part]).view(-1, 1, 1) + torch.arange(lookers.shape[1])[:, None]
-    allowed = torch.arange(seen.shape[1]) <= reach  # padding comes last, and what looks from there is never read
-    bias = like.new_zeros(allowed.shape).masked_fill_(~allowed.to(like.device), -torch.inf).unsqueeze(1)
+    lookers = _pad([[*own] for own, _ in part], like.device)
+    seen = _pad([[*before, *own] for own, before in part], like.device)
+    counts = torch.tensor([len(before) for _, before in part], device=like.device).view(-1, 1, 1)
+    reach = counts + torch.arange(lookers.shape[1], device=like.device)[:, None]
+    barred = torch.arange(seen.shape[1], device=like.device) > reach  # padding comes last, and its outputs are not read
+    bias = like.new_zeros(barred.shape).masked_fill_(barred, -torch.inf).unsqueeze(1)
     if seen.shape[1] < LONG:
-        sharing = heads.queries // heads.keys
-        bias = bias.repeat(1, heads.keys, sharing, 1).flatten(0, 1)
-    return Group(lookers.to(like.device), seen.to(like.device), bias)
+        bias = bias.repeat(1, heads.keys, heads.queries // heads.keys, 1).flatten(0, 1)
+    return Group(lookers, seen, bias)
 
 
-def _pad(lists: Sequence[list[int]]) -> torch.Tensor:
+def _pad(lists: Sequence[list[int]], device: torch.device) -> torch.Tensor:
     longest = max(map(len, lists))
-    return torch.tensor([[*numbers, *[numbers[0]] * (longest - len(numbers))] for numbers in lists])
+    return torch.tensor([[*numbers, *[numbers[0]] * (longest - len(numbers))] for numbers in lists], device=device)
 
 
 def _take(values: torch.Tensor, tokens: torch.Tensor, heads: Heads) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 It reads the names of job files from standard input, one per line, and writes one JSON object per line to standard
 output: `{"task", "step", "total", "loss"}` after every step of an agent, and `{"measured", "stays"}` at the end of a
-job. It exits when its parent dies.
+job. It exits when its parent dies, and when no job comes for the seconds that are its only argument.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ Report = Callable[[dict[str, Any]], None]
 
 
 def serve(read: Callable[[str], Job], run: Callable[[Job, Report], dict[str, Any]]) -> None:
-    """Run jobs until the parent ends this process.
+    """Run jobs until the parent ends this process, or gives no more.
 
     Args:
         read: Reads a job from JSON.
         run: Runs a job, reports its steps, and returns its measurements.
     """
-    notes, report = _watch_input(), _claim_output()
+    notes, report, patience = _watch_input(), _claim_output(), float(sys.argv[1])
     while True:
-        measured = run(read(Path(notes.get()).read_text(encoding="utf-8")), report)
+        try:
+            note = notes.get(timeout=patience)
+        except queue.Empty:
+            return
+        measured = run(read(Path(note).read_text(encoding="utf-8")), report)
         gc.collect()
         report({"measured": measured, "stays": device().type == "cpu"})  # a GPU's memory is needed by the engine
 

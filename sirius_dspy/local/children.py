@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol, cast
@@ -47,8 +47,8 @@ def run_job(job: ChildJob, *, stop: threading.Event, hooks: Sequence[Progress | 
         hooks: One for each task of the job; called from this thread after every step of the task.
 
     Returns:
-        The measurements: for a `TrainingJob`, `results` with the `losses`, `tokens`, `train_seconds`, `merge_seconds`,
-        `precision` and `device` of each task.
+        The measurements: for a `TrainingJob`, `results` with the `losses` and `tokens` of each task, and the
+        `train_seconds`, `merge_seconds`, `precision` and `device` of the job.
 
     Raises:
         TrainingError: The child failed, or was stopped.
@@ -59,7 +59,7 @@ def run_job(job: ChildJob, *, stop: threading.Event, hooks: Sequence[Progress | 
     except BaseException:
         child.end()
         raise
-    if last["stays"]:
+    if last["stays"] and not stop.is_set():
         _idle.put(child)
     else:
         child.end()
@@ -76,15 +76,17 @@ class Child:
 
     def __init__(self, module: str) -> None:
         self.module = module
+        self.environment = _environment()
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, str(IDLE_S + 60)],  # it ends by itself if no one does it
             stdin=subprocess.PIPE,  # when this process dies, it closes, and the child ends itself
             stdout=subprocess.PIPE,
             stderr=self._complaints,
             text=True,
             encoding="utf-8",
-            env=_environment(),
+            env=self.environment,
+            start_new_session=True,  # so that Ctrl-C in a terminal does not reach it while it waits
         )
         self._reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="training-reports", daemon=True)
@@ -97,6 +99,7 @@ class Child:
 
     def run(self, job: str, stop: threading.Event, hooks: Sequence[Progress | None]) -> dict[str, Any]:
         """Run one job, and return the last report; see `run_job`."""
+        self._complained = os.fstat(self._complaints.fileno()).st_size
         with tempfile.TemporaryDirectory(prefix="sirius-train-") as scratch:
             note = Path(scratch, "job.json")
             note.write_text(job, encoding="utf-8")
@@ -106,6 +109,9 @@ class Child:
             return result
         if stop.is_set():
             raise TrainingError("The training was cancelled, and no weights were kept. Run it again to train.")
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=10)  # of a process that closed its output, and is about to exit
+        self._process.kill()
         code = self._process.wait()
         raise TrainingError(f"The training process ended with exit code {code}. Its last output:\n{self._tail()}")
 
@@ -113,7 +119,7 @@ class Child:
         """Kill the process."""
         self._process.kill()
         self._process.wait()
-        self._reader.join()
+        self._reader.join(timeout=10)  # a process that the child started may hold its output open
         for stream in (self._process.stdin, self._process.stdout, self._complaints):
             with suppress(BrokenPipeError):  # of what was written to a process that had died
                 cast(IO[Any], stream).close()
@@ -141,27 +147,30 @@ class Child:
     def _read(self) -> None:
         try:
             for line in self._process.stdout or ():
-                self._reports.put(json.loads(line))
+                with suppress(json.JSONDecodeError):  # of what an import prints before the child claims its output
+                    self._reports.put(json.loads(line))
         finally:
             self._reports.put(None)
 
     def _tail(self, size: int = 2000) -> str:
-        end = self._complaints.seek(0, os.SEEK_END)
-        self._complaints.seek(max(0, end - size))
-        return self._complaints.read().decode("utf-8", "replace").strip() or "(nothing)"
+        """Return the end of what this job complained of; the child shares the file's position, so it is not moved."""
+        end = os.fstat(self._complaints.fileno()).st_size
+        start = max(self._complained, end - size)
+        text = os.pread(self._complaints.fileno(), end - start, start)
+        return text.decode("utf-8", "replace").strip() or "(nothing)"
 
 
 class _Idle:
     """The children that wait for a job, at most one of each kind."""
 
     def __init__(self) -> None:
-        self._children: dict[tuple[int, str], tuple[Child, threading.Timer]] = {}
+        self._children: dict[_Key, tuple[Child, threading.Timer]] = {}
         self._lock = threading.Lock()
 
     def take(self, module: str) -> Child | None:
         """Return a child that can take a job, if there is one."""
         with self._lock:
-            child, timer = self._children.pop(_key(module), (None, None))
+            child, timer = self._children.pop(_key(module, _environment()), (None, None))
         if child is None or timer is None:
             return None
         timer.cancel()
@@ -175,7 +184,7 @@ class _Idle:
         timer = threading.Timer(IDLE_S, self._expire, [child])
         timer.daemon = True
         with self._lock:
-            is_kept = self._children.setdefault(_key(child.module), (child, timer))[0] is child
+            is_kept = self._children.setdefault(_key_of(child), (child, timer))[0] is child
         if is_kept:
             timer.start()
         else:
@@ -192,19 +201,34 @@ class _Idle:
 
     def _expire(self, child: Child) -> None:
         with self._lock:
-            waits = self._children.get(_key(child.module), (None, None))[0] is child
+            waits = self._children.get(_key_of(child), (None, None))[0] is child
             if waits:
-                del self._children[_key(child.module)]
+                del self._children[_key_of(child)]
         if waits:
             child.end()
 
 
-def _key(module: str) -> tuple[int, str]:
-    return os.getpid(), module  # a forked process must not use the children of its parent
+_Key = tuple[int, str, int]
+
+
+def _key(module: str, environment: Mapping[str, str]) -> _Key:
+    """A forked process must not use the children of its parent, nor a job a child with another environment."""
+    return os.getpid(), module, hash(frozenset(environment.items()))
+
+
+def _key_of(child: Child) -> _Key:
+    return _key(child.module, child.environment)
 
 
 _idle = _Idle()
-atexit.register(_idle.end_all)
+
+
+def end_idle() -> None:
+    """End the children that wait for a job, whose memory is needed."""
+    _idle.end_all()
+
+
+atexit.register(end_idle)
 
 
 def _environment() -> dict[str, str]:

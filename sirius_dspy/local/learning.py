@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from sirius_dspy.errors import TrainingError
 from sirius_dspy.local.adapter import Adapter
 from sirius_dspy.local.decoder import Decoder
 from sirius_dspy.local.layout import build_batch
@@ -59,9 +60,13 @@ class Learner:
         rows: What the agent learns. Only the ratios of their weights matter: they are scaled to a mean of 1.
         options: Settings of the agent.
         on_step: Called after every step.
+        name: Names the agent in errors.
     """
 
-    def __init__(self, decoder: Decoder, rows: Sequence[TokenRow], options: LoraOptions, on_step: OnStep) -> None:
+    def __init__(
+        self, decoder: Decoder, rows: Sequence[TokenRow], options: LoraOptions, on_step: OnStep, name: str = "the agent"
+    ) -> None:
+        self.name = name
         mean = sum(row.weight for row in rows) / len(rows)
         self.rows = [dataclasses.replace(row, weight=row.weight / mean) for row in rows]
         self.options, self.on_step = options, on_step
@@ -136,9 +141,18 @@ def add_gradients(decoder: Decoder, adapters: Sequence[Adapter], rows: Sequence[
 
 
 def learn(decoder: Decoder, learners: Sequence[Learner]) -> None:
-    """Train until all agents have finished."""
+    """Train until all agents have finished.
+
+    Raises:
+        TrainingError: The loss of an agent is no longer a number.
+    """
     while active := [learner for learner in learners if not learner.is_finished]:
         rows = [learner.next_rows() for learner in active]
         losses = add_gradients(decoder, [learner.adapter for learner in active], rows)
         for learner, loss in zip(active, losses, strict=True):
+            if not math.isfinite(loss):  # zero times it is no number either, so it would spoil the other agents as well
+                raise TrainingError(
+                    f"The loss of {learner.name!r} became {loss} in step {len(learner.losses) + 1} of "
+                    f"{learner.num_steps}. Train with a lower `learning_rate` than {learner.options.learning_rate:g}."
+                )
             learner.finish_step(loss)

@@ -88,8 +88,8 @@ class LocalLM(dspy.LM):
     """A language model from a GGUF file that runs and is fine-tuned on this machine.
 
     `.model` is `local/<name>@<hash of the file>`, so equal ids mean equal weights on every machine. LM objects hold no
-    weights; these are loaded at the first call and shared by all LMs with the same id. `finetune` returns a new LM
-    with a new id and leaves this one unchanged.
+    weights; these are loaded at the first call at the latest, and shared by all LMs with the same id. `finetune`
+    returns a new LM with a new id and leaves this one unchanged.
 
     A call's `rollout_id` becomes the sampling seed if no seed is given, so that samples differ but can be repeated.
 

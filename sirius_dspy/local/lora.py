@@ -170,6 +170,11 @@ class TrainingTask:
     folder: Path
     """Receives `adapter/` and `model.gguf`."""
 
+    @property
+    def name(self) -> str:
+        """What errors call it: the name of the weight folder, which a run directory names after the agent."""
+        return self.folder.name.removeprefix(".").removesuffix(".draft")
+
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> TrainingTask:
         """Read a task that `TrainingJob.to_json` wrote."""

@@ -76,25 +76,29 @@ def merge(base: Path, adapters: Mapping[Path, Path], *, name: str) -> list[int]:
         _field(reader, f"{architecture}.attention.head_count"),
         _field(reader, f"{architecture}.attention.head_count_kv"),
     )
-    deltas = [adapter_deltas(adapter, shape) for adapter in adapters]
-    for adapter, changes in zip(adapters, deltas, strict=True):
-        _check(reader, adapter, changes, base)
+    changes = [Changes.read(adapter, shape) for adapter in adapters]
+    for adapter, change in zip(adapters, changes, strict=True):
+        _check(reader, adapter, change, base)
     drafts = [target.with_name(f".{target.name}.draft") for target in adapters.values()]
-    _write(reader, deltas, drafts, name)
+    _write(reader, changes, drafts, name)
     for draft, target in zip(drafts, adapters.values(), strict=True):
         os.replace(draft, target)
-    return list(map(len, deltas))
+    return [len(change.factors) for change in changes]
 
 
-@functools.lru_cache(
-    maxsize=1
-)  # parsing the vocabulary takes seconds, and a child process merges into one base again and again
 def _read(base: Path) -> gguf.GGUFReader:
+    """Read a file, or return what an earlier call read: parsing the vocabulary takes seconds."""
+    found = base.stat()
+    return _read_version(base, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_version(base: Path, version: tuple[int, ...]) -> gguf.GGUFReader:
     return gguf.GGUFReader(base)
 
 
-def _check(reader: gguf.GGUFReader, adapter: Path, deltas: Mapping[str, Matrix], base: Path) -> None:
-    strangers = sorted(deltas.keys() - {tensor.name for tensor in reader.tensors})
+def _check(reader: gguf.GGUFReader, adapter: Path, changes: Changes, base: Path) -> None:
+    strangers = sorted(changes.factors.keys() - {tensor.name for tensor in reader.tensors})
     if strangers:
         raise TrainingError(
             f"The adapter in {str(adapter)!r} changes {strangers[0]!r}, which {str(base)!r} does not have. "
@@ -102,21 +106,37 @@ def _check(reader: gguf.GGUFReader, adapter: Path, deltas: Mapping[str, Matrix],
         )
 
 
-def adapter_deltas(adapter: Path, shape: _Shape) -> dict[str, Matrix]:
-    """Map GGUF tensor names to the adapter's updates, `(alpha / rank) * B @ A`, with rows in the file's order."""
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    factors = load_file(adapter / "adapter_model.safetensors")
-    scale = settings["lora_alpha"] / settings["r"]
-    deltas: dict[str, Matrix] = {}
-    for key, narrow in factors.items():
-        if ".lora_A." not in key:
-            continue
-        layer, module = key.split(".layers.")[1].removesuffix(".lora_A.weight").split(".", 1)
-        delta = scale * factors[key.replace(".lora_A.", ".lora_B.")].astype(np.float32) @ narrow.astype(np.float32)
-        if shape.permuted and module in ("self_attn.q_proj", "self_attn.k_proj"):
-            delta = permute(delta, shape.heads if module.endswith("q_proj") else shape.kv_heads)
-        deltas[f"blk.{layer}.{TENSORS[module]}.weight"] = delta
-    return deltas
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What an adapter changes."""
+
+    factors: Mapping[str, tuple[str, Matrix, Matrix]]
+    """GGUF tensor name to the module of Transformers, and its narrow and wide factor."""
+    scale: float
+    shape: _Shape
+
+    @classmethod
+    def read(cls, adapter: Path, shape: _Shape) -> Changes:
+        """Read a folder of PEFT's."""
+        settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        given = load_file(adapter / "adapter_model.safetensors")
+        factors: dict[str, tuple[str, Matrix, Matrix]] = {}
+        for key, narrow in given.items():
+            if ".lora_A." not in key:
+                continue
+            layer, module = key.split(".layers.")[1].removesuffix(".lora_A.weight").split(".", 1)
+            factors[f"blk.{layer}.{TENSORS[module]}.weight"] = module, narrow, given[key.replace("lora_A", "lora_B")]
+        return cls(factors, settings["lora_alpha"] / settings["r"], shape)
+
+    def delta(self, tensor: str) -> Matrix | None:
+        """Return `(alpha / rank) * B @ A`, with rows in the file's order; `None` if the tensor stays as it is."""
+        if tensor not in self.factors:
+            return None
+        module, narrow, wide = self.factors[tensor]
+        delta: Matrix = self.scale * wide.astype(np.float32) @ narrow.astype(np.float32)
+        if not self.shape.permuted or module not in ("self_attn.q_proj", "self_attn.k_proj"):
+            return delta
+        return permute(delta, self.shape.heads if module.endswith("q_proj") else self.shape.kv_heads)
 
 
 def permute(rows: Matrix, heads: int) -> Matrix:
@@ -125,12 +145,12 @@ def permute(rows: Matrix, heads: int) -> Matrix:
     return rows.reshape(heads, 2, height // heads // 2, columns).swapaxes(1, 2).reshape(height, columns)
 
 
-def _write(reader: gguf.GGUFReader, deltas: Sequence[Mapping[str, Matrix]], targets: Sequence[Path], name: str) -> None:
+def _write(reader: gguf.GGUFReader, changes: Sequence[Changes], targets: Sequence[Path], name: str) -> None:
     writers = [gguf.GGUFWriter(target, str(_field(reader, "general.architecture"))) for target in targets]
     try:
         _copy_metadata(reader, writers, name)
         for tensor in reader.tensors:
-            results = _merge(tensor, [changed.get(tensor.name) for changed in deltas])
+            results = _merge(tensor, [change.delta(tensor.name) for change in changes])
             for writer, (data, kind) in zip(writers, results, strict=True):
                 writer.add_tensor(tensor.name, data, raw_dtype=kind)
         for writer in writers:

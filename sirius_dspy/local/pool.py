@@ -1,7 +1,7 @@
 """A pool of engines for several weight sets, with a memory limit.
 
-Each weight set has one engine, which is loaded at its first call. If another engine needs the memory, the least
-recently used idle engine is unloaded. A busy engine is never unloaded.
+Each weight set has one engine, which is loaded at its first call at the latest. If another engine needs the memory, the
+least recently used idle engine is unloaded. A busy engine is never unloaded.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from dspy.clients.utils_finetune import TrainingStatus
 from sirius_dspy.errors import TrainingError
 from sirius_dspy.local import lora
 from sirius_dspy.local.chat import load_chat, share_chat
-from sirius_dspy.local.children import Progress, run_job
+from sirius_dspy.local.children import Progress, end_idle, run_job
 from sirius_dspy.local.home import home
 from sirius_dspy.local.lora import LoraOptions, TokenRow
 from sirius_dspy.local.models import Weights, register, resolve
@@ -27,7 +27,7 @@ from sirius_dspy.local.serving import Device, engines, free_memory, pool_key
 from sirius_dspy.trajectory import digest
 
 _TRAINING_BYTES = 4 << 30
-"""Memory that training a small model needs besides its weights. If less is free, idle engines are unloaded."""
+"""Memory that training a small model needs besides its weights. If less is free, what waits is ended or unloaded."""
 
 
 class LocalTrainingJob(TrainingJob):
@@ -91,7 +91,8 @@ class LocalProvider(Provider):
     weighs_rows: ClassVar[bool] = True
     """Rows may have a `weight`, with which their loss is multiplied; only the ratios of the weights matter."""
     loads_when_asked: ClassVar[bool] = True
-    """Weights are loaded at the first call, so nothing must be launched."""
+    """Weights are loaded at the first call at the latest, so nothing must be launched. `launch` only loads them
+    earlier, and several threads may call it at once, on the LMs of a program."""
 
     def __init__(self, options: LoraOptions | None = None, device: Device | None = None) -> None:
         super().__init__()
@@ -292,7 +293,10 @@ def _train(base: Weights, orders: Sequence[_Order], stop: threading.Event) -> No
 
 def make_room(base: Weights) -> None:
     """Unload idle engines if too little memory is free for training."""
-    if free_memory() < _TRAINING_BYTES + 6 * base.gguf.stat().st_size:
+    needed = _TRAINING_BYTES + 6 * base.gguf.stat().st_size
+    if free_memory() < needed:
+        end_idle()
+    if free_memory() < needed:
         engines().unload_idle()
 
 

@@ -67,14 +67,14 @@ def best_device() -> Device:
 
 
 def free_memory() -> int:
-    """Return the bytes that can be used without swapping, or the machine's memory if the system does not tell."""
+    """Return the bytes that can be used without swapping, or half of the memory if the system does not tell."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
         pass  # not Linux
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _load(key: str) -> Engine:

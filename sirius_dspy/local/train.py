@@ -74,7 +74,7 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
     decoder = Decoder(load_model(job.gguf, job.training_copy).to(device()))
     learners = [
-        Learner(decoder, task.rows, task.options, partial(_report_step, report, number))
+        Learner(decoder, task.rows, task.options, partial(_report_step, report, number), task.name)
         for number, task in enumerate(job.tasks)
     ]
     started = time.monotonic()
@@ -84,14 +84,16 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     for folder, learner in zip(folders, learners, strict=True):
         learner.adapter.save(folder / "adapter")
         tokenizer.save_pretrained(str(folder / "adapter"))
-    merge(job.gguf, {folder / "adapter": folder / "model.gguf" for folder in folders}, name=job.name)
+    results = [{"losses": learner.losses, "tokens": learner.num_tokens} for learner in learners]
     shared = {
         "train_seconds": trained - started,
-        "merge_seconds": time.monotonic() - trained,
         "precision": str(decoder.embedding.dtype).removeprefix("torch."),
         "device": decoder.embedding.device.type,
     }
-    return {"results": [{"losses": each.losses, "tokens": each.num_tokens, **shared} for each in learners]}
+    del decoder, learners, learner  # merging needs the memory
+    merge(job.gguf, {folder / "adapter": folder / "model.gguf" for folder in folders}, name=job.name)
+    shared["merge_seconds"] = time.monotonic() - trained
+    return {"results": [{**result, **shared} for result in results]}
 
 
 def _report_step(report: Report, task: int, step: int, total: int, loss: float) -> None:

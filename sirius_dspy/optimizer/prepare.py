@@ -317,7 +317,7 @@ def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:
         if not set(predictor_names(program)) & set(predictor_names(student)):
             raise UnpreparedProgramError(
                 f"The teacher's predictors {list(predictor_names(program))} share no name with the student's "
-                f"{list(predictor_names(student))}, so nothing could be learnt from it."
+                f"{list(predictor_names(student))}, so nothing could be learned from it."
             )
     return teachers
 

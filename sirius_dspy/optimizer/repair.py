@@ -63,15 +63,17 @@ def _context(session: Session, iteration: int) -> RepairContext:
 def _solved(session: Session, iteration: int) -> SolvedRuns:
     """Successful runs of this compile before the repairs of this iteration, the latest iterations first."""
     return SolvedRuns(
-        (run, session.plan.unique_trainset[run.example_key])
-        for number in range(iteration, 0, -1)
-        for run in session.library.trajectories(
-            run=session.run,
-            iteration=number,
-            origin="rollout" if number == iteration else ("rollout", "repair"),
-            min_reward=session.settings.threshold,
+        lambda: (
+            (run, session.plan.unique_trainset[run.example_key])
+            for number in range(iteration, 0, -1)
+            for run in session.library.trajectories(
+                run=session.run,
+                iteration=number,
+                origin="rollout" if number == iteration else ("rollout", "repair"),
+                min_reward=session.settings.threshold,
+            )
+            if run.example_key in session.plan.unique_trainset
         )
-        if run.example_key in session.plan.unique_trainset
     )
 
 

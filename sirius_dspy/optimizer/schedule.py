@@ -99,7 +99,7 @@ class EasyToHard(Schedule):
     """Runs the easiest examples first, and more of them in each iteration.
 
     A success on a short example proves more than one on a long example, where a chain of wrong steps may end right by
-    chance; what was learnt from short ones makes the steps of longer ones right.
+    chance; what was learned from short ones makes the steps of longer ones right.
 
     Attributes:
         difficulty: How hard an example is, such as `lambda example: len(example.events)`. By default, examples that

@@ -122,7 +122,7 @@ def find_sentence(values: Values, gold: str) -> str:
 
 
 def _golds(labels: Values) -> list[str]:
-    """Label values that can be recognised in a text, also those in lists of accepted answers."""
+    """Label values that can be recognized in a text, also those in lists of accepted answers."""
     return [text for value in _leaves(readable(labels)) if value is not None and (text := _written(value).strip())]
 
 

@@ -6,7 +6,7 @@ import math
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -28,11 +28,11 @@ class SolvedRuns:
     frequency). No model is needed for it.
 
     Args:
-        runs: Successful runs, with their examples. They are read when they are first asked for.
+        read: Returns successful runs, with their examples. It is called when they are first asked for.
     """
 
-    def __init__(self, runs: Iterable[tuple[Trajectory, dspy.Example]] = ()) -> None:
-        self._given: Iterable[tuple[Trajectory, dspy.Example]] | None = runs
+    def __init__(self, read: Callable[[], Iterable[tuple[Trajectory, dspy.Example]]] = tuple) -> None:
+        self._read_runs: Callable[[], Iterable[tuple[Trajectory, dspy.Example]]] | None = read
         self._runs: list[tuple[Trajectory, frozenset[str]]] = []
         self._counts: Counter[str] = Counter()
         self._reading = threading.Lock()  # many repairs ask at once
@@ -42,10 +42,10 @@ class SolvedRuns:
 
     def _read(self) -> list[tuple[Trajectory, frozenset[str]]]:
         with self._reading:
-            if self._given is not None:
-                self._runs = [(trajectory, _words(example)) for trajectory, example in islice(self._given, MOST)]
+            if self._read_runs is not None:
+                self._runs = [(trajectory, _words(example)) for trajectory, example in islice(self._read_runs(), MOST)]
                 self._counts = Counter(word for _, words in self._runs for word in words)
-                self._given = None
+                self._read_runs = None
             return self._runs
 
     def find_nearest(self, example: dspy.Example) -> list[Trajectory]:

@@ -156,7 +156,7 @@ def credit_table(results: CompileResult) -> Table:
     ]
     header = ("iteration", "agent", "steps", "mean credit", "helped", "harmed")
     note = (
-        "How much oftener runs succeed with an agent's recorded answer than with another of its answers to the same "
+        "How much more often runs succeed with an agent's recorded answer than with another of its answers to the same "
         "inputs: 0 means that it makes no difference what the agent writes."
     )
     return Table("credit", "Credit by replay", header, tuple(rows), note)

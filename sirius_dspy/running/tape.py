@@ -174,7 +174,7 @@ class _Names:
     def of(self, predictor: Any) -> str:
         """The predictor's name; in `<...>` if it is no part of the program.
 
-        Copies that dspy.Refine and dspy.BestOfN make are recognised by `stage`, which they keep.
+        Copies that dspy.Refine and dspy.BestOfN make are recognized by `stage`, which they keep.
         """
         name = self._by_identity.get(id(predictor)) or self._by_stage.get(getattr(predictor, "stage", ""))
         return name or f"<{type(predictor).__name__}>"
