@@ -17,6 +17,7 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
+from sirius_dspy import Credit, CriticAugmenter
 from sirius_dspy.baselines import PromptedTeam
 from sirius_dspy.cli import app
 from sirius_dspy.errors import DatasetError, RunDamagedError, RunMismatchError, SettingsError, UnpreparedProgramError
@@ -897,6 +898,24 @@ def test_every_recipe_names_methods_that_there_are(path, tmp_path):
     for table in recipe.paper:
         assert [name for name in table.results if name not in known] in ([], ["TextGrad"])
         assert set(table.results) & set(recipe.methods)
+
+
+def test_one_change_at_a_time_to_the_full_method_of_a_recipe(tmp_path):
+    recipe = Recipe.from_file(next(path for path in RECIPES if path.stem == "laptop_tracking"))
+    known = list_methods(Bench(Task.of(recipe, files={}), ToyLM(skill=skill), 0, tmp_path))
+
+    def settings(name):
+        return known[name].method.settings
+
+    full = settings("SiriuS")
+    assert (full.credit, full.collect.warm_start) == (Credit(2, evidence=1, order=False, max_runs=40), True)
+    assert settings("SiriuS: no credit").credit is None
+    published = settings("SiriuS as published")
+    assert (published.credit, published.collect.warm_start, published.collect.schedule) == (None, False, None)
+    assert isinstance(published.augmenter, CriticAugmenter)
+    for name in ("SiriuS as published", "SiriuS: no warm start"):
+        assert {len(demos) for demos in settings(name).collect.demos.values()} == {recipe.task.shown}
+        assert not settings(name).collect.warm_start
 
 
 def test_nothing_is_left_open(tmp_path, lm):

@@ -110,12 +110,12 @@ def test_batches_hold_rows_of_similar_length_in_a_new_order_each_epoch() -> None
     assert [sorted(batch) for batch in LengthBatches([3, 1], 16, seed=0)] == [[0, 1]]
 
 
-def write_base(path: Path, architecture: str) -> dict[str, Any]:
+def write_base(path: Path, architecture: str, seed: int = 0) -> dict[str, Any]:
     """A one-layer GGUF with a query and a down projection; its tensors as written."""
     import gguf
     import numpy as np
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     tensors = {
         "token_embd.weight": rng.normal(size=(8, 32)).astype(np.float32),
         "blk.0.attn_q.weight": rng.normal(size=(32, 32)).astype(np.float32),
@@ -137,12 +137,12 @@ def write_base(path: Path, architecture: str) -> dict[str, Any]:
     return tensors
 
 
-def write_adapter(folder: Path) -> dict[str, Any]:
+def write_adapter(folder: Path, seed: int = 1) -> dict[str, Any]:
     """A rank-2 adapter of the two projections; module to its delta, rows in Hugging Face's order."""
     import numpy as np
     from safetensors.numpy import save_file
 
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     shapes = {"self_attn.q_proj": (32, 32), "mlp.down_proj": (32, 64)}
     factors, deltas = {}, {}
     for module, (height, width) in shapes.items():
@@ -191,6 +191,41 @@ def test_merge_adds_the_adapter_where_the_file_keeps_each_row(
     np.testing.assert_array_equal(merged["blk.0.attn_norm.weight"], base["blk.0.attn_norm.weight"])
     assert read_header(tmp_path / "model.gguf")["general.name"] == "new"
     assert sorted(path.name for path in tmp_path.glob("*.gguf*")) == ["base.gguf", "model.gguf"]
+
+
+def test_merge_reads_a_base_again_that_has_changed(tmp_path: Path) -> None:
+    import numpy as np
+
+    from sirius_dspy.local.merge import merge
+
+    first = write_base(tmp_path / "base.gguf", "llama")
+    write_adapter(tmp_path / "adapter")
+    merge(tmp_path / "base.gguf", {tmp_path / "adapter": tmp_path / "model.gguf"}, name="new")
+    (tmp_path / "base.gguf").unlink()
+    second = write_base(tmp_path / "base.gguf", "llama", seed=7)
+    merge(tmp_path / "base.gguf", {tmp_path / "adapter": tmp_path / "model.gguf"}, name="new")
+    embedding = read_tensors(tmp_path / "model.gguf")["token_embd.weight"]
+    assert not np.allclose(first["token_embd.weight"], second["token_embd.weight"], atol=0.1)
+    np.testing.assert_allclose(embedding, second["token_embd.weight"], atol=0.02)
+
+
+def test_merge_writes_each_of_several_adapters(tmp_path: Path) -> None:
+    import numpy as np
+
+    from sirius_dspy.local.merge import merge
+
+    write_base(tmp_path / "base.gguf", "llama")
+    targets = {}
+    for number in (1, 2):
+        write_adapter(tmp_path / f"adapter{number}", seed=number)
+        targets[tmp_path / f"adapter{number}"] = tmp_path / f"model{number}.gguf"
+    assert merge(tmp_path / "base.gguf", targets, name="new") == [2, 2]
+    for adapter, target in targets.items():
+        merge(tmp_path / "base.gguf", {adapter: tmp_path / "alone.gguf"}, name="new")
+        together, alone = read_tensors(target), read_tensors(tmp_path / "alone.gguf")
+        assert together.keys() == alone.keys()
+        for name in alone:
+            np.testing.assert_array_equal(together[name], alone[name])
 
 
 def test_merge_copies_the_metadata(tmp_path: Path) -> None:

@@ -114,7 +114,11 @@ def test_loss_and_gradients_are_those_of_peft(monkeypatch, kind, prefix, long):
         torch.testing.assert_close(wide, layer.lora_B["default"].weight.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_gradients_of_agents_together_are_those_of_each_alone():
+@pytest.mark.parametrize("long", [384, 1])
+def test_gradients_of_agents_together_are_those_of_each_alone(monkeypatch, long):
+    from sirius_dspy.local import attention
+
+    monkeypatch.setattr(attention, "LONG", long)
     decoder = Decoder(tiny(dtype=torch.float64))  # in which nothing but rounding is below the tolerances
     agents = [disturb(Adapter(decoder, LoraOptions(rank=rank, seed=rank)), rank) for rank in (2, 3)]
     batches = [rows(1, 4), rows(2, 3, prefix=(9,))]
@@ -250,6 +254,15 @@ def test_a_model_that_would_be_computed_wrongly_is_refused():
         Decoder(tiny("gemma"))
     with pytest.raises(TrainingError, match="'relu' activations"):
         Decoder(tiny(hidden_act="relu"))
+
+
+def test_a_loss_that_is_no_number_ends_training_with_the_agents_name():
+    decoder = Decoder(tiny())
+    agents = [Learner(decoder, rows(number), OPTIONS, lambda *_: None, name) for number, name in enumerate("ab")]
+    agents[1].adapter.weights.fill_(float("inf"))
+    agents[1].adapter.refresh()
+    with pytest.raises(TrainingError, match=r"loss of '[ab]' became nan in step 1 of 6.*lower `learning_rate`"):
+        learn(decoder, agents)
 
 
 def test_training_ends_early_when_nothing_is_left_to_learn_but_sees_every_row_once():

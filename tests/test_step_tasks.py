@@ -1,6 +1,7 @@
 """The generated tasks in which work divides: what all of them promise, and what is particular to each."""
 
 import asyncio
+import importlib
 import os
 import subprocess
 import sys
@@ -296,7 +297,24 @@ def test_things_of_unknown_worth_are_refused():
 # Recipes
 
 
-@pytest.mark.parametrize("name", ["tracking", "hops", "ledger", "plan"])
+STUDIED = ["tracking", "rooms", "boxes", "hops", "ledger", "plan"]
+
+
+@pytest.mark.parametrize("name", STUDIED)
+def test_recipes_fine_tune_one_model_for_all_agents_where_a_program_loops(name):
+    recipe = Recipe.from_file(ROOT / "recipes" / f"laptop_{name}.toml")
+    module, _, attribute = recipe.task.path.partition(":")
+    steps = getattr(importlib.import_module(module), attribute).gold_steps
+    runs = [
+        [step.predictor for step in steps(example)] for example in Task.of(recipe, limit=12, files={}).split(0).train
+    ]
+    loops = any(len(set(run)) < len(run) for run in runs)
+    assert [method for method in recipe.methods if method.startswith("BootstrapFinetune")] == [
+        "BootstrapFinetune shared" if loops else "BootstrapFinetune"
+    ]
+
+
+@pytest.mark.parametrize("name", STUDIED)
 def test_recipes_show_a_single_agent_reasoning(name):
     recipe = Recipe.from_file(ROOT / "recipes" / f"laptop_{name}.toml")
     task = Task.of(recipe, limit=3, files={})
