@@ -31,6 +31,7 @@ import dspy
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.local import LocalLM, LoraOptions
 from sirius_dspy.local.chat import Chat, load_chat, no_progress_bars
+from sirius_dspy.local.children import child_environment, end_idle
 from sirius_dspy.local.home import home
 from sirius_dspy.local.lora import TokenRow, to_tokens
 from sirius_dspy.local.models import resolve
@@ -77,7 +78,8 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.getLogger("dspy").setLevel(logging.ERROR)  # every reply is cut at NEW_TOKENS on purpose
     warnings.simplefilter("ignore")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in the training process
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        os.environ.setdefault(name, child_environment()[name])  # as in the training process
     lm = LocalLM(max_tokens=NEW_TOKENS)
     generation = measure_generation(lm, arguments.repeats)
     print(f"generation: {_line(generation)} (target 0.85)")
@@ -232,13 +234,14 @@ def _silent(step: int, total: int, loss: float) -> None:
 
 
 def measure_jobs(lm: LocalLM, repeats: int) -> Rate:
-    """Row tokens per second of two agents in one job, against two jobs, with start, loading and merging."""
+    """Row tokens per second of two agents in one job, against two jobs, each with its start, loading and merging."""
     chat = load_chat(resolve(lm.model))
     rows = [[chat_row(statements(100 * agent + seed, 3 + seed % 5)) for seed in range(48)] for agent in range(2)]
     options = {"epochs": 1, "stop_loss": 0}
     tokens = sum(len(to_tokens(chat, row["messages"])) for part in rows for row in part)
 
     def train(parts: Sequence[Sequence[Any]]) -> None:
+        end_idle()  # a job that could go on in the process of the one before would have no start
         with tempfile.TemporaryDirectory() as scratch:
             settings = [{**options, "output_dir": f"{scratch}/{number}"} for number in range(len(parts))]
             LocalProvider().finetune_all(lm.model, parts, settings)

@@ -76,7 +76,7 @@ class Child:
 
     def __init__(self, module: str) -> None:
         self.module = module
-        self.environment = _environment()
+        self.environment = child_environment()
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(IDLE_S + 60)],  # it ends by itself if no one does it
@@ -170,7 +170,7 @@ class _Idle:
     def take(self, module: str) -> Child | None:
         """Return a child that can take a job, if there is one."""
         with self._lock:
-            child, timer = self._children.pop(_key(module, _environment()), (None, None))
+            child, timer = self._children.pop(_key(module, child_environment()), (None, None))
         if child is None or timer is None:
             return None
         timer.cancel()
@@ -231,7 +231,7 @@ def end_idle() -> None:
 atexit.register(end_idle)
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Disable network, telemetry and progress bars in the child, and let it import the same code as this process."""
     package_root = str(Path(__file__).parents[2])
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]

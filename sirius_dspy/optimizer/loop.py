@@ -54,9 +54,9 @@ class Loop:
 
     def run(self) -> dspy.Module:
         """Iterate, and return the best program with a `CompileResult` as its `detailed_results`."""
-        with self.plan.run_dir.locked(), dspy.context(disable_history=True):
+        with self.plan.run_dir.locked(), self._library() as library, dspy.context(disable_history=True):
             with redact_errors():
-                session, resumed = self._begin()
+                session, resumed = self._begin(library)
             # Errors lose their credentials before the tracker hears of them.
             with self._tracked(session, resumed), redact_errors(), self._serving(session):
                 with session.account.listening(), drop_truncation_warnings():
@@ -157,10 +157,20 @@ class Loop:
 
     # Beginning and end
 
-    def _begin(self) -> tuple[Session, bool]:
+    @contextmanager
+    def _library(self) -> Iterator[ExperienceLibrary]:
+        """The user's library, or the run directory's, whose connections are closed at the end, however it ends."""
+        if self.plan.settings.library is not None:
+            yield self.plan.settings.library
+            return
+        with redact_errors():
+            library = ExperienceLibrary(self.plan.run_dir.library)
+        with library:
+            yield library
+
+    def _begin(self, library: ExperienceLibrary) -> tuple[Session, bool]:
         """Claim the run directory, and see that the library is the one that the compile began with, and whole."""
         plan, run_dir = self.plan, self.plan.run_dir
-        library = plan.settings.library or ExperienceLibrary(run_dir.library)
         if run_dir.identity() is None:  # so that a compile that has begun always has a note
             run_dir.note_library(library.library_id, library.url)
         run, resumed = run_dir.begin(plan.identity, plan.settings.accept_changes)
