@@ -118,7 +118,7 @@ def load_together(lms: Iterable[Any]) -> None:
 
     An error is not raised here, but by the call that needs the weights.
     """
-    own = {lm.model: lm for lm in lms if getattr(getattr(lm, "provider", None), "loads_when_asked", False)}
+    own = {lm.model: lm for lm in lms if _loads_when_asked(lm)}
     if len(own) < 2:
         return
 
@@ -177,10 +177,14 @@ class Launches:
                 logger.warning("The LM %r could not be killed; its server may still run.", model, exc_info=True)
 
 
+def _loads_when_asked(lm: Any) -> bool:
+    return bool(getattr(getattr(lm, "provider", None), "loads_when_asked", False))
+
+
 def needs_launch(lm: dspy.LM) -> bool:
     """Return whether an LM's provider defines `launch` and does not declare that it loads weights at the first call."""
     provider = getattr(lm, "provider", None)
-    if provider is None or getattr(provider, "loads_when_asked", False):
+    if provider is None or _loads_when_asked(lm):
         return False
     launch: Callable[..., Any] | None = getattr(provider, "launch", None)
     return launch is not None and launch is not Provider.launch

@@ -39,7 +39,7 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
     Returns:
         Name to the settings to change. `only <agent>` freezes all others; it and `mixed` are left out where one agent
         is trained anyway, `no cold start` where there are no demonstrations; feedbacks need a `CriticAugmenter`, `no
-        reliance filter` a `LadderAugmenter`.
+        reliance filter` a `LadderAugmenter`, `no credit` a `Credit`.
 
     Raises:
         UnpreparedProgramError: The settings' `agents` or `frozen` do not fit the program.

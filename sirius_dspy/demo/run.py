@@ -210,8 +210,10 @@ class _Demo:
     ) -> float:
         examples, saved = self.test[:size], self.run_dir / "tests" / f"{file_name(name)}.json"
         with self._measure_time(f"test: {name}"):
-            evaluation = _read_evaluation(saved, examples) or evaluate(program, examples, crown.metric, demos=demos)
-        write_text(saved, json.dumps([trajectory.to_dict() for trajectory in evaluation.trajectories]))
+            evaluation = _read_evaluation(saved, examples)
+            if evaluation is None:
+                evaluation = evaluate(program, examples, crown.metric, demos=demos)
+                write_text(saved, json.dumps([trajectory.to_dict() for trajectory in evaluation.trajectories]))
         self.evaluations[name] = evaluation
         return evaluation.score
 

@@ -219,7 +219,7 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
         PREFIX + name: change for name, change in ablations(team, full).items()
     }
     if PREFIX + "no warm start" in changes:
-        changes[PREFIX + "no warm start"] = _without_warm_start(bench, full["collect"])
+        changes[PREFIX + "no warm start"] = {"collect": _prompted(bench, full["collect"])}
     if bench.recipe.repair.ladder:
         changes["SiriuS as published"] = _as_published(bench, full["collect"])
     entries: dict[str, Entry] = {}
@@ -253,14 +253,13 @@ def _sirius_settings(bench: Bench, demos: Demos) -> dict[str, Any]:
 
 def _as_published(bench: Bench, collect: Collect) -> dict[str, Any]:
     """Return what differs in the method of the paper, which has a critic, no credit and no order of the examples."""
-    demos = _shown(bench, collect.demos or {}) or None
-    published = dataclasses.replace(collect, demos=demos, warm_start=False, schedule=None)
+    published = dataclasses.replace(_prompted(bench, collect), schedule=None)
     return {"augmenter": _critic(bench), "collect": published, "credit": None}
 
 
-def _without_warm_start(bench: Bench, collect: Collect) -> dict[str, Any]:
-    """Return what differs without a warm start: prompts show the demonstrations, as many as those of other methods."""
-    return {"collect": dataclasses.replace(collect, demos=_shown(bench, collect.demos or {}) or None, warm_start=False)}
+def _prompted(bench: Bench, collect: Collect) -> Collect:
+    """Return the settings without a warm start: prompts show demonstrations, as many as those of other methods."""
+    return dataclasses.replace(collect, demos=_shown(bench, collect.demos or {}) or None, warm_start=False)
 
 
 def _star_settings(bench: Bench, demos: Demos) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from sirius_dspy.baselines import Limits
 from sirius_dspy.credentials import is_secret_name
+from sirius_dspy.credit.credit import Credit
 from sirius_dspy.experiment.errors import ExperimentError
 
 FOLDER = Path("recipes")
@@ -159,18 +160,8 @@ class RepairTable:
 
 
 @dataclass(frozen=True)
-class CreditTable:
-    """Settings of `Credit`, with the same meanings and defaults. With this table SiriuS values steps by replay."""
-
-    alternatives: int = 4
-    temperature: float = 1.0
-    continuations: int = 1
-    max_runs: int | None = None
-    drop: bool = True
-    weigh: bool = False
-    order: bool = True
-    threshold: float = 0.0
-    evidence: int = 2
+class CreditTable(Credit):
+    """Settings of `Credit`. With this table SiriuS values steps by replay."""
 
     __pydantic_config__ = _STRICT
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol, cast
@@ -75,8 +75,7 @@ class Child:
     """
 
     def __init__(self, module: str) -> None:
-        self.module = module
-        self.environment = child_environment()
+        self.key = _key(module)
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(IDLE_S + 60)],  # it ends by itself if no one does it
@@ -85,7 +84,7 @@ class Child:
             stderr=self._complaints,
             text=True,
             encoding="utf-8",
-            env=self.environment,
+            env=child_environment(),
             start_new_session=True,  # so that Ctrl-C in a terminal does not reach it while it waits
         )
         self._reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -170,7 +169,7 @@ class _Idle:
     def take(self, module: str) -> Child | None:
         """Return a child that can take a job, if there is one."""
         with self._lock:
-            child, timer = self._children.pop(_key(module, child_environment()), (None, None))
+            child, timer = self._children.pop(_key(module), (None, None))
         if child is None or timer is None:
             return None
         timer.cancel()
@@ -184,7 +183,7 @@ class _Idle:
         timer = threading.Timer(IDLE_S, self._expire, [child])
         timer.daemon = True
         with self._lock:
-            is_kept = self._children.setdefault(_key_of(child), (child, timer))[0] is child
+            is_kept = self._children.setdefault(child.key, (child, timer))[0] is child
         if is_kept:
             timer.start()
         else:
@@ -201,9 +200,9 @@ class _Idle:
 
     def _expire(self, child: Child) -> None:
         with self._lock:
-            waits = self._children.get(_key_of(child), (None, None))[0] is child
+            waits = self._children.get(child.key, (None, None))[0] is child
             if waits:
-                del self._children[_key_of(child)]
+                del self._children[child.key]
         if waits:
             child.end()
 
@@ -211,13 +210,9 @@ class _Idle:
 _Key = tuple[int, str, int]
 
 
-def _key(module: str, environment: Mapping[str, str]) -> _Key:
+def _key(module: str) -> _Key:
     """A forked process must not use the children of its parent, nor a job a child with another environment."""
-    return os.getpid(), module, hash(frozenset(environment.items()))
-
-
-def _key_of(child: Child) -> _Key:
-    return _key(child.module, child.environment)
+    return os.getpid(), module, hash(frozenset(child_environment().items()))
 
 
 _idle = _Idle()

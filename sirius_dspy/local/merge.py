@@ -76,7 +76,7 @@ def merge(base: Path, adapters: Mapping[Path, Path], *, name: str) -> list[int]:
         _field(reader, f"{architecture}.attention.head_count"),
         _field(reader, f"{architecture}.attention.head_count_kv"),
     )
-    changes = [Changes.read(adapter, shape) for adapter in adapters]
+    changes = [_Changes.read(adapter, shape) for adapter in adapters]
     for adapter, change in zip(adapters, changes, strict=True):
         _check(reader, adapter, change, base)
     drafts = [target.with_name(f".{target.name}.draft") for target in adapters.values()]
@@ -97,7 +97,7 @@ def _read_version(base: Path, version: tuple[int, ...]) -> gguf.GGUFReader:
     return gguf.GGUFReader(base)
 
 
-def _check(reader: gguf.GGUFReader, adapter: Path, changes: Changes, base: Path) -> None:
+def _check(reader: gguf.GGUFReader, adapter: Path, changes: _Changes, base: Path) -> None:
     strangers = sorted(changes.factors.keys() - {tensor.name for tensor in reader.tensors})
     if strangers:
         raise TrainingError(
@@ -107,7 +107,7 @@ def _check(reader: gguf.GGUFReader, adapter: Path, changes: Changes, base: Path)
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class _Changes:
     """What an adapter changes."""
 
     factors: Mapping[str, tuple[str, Matrix, Matrix]]
@@ -116,7 +116,7 @@ class Changes:
     shape: _Shape
 
     @classmethod
-    def read(cls, adapter: Path, shape: _Shape) -> Changes:
+    def read(cls, adapter: Path, shape: _Shape) -> _Changes:
         """Read a folder of PEFT's."""
         settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
         given = load_file(adapter / "adapter_model.safetensors")
@@ -145,7 +145,7 @@ def permute(rows: Matrix, heads: int) -> Matrix:
     return rows.reshape(heads, 2, height // heads // 2, columns).swapaxes(1, 2).reshape(height, columns)
 
 
-def _write(reader: gguf.GGUFReader, changes: Sequence[Changes], targets: Sequence[Path], name: str) -> None:
+def _write(reader: gguf.GGUFReader, changes: Sequence[_Changes], targets: Sequence[Path], name: str) -> None:
     writers = [gguf.GGUFWriter(target, str(_field(reader, "general.architecture"))) for target in targets]
     try:
         _copy_metadata(reader, writers, name)

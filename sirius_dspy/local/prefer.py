@@ -1,7 +1,7 @@
 """The child process of preference optimization: `python -m sirius_dspy.local.prefer`; see `sirius_dspy.local.child`.
 
-Training goes on from a fine-tuned adapter, which is also the
-reference: TRL keeps a frozen copy of it beside the one that it trains.
+Training goes on from a fine-tuned adapter, which is also the reference: TRL keeps a frozen copy of it beside the one
+that it trains.
 """
 
 from __future__ import annotations
