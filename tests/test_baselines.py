@@ -100,6 +100,14 @@ def test_single_agent_runs_on_the_lm_of_the_team():
     assert alone.predictors()[0].lm is None
 
 
+def test_single_agent_may_write_longer_replies_than_the_team():
+    team = Doubling()
+    team.set_lm(ToyLM(skill=solo, max_tokens=5))
+    program = run(SingleAgent(single(), max_tokens=50), team)
+    assert [predictor.lm.kwargs["max_tokens"] for predictor in program.predictors()] == [50]
+    assert team.doubler.lm.kwargs["max_tokens"] == 5
+
+
 def test_single_agent_refuses_a_team_and_several_lms():
     with pytest.raises(UnpreparedProgramError, match=r"\['doubler', 'writer.predict'\]"):
         run(SingleAgent(Doubling()))

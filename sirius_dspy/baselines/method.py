@@ -47,6 +47,7 @@ class SingleAgent:
     Attributes:
         program: Program with one predictor for the same examples.
         method: Method that is applied to the program; by default, it is left untrained.
+        max_tokens: Maximum number of tokens of its replies, if it reasons and the team does not; by default, the LM's.
 
     Examples:
         ```python
@@ -57,6 +58,7 @@ class SingleAgent:
 
     program: dspy.Module
     method: Method = field(default_factory=PromptedTeam)
+    max_tokens: int | None = None
 
     def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
         """See `Method.compile`; only the LM of the student is used.
@@ -70,7 +72,8 @@ class SingleAgent:
                 f"A single agent has one predictor; the program has {names}. Pass a program with one predictor."
             )
         single = copy_program(self.program)
-        single.set_lm(the_lm(student))
+        lm = the_lm(student)
+        single.set_lm(lm if self.max_tokens is None else lm.copy(max_tokens=self.max_tokens))
         return self.method.compile(single, trainset=trainset, valset=valset)
 
 

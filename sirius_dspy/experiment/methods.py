@@ -160,15 +160,15 @@ def _single_methods(bench: Bench) -> dict[str, Entry]:
 def _methods_of_single(bench: Bench, table: SingleTable, suffix: str) -> dict[str, Entry]:
     alone = bench.task.single(table)
     demos = bench.task.single_demonstrations(alone, table)
-    before = SingleAgent(alone)
+    before = SingleAgent(alone, max_tokens=table.max_tokens)
     folder = bench.folder / file_name(f"STaR{suffix}")
     learner = star(bench.task.metric, **_star_settings(bench, demos), run_dir=folder)
     entries = {
         f"single agent{suffix}": Entry(before, before, bench.folder / file_name(f"single{suffix}")),
-        f"STaR{suffix}": Entry(SingleAgent(alone, learner), before, folder),
+        f"STaR{suffix}": Entry(SingleAgent(alone, learner, table.max_tokens), before, folder),
     }
     if demos:
-        prompted = SingleAgent(alone, PromptedTeam(_shown(bench, demos)))
+        prompted = SingleAgent(alone, PromptedTeam(_shown(bench, demos)), table.max_tokens)
         place = bench.folder / file_name(f"single-demonstrations{suffix}")
         entries[f"single agent{suffix} with demonstrations"] = Entry(prompted, prompted, place)
     return entries

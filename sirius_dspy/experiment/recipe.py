@@ -78,6 +78,8 @@ class SingleTable:
     """Instructions of the signature."""
     demonstrations: Sequence[Mapping[str, Any]] = ()
     """Demonstrations as tables of fields; by default, those of the task."""
+    max_tokens: int | None = None
+    """Maximum number of tokens of its replies; by default, that of `lm`."""
 
     __pydantic_config__ = _STRICT
 
