@@ -6,14 +6,19 @@ finishes. Every row has its own temperature, seed and length, so any requests ca
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.local.batching import BatchingEngine, Call, Written, cut_at_stop
 from sirius_dspy.local.chat import Chat, no_progress_bars
+from sirius_dspy.local.engine import GenerationOptions
 from sirius_dspy.local.home import home
 from sirius_dspy.local.models import INSTALL, Weights
+
+SCORED_TOGETHER = 16
+"""Replies that are scored in one batch. Their scores for the whole vocabulary are in memory at the same time."""
 
 
 class TransformersEngine(BatchingEngine):
@@ -48,9 +53,9 @@ class TransformersEngine(BatchingEngine):
 
     def _advance(self, admitted: list[Call]) -> None:
         self._live += [call for call in admitted if not call.scored]
-        for call in admitted:
-            if call.scored:
-                call.done.set_result(Written(list(call.scored), "stop", _score(self._model, call)))
+        scored = [call for call in admitted if call.scored]
+        for start in range(0, len(scored), SCORED_TOGETHER):
+            _score(self._model, self.chat, scored[start : start + SCORED_TOGETHER])
         batch = self._live[: self.max_sequences]
         if batch:
             _Batch(self._model, self.chat, batch).run()
@@ -79,7 +84,7 @@ class _Batch:
         """Continue until every call is answered."""
         import torch
 
-        tokens, mask = self._pad()
+        tokens, mask = _pad([call.ids for call in self.calls], self.chat.end_id, self.device)
         cache = None
         with torch.inference_mode():
             while not all(call.done.done() for call in self.calls):
@@ -98,22 +103,15 @@ class _Batch:
                 tokens = torch.tensor(chosen, device=self.device)[:, None]
                 mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
 
-    def _pad(self) -> tuple[Any, Any]:
-        """Return the prompts `(batch, time)`, padded on the left so that all end together, and their mask."""
-        import torch
-
-        width = max(len(call.ids) for call in self.calls)
-        tokens = [[self.chat.end_id] * (width - len(call.ids)) + call.ids for call in self.calls]
-        mask = [[0] * (width - len(call.ids)) + [1] * len(call.ids) for call in self.calls]
-        return torch.tensor(tokens, device=self.device), torch.tensor(mask, device=self.device)
-
     def _choose(self, logits: Any) -> list[int]:
         """Choose the next token of every row from scores `(batch, vocabulary)`."""
-        chosen: list[int] = logits.argmax(-1).tolist()
-        for row, call in enumerate(self.calls):
-            if call.options.temperature > 0 and not call.done.done():
-                chosen[row] = _sample(logits[row].cpu(), call, self.generators[row])
-        return chosen
+        chosen = logits.argmax(-1)
+        rows = [row for row, call in enumerate(self.calls) if call.options.temperature > 0 and not call.done.done()]
+        if rows:
+            options = [self.calls[row].options for row in rows]
+            chosen[rows] = _sample(logits[rows], options, [self.generators[row] for row in rows])
+        tokens: list[int] = chosen.tolist()
+        return tokens
 
     def _settle(self, chosen: list[int]) -> None:
         """Append the new tokens, and answer the calls that are done."""
@@ -133,29 +131,54 @@ class _Batch:
         return cut_at_stop(text, call.options.stop) != text
 
 
-def _score(model: Any, call: Call) -> list[float]:
-    """Return the log-probability of each token of the given reply."""
+def _pad(rows: Sequence[Sequence[int]], filler: int, device: Any) -> tuple[Any, Any]:
+    """Return rows of tokens `(batch, time)`, padded on the left so that all end together, and their mask."""
     import torch
 
-    ids = torch.tensor([[*call.ids, *call.scored]], device=model.device)
+    width = max(map(len, rows))
+    tokens = [[filler] * (width - len(row)) + [*row] for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+
+
+def _score(model: Any, chat: Chat, calls: Sequence[Call]) -> None:
+    """Answer calls with the log-probability of each token of their given replies."""
+    import torch
+
+    tokens, mask = _pad([[*call.ids, *call.scored] for call in calls], chat.end_id, model.device)
+    longest = max(len(call.scored) for call in calls)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.inference_mode():
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(call.scored) + 1).logits[0, :-1].float()
-    scores = logits.log_softmax(-1)
-    return [float(scores[position, token]) for position, token in enumerate(call.scored)]
+        output = model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=longest + 1,
+        )
+        scores = output.logits[:, :-1].float().log_softmax(-1)
+        given = scores.gather(-1, tokens[:, -longest:, None])[:, :, 0].tolist()
+    for call, row in zip(calls, given, strict=True):
+        call.done.set_result(Written(list(call.scored), "stop", row[longest - len(call.scored) :]))
 
 
-def _sample(logits: Any, call: Call, generator: Any) -> int:
-    """Draw a token from one row of scores, with the call's temperature, `top_k` and `top_p`."""
+def _sample(logits: Any, options: Sequence[GenerationOptions], generators: Sequence[Any]) -> Any:
+    """Draw a token of each row of scores `(batch, vocabulary)`, with its own temperature, `top_k` and `top_p`."""
     import torch
 
-    scores, order = (logits / call.options.temperature).sort(descending=True)
+    def column(values: Sequence[float]) -> Any:
+        return torch.tensor(values, device=logits.device)[:, None]
+
+    scores, order = (logits / column([option.temperature for option in options])).sort(descending=True)
     probabilities = scores.softmax(-1)
-    if call.options.top_k is not None:
-        probabilities[call.options.top_k :] = 0
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities[before >= call.options.top_p * probabilities.sum()] = 0
-    drawn = torch.multinomial(probabilities, 1, generator=generator)
-    return int(order[drawn])
+    ranks = torch.arange(logits.shape[-1], device=logits.device)
+    probabilities[ranks >= column([option.top_k or len(ranks) for option in options])] = 0
+    sums = probabilities.cumsum(-1)
+    kept = sums - probabilities < column([option.top_p for option in options]) * sums[:, -1:]
+    sums = (probabilities * kept).cumsum(-1)
+    drawn = column([torch.rand((), generator=generator).item() for generator in generators]) * sums[:, -1:]
+    places = torch.searchsorted(sums, drawn, right=True).minimum(kept.sum(-1, keepdim=True) - 1)
+    return order.gather(-1, places)[:, 0]
 
 
 def _load(weights: Weights, adapter: Path | None) -> Any:
