@@ -319,9 +319,19 @@ def test_the_adapter_in_transformers_answers_like_the_merged_file(trained: Local
         generation.prompt_tokens == len(chat.encode(prompt))
         for generation, prompt in zip(written, prompts, strict=True)
     )
+    for narrow in (GenerationOptions(12, temperature=2.0, top_k=1), GenerationOptions(12, temperature=2.0, top_p=1e-6)):
+        assert engine.generate(prompts[0], narrow).text == engine.generate(prompts[0], options).text
+    replies = [item["messages"][-1]["content"] for item in ROWS]
+    with ThreadPoolExecutor(16) as threads:
+        scores = list(threads.map(engine.score, prompts, replies))
+    for prompt, reply, together in zip(prompts[:3], replies, scores, strict=False):
+        alone = engine.score(prompt, reply)
+        assert len(together) == len(alone) == len(chat.encode_completion(reply))
+        assert sum(together) == pytest.approx(sum(alone), abs=0.5 * len(alone))  # bfloat16 rounds by batch
+    assert len({tuple(row) for row in scores}) == len({*zip(prompts, replies, strict=True)})  # each has its own
     sampled = GenerationOptions(max_tokens=8, temperature=1.5, seed=3, top_k=50, top_p=0.9)
-    alone = engine.generate(chat.prompt([{"role": "user", "content": "Tell me."}]), sampled)
-    assert alone == engine.generate(chat.prompt([{"role": "user", "content": "Tell me."}]), sampled)
+    drawn = engine.generate(chat.prompt([{"role": "user", "content": "Tell me."}]), sampled)
+    assert drawn == engine.generate(chat.prompt([{"role": "user", "content": "Tell me."}]), sampled)
     short = engine.generate(prompts[0], GenerationOptions(max_tokens=12, stop=("likes",)))
     assert (short.text.strip(), short.finish_reason) == (NAMES[0], "stop")
     engine.close()

@@ -43,6 +43,7 @@ from sirius_dspy.repair.ladder import LadderAugmenter
 from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator
+from sirius_dspy.training.preferences import PreferenceTrainer
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer
 
 PREFIX = "SiriuS: "
@@ -220,6 +221,9 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
     }
     if PREFIX + "no warm start" in changes:
         changes[PREFIX + "no warm start"] = {"collect": _prompted(bench, full["collect"])}
+    if isinstance(bench.lm, LocalLM) and bench.trainer is None:
+        trainer = PreferenceTrainer(train_from=bench.recipe.sirius.train_from)
+        changes[PREFIX + "preferences"] = {"trainer": trainer}
     if bench.recipe.repair.ladder:
         changes["SiriuS as published"] = _as_published(bench, full["collect"])
     entries: dict[str, Entry] = {}

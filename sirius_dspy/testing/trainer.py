@@ -154,6 +154,21 @@ class TrainerContract:
         assert [step for step, _, _ in reports] == sorted(step for step, _, _ in reports)
         assert all(0 <= step <= total and math.isfinite(loss) for step, total, loss in reports)
 
+    def test_training_several_gives_one_lm_for_each(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
+        """`train_all` yields as many LMs as there are requests, and the LM that they started from keeps its id."""
+        model = lm.model
+        requests = [_request(lm, tmp_path / str(number), ROWS[:number]) for number in (1, 2)]
+        for request in requests:
+            request.workdir.mkdir()
+        trained = list(trainer.train_all(requests))
+        assert len(trained) == len(requests)
+        assert model == lm.model
+        for new in trained:
+            new.launch()
+            assert new.model != model
+            assert isinstance(_answer(new), str)
+        assert list(trainer.train_all([])) == []
+
     def test_no_rows_is_an_error(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
         """An LM that learned nothing must not count as trained."""
         import pytest
