@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -916,6 +917,28 @@ def test_one_change_at_a_time_to_the_full_method_of_a_recipe(tmp_path):
     for name in ("SiriuS as published", "SiriuS: no warm start"):
         assert {len(demos) for demos in settings(name).collect.demos.values()} == {recipe.task.shown}
         assert not settings(name).collect.warm_start
+
+
+def test_tables_of_what_is_finished_so_far_call_no_lm(tmp_path, lm):
+    with pytest.raises(ExperimentError, match="No cell of the methods"):
+        experiment().run(tmp_path, lm=lm, only_finished=True)
+    experiment().run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0])
+    num_calls = len(lm.requests)
+    results = experiment().run(tmp_path, lm=lm, methods=["prompted team", "SiriuS"], seeds=[0, 1], only_finished=True)
+    assert [(cell.method, cell.seed) for cell in results.cells] == [("prompted team", 0)]
+    assert len(lm.requests) == num_calls
+    assert (tmp_path / "results.md").is_file()
+
+
+def test_cells_of_several_machines_make_one_table(tmp_path, lm):
+    for seed in (0, 1):
+        experiment().run(tmp_path / f"machine-{seed}", lm=lm, methods=["prompted team"], seeds=[seed])
+    for stage in (tmp_path / "machine-1" / "stages").iterdir():
+        shutil.copy(stage, tmp_path / "machine-0" / "stages")
+    results = experiment().run(
+        tmp_path / "machine-0", lm=lm, methods=["prompted team"], seeds=[0, 1], only_finished=True
+    )
+    assert [cell.seed for cell in results.cells] == [0, 1]
 
 
 def test_nothing_is_left_open(tmp_path, lm):

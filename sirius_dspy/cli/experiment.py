@@ -43,6 +43,9 @@ def experiment(
         Path | None, typer.Option(help="Folder of the experiment; `runs/experiment-NAME-LM` by default.")
     ] = None,
     mlflow: Annotated[bool, typer.Option(help="Write a run per method and seed to MLflow.")] = True,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Run nothing: write the tables of the cells that are finished.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Compare methods on one task: same data, same LM, equal budgets.
@@ -53,7 +56,9 @@ def experiment(
     notes = Console(stderr=True)
     with exit_cleanly("Run the same command again to resume."):
         with dspy_silent():
-            results, folder = _run_experiment(notes, name, lm, methods, seeds, limit, data or [], out, mlflow=mlflow)
+            results, folder = _run_experiment(
+                notes, name, lm, methods, seeds, limit, data or [], out, mlflow=mlflow, finished=finished
+            )
         out_console = notes if as_json else wide_console()
         out_console.print(_experiment_table(results))
         out_console.print(Text(f"All results: {folder / 'results.md'}"), soft_wrap=True)
@@ -76,6 +81,7 @@ def _run_experiment(
     out: Path | None,
     *,
     mlflow: bool,
+    finished: bool,
 ) -> tuple[Results, Path]:
     from sirius_dspy.experiment import Experiment, MLflowRuns
     from sirius_dspy.experiment.notes import Notes
@@ -91,6 +97,7 @@ def _run_experiment(
         files=_data_files(data, experiment.recipe.task.data),
         tracker=Trackers([Notes(notes), *([MLflowRuns()] if mlflow else []), RichProgress(notes)]),
         command=shlex.join(["sirius-dspy", *sys.argv[1:]]),
+        only_finished=finished,
     )
     return results, folder
 

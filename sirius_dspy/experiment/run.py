@@ -84,6 +84,7 @@ class Experiment:
         tracker: Tracker | None = None,
         trainer: Trainer | None = None,
         command: str = "",
+        only_finished: bool = False,
     ) -> Results:
         """Run all unfinished cells, and return the results of all cells.
 
@@ -97,9 +98,10 @@ class Experiment:
             tracker: Receives the events of cells and of their compiles.
             trainer: Trainer of the agents; `ProviderTrainer()` by default.
             command: Command line of the user, for the head of the tables.
+            only_finished: Whether to run nothing, and to write the tables of the cells that are finished.
 
         Raises:
-            ExperimentError: The recipe cannot be run as requested; no LM was called.
+            ExperimentError: The recipe cannot be run as requested, or nothing is finished; no LM was called.
             RunMismatchError: The folder belongs to another experiment, or another process uses it.
             UnpreparedProgramError: A method does not fit the program or its LM; no LM was called.
             DatasetError: The data cannot be read; no LM was called.
@@ -122,7 +124,8 @@ class Experiment:
             tracker=tracker,
             trainer=trainer,
         )
-        run = _Run(self.name, recipe, measurement, Trackers([tracker] if tracker else []), command, is_own)
+        trackers = Trackers([tracker] if tracker else [])
+        run = _Run(self.name, recipe, measurement, trackers, command, is_own, only_finished)
         with dspy.context(adapter=_adapter(recipe), num_threads=recipe.num_threads, disable_history=True):
             return run.all()
 
@@ -137,6 +140,7 @@ class _Run:
     tracker: Trackers
     command: str
     is_own_lm: bool
+    only_finished: bool
 
     def __post_init__(self) -> None:
         self.task, self.lm = self.measurement.task, self.measurement.lm
@@ -147,7 +151,7 @@ class _Run:
         names = self._check_methods()
         with self.folder.locked():
             run, _ = self.folder.begin(self._identity(), compare=_refuse_changes)
-            cells = [(name, seed) for name in names for seed in self.recipe.seeds]
+            cells = self._choose_cells(names)
             self.tracker.on_experiment_started(self._start_event(run, cells))
             try:
                 results, files = self._work(cells)
@@ -169,6 +173,23 @@ class _Run:
         return results, files
 
     # Before the first LM call
+
+    def _choose_cells(self, names: Sequence[str]) -> list[tuple[str, int]]:
+        """Return the cells of the tables.
+
+        Raises:
+            ExperimentError: Only finished cells are asked for, and there are none.
+        """
+        cells = [(name, seed) for name in names for seed in self.recipe.seeds]
+        if not self.only_finished:
+            return cells
+        finished = [cell for cell in cells if self._read_cell(*cell) is not None]
+        if not finished:
+            raise ExperimentError(
+                f"No cell of the methods {list(names)} and the seeds {list(self.recipe.seeds)} is finished in "
+                f"{str(self.folder.path)!r}. Run the experiment first, or name other methods and seeds."
+            )
+        return finished
 
     def _check_methods(self) -> list[str]:
         """Return the names of the methods as they are in tables, after compiling each up to its first LM call.
