@@ -189,6 +189,55 @@ def test_an_agent_that_cannot_know_the_answer_does_not_get_the_label():
     assert ("solver", "repaired") not in verdicts(outcome)
 
 
+@pytest.mark.parametrize(("facts", "is_repaired"), [("{}.", True), ("{} likes milk.", False), (None, False)])
+def test_a_step_that_does_not_answer_gets_the_label_only_where_solved_runs_have_it(facts, is_repaired):
+    def copy(prompt):
+        return chat_reply(facts="Ann") if prompt.asks_for("facts") else chat_reply(answer=prompt.field("facts"))
+
+    others = [dspy.Example(question=f"{name} likes milk. Who?", answer=name).with_inputs("question") for name in "XYZ"]
+    solved = [solve(example, facts.format(example.answer)) for example in others if facts]
+    failed, context = fail(copy, program=Blind(), solved=solved)
+    outcome = LabelAugmenter().repair(failed, EXAMPLE, context)
+    assert verdicts(outcome) == ([("analyst", "repaired")] if is_repaired else [])
+
+
+def test_an_earlier_step_of_a_loop_does_not_get_the_label_of_the_last():
+    class Loop(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.tracker = dspy.Predict("holder, event -> new_holder")
+            self.reporter = dspy.Predict("holder -> answer")
+
+        def forward(self, start, events):
+            holder = start
+            for event in events:
+                holder = self.tracker(holder=holder, event=event).new_holder
+            return self.reporter(holder=holder)
+
+    def story(*events, answer):
+        return dspy.Example(start="Ann", events=list(events), answer=answer).with_inputs("start", "events")
+
+    def track(prompt):  # always the name that an event ends with, except in the story that fails
+        if prompt.asks_for("answer"):
+            return chat_reply(answer=prompt.field("holder"))
+        return chat_reply(new_holder="Ann" if "Eve" in prompt.text else prompt.field("event").split()[-1])
+
+    stories = [story("to Bo", "to Cy", answer="Cy"), story("to Cy", "to Bo", "to Ann", answer="Ann")]
+    solved = []
+    for example in stories:
+        program = Loop()
+        program.set_lm(ScriptedLM(track))
+        solved.append((Rollouts(exact_match, num_threads=1).run_one(program, Task(example)), example))
+    example = story("Eve to Bo", "Eve to Cy", answer="Cy")
+    failed, context = fail(track, example=example, program=Loop(), solved=solved)
+    assert context.solved.label_share("tracker", 0) == 1.0
+    assert context.solved.label_share("tracker", 1) == 0.0
+    assert context.solved.label_share("tracker", 2) == 0.0
+    assert context.solved.label_share("tracker", 3) is None
+    outcome = LabelAugmenter().repair(failed, example, context)
+    assert [(attempt.position, attempt.verdict) for attempt in outcome.repair.attempts] == [(1, "repaired")]
+
+
 class Relay(dspy.Module):
     """What the solver reads may happen to equal an input of the program."""
 

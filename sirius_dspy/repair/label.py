@@ -28,11 +28,13 @@ IMPLAUSIBLE = math.log(20)
 class LabelAugmenter(Augmenter):
     """Writes the label in the place of a step's own answer, from the last step backwards, and runs the program on.
 
-    It is for steps with one output: the label under the real prompt is what supervised fine-tuning would train on. Only
-    a step that can know the answer gets it, or it would learn to ignore what it reads. The label stands in the step's
-    inputs; or the step reads all inputs of the program, or only these; or, where the LM can tell, what other agents
-    wrote makes the label ten times likelier than no text of theirs, and the agent's own answer is not twenty times
-    likelier still. For a step that does not give the program's answer, the leak guard demands the first of these.
+    It is for steps with one output: the label under the real prompt is what supervised fine-tuning would train on. A
+    step gets it if it gives the program's answer, or if most solved runs have the label, and nothing else, in its
+    place: what another agent writes has a form of its own. And only a step that can know the answer gets it, or it
+    would learn to ignore what it reads. The label stands in the step's inputs; or the step reads all inputs of the
+    program, or only these; or, where the LM can tell, what other agents wrote makes the label ten times likelier than
+    no text of theirs, and the agent's own answer is not twenty times likelier still. For a step that does not give the
+    program's answer, the leak guard demands the first of these.
 
     Args:
         guard: Decides which steps may carry the label.
@@ -68,12 +70,22 @@ class LabelAugmenter(Augmenter):
         guard = self.guard or LeakGuard()
         for position in reversed(range(len(case.failed.steps))):
             outputs = case.gold_of(position) if case.can_edit(case.failed.steps[position]) else None
-            if outputs is None or not can_know(case, position, outputs):
+            if outputs is None or not _is_its_place(case, position, outputs) or not can_know(case, position, outputs):
                 continue
             attempt, trajectory = case.try_outputs(position, outputs, guard, (0, 0), {})
             if attempt.verdict == "repaired":
                 attempt = replace(attempt, reliance=_surprise(case, position, outputs))
             yield attempt, trajectory
+
+
+def _is_its_place(case: Case, position: int, outputs: Values) -> bool:
+    """Whether a step gives the answer, or wrote the label in more than half of the solved runs."""
+    steps = case.failed.steps
+    if case.answer_fields(steps[position], outputs):
+        return True
+    later = sum(step.predictor == steps[position].predictor for step in steps[position + 1 :])
+    share = case.context.solved.label_share(steps[position].predictor, later)
+    return share is not None and share > 0.5
 
 
 def can_know(case: Case, position: int, outputs: Values) -> bool:

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import dspy
 
@@ -19,6 +19,14 @@ from sirius_dspy.trajectory import Step, Trajectory
 
 MOST = 2000
 """Runs that are kept: enough to find near ones, few enough to compare with each."""
+
+
+class _Solved(NamedTuple):
+    trajectory: Trajectory
+    words: frozenset[str]
+    """Of its example."""
+    label: str
+    """Of its example; empty if that has several, or one that is no text."""
 
 
 class SolvedRuns:
@@ -33,27 +41,47 @@ class SolvedRuns:
 
     def __init__(self, read: Callable[[], Iterable[tuple[Trajectory, dspy.Example]]] = tuple) -> None:
         self._read_runs: Callable[[], Iterable[tuple[Trajectory, dspy.Example]]] | None = read
-        self._runs: list[tuple[Trajectory, frozenset[str]]] = []
+        self._runs: list[_Solved] = []
         self._counts: Counter[str] = Counter()
+        self._shares: dict[tuple[str, int], float | None] = {}
         self._reading = threading.Lock()  # many repairs ask at once
 
     def __len__(self) -> int:
         return len(self._read())
 
-    def _read(self) -> list[tuple[Trajectory, frozenset[str]]]:
+    def _read(self) -> list[_Solved]:
         with self._reading:
             if self._read_runs is not None:
-                self._runs = [(trajectory, _words(example)) for trajectory, example in islice(self._read_runs(), MOST)]
-                self._counts = Counter(word for _, words in self._runs for word in words)
+                self._runs = [
+                    _Solved(trajectory, _words(example), _label(example))
+                    for trajectory, example in islice(self._read_runs(), MOST)
+                ]
+                self._counts = Counter(word for run in self._runs for word in run.words)
                 self._read_runs = None
             return self._runs
 
     def find_nearest(self, example: dspy.Example) -> list[Trajectory]:
         """Sort the runs of other examples by nearness, the nearest first."""
         words, key = _words(example), example_key(example)
-        others = [(trajectory, theirs) for trajectory, theirs in self._read() if trajectory.example_key != key]
-        others.sort(key=lambda item: (-self._similarity(words, item[1]), item[0].id))
-        return [trajectory for trajectory, _ in others]
+        others = [run for run in self._read() if run.trajectory.example_key != key]
+        others.sort(key=lambda run: (-self._similarity(words, run.words), run.trajectory.id))
+        return [run.trajectory for run in others]
+
+    def label_share(self, predictor: str, later: int) -> float | None:
+        """Return the share of the runs in which a step wrote the label of its example, and nothing else.
+
+        Args:
+            predictor: The step's.
+            later: Number of steps of the same predictor that follow it in its run.
+
+        Returns:
+            The share among the runs that have this step, and an example with one label that is a text; `None` if there
+            are none.
+        """
+        key = (predictor, later)
+        if key not in self._shares:
+            self._shares[key] = _share([_wrote(run, predictor, later) for run in self._read() if run.label])
+        return self._shares[key]
 
     def find_demos(self, program: dspy.Module, example: dspy.Example, number: int) -> dict[str, list[dspy.Example]]:
         """Make demonstrations of the nearest runs: of each predictor, its steps in them.
@@ -80,6 +108,30 @@ class SolvedRuns:
     def _weight(self, words: frozenset[str]) -> float:
         total = len(self._runs) + 1
         return sum(math.log(total / (self._counts[word] + 0.5)) ** 2 for word in words)
+
+
+def _label(example: dspy.Example) -> str:
+    """Return the label if it is one text; otherwise nothing."""
+    labels = list(to_plain(example.labels()).values())
+    return labels[0] if len(labels) == 1 and isinstance(labels[0], str) else ""
+
+
+def _share(found: Sequence[bool | None]) -> float | None:
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _wrote(run: _Solved, predictor: str, later: int) -> bool | None:
+    """Whether this step of the run wrote the label; `None` if the run does not have the step."""
+    steps = [step for step in run.trajectory.steps if step.predictor == predictor]
+    if later >= len(steps):
+        return None
+    values = list((steps[-1 - later].outputs or {}).values())
+    return len(values) == 1 and isinstance(values[0], str) and _bare(values[0]) == _bare(run.label)
+
+
+def _bare(text: str) -> str:
+    return text.strip(" \n.").casefold()
 
 
 def _words(example: dspy.Example) -> frozenset[str]:
