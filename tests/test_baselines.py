@@ -28,6 +28,7 @@ from sirius_dspy.baselines import (
     star,
     total,
 )
+from sirius_dspy.baselines.method import with_max_tokens
 from sirius_dspy.errors import (
     DatasetError,
     MissingDependencyError,
@@ -214,6 +215,20 @@ def test_star_runs_each_example_once_and_keeps_where_a_rationale_came_from(tmp_p
 
 def test_star_without_a_guard_keeps_every_right_rationale(tmp_path):
     assert scores(starred(tmp_path, augmenter=Rationalizer(guard=None))) == [n != 3 for n in range(8)]
+
+
+def test_star_keeps_the_limit_of_a_single_agent_after_training(tmp_path):
+    team = Doubling()
+    team.set_lm(ToyLM(skill=solo, max_tokens=5))
+    program = run(SingleAgent(single(), star(exact, iterations=1, run_dir=tmp_path), max_tokens=50), team)
+    [predictor] = program.predictors()
+    assert (predictor.lm.model != "toy/base", predictor.lm.kwargs["max_tokens"]) == (True, 50)
+
+
+def test_a_limit_of_tokens_has_the_name_that_the_lm_knows():
+    reasoning = dspy.LM("openai/gpt-5-nano", max_tokens=16000, temperature=None)
+    assert with_max_tokens(reasoning, 20000).kwargs["max_completion_tokens"] == 20000
+    assert "max_tokens" not in with_max_tokens(reasoning, 20000).kwargs
 
 
 def test_star_trains_every_iteration_from_the_base(tmp_path):

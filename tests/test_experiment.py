@@ -18,7 +18,7 @@ import mlflow
 import pytest
 from typer.testing import CliRunner
 
-from sirius_dspy import Credit, CriticAugmenter
+from sirius_dspy import Credit, CriticAugmenter, LocalLM, PreferenceTrainer, ProviderTrainer
 from sirius_dspy.baselines import PromptedTeam
 from sirius_dspy.cli import app
 from sirius_dspy.errors import DatasetError, RunDamagedError, RunMismatchError, SettingsError, UnpreparedProgramError
@@ -671,6 +671,9 @@ def test_programs_of_all_methods_meet_after_training(tmp_path, lm):
     before = lm.calls
     again = one.run(tmp_path, lm=lm, methods=["prompted team", "SiriuS"], seeds=[0, 1])
     assert (again.crossplay, lm.calls) == (results.crossplay, before)
+    whole = one.run(tmp_path, lm=lm, methods=["prompted team", "SiriuS"], seeds=[0, 1], only_finished=True)
+    part = one.run(tmp_path, lm=lm, methods=["prompted team", "STaR"], seeds=[0], only_finished=True)
+    assert (whole.crossplay, part.crossplay, lm.calls) == (results.crossplay, (), before)
 
 
 def test_a_game_that_there_is_not_is_refused_before_any_lm_call(tmp_path, lm):
@@ -919,6 +922,16 @@ def test_one_change_at_a_time_to_the_full_method_of_a_recipe(tmp_path):
         assert not settings(name).collect.warm_start
 
 
+def test_preferences_are_a_method_for_models_that_train_here(tmp_path):
+    recipe = Recipe.from_file(next(path for path in RECIPES if path.stem == "laptop_tracking"))
+    task = Task.of(recipe, files={})
+    name = "SiriuS: preferences"
+    assert name not in list_methods(Bench(task, ToyLM(skill=skill), 0, tmp_path))
+    lm = LocalLM("smollm2-135m-instruct")
+    assert isinstance(list_methods(Bench(task, lm, 0, tmp_path))[name].method.settings.trainer, PreferenceTrainer)
+    assert name not in list_methods(Bench(task, lm, 0, tmp_path, trainer=ProviderTrainer()))
+
+
 def test_tables_of_what_is_finished_so_far_call_no_lm(tmp_path, lm):
     with pytest.raises(ExperimentError, match="No cell of the methods"):
         experiment().run(tmp_path, lm=lm, only_finished=True)
@@ -926,6 +939,7 @@ def test_tables_of_what_is_finished_so_far_call_no_lm(tmp_path, lm):
     num_calls = len(lm.requests)
     results = experiment().run(tmp_path, lm=lm, methods=["prompted team", "SiriuS"], seeds=[0, 1], only_finished=True)
     assert [(cell.method, cell.seed) for cell in results.cells] == [("prompted team", 0)]
+    assert (results.recipe.methods, results.recipe.seeds) == (("prompted team",), (0,))
     assert len(lm.requests) == num_calls
     assert (tmp_path / "results.md").is_file()
 

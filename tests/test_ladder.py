@@ -238,6 +238,20 @@ def test_an_earlier_step_of_a_loop_does_not_get_the_label_of_the_last():
     assert [(attempt.position, attempt.verdict) for attempt in outcome.repair.attempts] == [(1, "repaired")]
 
 
+def test_a_step_that_broke_off_a_loop_does_not_count_as_the_last():
+    def silent(prompt):
+        return "no header" if prompt.asks_for("facts") else right()
+
+    class Notes(Blind):
+        pass
+
+    others = [dspy.Example(question=f"{name} likes milk. Who?", answer=name).with_inputs("question") for name in "XYZ"]
+    failed, context = fail(silent, program=Notes(), solved=[solve(example, example.answer) for example in others])
+    assert failed.failure is not None
+    assert context.solved.label_share("analyst", 0) == 1.0
+    assert LabelAugmenter().repair(failed, EXAMPLE, context).repair.attempts == ()
+
+
 class Relay(dspy.Module):
     """What the solver reads may happen to equal an input of the program."""
 

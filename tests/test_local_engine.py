@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from sirius_dspy.errors import PromptTooLongError, RolloutError
+from sirius_dspy.local import transformers_engine
 from sirius_dspy.local.batching import BatchingEngine, Call, Written, cut_at_stop
 from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.engine import Engine, GenerationOptions
@@ -114,6 +115,36 @@ def test_an_engine_that_breaks_tells_every_waiting_caller_and_stays_broken() -> 
         engine.generate("later", GenerationOptions())
     assert engine.released
     wait_until(lambda: not schedulers())
+    engine.close()
+
+
+@pytest.mark.local
+def test_a_model_that_breaks_while_it_scores_tells_every_waiting_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    gate = threading.Event()
+
+    class Broken(torch.nn.Module):
+        device = "cpu"
+
+        def forward(self, **inputs: Any) -> Any:
+            gate.wait(60)
+            raise RuntimeError("out of memory")
+
+    class Replies(Letters):
+        end_id = 0
+
+        def encode_completion(self, text: str) -> list[int]:
+            return self.encode(text)
+
+    monkeypatch.setattr(transformers_engine, "_load", lambda weights, adapter: Broken())
+    engine = transformers_engine.TransformersEngine(cast(Any, None), cast(Chat, Replies()))
+    with ThreadPoolExecutor(8) as threads:
+        scores = [threads.submit(engine.score, "ask", "reply"[:size]) for size in (1, 2, 5)]
+        answer = threads.submit(engine.generate, "ask", GenerationOptions())
+        gate.set()
+        for waiting in (*scores, answer):
+            with pytest.raises(RolloutError, match="out of memory"):
+                waiting.result(timeout=30)
     engine.close()
 
 

@@ -102,7 +102,8 @@ class LedgerTask:
             split: `train`, `validation` or `test`.
             size: Number of items.
             seed: Seed from 0; other seeds give other items of the same kind.
-            parts: Numbers of parts of a text, for all splits or by split. Several occur equally often.
+            parts: Numbers of parts of a text, for all splits or by split. Several occur equally often,
+                or as often as they are listed.
             sentences: Maximum number of sentences of a part, from 1.
 
         Raises:

@@ -73,7 +73,7 @@ class SingleAgent:
             )
         single = copy_program(self.program)
         lm = the_lm(student)
-        single.set_lm(lm if self.max_tokens is None else lm.copy(max_tokens=self.max_tokens))
+        single.set_lm(lm if self.max_tokens is None else with_max_tokens(lm, self.max_tokens))
         return self.method.compile(single, trainset=trainset, valset=valset)
 
 
@@ -108,6 +108,12 @@ def the_lm(program: dspy.Module) -> dspy.LM:
         models = {name: lm.model for name, lm in lms.items()}
         raise UnpreparedProgramError(f"The method needs one LM for all predictors; the program has {models}.")
     return lms[names[0]]
+
+
+def with_max_tokens(lm: dspy.LM, number: int) -> dspy.LM:
+    """Return a copy of an LM with another limit; DSPy names it differently for reasoning models of OpenAI."""
+    name = "max_completion_tokens" if "max_completion_tokens" in lm.kwargs else "max_tokens"
+    return lm.copy(**{name: number})
 
 
 def put_lms_back(program: dspy.Module, source: dspy.Module) -> dspy.Module:

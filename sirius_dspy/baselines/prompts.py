@@ -14,7 +14,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy import checks
-from sirius_dspy.baselines.method import prepare_student, put_lms_back, quiet, the_lm
+from sirius_dspy.baselines.method import prepare_student, put_lms_back, quiet, the_lm, with_max_tokens
 from sirius_dspy.errors import DatasetError, MissingDependencyError, TrainingError
 from sirius_dspy.plain import readable
 from sirius_dspy.running.metric import Metric, call_metric, to_score
@@ -166,8 +166,9 @@ class MIPROv2:
 
 def _writer(lm: dspy.LM) -> dspy.LM:
     """Return the agents' LM with a higher token limit, because agents write only short answers."""
-    limit = lm.kwargs.get("max_tokens")
-    return lm.copy(temperature=1.0, **({"max_tokens": max(limit, _INSTRUCTION_TOKENS)} if limit else {}))
+    limit = lm.kwargs.get("max_tokens") or lm.kwargs.get("max_completion_tokens")
+    writer = lm.copy(temperature=1.0)
+    return with_max_tokens(writer, max(limit, _INSTRUCTION_TOKENS)) if limit else writer
 
 
 def _reward(metric: Metric, example: dspy.Example, prediction: Any) -> float:

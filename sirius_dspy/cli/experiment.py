@@ -44,7 +44,8 @@ def experiment(
     ] = None,
     mlflow: Annotated[bool, typer.Option(help="Write a run per method and seed to MLflow.")] = True,
     finished: Annotated[
-        bool, typer.Option("--finished", help="Run nothing: write the tables of the cells that are finished.")
+        bool,
+        typer.Option("--finished", help="Run nothing and write no MLflow run: only the tables of what is finished."),
     ] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -95,7 +96,7 @@ def _run_experiment(
         seeds=None if seeds is None else _numbers(seeds),
         limit=limit,
         files=_data_files(data, experiment.recipe.task.data),
-        tracker=Trackers([Notes(notes), *([MLflowRuns()] if mlflow else []), RichProgress(notes)]),
+        tracker=Trackers([Notes(notes), *([MLflowRuns()] if mlflow and not finished else []), RichProgress(notes)]),
         command=shlex.join(["sirius-dspy", *sys.argv[1:]]),
         only_finished=finished,
     )

@@ -12,9 +12,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from sirius_dspy.baselines import Limits
 from sirius_dspy.credentials import is_secret_name
@@ -78,7 +78,7 @@ class SingleTable:
     """Instructions of the signature."""
     demonstrations: Sequence[Mapping[str, Any]] = ()
     """Demonstrations as tables of fields; by default, those of the task."""
-    max_tokens: int | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Maximum number of tokens of its replies; by default, that of `lm`."""
 
     __pydantic_config__ = _STRICT

@@ -152,6 +152,7 @@ class _Run:
         with self.folder.locked():
             run, _ = self.folder.begin(self._identity(), compare=_refuse_changes)
             cells = self._choose_cells(names)
+            self._narrow_to(cells)
             self.tracker.on_experiment_started(self._start_event(run, cells))
             try:
                 results, files = self._work(cells)
@@ -190,6 +191,12 @@ class _Run:
                 f"{str(self.folder.path)!r}. Run the experiment first, or name other methods and seeds."
             )
         return finished
+
+    def _narrow_to(self, cells: Sequence[tuple[str, int]]) -> None:
+        """Leave methods and seeds without a cell out of the tables."""
+        methods = tuple(dict.fromkeys(name for name, _ in cells))
+        seeds = tuple(seed for seed in self.recipe.seeds if any(seed == other for _, other in cells))
+        self.recipe = replace(self.recipe, methods=methods, seeds=seeds)
 
     def _check_methods(self) -> list[str]:
         """Return the names of the methods as they are in tables, after compiling each up to its first LM call.
@@ -282,6 +289,8 @@ class _Run:
                 names = [cell.method for cell in results.cells if cell.seed == seed and cell.outcomes]
                 stage = f"crossplay {table.title} seed {seed} {digest([dataclasses.asdict(table), names])[:8]}"
                 played = self.folder.finished(stage)
+                if played is None and self.only_finished:
+                    continue
                 if played is None:
                     self.tracker.on_cell_started(CellStarted(f"crossplay: {table.title}", seed))
                     played = self._crossplay(table, seed, names)

@@ -6,7 +6,7 @@ finishes. Every row has its own temperature, seed and length, so any requests ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from sirius_dspy.local.engine import GenerationOptions
 from sirius_dspy.local.home import home
 from sirius_dspy.local.models import INSTALL, Weights
 
-SCORED_TOGETHER = 16
-"""Replies that are scored in one batch. Their scores for the whole vocabulary are in memory at the same time."""
+SCORED_TOGETHER = 1024
+"""Maximum number of tokens in one batch of several replies to score. Each takes memory for the scores of the whole
+vocabulary."""
 
 
 class TransformersEngine(BatchingEngine):
@@ -52,10 +53,10 @@ class TransformersEngine(BatchingEngine):
         self._start()
 
     def _advance(self, admitted: list[Call]) -> None:
-        self._live += [call for call in admitted if not call.scored]
-        scored = [call for call in admitted if call.scored]
-        for start in range(0, len(scored), SCORED_TOGETHER):
-            _score(self._model, self.chat, scored[start : start + SCORED_TOGETHER])
+        self._live += admitted  # also calls to score: an error must reach every caller
+        for calls in _split([call for call in self._live if call.scored]):
+            _score(self._model, self.chat, calls)
+        self._live = [call for call in self._live if not call.done.done()]
         batch = self._live[: self.max_sequences]
         if batch:
             _Batch(self._model, self.chat, batch).run()
@@ -141,6 +142,18 @@ def _pad(rows: Sequence[Sequence[int]], filler: int, device: Any) -> tuple[Any, 
     return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
 
 
+def _split(calls: Sequence[Call]) -> Iterator[list[Call]]:
+    """Split calls to score into batches, those with replies of similar length together."""
+    batch: list[Call] = []
+    for call in sorted(calls, key=lambda call: len(call.scored)):
+        if batch and (len(batch) + 1) * len(call.scored) > SCORED_TOGETHER:
+            yield batch
+            batch = []
+        batch.append(call)
+    if batch:
+        yield batch
+
+
 def _score(model: Any, chat: Chat, calls: Sequence[Call]) -> None:
     """Answer calls with the log-probability of each token of their given replies."""
     import torch
@@ -156,9 +169,9 @@ def _score(model: Any, chat: Chat, calls: Sequence[Call]) -> None:
             use_cache=False,
             logits_to_keep=longest + 1,
         )
-        scores = output.logits[:, :-1].float().log_softmax(-1)
-        given = scores.gather(-1, tokens[:, -longest:, None])[:, :, 0].tolist()
-    for call, row in zip(calls, given, strict=True):
+        scores = output.logits[:, :-1].float()
+        given = scores.gather(-1, tokens[:, -longest:, None])[:, :, 0] - scores.logsumexp(-1)
+    for call, row in zip(calls, given.tolist(), strict=True):
         call.done.set_result(Written(list(call.scored), "stop", row[longest - len(call.scored) :]))
 
 

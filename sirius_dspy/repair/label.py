@@ -83,6 +83,8 @@ def _is_its_place(case: Case, position: int, outputs: Values) -> bool:
     steps = case.failed.steps
     if case.answer_fields(steps[position], outputs):
         return True
+    if case.failed.failure is not None:
+        return False  # the run broke off, so it is unknown how many steps would have followed
     later = sum(step.predictor == steps[position].predictor for step in steps[position + 1 :])
     share = case.context.solved.label_share(steps[position].predictor, later)
     return share is not None and share > 0.5

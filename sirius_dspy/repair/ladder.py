@@ -26,10 +26,10 @@ class LadderAugmenter(Augmenter):
     """Helps a failed run by the least that suffices: augmenters are tried one after another until one repairs it.
 
     The default rungs need no model that can criticize: a fresh sample with the nearest solved runs as demonstrations,
-    then hints that reveal part of the solution, then the label in the place of a step that can know it. For models that
-    can, add a `CriticAugmenter` at the end. Each rung accepts a repair only if the whole program then succeeds and the
-    leak guard finds nothing, and its help is in no training row. In later iterations, an example begins one rung below
-    the one that repaired it last.
+    then hints that reveal part of the solution, then the label in the place of a step that usually writes it and can
+    know it. For models that can, add a `CriticAugmenter` at the end. Each rung accepts a repair only if the whole
+    program then succeeds and the leak guard finds nothing, and its help is in no training row. In later iterations, an
+    example begins one rung below the one that repaired it last.
 
     Args:
         rungs: From the least help to the most.

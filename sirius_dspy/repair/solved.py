@@ -72,7 +72,8 @@ class SolvedRuns:
 
         Args:
             predictor: The step's.
-            later: Number of steps of the same predictor that follow it in its run.
+            later: Number of steps of the same predictor that follow it in its run. Steps that ran in parallel are in
+                the order in which they began, so for these the share is a mean over them.
 
         Returns:
             The share among the runs that have this step, and an example with one label that is a text; `None` if there

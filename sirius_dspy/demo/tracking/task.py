@@ -82,7 +82,8 @@ class TrackingTask:
             split: `train`, `validation` or `test`. No story is in two of them, for any seeds, sizes and settings.
             size: Number of stories.
             seed: Seed from 0; other seeds give other stories of the same kind.
-            events: Numbers of events of a story, for all splits or by split. Several occur equally often.
+            events: Numbers of events of a story, for all splits or by split. Several occur equally often, or as often
+                as they are listed.
             holders: Number of different holders in a story, from 3.
 
         Raises:
