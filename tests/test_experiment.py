@@ -232,7 +232,7 @@ def test_the_tables_are_on_disk(whole):
     text = (folder / "results.md").read_text()
     assert text.startswith("# Doubling\n")
     assert "| SiriuS | 24 | 20 | 4 | 83.3% |" in text
-    assert "| always the most frequent answer | 12 |" in text
+    assert "| best trivial rule | 12 |" in text
     assert "LM: `toy/base`" in text
 
 

@@ -46,7 +46,7 @@ def _draw(axes: Axes, row: Row, place: int) -> None:
 
 def _frame(axes: Axes, results: Results, rows: list[Row]) -> None:
     if results.majority is not None:
-        axes.axvline(results.majority, color="tab:orange", linestyle="--", label="always the most frequent answer")
+        axes.axvline(results.majority, color="tab:orange", linestyle="--", label="best trivial rule")
         axes.legend(loc="best", fontsize="small")
     axes.set_yticks(range(len(rows)), [row.method for row in rows])
     axes.invert_yaxis()

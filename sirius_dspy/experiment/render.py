@@ -9,7 +9,7 @@ from sirius_dspy.experiment.results import Comparison, Results, Row, versions
 from sirius_dspy.report.numbers import NONE, format_usd
 from sirius_dspy.stats import wilson_interval
 
-_CONSTANT = "always the most frequent answer"
+_CONSTANT = "best trivial rule"
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows. The first column is text, the others are numbers."""

@@ -10,10 +10,13 @@ import dspy
 from sirius_dspy.demo.generated import key_of
 from sirius_dspy.demo.tracking.world import Event, World
 
-_MOVES = 0.5
-"""Share of the events that concern the holder in a world of swaps, or from whom the thing moves."""
-_TRAPS = 0.5
-"""In the other worlds, share of the remaining events that name the holder as the place to which others move."""
+_SWAPS = 0.5
+"""In a world of swaps, share of the events that concern the holder."""
+_MOVES = 0.35
+"""In the other worlds, share of the events that move the thing."""
+_TRAPS = 0.1
+"""There, share of the remaining events that name the holder as the place to which others move. With both shares, the
+second place of the last event is the answer of 42 % of the stories; with higher ones, naming it would be a good rule."""
 
 
 def write_story(world: World, holders: int, num_events: int, source: random.Random) -> dspy.Example:
@@ -41,7 +44,7 @@ def write_story(world: World, holders: int, num_events: int, source: random.Rand
 def _choose(world: World, cast: Sequence[str], holder: str, source: random.Random) -> Event:
     others = [name for name in cast if name != holder]
     first, second = source.sample(others, 2)
-    if source.random() < _MOVES:
+    if source.random() < (_SWAPS if world.is_swap else _MOVES):
         return source.choice([Event(holder, first), Event(first, holder)]) if world.is_swap else Event(holder, first)
     if not world.is_swap and source.random() < _TRAPS:
         return Event(first, holder)
