@@ -11,7 +11,7 @@ import dspy
 import pytest
 
 from programs import needle_haystack, pubmedqa
-from sirius_dspy.demo.majority import majority_baseline
+from sirius_dspy.demo.majority import best_trivial_rule, majority_baseline
 from sirius_dspy.errors import DatasetError, MissingDependencyError
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests import ROOT
@@ -107,6 +107,14 @@ def test_needle_haystack_without_reasoning_gym_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'sirius-dspy\[local\]'"):
         needle_haystack.examples("train", 1)
+
+
+def test_the_best_trivial_rule_is_a_rule_or_the_constant():
+    examples = [dspy.Example(text=text, answer=answer) for text, answer in (("a b", "b"), ("c b", "b"), ("b d", "d"))]
+    assert best_trivial_rule(examples, lambda example: example.text.split()) == 1.0
+    assert best_trivial_rule(examples, lambda example: ("x", "y")) == pytest.approx(2 / 3)
+    with pytest.raises(DatasetError):
+        best_trivial_rule([], lambda example: ("x", "y"))
 
 
 def test_majority_baseline():

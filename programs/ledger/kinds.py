@@ -52,6 +52,10 @@ class Ledger(ABC):
     def is_note(self, text: str) -> bool:
         """Return whether a text can be a note."""
 
+    @abstractmethod
+    def find_notes(self, text: str) -> list[str]:
+        """Return all names or numbers in a text that look like a note."""
+
     def subject_of(self, question: str) -> str:
         """Return what the question is about."""
         before, after = self.question.split("{subject}")
@@ -80,9 +84,9 @@ class Entries(Ledger):
         """See the base class."""
         person = source.choice(told.people)
         kind = source.random()
-        if kind < 0.4:
+        if kind < 0.2:  # more often, and the last name of a text would be a good guess
             return f"{person} enters the {told.rooms[0]}."
-        if kind < 0.7:
+        if kind < 0.6:
             return f"{person} enters the {told.rooms[1]}."
         return f"{person} leaves the {source.choice(told.rooms)}."
 
@@ -98,6 +102,10 @@ class Entries(Ledger):
     def is_note(self, text: str) -> bool:
         """See the base class."""
         return bool(text.strip())
+
+    def find_notes(self, text: str) -> list[str]:
+        """See the base class."""
+        return re.findall(r"(\w+) (?:enters|leaves)", text)
 
 
 class Shells(Ledger):
@@ -120,6 +128,10 @@ class Shells(Ledger):
         may_lose = person != told.people[0] or int(note) >= number
         verb = "loses" if may_lose and source.random() < 0.5 else "finds"
         return f"{person} {verb} {number} shell{'s' if number > 1 else ''}."
+
+    def find_notes(self, text: str) -> list[str]:
+        """See the base class."""
+        return re.findall(r"\d+", text)
 
     def update(self, note: str, question: str, text: str) -> str:
         """See the base class."""

@@ -107,7 +107,7 @@ class Results:
         recipe: Recipe with the methods and seeds that were run.
         lm: Id of the agents' LM.
         cells: Cells in the order of the work.
-        majority: Score of a constant answer on the test split; `None` if the task cannot say.
+        majority: Score of the best trivial rule on the test split; `None` if the task cannot say.
         command: Command line of the user.
         limit: Maximum number of examples of each split.
         is_own_lm: Whether the LM is the recipe's, so that its prices apply.

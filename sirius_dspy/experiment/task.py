@@ -144,7 +144,7 @@ class Task:
         return Split(train, validation, test)
 
     def majority(self, examples: Sequence[dspy.Example]) -> float | None:
-        """Return the score of a constant answer on these examples; `None` if it is unknown."""
+        """Return the score of the best trivial rule on these examples; `None` if it is unknown."""
         if not hasattr(self.source, "majority_baseline"):
             return None
         return float(self.source.majority_baseline(examples))

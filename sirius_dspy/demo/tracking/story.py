@@ -16,7 +16,7 @@ _MOVES = 0.35
 """In the other worlds, share of the events that move the thing."""
 _TRAPS = 0.1
 """There, share of the remaining events that name the holder as the place to which others move. With both shares, the
-second place of the last event is the answer of 42 % of the stories; with higher ones, naming it would be a good rule."""
+second place of the last event is the answer of 42 % of the stories; higher ones would make it a good guess."""
 
 
 def write_story(world: World, holders: int, num_events: int, source: random.Random) -> dspy.Example:

@@ -12,7 +12,7 @@ from sirius_dspy.demo import generated
 from sirius_dspy.demo.exact_word import exact_word, is_same_word
 from sirius_dspy.demo.generated import Split
 from sirius_dspy.demo.lengths import Lengths, lengths_of
-from sirius_dspy.demo.majority import majority_baseline
+from sirius_dspy.demo.majority import best_trivial_rule
 from sirius_dspy.demo.steps import AnyStep, GoldStep, as_demonstrations, check_form, output_of
 from sirius_dspy.demo.tracking.programs import SingleTracker, TrackingTeam, write_whole
 from sirius_dspy.demo.tracking.story import write_story
@@ -121,8 +121,7 @@ class TrackingTask:
         The rules are: always the most frequent answer; the holder at first, which is often right in short stories; the
         first or the second holder that the last event names.
         """
-        counts = [sum(rules) for rules in zip(*map(self._guess, examples), strict=True)]
-        return max(majority_baseline(examples), *(count / len(examples) for count in counts))
+        return best_trivial_rule(examples, self._guess)
 
     def gold_steps(self, example: dspy.Example, single: bool = False, reasoning: bool = False) -> list[GoldStep]:
         """Return the steps of a run in which every agent is right.
@@ -152,10 +151,8 @@ class TrackingTask:
             return is_same_word(output_of(step, "new_holder"), new_holder)
         return is_same_word(output_of(step, "answer"), inputs["holder"])
 
-    def _guess(self, example: dspy.Example) -> tuple[bool, ...]:
-        """Say which of the simple rules are right."""
-        event = self.world.read(example.parts[-1]) or ("", "")
-        return tuple(is_same_word(guess, example.answer) for guess in (example.start, *event))
+    def _guess(self, example: dspy.Example) -> tuple[str, ...]:
+        return (example.start, *(self.world.read(example.parts[-1]) or ("", "")))
 
     def _tell(self, example: dspy.Example) -> Iterator[tuple[str, str, str]]:
         holder = example.start
