@@ -189,13 +189,15 @@ def test_an_agent_that_cannot_know_the_answer_does_not_get_the_label():
     assert ("solver", "repaired") not in verdicts(outcome)
 
 
+OTHERS = [dspy.Example(question=f"{name} likes milk. Who?", answer=name).with_inputs("question") for name in "XYZ"]
+
+
 @pytest.mark.parametrize(("facts", "is_repaired"), [("{}.", True), ("{} likes milk.", False), (None, False)])
 def test_a_step_that_does_not_answer_gets_the_label_only_where_solved_runs_have_it(facts, is_repaired):
     def copy(prompt):
         return chat_reply(facts="Ann") if prompt.asks_for("facts") else chat_reply(answer=prompt.field("facts"))
 
-    others = [dspy.Example(question=f"{name} likes milk. Who?", answer=name).with_inputs("question") for name in "XYZ"]
-    solved = [solve(example, facts.format(example.answer)) for example in others if facts]
+    solved = [solve(example, facts.format(example.answer)) for example in OTHERS if facts]
     failed, context = fail(copy, program=Blind(), solved=solved)
     outcome = LabelAugmenter().repair(failed, EXAMPLE, context)
     assert verdicts(outcome) == ([("analyst", "repaired")] if is_repaired else [])
@@ -242,11 +244,7 @@ def test_a_step_that_broke_off_a_loop_does_not_count_as_the_last():
     def silent(prompt):
         return "no header" if prompt.asks_for("facts") else right()
 
-    class Notes(Blind):
-        pass
-
-    others = [dspy.Example(question=f"{name} likes milk. Who?", answer=name).with_inputs("question") for name in "XYZ"]
-    failed, context = fail(silent, program=Notes(), solved=[solve(example, example.answer) for example in others])
+    failed, context = fail(silent, program=Blind(), solved=[solve(example, example.answer) for example in OTHERS])
     assert failed.failure is not None
     assert context.solved.label_share("analyst", 0) == 1.0
     assert LabelAugmenter().repair(failed, EXAMPLE, context).repair.attempts == ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sirius_dspy.experiment.results import Results, Row
+from sirius_dspy.experiment.results import TRIVIAL, Results, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def _draw(axes: Axes, row: Row, place: int) -> None:
 
 def _frame(axes: Axes, results: Results, rows: list[Row]) -> None:
     if results.majority is not None:
-        axes.axvline(results.majority, color="tab:orange", linestyle="--", label="best trivial rule")
+        axes.axvline(results.majority, color="tab:orange", linestyle="--", label=TRIVIAL)
         axes.legend(loc="best", fontsize="small")
     axes.set_yticks(range(len(rows)), [row.method for row in rows])
     axes.invert_yaxis()

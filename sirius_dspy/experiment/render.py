@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sirius_dspy.experiment.cell import Cell
-from sirius_dspy.experiment.results import Comparison, Results, Row, versions
+from sirius_dspy.experiment.results import TRIVIAL, Comparison, Results, Row, versions
 from sirius_dspy.report.numbers import NONE, format_usd
 from sirius_dspy.stats import wilson_interval
-
-_CONSTANT = "best trivial rule"
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Header and rows. The first column is text, the others are numbers."""
@@ -44,7 +42,7 @@ def accuracy_table(results: Results) -> Table:
     rows = [_accuracy_row(results, row, names) for row in results.rows]
     if results.majority is not None:
         blanks = [NONE] * (len(header) - 5)
-        rows.append([_CONSTANT, str(results.num_test), NONE, NONE, _percent(results.majority), *blanks])
+        rows.append([TRIVIAL, str(results.num_test), NONE, NONE, _percent(results.majority), *blanks])
     return header, rows
 
 
@@ -64,7 +62,7 @@ def summary_table(results: Results) -> Table:
     ]
     rows = [_summary_row(results, row) for row in results.rows]
     if results.majority is not None:
-        rows.append([_CONSTANT, NONE, _percent(results.majority), *[NONE] * (6 + len(papers))])
+        rows.append([TRIVIAL, NONE, _percent(results.majority), *[NONE] * (6 + len(papers))])
     return [*header, *papers], rows
 
 

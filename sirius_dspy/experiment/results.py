@@ -15,6 +15,9 @@ from sirius_dspy.experiment.cell import Cell
 from sirius_dspy.experiment.recipe import Recipe
 from sirius_dspy.stats import Estimate, Spread, bootstrap, holm, mcnemar, paired_bootstrap, spread, wilson_interval
 
+TRIVIAL = "best trivial rule"
+"""What tables and plots call `Results.majority`."""
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -14,6 +14,7 @@ from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.leak import Guard
 from sirius_dspy.repair.reliance import score_reply
+from sirius_dspy.repair.solved import only_label
 from sirius_dspy.running.recording import Recording
 from sirius_dspy.trajectory import Attempt, Edit, Step, Trajectory, Usage, Values, Verdict
 
@@ -74,9 +75,8 @@ class Case:
         name = next(iter(fields))
         if name in labels:
             return {name: labels[name]}
-        texts = [value for value in labels.values() if isinstance(value, str) and value.strip()]
-        is_text = fields[name].annotation is str
-        return {name: texts[0]} if is_text and len(texts) == len(labels) == 1 else None
+        label = only_label(self.example)
+        return {name: label} if label and fields[name].annotation is str else None
 
     def inputs_of(self, position: int) -> dict[str, Any]:
         """The inputs of a step, as its predictor was called with them.

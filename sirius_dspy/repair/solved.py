@@ -26,7 +26,7 @@ class _Solved(NamedTuple):
     words: frozenset[str]
     """Of its example."""
     label: str
-    """Of its example; empty if that has several, or one that is no text."""
+    """Of its example; see `only_label`."""
 
 
 class SolvedRuns:
@@ -53,7 +53,7 @@ class SolvedRuns:
         with self._reading:
             if self._read_runs is not None:
                 self._runs = [
-                    _Solved(trajectory, _words(example), _label(example))
+                    _Solved(trajectory, _words(example), only_label(example))
                     for trajectory, example in islice(self._read_runs(), MOST)
                 ]
                 self._counts = Counter(word for run in self._runs for word in run.words)
@@ -111,10 +111,10 @@ class SolvedRuns:
         return sum(math.log(total / (self._counts[word] + 0.5)) ** 2 for word in words)
 
 
-def _label(example: dspy.Example) -> str:
-    """Return the label if it is one text; otherwise nothing."""
+def only_label(example: dspy.Example) -> str:
+    """Return the label of an example that has one, which is a text; otherwise an empty text."""
     labels = list(to_plain(example.labels()).values())
-    return labels[0] if len(labels) == 1 and isinstance(labels[0], str) else ""
+    return labels[0] if len(labels) == 1 and isinstance(labels[0], str) and labels[0].strip() else ""
 
 
 def _share(found: Sequence[bool | None]) -> float | None:
