@@ -369,6 +369,16 @@ def test_gepa_finds_better_instructions_and_leaves_the_student_alone():
     assert (program.doubler.signature.instructions, found.doubler.lm) == (before, program.doubler.lm)
 
 
+def test_gepa_rewrites_instructions_above_demonstrations_that_stay_in_the_prompts():
+    program = obedient_student()
+    shown = [dspy.Example(number=77, doubled=154)]
+    found = run(GEPA(exact, max_metric_calls=60, demos={"doubler": shown}, seed=1), program)
+    assert [dict(demo) for demo in found.doubler.demos] == [dict(shown[0])]
+    assert found.doubler.signature.instructions == "Double odd numbers, too."
+    runs = [prompt for prompt in program.doubler.lm.requests if prompt.asks_for("doubled")]
+    assert runs and all("77" in prompt.text for prompt in runs)
+
+
 def test_gepa_tells_its_critic_the_gold_answer_as_a_repair_does():
     program = obedient_student()
     run(GEPA(exact, max_metric_calls=60, seed=1), program)

@@ -430,6 +430,7 @@ def test_what_works_in_its_constructor_checks_there(make, name):
         (BootstrapFinetune(exact, "x", trainer=ProviderTrainer), "trainer"),
         (GEPA(exact, "many"), "max_metric_calls"),
         (GEPA(exact, 99, reflection_lm="gpt"), "reflection_lm"),
+        (GEPA(exact, 99, demos=[]), "demos"),  # type: ignore[arg-type]
         (MIPROv2(exact, 99, max_demos=-1), "max_demos"),
     ],
 )

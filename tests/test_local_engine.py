@@ -197,12 +197,16 @@ class Weights:
 
 
 class Depot:
-    """A pool over `Weights` of size 1, with a log of loads."""
+    """A pool over `Weights` of size 1, with a log of loads; `others` is what other processes use of 10 bytes."""
 
     def __init__(self, limit: int) -> None:
         self.loads: list[str] = []
         self.made: list[Weights] = []
-        self.pool = EnginePool(self.load, lambda _: 1, limit)
+        self.others = 0
+        self.pool = EnginePool(self.load, lambda _: 1, limit, self.count_free)
+
+    def count_free(self) -> int:
+        return 10 - self.others - sum(not weights.closed for weights in self.made)
 
     def load(self, name: str) -> Engine:
         self.loads.append(name)
@@ -223,6 +227,18 @@ def test_least_recently_used_weights_make_room() -> None:
     assert depot.loads == ["a", "b", "c", "b"]
     assert depot.pool.list_loaded() == ("a", "b")
     assert [weights.closed for weights in depot.made] == [0, 1, 1, 0]
+
+
+def test_other_processes_that_use_the_memory_make_the_pool_smaller() -> None:
+    depot = Depot(limit=5)
+    for name in "abc":
+        depot.use(name)
+    depot.others = 7
+    depot.use("d")
+    assert depot.pool.list_loaded() == ("b", "c", "d")
+    depot.others = 10
+    depot.use("e")
+    assert depot.pool.list_loaded() == ("e",)  # one engine is always allowed
 
 
 def test_weights_in_use_are_never_unloaded_and_the_hungry_wait() -> None:

@@ -106,6 +106,12 @@ def test_importing_the_package_loads_no_engine() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+def test_engines_that_load_at_the_same_time_all_find_the_tokenizers(lm: LocalLM) -> None:
+    """OpenVINO removes the variable after each load, unless it was set before."""
+    lm("Hello", max_tokens=1)
+    assert Path(os.environ["OPENVINO_TOKENIZERS_PATH_GENAI"]).is_file()
+
+
 def test_files_beside_the_weights_are_neither_read_nor_run(
     lm: LocalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

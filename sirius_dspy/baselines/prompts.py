@@ -7,14 +7,14 @@ program on one example. Other calls of the LM are counted by the `Meter`, as for
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy import checks
-from sirius_dspy.baselines.method import prepare_student, put_lms_back, quiet, the_lm, with_max_tokens
+from sirius_dspy.baselines.method import Demos, prepare_student, put_lms_back, quiet, the_lm, with_max_tokens
 from sirius_dspy.errors import DatasetError, MissingDependencyError, TrainingError
 from sirius_dspy.plain import readable
 from sirius_dspy.running.metric import Metric, call_metric, to_score
@@ -40,6 +40,7 @@ class GEPA:
     Attributes:
         metric: See `sirius_dspy.running.metric.Metric`.
         max_metric_calls: Approximate number of runs of the program; GEPA finishes its current round.
+        demos: Demonstrations in the prompts, by predictor name. GEPA leaves them there and rewrites the instructions.
         reflection_lm: LM that writes the instructions; by default, the program's LM.
         num_threads: Runs at a time; DSPy's setting by default.
         seed: Seed of GEPA's random choices.
@@ -47,6 +48,7 @@ class GEPA:
 
     metric: Metric
     max_metric_calls: int
+    demos: Demos = field(default_factory=dict)
     reflection_lm: dspy.LM | None = None
     num_threads: int | None = None
     seed: int = 0
@@ -59,8 +61,9 @@ class GEPA:
             UnpreparedProgramError: A predictor has no LM, or there are several LMs and no `reflection_lm`.
             DatasetError: `max_metric_calls` is too small for the first evaluation on the valset.
         """
-        checks.check("GEPA", vars(self), _SETTINGS | {"reflection_lm": checks.optional(checks.LM)})
-        program = prepare_student(student)
+        kinds = {"demos": checks.DEMOS_BY_NAME, "reflection_lm": checks.optional(checks.LM)}
+        checks.check("GEPA", vars(self), _SETTINGS | kinds)
+        program = prepare_student(student, self.demos)
         _check_calls(self.max_metric_calls, len(valset))
         optimizer = dspy.GEPA(
             metric=self._with_feedback,

@@ -193,13 +193,14 @@ def _team_methods(bench: Bench, team: dspy.Module, folder: Path) -> dict[str, En
 def _dspy_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path) -> dict[str, Entry]:
     recipe, metric, seed = bench.recipe, bench.task.metric, bench.seed
     runs = _metric_calls(recipe, team)
+    shown = _shown(bench, demos) if recipe.sirius.cold_start else {}
     methods: dict[str, Method] = {
         name: BootstrapFinetune(
             metric,
             folder / file_name(name),
             threshold=recipe.sirius.threshold,
             shared=shared,
-            demos=_shown(bench, demos) if recipe.sirius.cold_start else {},
+            demos=shown,
             trainer=bench.chosen_trainer,
             num_threads=recipe.num_threads,
             seed=seed,
@@ -207,7 +208,7 @@ def _dspy_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path) -
         for name, shared in (("BootstrapFinetune", False), ("BootstrapFinetune shared", True))
     }
     prompts = recipe.prompts
-    methods["GEPA"] = GEPA(metric, runs, num_threads=recipe.num_threads, seed=seed)
+    methods["GEPA"] = GEPA(metric, runs, shown, num_threads=recipe.num_threads, seed=seed)
     methods["MIPROv2"] = MIPROv2(
         metric, runs, prompts.num_candidates, prompts.max_demos, num_threads=recipe.num_threads, seed=seed
     )

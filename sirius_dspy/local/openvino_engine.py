@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -127,8 +128,12 @@ class OpenVINOEngine(BatchingEngine):
 def _scheduler(max_sequences: int, cache_gb: int, prefix_caching: bool) -> Any:
     try:
         import openvino_genai
+        import openvino_tokenizers
     except ImportError as error:
         raise MissingDependencyError(f"Local models on the CPU run on openvino-genai. Run `{INSTALL}`.") from error
+    # OpenVINO sets this variable itself while it loads a model, and removes it afterwards, also for another thread that
+    # is loading: of 24 loads in 4 threads, 3 did not find the library.
+    os.environ.setdefault("OPENVINO_TOKENIZERS_PATH_GENAI", str(openvino_tokenizers._ext_path))
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.max_num_seqs = max_sequences
     scheduler.cache_size = cache_gb

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -33,12 +33,16 @@ class EnginePool:
         load: Loads the engine of a model id.
         size: Returns the bytes that an engine will need, before it is loaded.
         limit: Maximum number of bytes for all engines. One engine is always allowed, whatever its size.
+        free: Returns the free bytes of the machine, which other processes use, too.
     """
 
-    def __init__(self, load: Callable[[str], Engine], size: Callable[[str], int], limit: int) -> None:
+    def __init__(
+        self, load: Callable[[str], Engine], size: Callable[[str], int], limit: int, free: Callable[[], int]
+    ) -> None:
         self.load = load
         self.size = size
         self.limit = limit
+        self.free = free
         self._slots: OrderedDict[str, _Slot] = OrderedDict()  # least recently used first
         self._hungry = 0  # number of threads that wait for memory
         self._changed = threading.Condition()  # guards the attributes above; never held while loading or generating
@@ -108,7 +112,7 @@ class EnginePool:
         evicted: list[_Slot] = []
         self._hungry += 1
         try:
-            while model_id not in self._slots and self._slots and self._count_bytes() + size > self.limit:
+            while model_id not in self._slots and self._slots and not self._fits(size, evicted):
                 idle = next((key for key, slot in self._slots.items() if not slot.users), None)
                 if idle is None:
                     self._changed.wait()
@@ -119,8 +123,9 @@ class EnginePool:
             self._changed.notify_all()
         return evicted
 
-    def _count_bytes(self) -> int:
-        return sum(slot.size for slot in self._slots.values())
+    def _fits(self, size: int, evicted: list[_Slot]) -> bool:
+        """Whether an engine can be loaded once the evicted ones, which still use their memory, are closed."""
+        return _count_bytes(self._slots.values()) + size <= self.limit and self.free() + _count_bytes(evicted) >= size
 
     def _fill(self, slot: _Slot, model_id: str) -> None:
         try:
@@ -141,6 +146,10 @@ class EnginePool:
             self._changed.notify_all()
         if ended:
             _close(slot)
+
+
+def _count_bytes(slots: Iterable[_Slot]) -> int:
+    return sum(slot.size for slot in slots)
 
 
 def _is_broken(slot: _Slot) -> bool:

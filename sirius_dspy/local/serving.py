@@ -50,7 +50,7 @@ def engines() -> EnginePool:
 
 @lru_cache(maxsize=1)
 def _create_pool() -> EnginePool:
-    pool = EnginePool(_load, _size, limit=free_memory() * 2 // 3)
+    pool = EnginePool(_load, _size, limit=free_memory() * 2 // 3, free=free_memory)
     atexit.register(pool.close)  # otherwise OpenVINO's threads outlive the interpreter and crash it
     return pool
 
