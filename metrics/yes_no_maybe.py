@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import dspy
 
+from metrics.classes import ClassReport, class_report
 from sirius_dspy.demo.gold import gold_answer, read_reply
 from sirius_dspy.errors import DatasetError
+from sirius_dspy.plain import readable
+from sirius_dspy.trajectory import Trajectory
 
 LABELS = ("yes", "no", "maybe")
 
@@ -58,6 +62,22 @@ def parse(text: str) -> str | None:
     answers = [text[header.end() :].strip(_MARKS).split("\n", 1)[0] for header in headers] or [text]
     labels = {_first_label(answer) for answer in answers}
     return labels.pop() if len(labels) == 1 else None
+
+
+def report(trajectories: Sequence[Trajectory], examples: Sequence[dspy.Example]) -> ClassReport:
+    """Compare the answers of scored runs with the gold labels, each class alike.
+
+    Args:
+        trajectories: One run per example; one that raised has no readable answer.
+        examples: The examples with their gold labels in `answer`, in the same order.
+    """
+    gold = [gold_answer(example).strip().lower() for example in examples]
+    return class_report(gold, [_label_of(trajectory) for trajectory in trajectories])
+
+
+def _label_of(trajectory: Trajectory) -> str | None:
+    prediction = readable(trajectory.prediction)
+    return parse(str(prediction.get("answer", ""))) if isinstance(prediction, dict) else None
 
 
 def _first_label(text: str) -> str | None:

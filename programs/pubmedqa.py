@@ -14,19 +14,20 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import dspy
 from dspy.signatures import make_signature
 
-from metrics.yes_no_maybe import LABELS
+from metrics.yes_no_maybe import LABELS, parse
 from metrics.yes_no_maybe import yes_no_maybe as metric
-from sirius_dspy import Agent, AgentGraph
+from sirius_dspy import Agent, AgentGraph, BalancedCurator
 from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError, GraphError
 
-__all__ = ["PubMedQA", "PubMedQATeam", "build", "examples", "majority_baseline", "metric"]
+__all__ = ["AnswerCurator", "PubMedQA", "PubMedQATeam", "build", "examples", "majority_baseline", "metric"]
 
 Split = Literal["train", "validation", "test"]
 
@@ -133,6 +134,18 @@ def _specialist(name: str, aspects: Sequence[str], sees_question: bool) -> Agent
         f"Write notes on the context that help to answer {target}. Look for: {wanted}.",
     )
     return Agent(dspy.Predict(signature), role=", ".join(aspects), writes={"notes": f"{name}_notes"})
+
+
+@dataclass(frozen=True)
+class AnswerCurator(BalancedCurator):
+    """A `Curator` that balances the answers, since more than half of the questions are answered by yes.
+
+    Otherwise, a small model learns to answer yes to all of them.
+    """
+
+    def value_of(self, text: str) -> str | None:
+        """See `BalancedCurator.value_of`."""
+        return parse(text)
 
 
 def build(analyst_sees_question: bool = False, num_agents: int = 2) -> dspy.Module:

@@ -39,6 +39,7 @@ from sirius_dspy.experiment import (
 from sirius_dspy.stats import wilson_interval
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from sirius_dspy.tracking.events import Tracker, Trackers
+from sirius_dspy.trajectory import example_key
 from tests import ROOT, toy
 from tests.mlflow_help import WARNINGS
 from tests.toy import Doubling, exact
@@ -598,6 +599,19 @@ def test_measures_are_asked_of_the_scored_runs(tmp_path, lm):
     results = experiment(task=task).run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0])
     assert results.cells[0].measures == {"even": 0.5}
     assert "| 50.0% |" in render_markdown(results)
+
+
+def test_a_report_can_compare_with_the_examples(tmp_path, lm):
+    task = {"path": "tests.test_experiment:TASK", "report": "tests.test_experiment:count_twos", "measures": ["twos"]}
+    results = experiment(task=task).run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0])
+    test = results.cells[0].outcomes
+    assert results.cells[0].measures == {"twos": pytest.approx(len(test))}
+
+
+def count_twos(trajectories, examples):
+    """Count the examples whose run is beside them."""
+    pairs = zip(trajectories, examples, strict=True)
+    return SimpleNamespace(twos=sum(found.example_key == example_key(example) for found, example in pairs))
 
 
 def count_even(trajectories):

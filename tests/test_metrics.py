@@ -1,6 +1,7 @@
 import dspy
 import pytest
 
+from metrics.classes import class_report
 from metrics.exact_word import exact_word
 from metrics.yes_no_maybe import parse, yes_no_maybe
 from sirius_dspy.errors import DatasetError
@@ -114,3 +115,23 @@ def test_yes_no_maybe_reads_an_anchored_label_or_nothing(reply, label):
 def test_yes_no_maybe_refuses_another_gold_label():
     with pytest.raises(DatasetError, match="'unclear'"):
         yes_no_maybe(dspy.Example(answer="unclear"), said("yes"))
+
+
+def test_every_class_counts_alike_however_frequent_it_is():
+    gold = ["yes"] * 6 + ["no"] * 3 + ["maybe"]
+    always = class_report(gold, ["yes"] * 10)
+    assert (always.balanced_accuracy, always.macro_f1) == (pytest.approx(1 / 3), pytest.approx(0.75 / 3))
+    mixed = class_report(gold, ["yes", "yes", "yes", "no", "no", None, "no", "no", "yes", "maybe"])
+    assert mixed.recall == {"yes": 0.5, "no": pytest.approx(2 / 3), "maybe": 1.0}
+    assert mixed.f1 == {"yes": pytest.approx(6 / 10), "no": pytest.approx(4 / 7), "maybe": 1.0}
+    assert class_report(gold, gold).macro_f1 == 1.0
+
+
+def test_a_class_that_has_no_gold_label_counts_in_no_mean():
+    assert class_report(["yes", "yes"], ["yes", "maybe"]).recall == {"yes": 0.5}
+
+
+@pytest.mark.parametrize(("gold", "predicted"), [([], []), (["yes"], []), (["yes"], ["yes", "no"])])
+def test_labels_must_be_there_and_equally_many(gold, predicted):
+    with pytest.raises(ValueError, match=r"[Ll]abel|shorter|longer"):
+        class_report(gold, predicted)

@@ -7,8 +7,10 @@ from collections import Counter
 import dspy
 import pytest
 
-from metrics.yes_no_maybe import parse
+from metrics.yes_no_maybe import parse, report
 from programs import pubmedqa
+from programs.pubmedqa import AnswerCurator
+from sirius_dspy import evaluate
 from sirius_dspy.demo.majority import majority_baseline
 from sirius_dspy.errors import DatasetError, GraphError
 from sirius_dspy.running.record import record
@@ -110,3 +112,29 @@ def test_a_record_without_a_gold_answer_is_named(tmp_path):
     (tmp_path / "ori_pqal.json").write_text(json.dumps({"1": record, "22": {"QUESTION": "?", "CONTEXTS": []}}))
     with pytest.raises(DatasetError, match=r"'22'.*final_decision"):
         pubmedqa.examples("train", path=tmp_path / "ori_pqal.json")
+
+
+def test_a_report_reads_labels_as_the_metric_does_and_counts_failed_runs_as_wrong():
+    examples = [
+        dspy.Example(context="c", question=f"q{n}", answer=gold).with_inputs("context", "question")
+        for n, gold in enumerate(["yes", "yes", "no", "maybe"])
+    ]
+    answers = {"q0": "Yes, they do.", "q1": "No.", "q2": "no"}
+
+    def reply(prompt):
+        if prompt.asks_for("summary"):
+            return chat_reply(summary="Text.")
+        answer = answers.get(prompt.field("question"))
+        return "I cannot say." if answer is None else chat_reply(answer=answer)
+
+    program = pubmedqa.build()
+    program.set_lm(ScriptedLM(reply))
+    runs = evaluate(program, examples, pubmedqa.metric).trajectories
+    found = report(runs, examples)
+    assert found.recall == {"yes": 0.5, "no": 1.0, "maybe": 0.0}
+    assert found.balanced_accuracy == pytest.approx(0.5)
+
+
+def test_the_answers_of_training_rows_are_balanced_by_their_label():
+    texts = ["Yes.", "yes", "Yes, they do.", "no", "No, not at all."]
+    assert [AnswerCurator().value_of(text) for text in texts] == ["yes"] * 3 + ["no"] * 2

@@ -84,7 +84,7 @@ class Measurement:
             outcomes=tuple(self._outcome(e, t) for e, t in zip(self.test, trajectories, strict=True)),
             trained=trained,
             tested=tested,
-            measures=self.task.measures(trajectories),
+            measures=self.task.measures(trajectories, self.test),
             details=_details(program),
             error=error,
         )

@@ -47,7 +47,8 @@ class TaskTable:
     if it
     cannot. Without it, only runs that raised count as unparsed."""
     report: str = ""
-    """Import path of a function that summarizes the scored runs of a test, such as `programs.actor_critic:report`."""
+    """Import path of a function that summarizes the scored runs of a test: `report(trajectories)`, such as
+    `programs.actor_critic:report`, or `report(trajectories, examples)`, such as `metrics.yes_no_maybe:report`."""
     shown: int | None = None
     """Number of demonstrations per agent that prompts show; by default all. A warm start trains on all of them."""
     measures: Sequence[str] = ()

@@ -160,13 +160,13 @@ class Task:
         answer = parse(text) if _num_required(parse) == 1 else parse(example, text)
         return answer is not None
 
-    def measures(self, trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    def measures(self, trajectories: Sequence[Trajectory], examples: Sequence[dspy.Example]) -> dict[str, float]:
         """Return the further measurements of the recipe; empty for runs that its report does not support."""
         if not self.recipe.task.report:
             return {}
         report = import_path(self.recipe.task.report, "task.report")
         try:
-            reported = report(trajectories)
+            reported = report(trajectories) if _num_required(report) == 1 else report(trajectories, examples)
         except (KeyError, TypeError):  # e.g. a single agent has no judge
             return {}
         return {name: float(getattr(reported, name)) for name in self.recipe.task.measures}
