@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import json
 import sys
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import dspy
 import numpy as np
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from sirius_dspy import CriticAugmenter, Curator, RepairDemos
 from sirius_dspy.identity.describe import describe
 from sirius_dspy.identity.parts import find_changes
+from sirius_dspy.identity.source_code import outline
 from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.testing import ToyLM
 from sirius_dspy.training.trainers import ProviderTrainer
+from sirius_dspy.trajectory import digest
 from tests.identity_help import Holder, closed, differing, function, graded
 from tests.toy import ADAPTER
 
@@ -41,6 +44,55 @@ from tests.toy import ADAPTER
 )
 def test_comments_formatting_and_docstrings_do_not_count(one, other):
     assert describe(function(one)) == describe(function(other))
+
+
+EVERYTHING = """
+@functools.wraps(print)
+async def metric(a, /, b: int = 1.0, *args, c=None, **kw) -> "str":
+    x = {**kw, 'k': b"raw", 1: True}
+    if (n := len(x)) > 2 and a is not ...:
+        return f"How {_list([f'{o.n} {o.t!r}s' for o in a])} and {n:>{c}.2f} {{}} {'q'!r}" "tail"
+    match a:
+        case [1, *rest] if rest:
+            pass
+        case {"k": v, **more} | None:
+            n = v
+        case Point(x=0): ...
+    try:
+        del a[1:2, ::3]
+    except (ValueError, TypeError) as e:
+        raise X from e
+    async with a as b, c:
+        assert b, "no"
+    return [i async for i in a if await i] or {*a} or {i: j for i in j} or (lambda q, *r: -1j + 2**3 @ q // 4)
+"""
+
+
+def test_the_description_of_code_is_the_same_in_every_version_of_python():
+    """The digest was the same in Python 3.11, 3.12 and 3.13, so a run can be resumed with another version."""
+    assert digest(outline(ast.parse(EVERYTHING)))[:16] == "479ba1b015098017"
+
+
+class Pair(NamedTuple):
+    left: int
+    right: int = 2
+
+    def total(self):
+        return self.left + self.right
+
+
+class Renamed(NamedTuple):
+    left: int
+    wrong: int = 2
+
+    def total(self):
+        return self.left + self.wrong
+
+
+def test_what_python_writes_for_a_named_tuple_does_not_count():
+    described = describe(lambda e, p: Pair(e, p).total())["uses"]["Pair"]
+    assert described.keys() == {"name", "_field_defaults", "_fields", "total", "bases"}
+    assert describe(lambda e, p: Renamed(e, p).total())["uses"]["Renamed"]["_fields"] == ["left", "wrong"]
 
 
 BODIES = st.sampled_from(["e == p", "e != p", "1.0", "2.0", "len(p)", "p.answer", "p.answers", "e in {'a', 'b'}", "-1"])

@@ -6,10 +6,14 @@ import enum
 import functools
 import inspect
 import types
+from collections import namedtuple
 from collections.abc import Iterator
 from typing import Any
 
 from sirius_dspy.identity.source_code import is_library, module_of
+
+_TupleField: type = type(vars(namedtuple("_Probe", "field"))["field"])
+"""The descriptor of a named tuple's field."""
 
 
 def attributes_of(value: Any) -> dict[str, Any]:
@@ -35,16 +39,21 @@ def _is_computed(cls: type, name: str) -> bool:
     return name == "__wrapped__" or isinstance(inspect.getattr_static(cls, name, None), functools.cached_property)
 
 
+def _has_generated_code(cls: type) -> bool:
+    """Return whether Python wrote methods of a class: of a dataclass or a named tuple."""
+    return hasattr(cls, "__dataclass_fields__") or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+
+
 def is_written_by_user(cls: type, name: str, item: Any) -> bool:
     """Return whether the user wrote an attribute of a class, and not Python or a decorator."""
     function = getattr(item, "__func__", item)
     if isinstance(function, types.FunctionType):
         function = inspect.unwrap(function)
-        is_generated = hasattr(cls, "__dataclass_fields__") and function.__code__.co_filename == "<string>"
+        is_generated = _has_generated_code(cls) and function.__code__.co_filename.startswith("<string>")
         return not (is_library(module_of(function)) or (is_generated and name.startswith("__")))
     if issubclass(cls, enum.Enum) and (name in cls.__members__ or name[0] == "_"):
         return False
-    if isinstance(item, types.MemberDescriptorType | types.GetSetDescriptorType):
+    if isinstance(item, types.MemberDescriptorType | types.GetSetDescriptorType | _TupleField):
         return False
     if name == "__call__":
         return True  # whatever kind of object it is

@@ -1,7 +1,7 @@
 """The code of Python functions without what does not matter, and the names that they use.
 
-The source text is used where it exists and is that of the running code. Otherwise (`exec`, a file that was edited
-since) the instructions of the compiled code stand for it, which depend on the version of Python.
+The syntax tree of the source is used where that exists and is that of the running code. Otherwise (`exec`, a file that
+was edited since) the instructions of the compiled code stand for it, which depend on the version of Python.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+_UNREAD = frozenset(["ctx", "kind", "type_comment"])
+"""Fields of syntax trees that follow from the others or do nothing."""
 
 _OURS = ("dspy", "sirius_dspy")
 """Libraries by name, as they may be installed from a working copy."""
@@ -51,7 +54,7 @@ def module_code(module: ModuleType) -> str:
         tree = ast.parse(inspect.getsource(module))
     except (OSError, TypeError, SyntaxError, ValueError):
         return module.__name__
-    return ast.unparse(_WithoutDocstrings().visit(tree))
+    return outline(_WithoutDocstrings().visit(tree))
 
 
 def module_of(function: FunctionType) -> str:
@@ -62,7 +65,20 @@ def module_of(function: FunctionType) -> str:
 def code_of(code: CodeType) -> str:
     """Return the code of a function as one text: comments, formatting and docstrings do not count."""
     node = node_of(code)
-    return _instructions(code) if node is None else ast.unparse(_WithoutDocstrings().visit(copy.deepcopy(node)))
+    return _instructions(code) if node is None else outline(_WithoutDocstrings().visit(copy.deepcopy(node)))
+
+
+def outline(node: Any) -> str:
+    """Return a syntax tree as text that is the same in every version of Python.
+
+    `ast.unparse` quotes nested f-strings differently since Python 3.12, and `ast.dump` names fields that versions add.
+    """
+    if isinstance(node, list):
+        return f"[{' '.join(map(outline, node))}]"
+    if not isinstance(node, ast.AST):
+        return _constant(node)
+    fields = [(name, item) for name, item in ast.iter_fields(node) if name not in _UNREAD and item not in (None, [])]
+    return f"({type(node).__name__}{''.join(f' {name}={outline(item)}' for name, item in fields)})"
 
 
 def node_of(code: CodeType) -> FunctionNode | None:
