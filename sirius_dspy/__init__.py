@@ -42,6 +42,7 @@ from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.balanced import BalancedCurator
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
+from sirius_dspy.training.hosted import HostedTrainer
 from sirius_dspy.training.preferences import PreferenceTrainer
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
 from sirius_dspy.training.weigh import PassRateWeights
@@ -73,6 +74,7 @@ __all__ = [
     "Gate",
     "Guard",
     "HintAugmenter",
+    "HostedTrainer",
     "IterationResult",
     "LabelAugmenter",
     "LadderAugmenter",

@@ -25,6 +25,7 @@ SiriuSError
 │   ├── LibraryDamagedError                its file is not a readable library
 │   └── LibraryVersionError                it was written by a newer version
 ├── CheckpointError        (ValueError)    a checkpoint cannot be written or read
+├── ExportError            (ValueError)    an agent cannot be written for another tool, or not be uploaded
 ├── ModelNotFoundError     (FileNotFoundError)  the weights of a local model cannot be found
 └── MissingDependencyError (ImportError)   an optional package is not installed
 """
@@ -165,6 +166,10 @@ class LibraryVersionError(LibraryError):
 
 class CheckpointError(SiriuSError, ValueError):
     """A checkpoint cannot be written, is incomplete, or does not fit the program."""
+
+
+class ExportError(SiriuSError, ValueError):
+    """An agent cannot be written in a format of another tool, or not be uploaded."""
 
 
 class ModelNotFoundError(SiriuSError, FileNotFoundError):

@@ -138,10 +138,13 @@ class HostedApi(Handler):
             return self.answer({"object": "list", "data": [], "has_more": False})
         if self.path.endswith("/models"):
             return self.answer({"data": [{"id": name} for name in self.server.adapters]})
+        if self.path.split("?")[0].endswith("/jobs"):
+            return self.answer({"object": "list", "data": [self.job(name) for name in self.server.jobs]})
         return self.answer(self.job(self.path.rsplit("/", 1)[1]))
 
     def job(self, name):
-        return {"id": name, "object": "fine_tuning.job", "status": "succeeded", "fine_tuned_model": f"ft:{name}"}
+        job = {"id": name, "object": "fine_tuning.job", "status": "succeeded", "fine_tuned_model": f"ft:{name}"}
+        return job | {"training_file": self.server.jobs[name]["training_file"]}
 
 
 @pytest.fixture

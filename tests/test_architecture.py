@@ -28,6 +28,7 @@ LAYERS = (
     ("credit",),
     ("optimizer",),
     ("checkpoint", "report"),
+    ("export",),
     ("mlflow",),
     ("baselines",),
     ("experiment",),
@@ -40,7 +41,7 @@ LAYERS = (
 HEAVY = {
     "datasets": {"library", "local"},
     "gguf": {"local"},
-    "huggingface_hub": {"local"},
+    "huggingface_hub": {"export", "local"},
     "matplotlib": {"experiment", "report"},
     "mlflow": {"checkpoint", "mlflow"},
     "openvino_genai": {"local"},
@@ -58,6 +59,7 @@ CHILD_PROCESSES = {
     *("local/train.py", "local/learning.py", "local/decoder.py", "local/adapter.py"),
     *("local/low_rank.py", "local/attention.py", "local/merge.py"),
     *("local/prefer.py", "local/trl_internals.py", "local/child.py"),
+    "local/unquantized.py",
 }
 """Files that run in the training process, or are imported by it alone: they may import heavy packages at their top."""
 

@@ -242,7 +242,7 @@ SKILLS = {"AgentGraph": spell, "Walk": walk, "Desk": sort_letters, "Shop": sell,
 
 # Commands
 
-ELSEWHERE = {"curl", "pip", "vllm"}
+ELSEWHERE = {"curl", "llama-server", "ollama", "pip", "vllm"}
 """Programs that are not installed here, or are not ours to check."""
 
 

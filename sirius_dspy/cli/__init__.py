@@ -1,4 +1,4 @@
-"""The command line: `compile` and `ask`, `demo`, `experiment`, `report`, and `library` for what compiles collected.
+"""The command line: `compile` and `ask`, `demo`, `experiment`, `report`, `export`, and `library` for collected runs.
 
 Results go to stdout and everything else to stderr, so that `--json` can be piped. An error prints one message and
 gives exit code 1 (2 for `library`, where 1 is a result of `verify`). An interrupt gives exit code 130. A traceback
@@ -17,6 +17,7 @@ from sirius_dspy.cli.ask import ask
 from sirius_dspy.cli.compile import compile_program
 from sirius_dspy.cli.demo import demo
 from sirius_dspy.cli.experiment import experiment
+from sirius_dspy.cli.export import export
 from sirius_dspy.cli.library import library
 from sirius_dspy.cli.report import report
 
@@ -42,5 +43,6 @@ app.command()(demo)
 app.command("compile")(compile_program)
 app.command()(ask)
 app.command()(report)
+app.command()(export)
 app.command(hidden=not Path("recipes").is_dir())(experiment)  # recipes come with a clone of the repository
 app.add_typer(library)

@@ -49,6 +49,11 @@ class Chat:
         """Id of the token that ends a turn."""
         return int(self.tokenizer.eos_token_id)
 
+    @property
+    def end_text(self) -> str:
+        """The token that ends a turn, as text."""
+        return str(self.tokenizer.eos_token)
+
     def prompt(self, messages: Messages) -> str:
         """Render the prompt for the assistant's reply, or for its continuation if the last message is the assistant's.
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sirius_dspy.local.child import Report, device, serve
 from sirius_dspy.local.decoder import Decoder
-from sirius_dspy.local.home import alone, new_folder
+from sirius_dspy.local.home import new_folder
 from sirius_dspy.local.learning import Learner, learn
 from sirius_dspy.local.lora import TrainingJob
 from sirius_dspy.local.merge import merge
+from sirius_dspy.local.unquantized import read_model, write_model
 
 
 def fast_precision() -> torch.dtype:
@@ -35,7 +35,7 @@ def fast_precision() -> torch.dtype:
 def load_model(gguf: Path, training_copy: Path | None) -> Any:
     """Load the weights as a PyTorch model, from their de-quantized copy if there is to be one."""
     if training_copy is None:
-        return _read_gguf(gguf, fast_precision())
+        return read_model(gguf, fast_precision())
     if not training_copy.is_dir():
         keep_training_copy(gguf, training_copy)
     return AutoModelForCausalLM.from_pretrained(
@@ -44,29 +44,9 @@ def load_model(gguf: Path, training_copy: Path | None) -> Any:
 
 
 def keep_training_copy(gguf: Path, folder: Path) -> None:
-    """De-quantize a GGUF file to bfloat16 safetensors, which round less than the file's quantization.
-
-    `save_pretrained` refuses a model that was loaded from GGUF, so the two files are written separately.
-    """
-    model = _read_gguf(gguf, torch.bfloat16)
-    tied = set(model.all_tied_weights_keys)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+    """De-quantize a GGUF file once; reading it takes longer than reading the copy."""
     with new_folder(folder) as draft:
-        save_file(tensors, str(draft / "model.safetensors"), metadata={"format": "pt"})
-        model.config.to_json_file(str(draft / "config.json"), use_diff=True)
-
-
-def _read_gguf(gguf: Path, dtype: torch.dtype) -> Any:
-    """Load de-quantized weights, and clear the mark because of which Transformers would refuse to train them."""
-    with alone(gguf) as file:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), gguf_file=file.name, dtype=dtype, local_files_only=True, trust_remote_code=False
-        )
-    for owner, mark in ((model.config, "quantization_config"), (model, "quantization_method"), (model, "hf_quantizer")):
-        if hasattr(owner, mark):
-            delattr(owner, mark)
-    model.is_quantized = False
-    return model
+        write_model(gguf, draft)
 
 
 def run(job: TrainingJob, report: Report) -> dict[str, Any]:

@@ -1,0 +1,38 @@
+"""De-quantized models: as PyTorch modules to train, and as folders that Transformers reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from sirius_dspy.local.chat import no_progress_bars
+from sirius_dspy.local.home import alone
+
+
+def read_model(gguf: Path, dtype: torch.dtype) -> Any:
+    """Load de-quantized weights, and clear the mark because of which Transformers would refuse to train them."""
+    with no_progress_bars(), alone(gguf) as file:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=dtype, local_files_only=True, trust_remote_code=False
+        )
+    for owner, mark in ((model.config, "quantization_config"), (model, "quantization_method"), (model, "hf_quantizer")):
+        if hasattr(owner, mark):
+            delattr(owner, mark)
+    model.is_quantized = False
+    return model
+
+
+def write_model(gguf: Path, folder: Path) -> None:
+    """Write `config.json` and `model.safetensors` in bfloat16, which rounds less than the file's quantization.
+
+    `save_pretrained` refuses a model that was loaded from GGUF, so the two files are written separately.
+    """
+    model = read_model(gguf, torch.bfloat16)
+    tied = set(model.all_tied_weights_keys)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+    save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
+    model.config.to_json_file(str(folder / "config.json"), use_diff=True)
