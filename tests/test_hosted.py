@@ -57,7 +57,7 @@ def request(folder: Path, lm: dspy.LM, agent: str = "solver", rows=ROWS, reports
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Pauses of a hundredth; the client's own retries do not wait either."""
+    """No pauses, neither between two looks at a job nor before the client's own retries."""
     monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *_, **__: 0.0)
     monkeypatch.setattr(hosted.time, "sleep", lambda seconds: None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,6 +15,7 @@ from sirius_dspy.errors import ExportError
 
 if TYPE_CHECKING:
     from sirius_dspy.local import LocalLM
+    from sirius_dspy.local.chat import Chat
 
 Format = Literal["peft", "gguf", "safetensors"]
 EXPORTS: tuple[Format, ...] = get_args(Format)
@@ -40,6 +42,14 @@ class TrainedAgent:
     base_model: str | None = None
 
     @property
+    def chat(self) -> Chat:
+        """The tokenizer and chat template of the weights."""
+        from sirius_dspy.local.chat import load_chat
+        from sirius_dspy.local.models import resolve
+
+        return load_chat(resolve(self.lm.model))
+
+    @cached_property
     def training(self) -> dict[str, Any]:
         """What the training job wrote; empty if the agent has the weights of the base model."""
         record = self.lm.folder / "training.json"

@@ -26,10 +26,7 @@ def write_modelfile(agent: TrainedAgent, path: Path) -> None:
     Ollama's templates are not Jinja, so one is written only for ChatML, which SmolLM2 and Qwen use. For another format,
     Ollama derives it from the file's own template where it knows that one.
     """
-    from sirius_dspy.local.chat import load_chat
-    from sirius_dspy.local.models import resolve
-
-    chat = load_chat(resolve(agent.lm.model))
+    chat = agent.chat
     lines = ["FROM ./model.gguf"]
     if chat.prompt(_PROBE) == _as_chatml():
         lines.append(f'TEMPLATE """{_CHATML}"""')

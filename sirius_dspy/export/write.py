@@ -26,7 +26,7 @@ def export(
 ) -> Mapping[str, Mapping[Format, Path]]:
     """Write trained agents in the formats of other tools, below `folder/AGENT/FORMAT/`.
 
-    Prompts must look as they did in training. The model card says which DSPy adapter writes them, and shows one.
+    Prompts must look as they did in training. The model card names the DSPy adapter that writes them.
 
     Args:
         checkpoint: A folder that `sirius_dspy.save` wrote, or the address of a registered model; see `load`.
@@ -90,12 +90,10 @@ def _write_gguf(agent: TrainedAgent, folder: Path) -> None:
 
 def _write_safetensors(agent: TrainedAgent, folder: Path) -> None:
     """De-quantize the weights, and add the tokenizer with its chat template."""
-    from sirius_dspy.local.chat import load_chat
-    from sirius_dspy.local.models import resolve
     from sirius_dspy.local.unquantized import write_model
 
     write_model(agent.lm.gguf, folder)
-    shutil.copytree(load_chat(resolve(agent.lm.model)).folder, folder, dirs_exist_ok=True)
+    shutil.copytree(agent.chat.folder, folder, dirs_exist_ok=True)
 
 
 _WRITERS = {"peft": _write_peft, "gguf": _write_gguf, "safetensors": _write_safetensors}

@@ -49,7 +49,7 @@ def is_written_by_user(cls: type, name: str, item: Any) -> bool:
     function = getattr(item, "__func__", item)
     if isinstance(function, types.FunctionType):
         function = inspect.unwrap(function)
-        is_generated = _has_generated_code(cls) and function.__code__.co_filename.startswith("<string>")
+        is_generated = _has_generated_code(cls) and function.__code__.co_filename == "<string>"
         return not (is_library(module_of(function)) or (is_generated and name.startswith("__")))
     if issubclass(cls, enum.Enum) and (name in cls.__members__ or name[0] == "_"):
         return False

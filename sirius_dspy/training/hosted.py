@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import dspy
 from dspy.clients.openai import OpenAIProvider
@@ -19,7 +19,14 @@ from sirius_dspy import checks
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.files import write_text
 from sirius_dspy.redact import redact, remember_secrets
-from sirius_dspy.training.trainers import OPENAI_LEAST_ROWS, ProviderTrainer, Trainer, TrainFrom, TrainingRequest
+from sirius_dspy.training.trainers import (
+    OPENAI_LEAST_ROWS,
+    ProviderTrainer,
+    Trainer,
+    TrainFrom,
+    TrainingRequest,
+    too_few_rows,
+)
 from sirius_dspy.trajectory import digest
 
 if TYPE_CHECKING:
@@ -27,8 +34,6 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _RECORD = "job.json"
 _ENDED = ("succeeded", "failed", "cancelled")
@@ -101,12 +106,7 @@ class HostedTrainer(Trainer):
         if not _is_hosted(lm):
             self._others.check_rows(agent, lm, num_rows)
         elif num_rows < (least := OPENAI_LEAST_ROWS if _address(lm) == _OPENAI else 1):
-            raise TrainingError(
-                f"Agent {agent!r} has {num_rows} training rows, but the server at {_address(lm)!r} requires at least "
-                f"{least}. The collected runs are kept in the library. Compile again with more examples or more "
-                f"`samples`, or freeze the agent with `SiriuS(frozen=[{agent!r}])`.",
-                agent=agent,
-            )
+            raise too_few_rows(agent, num_rows, f"the server at {_address(lm)!r}", least)
 
     def trains_on_images(self, lm: dspy.LM) -> bool:
         """See `Trainer.trains_on_images`."""

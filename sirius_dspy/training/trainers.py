@@ -162,12 +162,7 @@ class ProviderTrainer(Trainer):
         if num_rows == 0:
             raise TrainingError(f"Agent {agent!r} has no training rows.", agent=agent)
         if isinstance(lm.provider, OpenAIProvider) and num_rows < OPENAI_LEAST_ROWS:
-            raise TrainingError(
-                f"Agent {agent!r} has {num_rows} training rows, but OpenAI requires at least "
-                f"{OPENAI_LEAST_ROWS}. The collected runs are kept in the library. Compile again with more examples or "
-                f"more `samples`, or freeze the agent with `SiriuS(frozen=[{agent!r}])`.",
-                agent=agent,
-            )
+            raise too_few_rows(agent, num_rows, "OpenAI", OPENAI_LEAST_ROWS)
 
     def trains_on_images(self, lm: dspy.LM) -> bool:
         """Return whether the LM's provider accepts rows with images: OpenAI's does, and any that declares it."""
@@ -231,6 +226,16 @@ class ProviderTrainer(Trainer):
         if getattr(request.lm.provider, "writes_weights", False):
             kwargs |= {"output_dir": str(request.workdir), "seed": request.seed, "on_progress": request.on_progress}
         return kwargs
+
+
+def too_few_rows(agent: str, num_rows: int, server: str, least: int) -> TrainingError:
+    """Return the error about a training set that a server would refuse."""
+    return TrainingError(
+        f"Agent {agent!r} has {num_rows} training rows, but {server} requires at least {least}. The collected runs are "
+        "kept in the library. Compile again with more examples or more `samples`, or freeze the agent with "
+        f"`SiriuS(frozen=[{agent!r}])`.",
+        agent=agent,
+    )
 
 
 def _shared_base(request: TrainingRequest) -> Hashable:
