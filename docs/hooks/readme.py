@@ -1,4 +1,7 @@
-"""MkDocs hook: `<!-- readme: Title -->` becomes the section of README.md with that title."""
+"""MkDocs hook: `<!-- readme: Title -->` becomes the section of README.md with that title.
+
+The markers stand in pages of docs/ itself, so that links into docs/ only lose that folder.
+"""
 
 from __future__ import annotations
 
@@ -24,4 +27,4 @@ def _section(title: str) -> str:
     match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     if match is None:
         raise ValueError(f"README.md has no section {title!r}. Correct the marker.")
-    return match[1].strip()
+    return match[1].strip().replace("](docs/", "](")
