@@ -11,7 +11,7 @@ import dspy
 from metrics.classes import ClassReport, class_report
 from sirius_dspy.demo.gold import gold_answer, read_reply
 from sirius_dspy.errors import DatasetError
-from sirius_dspy.plain import readable
+from sirius_dspy.examples import answer_of
 from sirius_dspy.trajectory import Trajectory
 
 LABELS = ("yes", "no", "maybe")
@@ -72,12 +72,7 @@ def report(trajectories: Sequence[Trajectory], examples: Sequence[dspy.Example])
         examples: The examples with their gold labels in `answer`, in the same order.
     """
     gold = [gold_answer(example).strip().lower() for example in examples]
-    return class_report(gold, [_label_of(trajectory) for trajectory in trajectories])
-
-
-def _label_of(trajectory: Trajectory) -> str | None:
-    prediction = readable(trajectory.prediction)
-    return parse(str(prediction.get("answer", ""))) if isinstance(prediction, dict) else None
+    return class_report(gold, [parse(str(answer_of(trajectory) or "")) for trajectory in trajectories])
 
 
 def _first_label(text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Checks sets of examples before anything is paid for, and identifies them."""
+"""Checks sets of examples before anything is paid for, identifies them, and reads answers to them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import dspy
 
 from sirius_dspy.errors import DatasetError, UnreadableValueError
-from sirius_dspy.plain import from_plain, opaque_parts
-from sirius_dspy.trajectory import digest, example_key, to_plain
+from sirius_dspy.plain import from_plain, opaque_parts, readable
+from sirius_dspy.trajectory import Trajectory, digest, example_key, to_plain
 
 
 def check_examples(examples: Any, name: str) -> list[dspy.Example]:
@@ -72,3 +72,9 @@ def unique(examples: Iterable[dspy.Example]) -> dict[str, dspy.Example]:
 def keys_digest(examples: Iterable[dspy.Example]) -> str:
     """Return the content hash of a set of examples, whatever their order."""
     return digest(sorted(example_key(example) for example in examples))
+
+
+def answer_of(trajectory: Trajectory) -> Any:
+    """Return the `answer` of a recorded run's prediction, if it has one."""
+    prediction = readable(trajectory.prediction)
+    return prediction.get("answer") if isinstance(prediction, Mapping) else None

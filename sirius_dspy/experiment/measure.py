@@ -11,10 +11,11 @@ from typing import Any
 import dspy
 
 from sirius_dspy.baselines import BudgetExceededError, Limits, Meter
+from sirius_dspy.examples import answer_of
 from sirius_dspy.experiment.cell import Cell, Outcome, Status
 from sirius_dspy.experiment.ledger import count_usage, read_spent
 from sirius_dspy.experiment.methods import Bench, Entry
-from sirius_dspy.experiment.task import Split, Task, answer_of, group_of
+from sirius_dspy.experiment.task import Split, Task, group_of
 from sirius_dspy.files import file_name
 from sirius_dspy.identity.describe import describe
 from sirius_dspy.library.experience import ExperienceLibrary

@@ -11,11 +11,10 @@ from typing import Any
 import dspy
 from dspy.signatures import make_signature
 
-from sirius_dspy.examples import check_examples
+from sirius_dspy.examples import answer_of, check_examples
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.recipe import Recipe, SingleTable
 from sirius_dspy.imports import FAILURES, import_at
-from sirius_dspy.plain import readable
 from sirius_dspy.program import predictor_names
 from sirius_dspy.repair.demos import RepairDemos
 from sirius_dspy.trajectory import Trajectory, example_key
@@ -220,12 +219,6 @@ def import_path(path: str, setting: str) -> Any:
 def group_of(example: dspy.Example) -> str:
     """Return a key that is equal for questions that belong together, by default for equal examples."""
     return str(example.get("dspy_key") or example_key(example))
-
-
-def answer_of(trajectory: Trajectory) -> Any:
-    """Return the prediction's `answer`, if it has one."""
-    prediction = readable(trajectory.prediction)
-    return prediction.get("answer") if isinstance(prediction, Mapping) else None
 
 
 def _examples(rows: Sequence[Mapping[str, Any]]) -> list[dspy.Example]:
