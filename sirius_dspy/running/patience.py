@@ -11,15 +11,13 @@ from sirius_dspy import checks
 from sirius_dspy.dspy_internals import retry_after_s
 from sirius_dspy.errors import RolloutError
 from sirius_dspy.running.faults import chain
+from sirius_dspy.running.throttle import LONGEST_HINT_S, Throttles
 
 IN_A_ROW = 10
 """If so many runs fail in the LM and none ends otherwise, the LM is out of order."""
 
 LONGEST_WAIT_S = 30.0
 """Between two tries, unless the server asks for more."""
-
-LONGEST_HINT_S = 300.0
-"""A server that asks for more patience than this has failed."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +80,7 @@ class Health:
 
     def __init__(self) -> None:
         self.given_up = threading.Event()
+        self.throttles = Throttles()
         self.answered_at = time.monotonic()
         self._hung_at: float | None = None
         self._in_a_row = 0

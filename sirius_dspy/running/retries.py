@@ -25,6 +25,7 @@ class Retries:
 
     def __init__(self, watch: Watch | None, lm: Any) -> None:
         self.watch = watch or Watch(Patience(retries=0), Health())
+        self._throttle = self.watch.health.throttles.of(lm)
         self._per_call = 1 + (lm.num_retries if is_managed(lm) else 0)
         self._failed = 0
 
@@ -32,7 +33,7 @@ class Retries:
         """Call until there is an answer or no try left."""
         while True:
             try:
-                with self.watch.time_call():
+                with self._throttle.turn(lambda: self.watch.is_unwanted), self.watch.time_call():
                     return function()
             except Exception as error:
                 if not self._may_retry(error) or not self.watch.pause(self._wait_s(error)):
@@ -43,8 +44,9 @@ class Retries:
         """The same under asyncio."""
         while True:
             try:
-                with self.watch.time_call():
-                    return await function()
+                async with self._throttle.aturn(lambda: self.watch.is_unwanted):
+                    with self.watch.time_call():
+                        return await function()
             except Exception as error:
                 if not self._may_retry(error) or not await self.watch.apause(self._wait_s(error)):
                     self._give_up(error)

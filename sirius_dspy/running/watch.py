@@ -115,6 +115,11 @@ class Watch(BaseCallback):
             return None
         return TimeLimitError(f"The run took more than {limit:g} s (`run_timeout_s`).")
 
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether nothing is to wait any more, because the work is given up or everything is to end."""
+        return self._leaving.is_set() or self.is_abandoned or self.health.given_up.is_set()
+
     def pause(self, seconds: float | None) -> bool:
         """Wait before the next try, and return whether there is to be one."""
         if seconds is None or self._leaving.wait(seconds):

@@ -1,0 +1,158 @@
+"""How many calls of one LM are under way: as many as its server bears, found by additive increase.
+
+A server that is too busy (429, 503) halves the number, and its `Retry-After` holds back all calls, not only the one
+that was refused. Answers raise the number again, by one for as many answers as there may be calls, and ten times more
+slowly where it comes near the number at which the server was busy.
+
+References:
+    Chiu and Jain, Analysis of the increase and decrease algorithms for congestion avoidance, 1989.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from dspy.utils.exceptions import LMError
+
+from sirius_dspy.dspy_internals import retry_after_s
+from sirius_dspy.running.faults import chain
+
+logger = logging.getLogger(__name__)
+
+LOOK_UP_S = 0.1
+"""How often a call that waits for its turn looks whether it is still wanted."""
+
+BUSY = (429, 503, 529)
+"""HTTP states of a server that has too much to do."""
+
+LONGEST_HINT_S = 300.0
+"""A server that asks for more patience than this has failed."""
+
+IsUnwanted = Callable[[], bool]
+"""Whether a call is not worth waiting for any more, because its work is given up or everything is to end."""
+
+_held: ContextVar[tuple[Throttle, ...]] = ContextVar("sirius_turns", default=())
+"""The throttles whose turn this context has; a call inside another one does not wait for it."""
+
+
+class Throttle:
+    """Gives the calls of one LM their turn. Thread-safe.
+
+    Args:
+        name: Of the LM, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.limit = math.inf
+        """Calls that may be under way; no limit before a server was busy."""
+        self._under_way: dict[_Call, IsUnwanted] = {}
+        self._too_many = math.inf
+        self._opens_at = 0.0
+        self._lowered_at = 0.0
+        self._changed = threading.Condition()  # guards all of the above
+
+    @contextmanager
+    def turn(self, is_unwanted: IsUnwanted) -> Iterator[None]:
+        """Wait until a call may start, and learn from how it ends. An unwanted call starts at once."""
+        with self._changed:
+            while (wait := self._wait_s()) > 0 and not is_unwanted():
+                self._changed.wait(min(wait, LOOK_UP_S))
+            call = self._begin(is_unwanted)
+        with self._learn(call):
+            yield
+
+    @asynccontextmanager
+    async def aturn(self, is_unwanted: IsUnwanted) -> AsyncIterator[None]:
+        """The same without blocking the event loop."""
+        while (call := self._try_begin(is_unwanted)) is None:
+            await asyncio.sleep(min(self._wait_s(), LOOK_UP_S))
+        with self._learn(call):
+            yield
+
+    def _wait_s(self) -> float:
+        """Return for how long no call may start; `LOOK_UP_S` where one under way must end before."""
+        if self in _held.get():
+            return 0.0
+        if (held_back := self._opens_at - time.monotonic()) > 0:
+            return held_back
+        # What is given up may hang for ever, and must not keep others from starting.
+        is_full = len(self._under_way) >= self.limit and (
+            sum(not is_unwanted() for is_unwanted in self._under_way.values()) >= self.limit
+        )
+        return LOOK_UP_S if is_full else 0.0
+
+    def _try_begin(self, is_unwanted: IsUnwanted) -> _Call | None:
+        with self._changed:
+            return self._begin(is_unwanted) if self._wait_s() <= 0 or is_unwanted() else None
+
+    def _begin(self, is_unwanted: IsUnwanted) -> _Call:
+        call = _Call(time.monotonic())
+        self._under_way[call] = is_unwanted
+        return call
+
+    @contextmanager
+    def _learn(self, call: _Call) -> Iterator[None]:
+        held = _held.set((*_held.get(), self))
+        try:
+            yield
+            with self._changed:
+                self._raise_limit()
+        except Exception as error:
+            with self._changed:
+                self._note_failure(error, call)
+            raise
+        finally:
+            _held.reset(held)
+            with self._changed:
+                del self._under_way[call]
+                self._changed.notify_all()
+
+    def _raise_limit(self) -> None:
+        step = 1 / self.limit
+        is_near = 0.75 * self._too_many < self.limit + step and self.limit < self._too_many
+        self.limit += step / 10 if is_near else step
+
+    def _note_failure(self, error: Exception, call: _Call) -> None:
+        """Lower the limit if the server is busy, once for all calls that started under the same limit."""
+        causes = [cause for cause in chain(error) if isinstance(cause, LMError) and cause.status in BUSY]
+        if not causes:
+            return
+        now, hint = time.monotonic(), max(retry_after_s(cause) or 0.0 for cause in causes)
+        if hint <= LONGEST_HINT_S:
+            self._opens_at = max(self._opens_at, now + hint)
+        if call.began >= self._lowered_at:
+            self._too_many = min(self.limit, len(self._under_way))
+            self.limit, self._lowered_at = max(1.0, self._too_many / 2), now
+            logger.info("%s is busy: at most %d calls at a time.", self.name, self.limit)
+
+
+class _Call:
+    """A call that has its turn."""
+
+    def __init__(self, began: float) -> None:
+        self.began = began
+
+
+class Throttles:
+    """The throttle of each LM."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, str], Throttle] = {}
+        self._lock = threading.Lock()  # two threads may ask first
+
+    def of(self, lm: Any) -> Throttle:
+        """Return the throttle of an LM; LM objects with the same model at the same server share it."""
+        settings = getattr(lm, "kwargs", None) or {}
+        name = str(getattr(lm, "model", type(lm).__name__))
+        key = (name, str(settings.get("api_base") or settings.get("base_url") or ""))
+        with self._lock:
+            return self._of.setdefault(key, Throttle(name))
