@@ -19,7 +19,7 @@ class LimitedServer(FaultServer):
     """Refuses the calls beyond `capacity` that are there at the same time."""
 
     def __init__(self, capacity):
-        super().__init__(self.serve, self.refuse, retry_after=0.05)
+        super().__init__(self.serve, self.refuse, retry_after=0.02)
         self.capacity = capacity
         self.taken = threading.Semaphore(capacity)
 
@@ -27,7 +27,7 @@ class LimitedServer(FaultServer):
         return None if self.taken.acquire(blocking=False) else "429"
 
     def serve(self, prompt):
-        time.sleep(0.02)
+        time.sleep(0.01)
         self.taken.release()
         return chat_reply(answer="4")
 
@@ -37,11 +37,11 @@ def test_all_runs_end_and_few_calls_are_refused(capacity):
     with LimitedServer(capacity) as server:
         program = dspy.Predict("question -> answer")
         program.set_lm(server.lm())
-        rollouts = Rollouts(exact_match, num_threads=16, patience=Patience(retries=6, first_wait_s=0.01))
-        runs = [run for _, run in rollouts.run_all(program, [Task(example) for example in questions(40)])]
-        assert len(runs) == 40
+        rollouts = Rollouts(exact_match, num_threads=16, patience=Patience(retries=12, first_wait_s=0.01))
+        runs = [run for _, run in rollouts.run_all(program, [Task(example) for example in questions(80)])]
+        assert len(runs) == 80
         assert all(run.failure is None for run in runs)
-        assert server.failed["429"] < 40
+        assert server.failed["429"] < 80
 
 
 def refuse(retry_after=None, error=LMRateLimitError):
@@ -113,14 +113,19 @@ def test_calls_of_one_moment_that_are_refused_together_count_once():
     assert throttle.limit == 4
 
 
-def test_a_server_that_asks_for_patience_holds_back_every_call_but_unwanted_ones():
+def test_a_server_that_asks_for_patience_holds_back_every_call():
     throttle = Throttle("m")
     refused(throttle, lambda: refuse(retry_after=0.3))
     began = time.monotonic()
-    call(throttle, unwanted=True)
-    assert time.monotonic() - began < 0.2
     call(throttle)
     assert time.monotonic() - began > 0.25
+
+
+@pytest.mark.timeout(20)
+def test_an_unwanted_call_does_not_wait():
+    throttle = Throttle("m")
+    refused(throttle, lambda: refuse(retry_after=200))
+    call(throttle, unwanted=True)
 
 
 def test_what_is_given_up_keeps_no_other_call_from_starting():
