@@ -20,7 +20,6 @@ class LimitedServer(FaultServer):
 
     def __init__(self, capacity):
         super().__init__(self.serve, self.refuse, retry_after=0.02)
-        self.capacity = capacity
         self.taken = threading.Semaphore(capacity)
 
     def refuse(self, prompt, before):

@@ -53,7 +53,7 @@ class AgentResult(Result):
     base: str | None = None
     """Id of the LM that training started from."""
     seconds: float = 0.0
-    """Of training, after that of the agent before it. Of agents that are trained in one pass, the first has all."""
+    """Of training, from the end of the agent before it. Of agents that are trained in one pass, the first has all."""
     usage: UsageResult = UsageResult()
     """The agent's own calls in the runs and repairs of the iteration."""
 

@@ -30,7 +30,7 @@ from dspy.utils.exceptions import (
     is_retryable_lm_error,
 )
 
-from sirius_dspy.dspy_internals import to_lm_error
+from sirius_dspy.dspy_internals import retry_after_s, to_lm_error
 from sirius_dspy.errors import PromptTooLongError, RolloutError, SiriuSError
 from sirius_dspy.plain import to_plain
 from sirius_dspy.redact import redact, redact_error
@@ -41,6 +41,9 @@ Fault = Literal["program", "refusal", "transient", "systemic"]
 
 SYSTEMIC = (LMAuthError, LMBillingError, LMConfigurationError, LMUnsupportedModelError)
 """Errors of an LM that every call would share."""
+
+LONGEST_HINT_S = 300.0
+"""A server that asks for more patience than this has failed."""
 
 NO_SUCH_ADDRESS = (404, 405)
 """HTTP states of a server that is not an LM's, or not under this address."""
@@ -57,6 +60,12 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         yield current
         queue += [current.__cause__ or (None if current.__suppress_context__ else current.__context__)]
         queue += getattr(current, "exceptions", ()) if isinstance(current, BaseExceptionGroup) else ()
+
+
+def asked_wait_s(error: BaseException) -> float:
+    """Return for how many seconds the server asked to wait; 0 if it did not."""
+    hints = (retry_after_s(cause) for cause in chain(error))
+    return next((seconds for seconds in hints if seconds is not None), 0.0)
 
 
 def fault_of(error: BaseException | None) -> Fault:

@@ -8,10 +8,9 @@ import time
 from dataclasses import dataclass
 
 from sirius_dspy import checks
-from sirius_dspy.dspy_internals import retry_after_s
 from sirius_dspy.errors import RolloutError
-from sirius_dspy.running.faults import chain
-from sirius_dspy.running.throttle import LONGEST_HINT_S, Throttles
+from sirius_dspy.running.faults import LONGEST_HINT_S, asked_wait_s
+from sirius_dspy.running.throttle import Throttles
 
 IN_A_ROW = 10
 """If so many runs fail in the LM and none ends otherwise, the LM is out of order."""
@@ -57,8 +56,7 @@ class Patience:
             tries: How many have failed.
             error: The last one's.
         """
-        hints = [retry_after_s(cause) for cause in chain(error)]
-        hint = next((seconds for seconds in hints if seconds is not None), 0.0)
+        hint = asked_wait_s(error)
         if hint > LONGEST_HINT_S:
             return None
         # Jitter: calls that failed together must not come back together.

@@ -18,12 +18,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from dspy.utils.exceptions import LMError
 
-from sirius_dspy.dspy_internals import retry_after_s
-from sirius_dspy.running.faults import chain
+from sirius_dspy.running.faults import LONGEST_HINT_S, asked_wait_s, chain
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +32,6 @@ LOOK_UP_S = 0.1
 
 BUSY = (429, 503, 529)
 """HTTP states of a server that has too much to do."""
-
-LONGEST_HINT_S = 300.0
-"""A server that asks for more patience than this has failed."""
 
 IsUnwanted = Callable[[], bool]
 """Whether a call is not worth waiting for any more, because its work is given up or everything is to end."""
@@ -54,7 +51,7 @@ class Throttle:
         self.name = name
         self.limit = math.inf
         """Calls that may be under way; no limit before a server was busy."""
-        self._under_way: dict[_Call, IsUnwanted] = {}
+        self._under_way: set[_Call] = set()
         self._too_many = math.inf
         self._opens_at = 0.0
         self._lowered_at = 0.0
@@ -73,8 +70,12 @@ class Throttle:
     @asynccontextmanager
     async def aturn(self, is_unwanted: IsUnwanted) -> AsyncIterator[None]:
         """The same without blocking the event loop."""
-        while (call := self._try_begin(is_unwanted)) is None:
-            await asyncio.sleep(min(self._wait_s(), LOOK_UP_S))
+        while True:
+            with self._changed:
+                if (wait := self._wait_s()) <= 0 or is_unwanted():
+                    call = self._begin(is_unwanted)
+                    break
+            await asyncio.sleep(min(wait, LOOK_UP_S))
         with self._learn(call):
             yield
 
@@ -86,17 +87,13 @@ class Throttle:
             return held_back
         # What is given up may hang for ever, and must not keep others from starting.
         is_full = len(self._under_way) >= self.limit and (
-            sum(not is_unwanted() for is_unwanted in self._under_way.values()) >= self.limit
+            sum(not call.is_unwanted() for call in self._under_way) >= self.limit
         )
         return LOOK_UP_S if is_full else 0.0
 
-    def _try_begin(self, is_unwanted: IsUnwanted) -> _Call | None:
-        with self._changed:
-            return self._begin(is_unwanted) if self._wait_s() <= 0 or is_unwanted() else None
-
     def _begin(self, is_unwanted: IsUnwanted) -> _Call:
-        call = _Call(time.monotonic())
-        self._under_way[call] = is_unwanted
+        call = _Call(time.monotonic(), is_unwanted)
+        self._under_way.add(call)
         return call
 
     @contextmanager
@@ -113,7 +110,7 @@ class Throttle:
         finally:
             _held.reset(held)
             with self._changed:
-                del self._under_way[call]
+                self._under_way.remove(call)
                 self._changed.notify_all()
 
     def _raise_limit(self) -> None:
@@ -123,10 +120,9 @@ class Throttle:
 
     def _note_failure(self, error: Exception, call: _Call) -> None:
         """Lower the limit if the server is busy, once for all calls that started under the same limit."""
-        causes = [cause for cause in chain(error) if isinstance(cause, LMError) and cause.status in BUSY]
-        if not causes:
+        if not any(isinstance(cause, LMError) and cause.status in BUSY for cause in chain(error)):
             return
-        now, hint = time.monotonic(), max(retry_after_s(cause) or 0.0 for cause in causes)
+        now, hint = time.monotonic(), asked_wait_s(error)
         if hint <= LONGEST_HINT_S:
             self._opens_at = max(self._opens_at, now + hint)
         if call.began >= self._lowered_at:
@@ -135,11 +131,12 @@ class Throttle:
             logger.info("%s is busy: at most %d calls at a time.", self.name, self.limit)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Call:
     """A call that has its turn."""
 
-    def __init__(self, began: float) -> None:
-        self.began = began
+    began: float
+    is_unwanted: IsUnwanted
 
 
 class Throttles:

@@ -124,7 +124,7 @@ class Watch(BaseCallback):
         """Wait before the next try, and return whether there is to be one."""
         if seconds is None or self._leaving.wait(seconds):
             return False
-        return not self.health.given_up.is_set() and not self.is_abandoned
+        return not self.is_unwanted
 
     async def apause(self, seconds: float | None) -> bool:
         """The same without blocking the event loop."""
