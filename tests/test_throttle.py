@@ -97,6 +97,20 @@ def test_a_refusal_halves_what_is_under_way_and_answers_raise_it_by_one_a_round(
     assert 6 < throttle.limit < 8
 
 
+def test_between_two_numbers_the_lower_one_is_the_limit():
+    throttle = Throttle("m")
+    throttle.limit = 1.9
+    done, (first,) = hold(throttle, 1)
+    second = threading.Thread(target=call, args=(throttle,))
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    done.set()
+    for thread in (first, second):
+        thread.join(5)
+        assert not thread.is_alive()
+
+
 def test_calls_of_one_moment_that_are_refused_together_count_once():
     throttle, barrier = Throttle("m"), threading.Barrier(8)
 

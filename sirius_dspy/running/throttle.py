@@ -86,8 +86,8 @@ class Throttle:
         if (held_back := self._opens_at - time.monotonic()) > 0:
             return held_back
         # What is given up may hang for ever, and must not keep others from starting.
-        is_full = len(self._under_way) >= self.limit and (
-            sum(not call.is_unwanted() for call in self._under_way) >= self.limit
+        is_full = len(self._under_way) + 1 > self.limit and (
+            1 + sum(not call.is_unwanted() for call in self._under_way) > self.limit
         )
         return LOOK_UP_S if is_full else 0.0
 
