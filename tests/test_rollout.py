@@ -2,6 +2,7 @@
 
 import contextvars
 import itertools
+import logging
 import signal
 import threading
 import time
@@ -477,6 +478,81 @@ def test_a_second_interrupt_does_not_wait():
         list(parallel_map(function, range(100), 2))
     assert not release.is_set()
     release.set()
+
+
+def test_an_interrupt_does_not_cut_off_a_caller_who_keeps_a_result():
+    kept = []
+
+    def keep_all():
+        for item, _ in parallel_map(lambda item: item, range(100), 2):
+            if item == 3:
+                interrupt_main()
+            time.sleep(0.01)  # an interrupt that is not held back comes here
+            kept.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        keep_all()
+    assert 3 in kept
+    assert len(kept) < 20
+
+
+@pytest.mark.parametrize("is_announced", [True, False])
+def test_a_second_interrupt_does_not_wait_wherever_it_comes(is_announced):
+    """While the first one is announced, or while the caller keeps a result."""
+    release, is_waiting = threading.Event(), threading.Event()
+
+    def function(item):
+        if item:
+            is_waiting.set()
+            release.wait(PATIENCE)
+
+    def keep_all():
+        for _ in parallel_map(function, range(100), 2):
+            assert is_waiting.wait(PATIENCE)
+            interrupt_main()
+            if not is_announced:
+                interrupt_main()
+
+    class Interrupting(logging.Handler):
+        def emit(self, record):
+            interrupt_main()
+
+    logger, handler = logging.getLogger("sirius_dspy.running.parallel"), Interrupting()
+    logger.addHandler(handler)
+    with pytest.raises(KeyboardInterrupt):
+        keep_all()
+    logger.removeHandler(handler)
+    assert not release.is_set()
+    release.set()
+
+
+def test_an_interrupt_while_a_caller_leaves_early_is_not_lost():
+    go = threading.Event()
+
+    def function(item):
+        if item:
+            assert go.wait(PATIENCE)
+            interrupt_main()
+            time.sleep(0.01)
+
+    results = parallel_map(function, range(2), 2)
+    next(results)
+    go.set()
+    with pytest.raises(KeyboardInterrupt):
+        results.close()
+
+
+def test_the_handler_of_interrupts_is_put_back():
+    before = signal.getsignal(signal.SIGINT)
+    first, second = (parallel_map(lambda item: item, range(3), 2) for _ in range(2))
+    next(first)
+    next(second)
+    first.close()
+    second.close()
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_main()
+    list(parallel_map(lambda item: item, range(3), 2))
+    signal.signal(signal.SIGINT, before)
 
 
 # The identity of a program

@@ -13,13 +13,15 @@ from typing import Any, Generic, TypeVar
 
 import dspy
 
+from sirius_dspy.running.interrupts import Interrupts
+
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 POLL_S = 0.05
-"""How often to ask `overdue` about the items under way."""
+"""How often to look for an interrupt, and to ask `overdue` about the items under way."""
 
 
 def parallel_map(
@@ -33,9 +35,9 @@ def parallel_map(
 ) -> Generator[tuple[Item, Result], None, None]:
     """Map in threads that inherit the caller's context, yielding (item, result) as they finish.
 
-    Never more than two items per thread are taken from `items` ahead of time. On the first error, and on an interrupt
-    of the caller, no new item starts; what is in flight is paid for, so it is awaited and yielded before the error is
-    raised. A second interrupt does not wait.
+    Never more than two items per thread are taken from `items` ahead of time. On the first error, and on Ctrl-C, no
+    new item starts; what is in flight is paid for, so it is awaited and yielded before the error is raised, and the
+    caller is not cut off while it keeps a result. A second Ctrl-C does not wait.
 
     Args:
         function: Called with one item.
@@ -50,32 +52,32 @@ def parallel_map(
     source = iter(items)
     error: BaseException | None = None
     pool = _Pool(function, num_threads or dspy.settings.num_threads or 8, overdue)
-    try:
-        while True:
-            if error is None:
-                pool.fill(source, limit)
-            if not pool.running:
-                break
-            try:
-                done = pool.wait(FIRST_COMPLETED)
-            except KeyboardInterrupt as interrupt:
+    with Interrupts() as interrupts:
+        try:
+            while True:
+                if error is None and interrupts.number:
+                    error = KeyboardInterrupt()
+                    pool.cancel_waiting(on_stop)
+                    pool.announce_stop()
+                if error is None:
+                    pool.fill(source, limit)
+                if not pool.running:
+                    break
+                for item, future in pool.take(pool.wait(FIRST_COMPLETED)):
+                    if (failure := future.exception()) is None:
+                        yield item, future.result()
+                    else:
+                        error = error or failure
                 if error is not None:
-                    pool.running.clear()
-                    raise
-                error, done = interrupt, set()
-                pool.cancel_waiting(on_stop)
-                pool.announce_stop()
-            for item, future in pool.take(done):
-                if (failure := future.exception()) is None:
-                    yield item, future.result()
-                else:
-                    error = error or failure
-            if error is not None:
-                pool.cancel_waiting(on_stop)
-    finally:
-        pool.cancel_waiting(on_stop)
-        pool.announce_stop()
-        pool.drain()  # a caller who leaves early waits for what is in flight
+                    pool.cancel_waiting(on_stop)
+        finally:
+            pool.cancel_waiting(on_stop)
+            if interrupts.number > 1:
+                pool.running.clear()
+            pool.announce_stop()
+            pool.drain()  # a caller who leaves early waits for what is in flight
+            if interrupts.number == 1 and error is None:
+                raise KeyboardInterrupt
     if error is not None:
         raise error
 
@@ -100,8 +102,8 @@ class _Pool(Generic[Item, Result]):
             self.running[self._workers.submit(self._function, item)] = item
 
     def wait(self, until: str = ALL_COMPLETED) -> set[Future[Result]]:
-        """Wait for items under way, and return those that are done; with `overdue`, there may be none yet."""
-        done = wait(self.running, POLL_S if self._overdue else None, until).done
+        """Wait a moment for items under way, and return those that are done; there may be none yet."""
+        done = wait(self.running, POLL_S, until).done
         return done | self._settle_overdue()
 
     def take(self, done: Collection[Future[Result]]) -> Iterator[tuple[Item, Future[Result]]]:
