@@ -16,7 +16,7 @@ import dspy
 
 from sirius_dspy.errors import RunDirError
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.optimizer.accounts import open_account, save_account
+from sirius_dspy.optimizer.accounts import calls_file, open_account, save_account
 from sirius_dspy.optimizer.budget import BudgetReached
 from sirius_dspy.optimizer.collect import collect
 from sirius_dspy.optimizer.credit import value_steps
@@ -32,6 +32,7 @@ from sirius_dspy.optimizer.trackers import make_trackers
 from sirius_dspy.optimizer.warm_start import demonstration_rows, store_demonstrations
 from sirius_dspy.optimizer.weights import Weights
 from sirius_dspy.redact import redact_errors
+from sirius_dspy.running.journal import keep_calls
 from sirius_dspy.running.standing import Standing
 from sirius_dspy.running.truncation import drop_truncation_warnings
 from sirius_dspy.tracking.events import CompileEnded, CompileStarted, IterationEnded
@@ -150,8 +151,8 @@ class Loop:
 
     @contextmanager
     def _stage(self, session: Session, iteration: int, name: str) -> Iterator[None]:
-        """Count what a stage spends, and save it when the stage is done."""
-        with session.account.stage(iteration, name):
+        """Keep the calls of runs under way, count what the stage spends, and save that when the stage is done."""
+        with session.account.stage(iteration, name), keep_calls(calls_file(self.plan.run_dir, iteration, name)):
             yield
         save_account(session.account, self.plan.run_dir)
 

@@ -39,7 +39,7 @@ class TapAdapter:
             return self.base(lm, lm_kwargs, signature, demos, inputs)
         tapped = _TappedCall(self.base, self.tape, lm, signature, demos, inputs)
         with tapped.write_down() as written:
-            outputs = self.tape.canned_outputs(tapped.call, signature)
+            outputs = self.tape.find_outputs(tapped.call, signature)
             outputs = tapped.ask(lm_kwargs) if outputs is None else outputs
             written.append(outputs)
         return outputs
@@ -52,7 +52,7 @@ class TapAdapter:
             return await self.base.acall(lm, lm_kwargs, signature, demos, inputs)
         tapped = _TappedCall(self.base, self.tape, lm, signature, demos, inputs)
         with tapped.write_down() as written:
-            outputs = self.tape.canned_outputs(tapped.call, signature)
+            outputs = self.tape.find_outputs(tapped.call, signature)
             outputs = await tapped.aask(lm_kwargs) if outputs is None else outputs
             written.append(outputs)
         return outputs
