@@ -19,6 +19,7 @@ from sirius_dspy.cli.demo import demo
 from sirius_dspy.cli.experiment import experiment
 from sirius_dspy.cli.export import export
 from sirius_dspy.cli.library import library
+from sirius_dspy.cli.library_care import prune, repair
 from sirius_dspy.cli.report import report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -45,4 +46,6 @@ app.command()(ask)
 app.command()(report)
 app.command()(export)
 app.command(hidden=not Path("recipes").is_dir())(experiment)  # recipes come with a clone of the repository
+library.command()(prune)
+library.command()(repair)
 app.add_typer(library)
