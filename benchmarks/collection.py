@@ -135,8 +135,8 @@ def _collect(program: Any, metric: Any, examples: Sequence[Any], in_flight: int)
 
     rollouts = Rollouts(metric, run="benchmark", iteration=1, num_threads=in_flight)
     with tempfile.TemporaryDirectory() as folder, ExperienceLibrary(Path(folder) / "library.sqlite") as library:
-        for task, trajectory in rollouts.run_all(program, [Task(example) for example in examples]):
-            library.add(trajectory, task.example)
+        for batch in rollouts.run_batches(program, [Task(example) for example in examples]):
+            library.add_runs([run for _, run in batch], [task.example for task, _ in batch])
         if library.count() != len(examples):
             raise RuntimeError("Runs are missing in the library.")
 
