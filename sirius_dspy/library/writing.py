@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -62,15 +63,16 @@ def insert_repair(connection: sa.Connection, repair: Repair) -> None:
 def _insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
     """Insert rows, but those whose id is there."""
     if rows:
-        connection.execute(_insert_new(connection, table), rows)
+        connection.execute(_insert_new(connection.dialect.name, table), rows)
 
 
 def _insert(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
     """Insert a row unless its id is there; return whether it was inserted."""
-    statement = _insert_new(connection, table).execution_options(preserve_rowcount=True)
+    statement = _insert_new(connection.dialect.name, table).execution_options(preserve_rowcount=True)
     return connection.execute(statement, row).rowcount == 1
 
 
-def _insert_new(connection: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+@cache
+def _insert_new(dialect: str, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
     return insert(table).on_conflict_do_nothing().inline()
