@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
+from sirius_dspy.running.direct import direct_lm
 from sirius_dspy.running.requests import Listener, Request, alias_lm, listen, prompt_text, refuse_empty_body
 from sirius_dspy.running.retries import Retries
 from sirius_dspy.running.tape import Tape
@@ -97,7 +98,8 @@ class _TappedCall:
 
             def send() -> Outputs:
                 with refuse_empty_body(self.lm, kwargs, listener) as completions:
-                    completions += self.base(alias_lm(self.lm), {**kwargs}, self.signature, demos, self.inputs)
+                    lm = alias_lm(direct_lm(self.lm, kwargs, self.inputs))
+                    completions += self.base(lm, {**kwargs}, self.signature, demos, self.inputs)
                 return completions
 
             return Retries(self.tape.watch, self.lm).call(send)
