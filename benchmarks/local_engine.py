@@ -162,7 +162,7 @@ def raw_pipeline(lm: LocalLM) -> Any:
     scheduler.max_num_seqs = NUM_PROMPTS
     scheduler.cache_size = 1
     scheduler.enable_prefix_caching = True
-    return openvino_genai.ContinuousBatchingPipeline(str(lm.gguf), scheduler, "CPU", PRECISION)
+    return openvino_genai.ContinuousBatchingPipeline(str(lm.path), scheduler, "CPU", PRECISION)
 
 
 def through_pipeline(pipeline: Any, prompts: Sequence[list[int]], chat: Chat) -> float:
@@ -328,7 +328,7 @@ def _model(lm: LocalLM) -> Any:
 
     weights = resolve(lm.model)
     with no_progress_bars():
-        return load_model(weights.gguf, home("training", weights.digits))
+        return load_model(weights.path, home("training", weights.digits))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class TrainedAgent:
         """The numbers and names at the start of the GGUF file."""
         from sirius_dspy.local.gguf_header import read_header
 
-        return dict(read_header(self.lm.gguf))
+        return dict(read_header(self.lm.path))
 
 
 def read_agents(source: str | Path, names: Sequence[str] | None, base_model: str | None) -> list[TrainedAgent]:

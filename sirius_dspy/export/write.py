@@ -84,7 +84,7 @@ def _write_peft(agent: TrainedAgent, folder: Path) -> None:
 
 
 def _write_gguf(agent: TrainedAgent, folder: Path) -> None:
-    shutil.copyfile(agent.lm.gguf, folder / "model.gguf")
+    shutil.copyfile(agent.lm.path, folder / "model.gguf")
     write_modelfile(agent, folder / "Modelfile")
 
 
@@ -92,7 +92,7 @@ def _write_safetensors(agent: TrainedAgent, folder: Path) -> None:
     """De-quantize the weights, and add the tokenizer with its chat template."""
     from sirius_dspy.local.unquantized import write_model
 
-    write_model(agent.lm.gguf, folder)
+    write_model(agent.lm.path, folder)
     shutil.copytree(agent.chat.folder, folder, dirs_exist_ok=True)
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from sirius_dspy import checks
 from sirius_dspy.errors import MissingDependencyError, TrainingError
 from sirius_dspy.local.chat import Chat
-from sirius_dspy.local.models import INSTALL
+from sirius_dspy.local.home import INSTALL
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ class TrainingTask:
     rows: Sequence[TokenRow]
     options: LoraOptions
     folder: Path
-    """Receives `adapter/` and `model.gguf`."""
+    """Receives `adapter/` and the merged weights: `model.gguf`, or the files of a model folder."""
 
     @property
     def name(self) -> str:
@@ -188,8 +188,8 @@ class TrainingJob:
 
     module: ClassVar[str] = "sirius_dspy.local.train"
 
-    gguf: Path
-    """Weights to start from."""
+    weights: Path
+    """The GGUF file or model folder to start from."""
     training_copy: Path | None
     """Folder in which their de-quantized copy is kept for the next job; `None` keeps no copy."""
     tokenizer: Path
@@ -205,7 +205,7 @@ class TrainingJob:
     def from_json(cls, text: str) -> TrainingJob:
         """Read a job that `to_json` wrote."""
         values = json.loads(text)
-        for name in ("gguf", "tokenizer"):
+        for name in ("weights", "tokenizer"):
             values[name] = Path(values[name])
         values["training_copy"] = values["training_copy"] and Path(values["training_copy"])
         values["tasks"] = [TrainingTask.from_values(task) for task in values["tasks"]]

@@ -96,7 +96,7 @@ def _dataset(pairs: Sequence[TokenPair]) -> datasets.Dataset:
 def run(job: PreferenceJob, report: Report) -> dict[str, Any]:
     """Train, merge, and return the measurements."""
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
-    base = load_model(job.gguf, job.training_copy)
+    base = load_model(job.weights, job.training_copy)
     model = PeftModel.from_pretrained(base, str(job.adapter), is_trainable=True)
     reporter = Reporter(report)
     trainer = build_trainer(model, tokenizer, job.pairs, job.options, job.folder / "scratch")
@@ -107,7 +107,7 @@ def run(job: PreferenceJob, report: Report) -> dict[str, Any]:
     adapter = job.folder / "adapter"
     trainer.model.save_pretrained(str(adapter), selected_adapters=["default"])  # without the reference
     tokenizer.save_pretrained(str(adapter))
-    merge(job.gguf, {adapter: job.folder / "model.gguf"}, name=job.name)
+    merge(job.weights, {adapter: job.folder / "model.gguf"}, name=job.name)
     return {
         "losses": reporter.losses,
         "margins": reporter.margins,

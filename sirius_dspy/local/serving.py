@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import logging
 import os
 import threading
 from functools import lru_cache
@@ -17,8 +18,11 @@ from sirius_dspy.local.chat import load_chat
 from sirius_dspy.local.engine import Engine
 from sirius_dspy.local.models import resolve
 from sirius_dspy.local.openvino_engine import OpenVINOEngine
+from sirius_dspy.local.plain_decoder import find_obstacle
 from sirius_dspy.local.pool import EnginePool
 from sirius_dspy.local.transformers_engine import TransformersEngine
+
+logger = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda", "mps", "openvino"]
 """`openvino` means OpenVINO on the CPU; the others are PyTorch devices of the Transformers engine."""
@@ -32,14 +36,24 @@ _creating = threading.Lock()  # guards the creation of the pool: with `lru_cache
 
 
 def pool_key(model_id: str, device: Device | None) -> str:
-    """Return the key of an engine in the pool."""
-    return f"{device or best_device()}:{model_id}"
+    """Return the key of an engine in the pool. What OpenVINO cannot read runs on PyTorch instead."""
+    chosen = device or best_device()
+    return f"{_or_cpu(model_id) if chosen == 'openvino' else chosen}:{model_id}"
 
 
 def scoring_key(model_id: str, device: Device | None) -> str:
     """Return the key of an engine that can score replies: OpenVINO needs one without prefix caching for this."""
-    chosen = device or best_device()
-    return pool_key(model_id, chosen) if chosen != "openvino" else f"{_SCORING}:{model_id}"
+    key = pool_key(model_id, device)
+    return f"{_SCORING}:{model_id}" if key.startswith("openvino:") else key
+
+
+@lru_cache(maxsize=256)
+def _or_cpu(model_id: str) -> Device:
+    problem = find_obstacle(resolve(model_id))
+    if problem is None:
+        return "openvino"
+    logger.info("%s runs on PyTorch, not on OpenVINO: %s.", model_id, problem)
+    return "cpu"
 
 
 def engines() -> EnginePool:
@@ -85,9 +99,9 @@ def _load(key: str) -> Engine:
         if device not in ("openvino", _SCORING):
             return TransformersEngine(weights, chat, device=device)
     with _loading:
-        return OpenVINOEngine(weights.gguf, chat, prefix_caching=device != _SCORING, turn=_turn)
+        return OpenVINOEngine(weights.path, chat, prefix_caching=device != _SCORING, turn=_turn)
 
 
 def _size(key: str) -> int:
     """Estimate an upper bound: OpenVINO repacks the weights, and the key-value cache is added to it."""
-    return 2 * resolve(key.split(":", 1)[1]).gguf.stat().st_size + _CACHE_BYTES
+    return 2 * resolve(key.split(":", 1)[1]).num_bytes + _CACHE_BYTES

@@ -19,7 +19,8 @@ from sirius_dspy.local.home import new_folder
 from sirius_dspy.local.learning import Learner, learn
 from sirius_dspy.local.lora import TrainingJob
 from sirius_dspy.local.merge import merge
-from sirius_dspy.local.unquantized import read_model, write_model
+from sirius_dspy.local.unquantized import read_folder, read_gguf, write_model
+from sirius_dspy.local.weights import is_gguf
 
 
 def fast_precision() -> torch.dtype:
@@ -32,12 +33,18 @@ def fast_precision() -> torch.dtype:
     return torch.bfloat16 if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else torch.float32
 
 
-def load_model(gguf: Path, training_copy: Path | None) -> Any:
-    """Load the weights as a PyTorch model, from their de-quantized copy if there is to be one."""
+def load_model(path: Path, training_copy: Path | None = None) -> Any:
+    """Load weights as a PyTorch model, those of a GGUF file from their de-quantized copy if there is to be one.
+
+    Raises:
+        UnreadableModelError: Transformers does not know the architecture.
+    """
+    if not is_gguf(path):
+        return read_folder(path, fast_precision())
     if training_copy is None:
-        return read_model(gguf, fast_precision())
+        return read_gguf(path, fast_precision())
     if not training_copy.is_dir():
-        keep_training_copy(gguf, training_copy)
+        keep_training_copy(path, training_copy)
     return AutoModelForCausalLM.from_pretrained(
         str(training_copy), dtype=fast_precision(), local_files_only=True, trust_remote_code=False
     )
@@ -52,7 +59,7 @@ def keep_training_copy(gguf: Path, folder: Path) -> None:
 def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     """Train all agents, merge their adapters, and return the measurements."""
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
-    decoder = Decoder(load_model(job.gguf, job.training_copy).to(device()))
+    decoder = Decoder(load_model(job.weights, job.training_copy).to(device()))
     learners = [
         Learner(decoder, task.rows, task.options, partial(_report_step, report, number), task.name)
         for number, task in enumerate(job.tasks)
@@ -71,7 +78,7 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
         "device": decoder.embedding.device.type,
     }
     del decoder, learners, learner  # merging needs the memory
-    merge(job.gguf, {folder / "adapter": folder / "model.gguf" for folder in folders}, name=job.name)
+    merge(job.weights, {folder / "adapter": folder / "model.gguf" for folder in folders}, name=job.name)
     shared["merge_seconds"] = time.monotonic() - trained
     return {"results": [{**result, **shared} for result in results]}
 

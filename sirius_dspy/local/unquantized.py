@@ -1,4 +1,4 @@
-"""De-quantized models: as PyTorch modules to train, and as folders that Transformers reads."""
+"""Models as PyTorch modules to train, and de-quantized ones as folders that Transformers reads."""
 
 from __future__ import annotations
 
@@ -9,13 +9,41 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from sirius_dspy.errors import UnreadableModelError
 from sirius_dspy.local.chat import no_progress_bars
-from sirius_dspy.local.home import alone
+from sirius_dspy.local.weights import isolated
 
 
-def read_model(gguf: Path, dtype: torch.dtype) -> Any:
+def read_folder(folder: Path, dtype: torch.dtype | str, **settings: Any) -> Any:
+    """Load the model of a folder; code that it brings is never run.
+
+    Args:
+        folder: A folder with `config.json` and safetensors.
+        dtype: Of the weights in memory; `auto` keeps that of the file.
+        **settings: Passed on to Transformers.
+
+    Raises:
+        UnreadableModelError: Transformers does not know the architecture.
+    """
+    try:
+        with no_progress_bars(), isolated(folder) as place:
+            return AutoModelForCausalLM.from_pretrained(
+                str(place),
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                **settings,
+            )
+    except (OSError, ValueError) as error:
+        raise UnreadableModelError(
+            f"Transformers cannot read the model in {str(folder)!r}, without running code of the model: {error}"
+        ) from error
+
+
+def read_gguf(gguf: Path, dtype: torch.dtype) -> Any:
     """Load de-quantized weights, and clear the mark because of which Transformers would refuse to train them."""
-    with no_progress_bars(), alone(gguf) as file:
+    with no_progress_bars(), isolated(gguf) as file:
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent), gguf_file=file.name, dtype=dtype, local_files_only=True, trust_remote_code=False
         )
@@ -31,7 +59,7 @@ def write_model(gguf: Path, folder: Path) -> None:
 
     `save_pretrained` refuses a model that was loaded from GGUF, so the two files are written separately.
     """
-    model = read_model(gguf, torch.bfloat16)
+    model = read_gguf(gguf, torch.bfloat16)
     tied = set(model.all_tied_weights_keys)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
