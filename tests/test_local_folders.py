@@ -18,7 +18,7 @@ from sirius_dspy.errors import ModelNotFoundError, UnreadableModelError  # noqa:
 from sirius_dspy.local.chat import load_chat  # noqa: E402
 from sirius_dspy.local.models import find, resolve  # noqa: E402
 from sirius_dspy.local.serving import engines  # noqa: E402
-from tests.tiny_models import END, STOP, write_model  # noqa: E402
+from tests.tiny_models import END, LLAMA3_SCALING, STOP, write_model  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # swig and gguf, at import
@@ -157,3 +157,89 @@ def test_a_model_that_needs_its_own_code_is_refused_and_the_code_not_run(
     with pytest.raises(Exception, match="without running code of the model"):
         LocalLM(folder, device="cpu").score(MESSAGES, "tea")
     assert not (tmp_path / "ran").exists()
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"head_dim": 32, "tie_word_embeddings": True}),
+        ("llama", {"rope_parameters": LLAMA3_SCALING}),
+        ("qwen2", {}),
+        ("qwen3", {"rope_parameters": YARN}),
+        ("qwen3", {"rope_parameters": {**YARN, "rope_type": "linear"}}),
+    ],
+)
+def test_a_converted_folder_is_the_same_model(kind: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Read back: every matrix up to its blocks' rounding, every setting of the rotation, and what the text becomes."""
+    import torch
+
+    from sirius_dspy.local.convert import convert
+    from sirius_dspy.local.unquantized import read_gguf
+
+    weights = find(write_model(tmp_path / "model", kind, **changes))
+    converted = find(convert(weights, load_chat(weights), tmp_path / "tiny.gguf", "tiny"))
+    ours, theirs = read_gguf(converted.path, torch.float32), in_transformers(weights.path)[0]
+    expected = theirs.state_dict()
+    assert ours.state_dict().keys() == expected.keys()
+    for name, tensor in ours.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], atol=float(expected[name].abs().max()) / 200, rtol=0)
+    ids = torch.tensor([load_chat(weights).encode(load_chat(weights).prompt(MESSAGES)) * 3])
+    ours.load_state_dict(expected)
+    torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-3, rtol=1e-3)
+    chat = load_chat(converted)
+    assert chat.prompt(MESSAGES) == load_chat(weights).prompt(MESSAGES)
+    assert [chat.encode(chat.prompt(MESSAGES)), chat.end_id, chat.context] == [
+        load_chat(weights).encode(load_chat(weights).prompt(MESSAGES)),
+        load_chat(weights).end_id,
+        256,
+    ]
+
+
+def device_of(folder: Path) -> str:
+    from sirius_dspy.local.serving import pool_key
+
+    return pool_key(find(folder).id, "openvino").partition(":")[0]
+
+
+def test_models_that_openvino_would_compute_wrongly_run_on_pytorch(folders: dict[str, Path], tmp_path: Path) -> None:
+    from sirius_dspy.local.convert import convert
+
+    assert [device_of(folders[kind]) for kind in ("llama", "qwen2", "qwen3")] == ["openvino"] * 3
+    assert device_of(folders["gpt_neox"]) == "cpu"
+    scaled = find(write_model(tmp_path / "scaled", "llama", rope_parameters=LLAMA3_SCALING))
+    assert device_of(scaled.path) == "cpu"
+    assert device_of(convert(scaled, load_chat(scaled), tmp_path / "llama3.gguf", "llama3")) == "cpu"
+    yarn = find(write_model(tmp_path / "yarn", "qwen3", rope_parameters=YARN))
+    assert device_of(yarn.path) == "cpu"
+    assert device_of(convert(yarn, load_chat(yarn), tmp_path / "yarn.gguf", "yarn")) == "cpu"
+    assert device_of(write_model(tmp_path / "biases", "llama", attention_bias=True)) == "cpu"
+    neox = find(folders["gpt_neox"])
+    with pytest.raises(UnreadableModelError, match="'gpt_neox'"):
+        convert(neox, load_chat(neox), tmp_path / "neox.gguf", "neox")
+    assert not (tmp_path / "neox.gguf").exists()
+
+
+def test_a_gguf_file_with_scaled_rotation_has_the_numbers_of_its_model(on_torch: None, tmp_path: Path) -> None:
+    from sirius_dspy.local.convert import convert
+
+    scaled = find(write_model(tmp_path / "scaled", "llama", rope_parameters=LLAMA3_SCALING))
+    plain = find(write_model(tmp_path / "plain", "llama"))
+    file = convert(scaled, load_chat(scaled), tmp_path / "llama3.gguf", "llama3")
+    right, wrong = (log_probs(weights.path, "the tea of Bob") for weights in (scaled, plain))
+    given = LocalLM(file).score(MESSAGES, "the tea of Bob")
+    assert given == pytest.approx(right, abs=0.3)
+    assert given != pytest.approx(wrong, abs=0.3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_openvino_scores_a_folder_as_transformers_does(folders: dict[str, Path], kind: str) -> None:
+    pytest.importorskip("openvino_genai")
+    lm = LocalLM(folders[kind], device="openvino", max_tokens=5)
+    given = lm.score(MESSAGES, "the tea of Bob")
+    assert given == pytest.approx(log_probs(folders[kind], "the tea of Bob"), abs=0.4)  # weights of 8 bits
+    assert any(lm.model in key and key.startswith("openvino") for key in engines().list_loaded())
+    assert isinstance(lm(messages=MESSAGES)[0], str)

@@ -14,7 +14,7 @@ HEADS = {"num_key_value_heads": 2, "head_dim": 16}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", HEADS),
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2}),
-    "qwen3": ("Qwen3Config", {**HEADS, "head_dim": 32, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", {**HEADS, "head_dim": 128, "tie_word_embeddings": True}),
     "gpt_neox": ("GPTNeoXConfig", {}),
 }
 LLAMA3_SCALING = {

@@ -263,7 +263,8 @@ def is_finished(folder: Path, key: str) -> bool:
     except (OSError, json.JSONDecodeError):
         done = False
     with suppress(ModelNotFoundError, UnreadableModelError):
-        return done and locate(folder).exists()
+        if done and locate(folder).exists():
+            return True
     raise TrainingError(
         f"The output folder {str(folder)!r} exists and was not written by this job. "
         "Pass another `output_dir`, or move the folder away."

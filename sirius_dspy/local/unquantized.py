@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from sirius_dspy.errors import UnreadableModelError
 from sirius_dspy.local.chat import no_progress_bars
+from sirius_dspy.local.gguf_header import read_header, read_tensor_names
+from sirius_dspy.local.plain_decoder import ARCHITECTURES
 from sirius_dspy.local.weights import isolated
 
 
@@ -51,7 +53,45 @@ def read_gguf(gguf: Path, dtype: torch.dtype) -> Any:
         if hasattr(owner, mark):
             delattr(owner, mark)
     model.is_quantized = False
+    if rotation := _scaled_rotation(gguf, model.config):
+        model.config.rope_parameters = rotation
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
     return model
+
+
+def _scaled_rotation(gguf: Path, config: Any) -> dict[str, Any] | None:
+    """Return how the file scales the rotation of queries and keys, which Transformers' reader ignores, if it does.
+
+    Factors of single frequencies, as Llama 3.1 has them, become the kind of scaling that takes such a list.
+
+    Raises:
+        UnreadableModelError: The kind of scaling is unknown.
+    """
+    header, architecture = read_header(gguf), config.model_type
+    if architecture not in ARCHITECTURES:
+        return None
+    common = {"rope_theta": config.rope_parameters["rope_theta"]}
+    context = config.max_position_embeddings
+    if "rope_freqs.weight" in read_tensor_names(gguf):
+        factors = _read_vector(gguf, "rope_freqs.weight")
+        lists = {"short_factor": factors, "long_factor": factors}
+        exact = {"attention_factor": 1.0, "original_max_position_embeddings": context}
+        return {"rope_type": "longrope", **common, **lists, **exact}
+    kind = header.get(f"{architecture}.rope.scaling.type", "none")
+    scaling = {"rope_type": kind, **common, "factor": header.get(f"{architecture}.rope.scaling.factor", 1.0)}
+    if kind in ("none", "linear"):
+        return scaling if kind == "linear" else None
+    if kind == "yarn":
+        original = header.get(f"{architecture}.rope.scaling.original_context_length", context)
+        return {**scaling, "original_max_position_embeddings": original}
+    raise UnreadableModelError(f"{str(gguf)!r} scales its rotation by {kind!r}; expected 'linear' or 'yarn'.")
+
+
+def _read_vector(gguf: Path, name: str) -> list[float]:
+    from gguf import GGUFReader
+
+    (tensor,) = (tensor for tensor in GGUFReader(gguf).tensors if tensor.name == name)
+    return [float(value) for value in tensor.data]
 
 
 def write_model(gguf: Path, folder: Path) -> None:

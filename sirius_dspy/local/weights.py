@@ -44,6 +44,11 @@ class Weights:
         return self.id.rpartition("@")[2]
 
     @property
+    def name(self) -> str:
+        """The part of the id that is for people."""
+        return self.id.removeprefix("local/").partition("@")[0]
+
+    @property
     def is_gguf(self) -> bool:
         """Whether the weights are one GGUF file."""
         return is_gguf(self.path)
