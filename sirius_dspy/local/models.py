@@ -168,9 +168,22 @@ def _folder_name(folder: Path) -> str:
     record = folder / "training.json"
     if record.is_file():
         return new_name(str(json.loads(record.read_text(encoding="utf-8")).get("base", "model")))
-    if folder.parent.name == "snapshots":
-        return folder.parent.parent.name.rpartition("--")[2]
-    return folder.name
+    return (_repository(folder) or folder.name).rpartition("/")[2]
+
+
+def _repository(folder: Path) -> str | None:
+    """Return the repository of a folder in the hub's cache."""
+    kind, _, name = folder.parent.parent.name.partition("--")
+    is_snapshot = folder.parent.name == "snapshots" and kind == "models"
+    return name.replace("--", "/", 1) if is_snapshot else None
+
+
+def find_hub_id(model_id: str) -> str | None:
+    """Return the id on the Hugging Face hub of weights that were downloaded to this machine from there, if they are."""
+    try:
+        return _repository(resolve(model_id).path)
+    except ModelNotFoundError:
+        return None
 
 
 def new_name(base_id: str) -> str:

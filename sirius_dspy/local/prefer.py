@@ -18,9 +18,8 @@ from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig
 
 from sirius_dspy.local.child import Report, serve
-from sirius_dspy.local.merge import merge
 from sirius_dspy.local.preferences import PreferenceJob, PreferenceOptions, TokenPair
-from sirius_dspy.local.train import load_model
+from sirius_dspy.local.train import load_model, write_merged
 from sirius_dspy.local.trl_internals import PairTrainer
 
 
@@ -107,7 +106,7 @@ def run(job: PreferenceJob, report: Report) -> dict[str, Any]:
     adapter = job.folder / "adapter"
     trainer.model.save_pretrained(str(adapter), selected_adapters=["default"])  # without the reference
     tokenizer.save_pretrained(str(adapter))
-    merge(job.weights, {adapter: job.folder / "model.gguf"}, name=job.name)
+    write_merged(job.weights, [job.folder], job.name)
     return {
         "losses": reporter.losses,
         "margins": reporter.margins,

@@ -296,7 +296,7 @@ def _train(base: Weights, orders: Sequence[_Order], stop: threading.Event) -> No
 
 def make_room(base: Weights) -> None:
     """Unload idle engines if too little memory is free for training."""
-    needed = _TRAINING_BYTES + 6 * base.num_bytes
+    needed = _TRAINING_BYTES + (6 if base.is_gguf else 3) * base.num_bytes
     if free_memory() < needed:
         end_idle()
     if free_memory() < needed:

@@ -29,7 +29,7 @@ def read_folder(folder: Path, dtype: torch.dtype | str, **settings: Any) -> Any:
     """
     try:
         with no_progress_bars(), isolated(folder) as place:
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 str(place),
                 dtype=dtype,
                 local_files_only=True,
@@ -41,6 +41,8 @@ def read_folder(folder: Path, dtype: torch.dtype | str, **settings: Any) -> Any:
         raise UnreadableModelError(
             f"Transformers cannot read the model in {str(folder)!r}, without running code of the model: {error}"
         ) from error
+    model.name_or_path = model.config._name_or_path = ""  # the temporary place, which PEFT would write into adapters
+    return model
 
 
 def read_gguf(gguf: Path, dtype: torch.dtype) -> Any:
