@@ -16,8 +16,8 @@ NEEDED = ("torch", "transformers", "peft", "gguf", "openvino_genai")
 if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
     pytest.skip(f"needs {', '.join(absent)}", allow_module_level=True)
 
-from sirius_dspy import LocalLM, PlainAdapter, load, save  # noqa: E402
-from sirius_dspy.errors import ExportError, TrainingError  # noqa: E402
+from sirius_dspy import LocalLM, LoraOptions, PlainAdapter, load, save  # noqa: E402
+from sirius_dspy.errors import ExportError, MissingDependencyError, SettingsError, TrainingError  # noqa: E402
 from sirius_dspy.export import export  # noqa: E402
 from sirius_dspy.local.serving import engines  # noqa: E402
 from tests.tiny_models import write_model  # noqa: E402
@@ -134,3 +134,24 @@ def test_fine_tuned_weights_are_trained_further(trained: LocalLM) -> None:
     assert isinstance(further, LocalLM), further
     assert further.model.startswith(trained.model.partition("@")[0] + "@")
     assert further(messages=messages("cats"))[0] == "Cid"
+
+
+def test_training_on_four_bits_says_what_it_needs(base: LocalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else found(name))
+    result = base.finetune(ROWS, "chat", {**QUICK, "load_in_4bit": True}).result()
+    assert isinstance(result, MissingDependencyError)
+    assert "pip install 'sirius-dspy[qlora]'" in str(result)
+    with pytest.raises(MissingDependencyError, match="bitsandbytes"):
+        LocalLM(base.path, lora=LoraOptions(load_in_4bit=True)).provider.check()
+    with pytest.raises(SettingsError, match="GGUF file"):
+        LocalLM("smollm2-135m-instruct", lora=LoraOptions(load_in_4bit=True))
+
+
+def test_training_on_four_bits_teaches_weights_in_their_own_precision(base: LocalLM) -> None:
+    pytest.importorskip("bitsandbytes")
+    result = base.finetune(ROWS, "chat", {**QUICK, "load_in_4bit": True}).result()
+    assert isinstance(result, LocalLM), result
+    assert [result(messages=messages(hobby))[0] for hobby in ANSWERS] == list(ANSWERS.values())
+    sizes = [(lm.path / "model.safetensors").stat().st_size for lm in (result, base)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)

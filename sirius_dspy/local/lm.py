@@ -19,7 +19,7 @@ from dspy import lm15
 from sirius_dspy import checks
 from sirius_dspy.errors import PromptTooLongError
 from sirius_dspy.local.engine import Generation, GenerationOptions
-from sirius_dspy.local.lora import LoraOptions
+from sirius_dspy.local.lora import LoraOptions, check_quantization
 from sirius_dspy.local.models import find, resolve
 from sirius_dspy.local.provider import LocalProvider
 from sirius_dspy.local.serving import Device, engines, pool_key, scoring_key
@@ -108,7 +108,7 @@ class LocalLM(dspy.LM):
     Raises:
         ModelNotFoundError: The weights do not exist; the message says how to get them.
         UnreadableModelError: The weights are in a format that is not read, or the model has no chat template.
-        SettingsError: A setting is of the wrong kind or out of its range.
+        SettingsError: A setting is of the wrong kind, out of its range, or does not fit the weights.
 
     Examples:
         ```python
@@ -141,9 +141,9 @@ class LocalLM(dspy.LM):
         kwargs.setdefault("engine", LocalEngine(device))
         kwargs.setdefault("async_engine", AsyncLocalEngine(device))
         kwargs.setdefault("provider", LocalProvider(self.lora, device))
-        super().__init__(
-            find(model, revision).id, temperature=temperature, max_tokens=max_tokens, cache=cache, **kwargs
-        )
+        weights = find(model, revision)
+        check_quantization(weights, self.lora)
+        super().__init__(weights.id, temperature=temperature, max_tokens=max_tokens, cache=cache, **kwargs)
 
     @property
     def path(self) -> Path:

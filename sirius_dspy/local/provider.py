@@ -113,6 +113,7 @@ class LocalProvider(Provider):
             MissingDependencyError: A package is not installed.
         """
         lora.check_packages()
+        lora.check_bitsandbytes(self.options)
 
     def launch(  # type: ignore[override]  # DSPy declares it static and calls it on the instance
         self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None
@@ -173,16 +174,21 @@ class LocalProvider(Provider):
 
         Raises:
             TrainingError: There was nothing to train on, or the job failed or was cancelled. Then none is kept.
+            SettingsError: `load_in_4bit` was set for a GGUF file.
+            MissingDependencyError: A package is not installed.
         """
         self.check()
         base = resolve(model)
-        orders = [
-            _Order.build(base, rows, TrainingSettings.read(kwargs, self.options))
-            for rows, kwargs in zip(train_data, train_kwargs, strict=True)
-        ]
+        settings = [TrainingSettings.read(kwargs, self.options) for kwargs in train_kwargs]
+        for each in settings:
+            lora.check_quantization(base, each.options)
+            lora.check_bitsandbytes(each.options)
+        orders = [_Order.build(base, rows, each) for rows, each in zip(train_data, settings, strict=True)]
         missing = [order for order in orders if not is_finished(order.folder, order.key)]
-        if missing:
-            _train(base, missing, stop or threading.Event())
+        for is_quantized in (False, True):  # the agents of one pass share the base as it is in memory
+            together = [order for order in missing if order.settings.options.load_in_4bit is is_quantized]
+            if together:
+                _train(base, together, stop or threading.Event())
         return [adopt(base, order.folder).id for order in orders]
 
     def _finetune(

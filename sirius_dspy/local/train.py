@@ -21,7 +21,6 @@ from sirius_dspy.local.home import new_folder
 from sirius_dspy.local.learning import AddGradients, Learner, Trainable, add_gradients, learn
 from sirius_dspy.local.lora import LoraOptions, TrainingJob
 from sirius_dspy.local.merge import merge
-from sirius_dspy.local.peft_base import PeftBase, write_merged_folder
 from sirius_dspy.local.plain_decoder import find_variant
 from sirius_dspy.local.unquantized import read_folder, read_gguf, write_model
 from sirius_dspy.local.weights import is_gguf
@@ -63,7 +62,7 @@ def keep_training_copy(gguf: Path, folder: Path) -> None:
 def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     """Train all agents, merge their adapters, and return the measurements."""
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
-    model = load_model(job.weights, job.training_copy).to(device())
+    model = _load_base(job)
     precision = str(model.dtype).removeprefix("torch.")
     adapters, add = _add_adapters(model, [task.options for task in job.tasks])
     learners = [
@@ -89,11 +88,30 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     return {"results": [{**result, **shared} for result in results]}
 
 
+def _load_base(job: TrainingJob) -> Any:
+    """Load the model that all agents of a job are trained on."""
+    if not job.tasks[0].options.load_in_4bit:
+        return load_model(job.weights, job.training_copy).to(device())
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=fast_precision(),
+    )
+    model = read_folder(job.weights, fast_precision(), quantization_config=settings, device_map={"": device()})
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
 def _add_adapters(model: Any, options: Sequence[LoraOptions]) -> tuple[Sequence[Trainable], AddGradients]:
-    """Return new adapters, and what adds their gradients: in one pass if it is a plain decoder, otherwise with PEFT."""
-    if find_variant(model.config.to_dict()) is None:
+    """Return new adapters, and what adds their gradients: in one pass of a plain decoder, otherwise with PEFT."""
+    if find_variant(model.config.to_dict()) is None and not options[0].load_in_4bit:
         decoder = Decoder(model)
         return [Adapter(decoder, each) for each in options], partial(add_gradients, decoder)
+    from sirius_dspy.local.peft_base import PeftBase  # late: importing PEFT takes as long as training on some rows
+
     base = PeftBase(model)
     return [base.add_adapter(each) for each in options], base.add_gradients
 
@@ -103,6 +121,8 @@ def write_merged(base: Path, folders: Sequence[Path], name: str) -> None:
     if is_gguf(base):
         merge(base, {folder / "adapter": folder / "model.gguf" for folder in folders}, name=name)
         return
+    from sirius_dspy.local.peft_base import write_merged_folder
+
     for folder in folders:
         write_merged_folder(base, folder / "adapter", folder)
 
