@@ -139,18 +139,18 @@ def test_fine_tuned_weights_are_trained_further(trained: LocalLM) -> None:
 def test_training_on_four_bits_says_what_it_needs(base: LocalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else found(name))
-    result = base.finetune(ROWS, "chat", {**QUICK, "load_in_4bit": True}).result()
+    result = base.finetune(ROWS, "chat", {**QUICK, "qlora": True}).result()
     assert isinstance(result, MissingDependencyError)
     assert "pip install 'sirius-dspy[qlora]'" in str(result)
     with pytest.raises(MissingDependencyError, match="bitsandbytes"):
-        LocalLM(base.path, lora=LoraOptions(load_in_4bit=True)).provider.check()
+        LocalLM(base.path, lora=LoraOptions(qlora=True)).provider.check()
     with pytest.raises(SettingsError, match="GGUF file"):
-        LocalLM("smollm2-135m-instruct", lora=LoraOptions(load_in_4bit=True))
+        LocalLM("smollm2-135m-instruct", lora=LoraOptions(qlora=True))
 
 
 def test_training_on_four_bits_teaches_weights_in_their_own_precision(base: LocalLM) -> None:
     pytest.importorskip("bitsandbytes")
-    result = base.finetune(ROWS, "chat", {**QUICK, "load_in_4bit": True}).result()
+    result = base.finetune(ROWS, "chat", {**QUICK, "qlora": True}).result()
     assert isinstance(result, LocalLM), result
     assert [result(messages=messages(hobby))[0] for hobby in ANSWERS] == list(ANSWERS.values())
     sizes = [(lm.path / "model.safetensors").stat().st_size for lm in (result, base)]

@@ -34,7 +34,7 @@ _SETTINGS = {
     **dict.fromkeys(("warmup", "dropout"), checks.number(0, below=1)),
     **dict.fromkeys(("weight_decay", "stop_loss"), checks.number(0)),
     "seed": checks.SEED,
-    "load_in_4bit": checks.FLAG,
+    "qlora": checks.FLAG,
 }
 """The kind of each field of `LoraOptions`."""
 
@@ -72,7 +72,7 @@ class LoraOptions:
     below this value, because the rows are memorized by then. 0 never ends early."""
     seed: int = 0
     """Seed of the order of the batches and of the initial adapter."""
-    load_in_4bit: bool = False
+    qlora: bool = False
     """Whether to train on base weights of 4 bits (QLoRA, arXiv:2305.14314), which take a quarter of the memory of 16
     bits. It needs `sirius-dspy[qlora]` and a model folder. The adapter is then merged into the weights in their own
     precision. Preference optimization after it is not quantized."""
@@ -175,9 +175,9 @@ def check_quantization(weights: Weights, options: LoraOptions) -> None:
     Raises:
         SettingsError: The weights are a GGUF file, and are to be loaded with 4 bits.
     """
-    if options.load_in_4bit and weights.is_gguf:
+    if options.qlora and weights.is_gguf:
         raise SettingsError(
-            f"`load_in_4bit` needs a model folder with safetensors, but {weights.id!r} is a GGUF file, which training "
+            f"`qlora` needs a model folder with safetensors, but {weights.id!r} is a GGUF file, which training "
             "de-quantizes. Leave it out, or use the model that the file was made from."
         )
 
@@ -188,8 +188,8 @@ def check_bitsandbytes(options: LoraOptions) -> None:
     Raises:
         MissingDependencyError: It is not.
     """
-    if options.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingDependencyError(f"`load_in_4bit` needs bitsandbytes. Run `{_INSTALL_QLORA}`.")
+    if options.qlora and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingDependencyError(f"`qlora` needs bitsandbytes. Run `{_INSTALL_QLORA}`.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,7 +174,7 @@ class LocalProvider(Provider):
 
         Raises:
             TrainingError: There was nothing to train on, or the job failed or was cancelled. Then none is kept.
-            SettingsError: `load_in_4bit` was set for a GGUF file.
+            SettingsError: `qlora` was set for a GGUF file.
             MissingDependencyError: A package is not installed.
         """
         self.check()
@@ -186,7 +186,7 @@ class LocalProvider(Provider):
         orders = [_Order.build(base, rows, each) for rows, each in zip(train_data, settings, strict=True)]
         missing = [order for order in orders if not is_finished(order.folder, order.key)]
         for is_quantized in (False, True):  # the agents of one pass share the base as it is in memory
-            together = [order for order in missing if order.settings.options.load_in_4bit is is_quantized]
+            together = [order for order in missing if order.settings.options.qlora is is_quantized]
             if together:
                 _train(base, together, stop or threading.Event())
         return [adopt(base, order.folder).id for order in orders]

@@ -90,7 +90,7 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
 
 def _load_base(job: TrainingJob) -> Any:
     """Load the model that all agents of a job are trained on."""
-    if not job.tasks[0].options.load_in_4bit:
+    if not job.tasks[0].options.qlora:
         return load_model(job.weights, job.training_copy).to(device())
     from peft import prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig
@@ -107,7 +107,7 @@ def _load_base(job: TrainingJob) -> Any:
 
 def _add_adapters(model: Any, options: Sequence[LoraOptions]) -> tuple[Sequence[Trainable], AddGradients]:
     """Return new adapters, and what adds their gradients: in one pass of a plain decoder, otherwise with PEFT."""
-    if find_variant(model.config.to_dict()) is None and not options[0].load_in_4bit:
+    if find_variant(model.config.to_dict()) is None and not options[0].qlora:
         decoder = Decoder(model)
         return [Adapter(decoder, each) for each in options], partial(add_gradients, decoder)
     from sirius_dspy.local.peft_base import PeftBase  # late: importing PEFT takes as long as training on some rows
