@@ -226,6 +226,10 @@ def end_idle() -> None:
 atexit.register(end_idle)
 
 
+_OF_THIS_PROCESS = ("PYTEST_CURRENT_TEST",)
+"""Variables that change while this process works and that say nothing to a child, which can go on being used."""
+
+
 def child_environment() -> dict[str, str]:
     """Disable network, telemetry and progress bars in the child, and let it import the same code as this process."""
     package_root = str(Path(__file__).parents[2])
@@ -240,4 +244,5 @@ def child_environment() -> dict[str, str]:
     # Threads that wait for work may spin for some 50 microseconds only: a step took 1.2 s that way, 2.1 s when they
     # slept at once, and ten times as long when they spun while another program ran.
     patient = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
-    return {**patient, **os.environ, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+    own = {name: value for name, value in os.environ.items() if name not in _OF_THIS_PROCESS}
+    return {**patient, **own, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
