@@ -22,6 +22,8 @@ from sirius_dspy.optimizer.collect import collect
 from sirius_dspy.optimizer.credit import value_steps
 from sirius_dspy.optimizer.evaluate import choose_weights, evaluate
 from sirius_dspy.optimizer.fine_tune import curate, keep_sets, restore, train
+from sirius_dspy.optimizer.hold import Hold
+from sirius_dspy.optimizer.live import LiveFile
 from sirius_dspy.optimizer.nothing import explain_nothing
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.repair import repair
@@ -150,7 +152,9 @@ class Loop:
 
     @contextmanager
     def _stage(self, session: Session, iteration: int, name: str) -> Iterator[None]:
-        """Count what a stage spends, and save it when the stage is done."""
+        """Count what a stage spends, and save it when the stage is done; begin none that somebody has put off."""
+        session.hold.check(iteration, name)
+        session.live.begin_stage(iteration, name)
         with session.account.stage(iteration, name):
             yield
         save_account(session.account, self.plan.run_dir)
@@ -186,8 +190,10 @@ class Loop:
             has_teachers=bool(plan.teachers),
             restore=lambda agent, model: restore(run_dir, plan.settings.trainer, start, agent, model),
         )
-        tracker = make_trackers(plan.settings.tracker)
-        return Session(plan, run, library, tracker, weights, open_account(plan, library, run)), resumed
+        account = open_account(plan, library, run)
+        live = LiveFile(plan, run, account)
+        tracker = make_trackers(plan.settings.tracker, live)
+        return Session(plan, run, library, tracker, weights, account, live, Hold(live, account)), resumed
 
     @contextmanager
     def _tracked(self, session: Session, resumed: bool) -> Iterator[None]:

@@ -42,6 +42,7 @@ def attempt_all(
     patience: Patience,
     health: Health,
     limit: Callable[[], int] | None = None,
+    held: Callable[[int], bool] | None = None,
 ) -> Generator[tuple[Item, Result | Broken], None, None]:
     """Map like `parallel_map`; work that did not end, because an LM failed or did not answer, gives a `Broken`.
 
@@ -53,6 +54,7 @@ def attempt_all(
         patience: How often to try, and how long.
         health: Of the LMs; all stages of a compile share it.
         limit: See `parallel_map`.
+        held: See `parallel_map`.
 
     Raises:
         RolloutError: An LM refused for lack of credentials, credit or configuration, failed many times in a row, or
@@ -71,7 +73,13 @@ def attempt_all(
     pieces = (_Piece(item, Watch(patience, health, leaving)) for item in items)
     has_limit = patience.call_timeout_s is not None or patience.run_timeout_s is not None
     results = parallel_map(
-        work, pieces, num_threads, overdue=overdue if has_limit else None, limit=limit, on_stop=leaving.set
+        work,
+        pieces,
+        num_threads,
+        overdue=overdue if has_limit else None,
+        limit=limit,
+        held=held,
+        on_stop=leaving.set,
     )
     with closing(results):
         for piece, result in results:

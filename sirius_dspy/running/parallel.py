@@ -6,9 +6,10 @@ import contextvars
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any, Generic, TypeVar
 
 import dspy
@@ -31,6 +32,7 @@ def parallel_map(
     *,
     overdue: Callable[[Item], Result | None] | None = None,
     limit: Callable[[], int] | None = None,
+    held: Callable[[int], bool] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> Generator[tuple[Item, Result], None, None]:
     """Map in threads that inherit the caller's context, yielding (item, result) as they finish.
@@ -47,6 +49,8 @@ def parallel_map(
             is not waited for any more; its thread is left behind, and does not keep the process from ending. An error
             that it raises becomes the item's.
         limit: Returns how many items may be under way or waiting; by default as many as there is room for.
+        held: Called again and again with the number of items under way. While it returns true, no new item starts, and
+            those that no thread has begun wait with the others.
         on_stop: Called when no new item will start, so that those in flight need not wait for better times.
     """
     source = iter(items)
@@ -59,10 +63,16 @@ def parallel_map(
                     error = KeyboardInterrupt()
                     pool.cancel_waiting(on_stop)
                     pool.announce_stop()
-                if error is None:
+                is_held = error is None and held is not None and held(len(pool.running))
+                if is_held:
+                    source = chain(pool.take_back(), source)
+                elif error is None:
                     pool.fill(source, limit)
                 if not pool.running:
-                    break
+                    if not is_held:
+                        break
+                    time.sleep(POLL_S)
+                    continue
                 for item, future in pool.take(pool.wait(FIRST_COMPLETED)):
                     if (failure := future.exception()) is None:
                         yield item, future.result()
@@ -110,6 +120,17 @@ class _Pool(Generic[Item, Result]):
         """Remove futures one by one in the order of their items, and yield both: the first error is the one raised."""
         for future in [future for future in self.running if future in done]:
             yield self.running.pop(future), future
+
+    def take_back(self) -> list[Item]:
+        """Remove the items that no thread has begun, and return them in their order."""
+        before, self.running = self.running, {}
+        waiting = []
+        for future, item in before.items():
+            if future.cancel():
+                waiting.append(item)
+            else:
+                self.running[future] = item
+        return waiting
 
     def cancel_waiting(self, on_stop: Callable[[], None] | None) -> None:
         """Forget the items that no thread has begun."""
