@@ -151,8 +151,8 @@ function table(caption, header, rows, empty) {
   const head = header.map(([name, isNumber]) => make("th", { scope: "col", class: isNumber ? "number" : "" }, name));
   const body = rows.map((cells) =>
     make("tr", {}, ...cells.map((cell, index) => {
-      if (index === 0) return make("th", { scope: "row" }, String(cell));
-      return make("td", { class: header[index][1] ? "number" : "" }, String(cell));
+      if (index === 0) return make("th", { scope: "row", "data-label": header[0][0] }, String(cell));
+      return make("td", { class: header[index][1] ? "number" : "", "data-label": header[index][0] }, String(cell));
     })),
   );
   return [make("table", { "aria-label": caption }, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body))];
