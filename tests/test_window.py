@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import shutil
+import socket
 import subprocess
 import sys
 import warnings
+from contextlib import closing
 
 import dspy
 import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from sirius_dspy import Budget, CriticAugmenter, LadderAugmenter, ResampleAugmenter
+from sirius_dspy import Budget, CriticAugmenter, ExperienceLibrary, LadderAugmenter, ResampleAugmenter
 from sirius_dspy.cli import app
 from sirius_dspy.errors import RunMismatchError
+from sirius_dspy.optimizer.hold import read_wish
 from sirius_dspy.optimizer.live import read_live
 from sirius_dspy.window.read import Window
 from sirius_dspy.window.server import make_app
-from tests import toy
+from tests import ROOT, toy
 from tests.test_hold import At
+from tests.wait import wait_until
 
 HOME = "http://127.0.0.1:8765"
 
@@ -285,9 +291,46 @@ def test_without_fastapi_the_extra_is_named(run_dir, monkeypatch):
 
 
 def test_a_taken_port_is_told(run_dir):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = cli("ui", run_dir, "--port", taken.getsockname()[1])
     assert done.exit_code == 1
     assert "Pass another one with `--port`" in done.stderr
+
+
+@pytest.mark.usefixtures("chat_adapter")
+def test_a_library_elsewhere(tmp_path, url):
+    """On each database, by the address that the compile noted or by one that is given."""
+    run_dir = tmp_path / "run"
+    with ExperienceLibrary(url) as library:
+        ladder = LadderAugmenter([ResampleAugmenter(), CriticAugmenter()])
+        toy.compiled_by(run_dir, iterations=1, library=library, augmenter=ladder)
+    with closing(Window(run_dir, url)) as window:
+        view = window.read()
+    assert [(item.origin, item.runs) for item in view.runs][:2] == [("validation", 8), ("rollout", 16)]
+    assert [(item.rung, item.runs, item.repaired) for item in view.repairs] == [("resample", 4, 0), ("critic", 4, 4)]
+    assert (len(view.trajectories), view.problems) == (4, ())
+
+
+def test_keys_of_the_terminal(at_work):
+    screen, terminal = pty.openpty()
+    command = [sys.executable, "-m", "sirius_dspy.cli", "watch", str(at_work)]
+    hold = at_work / "hold.json"
+    with subprocess.Popen(command, cwd=ROOT, stdin=terminal, stdout=terminal) as watching:
+        os.read(screen, 1)  # it is on the screen
+        for key, is_asked in (
+            (b"p", lambda: read_wish(at_work) == "pause"),
+            (b"s", lambda: read_wish(at_work) == "stop"),
+            (b"g", lambda: not hold.exists()),
+            (b"q", lambda: watching.poll() == 0),
+        ):
+            os.write(screen, key)
+            wait_until(lambda is_asked=is_asked: _drained(screen) and is_asked())
+    os.close(terminal)
+    os.close(screen)
+
+
+def _drained(screen):
+    """Read what was printed, so that the other side can go on."""
+    while select.select([screen], [], [], 0)[0]:
+        os.read(screen, 1 << 16)
+    return True
