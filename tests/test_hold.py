@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
 
 import dspy
 import pytest
 
-from sirius_dspy import Budget, ExperienceLibrary
+from sirius_dspy import Budget, Credit, ExperienceLibrary
 from sirius_dspy.errors import RunMismatchError
-from sirius_dspy.optimizer.hold import ask_for
+from sirius_dspy.optimizer.hold import LOOK_S, ask_for
 from sirius_dspy.optimizer.live import read_live
 from sirius_dspy.testing import ToyLM
 from sirius_dspy.tracking.events import Tracker
@@ -72,14 +73,30 @@ def outcome(result):
     return rows, [(entry.score, entry.lms, entry.promoted, entry.repair, entry.stages) for entry in result.iterations]
 
 
-def test_a_paused_compile_begins_no_run_until_it_goes_on(tmp_path, undisturbed):
+PLACES = {
+    "evaluate": ("on_rolled_out", 3, {}),
+    "repair": ("on_repaired", 1, {}),
+    "credit": ("on_credited", 2, {"credit": Credit(max_runs=1)}),
+}
+"""Stage to an event in it, and settings with which it comes."""
+
+
+@pytest.mark.parametrize("stage", PLACES)
+def test_a_paused_compile_begins_no_run_until_it_goes_on(stage, tmp_path):
+    hook, number, settings = PLACES[stage]
     run_dir = tmp_path / "run"
-    pause = At("on_rolled_out", 3, lambda event: ask_for(run_dir, "pause"))
-    work = Compile(run_dir, tracker=pause)
+
+    def pause(event):
+        ask_for(run_dir, "pause")
+        time.sleep(1.1 * LOOK_S)  # here in the compile's thread, so that its next look finds it
+
+    settings = {"num_threads": 1, "iterations": 1, **settings}
+    work = Compile(run_dir, tracker=At(hook, number, pause), **settings)
     work.start()
     wait_until(lambda: state(run_dir) == "paused")
     before, spent = num_runs(run_dir), read_live(run_dir)
-    assert 3 <= before < 16  # of 16 in the first stage
+    assert spent.stages[spent.position].stage == stage
+    assert number <= spent.done < spent.total
     wait_until(lambda: read_live(run_dir).updated > spent.updated + 1.5)  # it shows that it lives
     assert (num_runs(run_dir), read_live(run_dir).calls) == (before, spent.calls)
     assert read_live(run_dir).seconds - spent.seconds < 0.5  # the wait is not on the account
@@ -87,7 +104,8 @@ def test_a_paused_compile_begins_no_run_until_it_goes_on(tmp_path, undisturbed):
     work.join(60)
     assert work.error is None
     assert state(run_dir) == "finished"
-    assert outcome(work.compiled.detailed_results) == outcome(undisturbed)
+    undisturbed = toy.compiled_by(tmp_path / "undisturbed", **settings)
+    assert outcome(work.compiled.detailed_results) == outcome(undisturbed.detailed_results)
 
 
 def test_a_pause_between_stages_keeps_a_job_from_beginning(tmp_path):
