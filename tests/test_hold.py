@@ -203,11 +203,11 @@ def test_a_full_disk_does_not_stop_the_view(tmp_path, monkeypatch):
     assert not (tmp_path / "live.json").exists()
 
 
-def test_a_slow_run_in_flight_is_awaited_and_kept(tmp_path):
+def test_runs_in_flight_are_awaited_and_kept_and_those_that_wait_do_not_begin(tmp_path):
     run_dir, gate = tmp_path / "run", threading.Event()
 
     def slow(prompt):
-        if prompt.asks_for("doubled") and prompt.field("number") == "2":
+        if prompt.asks_for("doubled") and prompt.field("number") != "0":
             assert gate.wait(30)
         return toy.skill(prompt)
 
@@ -222,11 +222,10 @@ def test_a_slow_run_in_flight_is_awaited_and_kept(tmp_path):
 
     work = threading.Thread(target=compile_it)
     work.start()
-    wait_until(lambda: state(run_dir) == "pausing" and read_live(run_dir).in_flight == 1)
-    before = num_runs(run_dir)
+    wait_until(lambda: state(run_dir) == "pausing" and read_live(run_dir).in_flight == 2)
     gate.set()
     wait_until(lambda: state(run_dir) == "paused")
-    assert num_runs(run_dir) == before + 1
+    assert num_runs(run_dir) == 3
     ask_for(run_dir, None)
     work.join(60)
     assert state(run_dir) == "finished"
