@@ -21,7 +21,7 @@ help:
 	@echo 'make check       lint and types: ruff and mypy'
 	@echo 'make docs        the documentation, in site/'
 	@echo 'make notebooks   runs the notebooks and keeps what they show (ARGS=01_quickstart)'
-	@echo 'make benchmarks  what recording and tracking cost, a failing server, the local engine against its own parts'
+	@echo 'make benchmarks  what recording, collecting and tracking cost, a failing server, the local engine against its own parts'
 	@echo
 	@echo 'The first of them builds .venv with PYTHON ($(PYTHON)). On Linux, PyPI has torch with CUDA, several gigabytes;'
 	@echo "for the smaller CPU build: make demo PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'"
@@ -49,6 +49,7 @@ notebooks: .venv/stamp
 
 benchmarks: .venv/stamp
 	$(BIN)/python -m benchmarks.recording
+	$(BIN)/python -m benchmarks.collection
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.tracking --latency 0.3 --repeats 1
 	$(BIN)/python -m benchmarks.local_engine

@@ -50,7 +50,7 @@ def main() -> None:
     print("| --- | --: | --: | --: | --: |")
     with tempfile.TemporaryDirectory() as folder:
         written = export(options.checkpoint, folder)
-        write_model(LocalLM().gguf, Path(folder))
+        write_model(LocalLM().path, Path(folder))
         total = [0, 0, 0, 0]
         for agent, asked in prompts.items():
             ours = [ask(lms[agent], messages) for messages in asked]

@@ -162,7 +162,7 @@ def raw_pipeline(lm: LocalLM) -> Any:
     scheduler.max_num_seqs = NUM_PROMPTS
     scheduler.cache_size = 1
     scheduler.enable_prefix_caching = True
-    return openvino_genai.ContinuousBatchingPipeline(str(lm.gguf), scheduler, "CPU", PRECISION)
+    return openvino_genai.ContinuousBatchingPipeline(str(lm.path), scheduler, "CPU", PRECISION)
 
 
 def through_pipeline(pipeline: Any, prompts: Sequence[list[int]], chat: Chat) -> float:
@@ -219,13 +219,14 @@ def chat_row(example: dict[str, str]) -> dict[str, Any]:
 
 def with_our_trainer(lm: LocalLM, rows: Sequence[TokenRow], options: LoraOptions, agents: int = 1) -> float:
     """Row tokens per second of one epoch of so many agents in one pass, loading left out."""
+    from sirius_dspy.local.adapter import Adapter
     from sirius_dspy.local.decoder import Decoder
-    from sirius_dspy.local.learning import Learner, learn
+    from sirius_dspy.local.learning import Learner, add_gradients, learn
 
     decoder = Decoder(_model(lm))
-    learners = [Learner(decoder, rows, options.replace({"seed": seed}), _silent) for seed in range(agents)]
+    learners = [Learner(Adapter(decoder, options.replace({"seed": seed})), rows, _silent) for seed in range(agents)]
     started = time.perf_counter()
-    learn(decoder, learners)
+    learn(learners, partial(add_gradients, decoder))
     return agents * sum(map(len, rows)) / (time.perf_counter() - started)
 
 
@@ -328,7 +329,7 @@ def _model(lm: LocalLM) -> Any:
 
     weights = resolve(lm.model)
     with no_progress_bars():
-        return load_model(weights.gguf, home("training", weights.digits))
+        return load_model(weights.path, home("training", weights.digits))
 
 
 if __name__ == "__main__":

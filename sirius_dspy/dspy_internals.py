@@ -6,20 +6,27 @@ A new version of DSPy may move or rename any of it. Then this is the one file to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
 import dspy
+from dspy._vendor.lm15.transports import StdlibTransport
 from dspy.adapters.chat_adapter import FieldInfoWithName as FieldInfoWithName
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as CUSTOM_TYPE_START_IDENTIFIER
 from dspy.adapters.utils import apply_output_field_defaults as apply_output_field_defaults
 from dspy.adapters.utils import format_field_value as format_field_value
 from dspy.adapters.utils import parse_value as parse_value
 from dspy.clients._http import finite_seconds
+from dspy.clients.backend_selection import select_backend
 from dspy.clients.base_lm import LM_CLASS_STATE_KEY as LM_CLASS_STATE_KEY
 from dspy.clients.engines.litellm_errors import to_lm15_error
+from dspy.clients.engines.lm15_engine import LM15Engine as LM15Engine
 from dspy.clients.errors import wrap_error
+from dspy.clients.model_metadata import model_info
+from dspy.lm15 import LM15Error, RouterConfig
 from pydantic.fields import FieldInfo
+
+Engine = TypeVar("Engine")
 
 LM_INTERNALS = frozenset(
     {
@@ -66,6 +73,63 @@ def is_managed(lm: Any) -> bool:
 def has_server(lm: Any) -> bool:
     """Whether DSPy sends the LM's requests to a server, not to an engine in this process."""
     return isinstance(getattr(lm, "_engine_spec", None), str)
+
+
+# Engines: what sends the requests of an LM that DSPy manages
+
+
+def engine_of_server(lm: dspy.LM) -> str | None:
+    """The provider whose engine DSPy itself would choose for an LM; `None` if it would go through LiteLLM.
+
+    Providers that the user has declared are left out as well: DSPy may ask them in another dialect.
+    """
+    if lm._engine_spec != "auto" or lm._async_engine_spec is not None or lm._providers or lm.model_type != "chat":
+        return None
+    try:
+        selection: Any = select_backend(lm)
+    except (LM15Error, TypeError, ValueError):
+        return None
+    return selection.resolution.provider if selection.native else None
+
+
+def kept_engine(lm: dspy.LM, key: tuple[Any, ...], build: Callable[[], Engine]) -> Engine:
+    """The engine that an LM and its copies keep under a key, and close together with their own."""
+    with lm._engine_lock:
+        place = (None, *key)  # no event loop
+        if place not in lm._engine_store:
+            lm._engine_store[place] = build()
+        engine: Engine = lm._engine_store[place]
+        return engine
+
+
+def build_engine(
+    provider: str, *, api_key: Any, url: str | None, max_connections: int, looks_for_proxy: bool
+) -> LM15Engine:
+    """Build an engine as DSPy does, with connections of our own choice."""
+    transport = StdlibTransport(max_connections=max_connections, trust_env=looks_for_proxy)
+    api_keys = None if api_key is None else {provider: api_key}
+    return LM15Engine(
+        RouterConfig(api_keys=api_keys, base_urls={provider: url} if url else None, transport=transport),
+        model_type="chat",
+    )
+
+
+def with_engine(lm: dspy.LM, engine: Any, *, without: Collection[str]) -> dspy.LM:
+    """The same LM, its state shared, with another engine and without settings that only the engine has."""
+    other = object.__new__(dspy.LM)
+    kwargs = {name: value for name, value in lm.kwargs.items() if name not in without}
+    vars(other).update({**vars(lm), "_engine_spec": engine, "kwargs": kwargs})
+    return other
+
+
+def public_error(error: Exception, model: str, provider: str) -> Exception:
+    """The error that DSPy raises for one of an engine."""
+    return wrap_error(error, model=model, provider=provider)
+
+
+def has_listed_price(provider: str, model: str) -> bool:
+    """Whether DSPy's table has an entry for a model, by which it could tell the cost of a reply."""
+    return bool(model_info(provider, model))
 
 
 # Settings of the current context

@@ -27,6 +27,7 @@ SiriuSError
 ├── CheckpointError        (ValueError)    a checkpoint cannot be written or read
 ├── ExportError            (ValueError)    an agent cannot be written for another tool, or not be uploaded
 ├── ModelNotFoundError     (FileNotFoundError)  the weights of a local model cannot be found
+├── UnreadableModelError   (ValueError)    the weights of a local model are in a format that is not read
 └── MissingDependencyError (ImportError)   an optional package is not installed
 """
 
@@ -174,6 +175,10 @@ class ExportError(SiriuSError, ValueError):
 
 class ModelNotFoundError(SiriuSError, FileNotFoundError):
     """The weights of a local model cannot be found."""
+
+
+class UnreadableModelError(SiriuSError, ValueError):
+    """The weights of a local model are in a format that is not read, or the model cannot chat."""
 
 
 class MissingDependencyError(SiriuSError, ImportError):

@@ -75,6 +75,7 @@ class _Known:
     in_messages: tuple[str, ...] = ()
     """Longest first, so that a value that contains another is replaced as a whole."""
     in_data: tuple[str, ...] = ()
+    in_json: tuple[str, ...] = ()
 
 
 def remember_secrets(lm: Any, settings: Mapping[str, Any] | None = None) -> None:
@@ -115,10 +116,15 @@ def redact(text: str, *secrets: str | None) -> str:
 
 def hide(value: T) -> T:
     """Return plain data without known credentials, or the same object if it has none. Ordinary words are kept."""
-    if time.monotonic() - _Known.read_at > _ENVIRONMENT_S:
-        _read_environment()
+    _read_environment_sometimes()
     needles = _Known.in_data
     return _map_texts(value, lambda text: _without(text, needles)) if needles else value
+
+
+def hides_in(json_text: str) -> bool:
+    """Return whether `hide` would change the value that a JSON text of ASCII characters is of; at once for most."""
+    _read_environment_sometimes()
+    return any(needle in json_text for needle in _Known.in_json)
 
 
 def hide_keys(value: T) -> T:
@@ -172,6 +178,11 @@ def _remember(credentials: Iterable[Credential]) -> None:
             _build()
 
 
+def _read_environment_sometimes() -> None:
+    if time.monotonic() - _Known.read_at > _ENVIRONMENT_S:
+        _read_environment()
+
+
 def _read_environment() -> None:
     current = frozenset(item for item in in_environment() if len(item.text) >= MIN_LENGTH)
     with _Known.lock:
@@ -185,6 +196,7 @@ def _build() -> None:
     credentials = _Known.remembered | _Known.environment
     _Known.in_messages = _forms(credentials)
     _Known.in_data = _forms(item for item in credentials if not item.is_ordinary)
+    _Known.in_json = tuple(json.dumps(form)[1:-1] for form in _Known.in_data)
 
 
 def _forms(credentials: Iterable[Credential]) -> tuple[str, ...]:

@@ -49,6 +49,14 @@ class Usage:
             self.completion_tokens + other.completion_tokens,
         )
 
+    def to_dict(self) -> dict[str, int]:
+        """The numbers by name."""
+        return {
+            "calls": self.calls,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -116,6 +124,17 @@ class Step:
         if self.prompt is not None:  # runs of earlier versions have none, and keep their ids
             content |= {"request": self.request, "signature": self.signature, "finish": self.finish}
         return content
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, which shares its values with the step; `step_from_dict` gives an equal one back."""
+        record = {name: getattr(self, name) for name in _STEP_FIELDS}
+        record["others"] = list(self.others)
+        record["failure"] = self.failure and dataclasses.asdict(self.failure)
+        record["usage"] = self.usage.to_dict()
+        return record
+
+
+_STEP_FIELDS = tuple(item.name for item in dataclasses.fields(Step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +268,9 @@ class Trajectory:
         return tuple(step for step in self.steps if step is edited or step.started >= edited.ended)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `from_dict` gives an equal value back."""
+        """JSON form, which shares its values with the trajectory; `from_dict` gives an equal one back."""
         record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        record["steps"] = [dataclasses.asdict(step) for step in self.steps]
+        record["steps"] = [step.to_dict() for step in self.steps]
         record["rewards"] = dict(self.rewards)
         record["failure"] = self.failure and dataclasses.asdict(self.failure)
         record["created_at"] = self.created_at.isoformat()
@@ -268,7 +287,7 @@ class Trajectory:
 
 
 def step_from_dict(record: Mapping[str, Any]) -> Step:
-    """The step whose `dataclasses.asdict` is `record`."""
+    """The step that `Step.to_dict` wrote."""
     values = dict(record)
     values["failure"] = record["failure"] and Failure(**record["failure"])
     values["usage"] = Usage(**record["usage"])

@@ -59,7 +59,8 @@ HEAVY = {
 
 CHILD_PROCESSES = {
     *("local/train.py", "local/learning.py", "local/decoder.py", "local/adapter.py"),
-    *("local/low_rank.py", "local/attention.py", "local/merge.py"),
+    *("local/low_rank.py", "local/attention.py", "local/merge.py", "local/convert.py"),
+    "local/peft_base.py",
     *("local/prefer.py", "local/trl_internals.py", "local/child.py"),
     "local/unquantized.py",
 }

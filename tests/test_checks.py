@@ -407,6 +407,8 @@ def test_a_valset_that_cannot_be_used_is_refused(valset, tmp_path):
         *((lambda value=value: LoraOptions(dropout=value), "dropout") for value in (1, -0.1, None)),
         (lambda: LoraOptions(seed=-1), "seed"),
         (lambda: LocalLM(5), "model"),
+        (lambda: LocalLM(revision=5), "revision"),
+        (lambda: LoraOptions(qlora=4), "qlora"),
         (lambda: LocalLM(temperature="hot"), "temperature"),
         (lambda: LocalLM(max_tokens=0), "max_tokens"),
         (lambda: LocalLM(lora=LoraOptions), "lora"),

@@ -154,7 +154,7 @@ adapter.mkdir(parents=True)
 def _put_model(path):
     path.parent.mkdir(exist_ok=True)
     if not path.exists():
-        path.symlink_to(LocalLM("smollm2-135m-instruct").gguf)
+        path.symlink_to(LocalLM("smollm2-135m-instruct").path)
 
 
 def test_the_pages_tests_pass(folder):

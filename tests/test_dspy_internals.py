@@ -11,6 +11,7 @@ from pathlib import Path
 
 import dspy
 import pytest
+from dspy import lm15
 from dspy.utils.exceptions import LMRateLimitError
 
 from sirius_dspy import dspy_internals as internals
@@ -177,3 +178,64 @@ def test_settings_of_the_main_thread_can_be_undone_between_tests():
     config = sys.modules["dspy.dsp.utils.settings"].main_thread_config
     dspy.configure(num_threads=3)
     assert config["num_threads"] == 3
+
+
+def test_the_engine_that_dspy_would_choose_is_known():
+    lms = {
+        "openai-chat": dspy.LM("openai/any"),
+        "anthropic": dspy.LM("anthropic/any"),
+        None: dspy.LM("openai/any", engine="litellm"),
+    }
+    assert {provider: internals.engine_of_server(lm) for provider, lm in lms.items()} == {name: name for name in lms}
+    assert internals.engine_of_server(dspy.LM("unknown-provider/any")) is None
+    assert internals.engine_of_server(dspy.LM("openai/any", headers={"a": "b"})) is None
+    assert internals.engine_of_server(ScriptedLM({})) is None
+
+
+def test_an_engine_is_kept_with_the_lm_and_its_copies_until_the_lm_is_closed():
+    class Engine:
+        closed = 0
+
+        def close(self):
+            self.closed += 1
+
+    lm, engine = dspy.LM("openai/any"), Engine()
+    assert internals.kept_engine(lm, ("name",), lambda: engine) is engine
+    assert internals.kept_engine(lm.copy(), ("name",), Engine) is engine
+    assert internals.kept_engine(lm, ("other",), Engine) is not engine
+    lm.close()
+    assert engine.closed == 1
+    assert internals.kept_engine(lm, ("name",), Engine) is not engine
+
+
+def test_an_lm_with_another_engine_shares_its_state():
+    lm = dspy.LM("openai/any", api_key="k", api_base="http://here", temperature=0.5)
+    engine = ScriptedLM({}).engine
+    other = internals.with_engine(lm, engine, without=("api_key", "api_base"))
+    assert (other.engine, other.model, other.history is lm.history) == (engine, "openai/any", True)
+    assert other.kwargs == {"temperature": 0.5, "max_tokens": None}
+    assert (lm.engine, lm.kwargs["api_key"]) == ("auto", "k")
+
+
+def test_an_engine_is_built_with_connections_of_our_own():
+    engine = internals.build_engine(
+        "openai-chat", api_key="k", url="http://here/v1", max_connections=7, looks_for_proxy=False
+    )
+    assert engine.resolve("openai/any").provider == "openai-chat"
+    assert engine.config.transport.max_connections == 7
+    assert (engine.config.base_urls, engine.config.api_keys) == (
+        {"openai-chat": "http://here/v1"},
+        {"openai-chat": "k"},
+    )
+    engine.close()
+
+
+def test_an_error_of_an_engine_becomes_dspys():
+    error = internals.public_error(lm15.RateLimitError("slow down", retry_after=2.0), "any", "openai-chat")
+    assert isinstance(error, LMRateLimitError)
+    assert (error.model, error.provider, error.retry_after) == ("any", "openai-chat", 2.0)
+
+
+def test_listed_prices_are_known():
+    assert internals.has_listed_price("openai-chat", "gpt-4o-mini")
+    assert not internals.has_listed_price("openai-chat", "no-such-model")

@@ -200,7 +200,7 @@ def export_base(folder: Path) -> None:
     from sirius_dspy.local.unquantized import write_model
 
     folder.mkdir(exist_ok=True)
-    write_model(LocalLM().gguf, folder)
+    write_model(LocalLM().path, folder)
 
 
 @pytest.fixture

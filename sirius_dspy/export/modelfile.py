@@ -34,7 +34,8 @@ def write_modelfile(agent: TrainedAgent, path: Path) -> None:
     if limit := agent.lm.kwargs.get("max_tokens"):
         lines.append(f"PARAMETER num_predict {limit}")
     lines.append(f"PARAMETER num_ctx {chat.context}")
-    lines.append(f'PARAMETER stop "{chat.end_text}"')
+    ends = chat.tokenizer.convert_ids_to_tokens(sorted(chat.end_ids))
+    lines += [f'PARAMETER stop "{end}"' for end in ends]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from sirius_dspy import checks
 from sirius_dspy.errors import ExportError
-from sirius_dspy.export.agents import EXPORTS, Format, TrainedAgent, adapter_folder, read_agents
+from sirius_dspy.export.agents import EXPORTS, Format, TrainedAgent, adapter_folder, check_gguf, read_agents
 from sirius_dspy.export.card import write_card
 from sirius_dspy.export.modelfile import write_modelfile
 from sirius_dspy.files import file_name
 from sirius_dspy.local.home import new_folder
+from sirius_dspy.local.weights import files_of
 
 
 def export(
@@ -42,7 +43,8 @@ def export(
     Raises:
         SettingsError: A setting is of the wrong kind.
         CheckpointError: The checkpoint cannot be read, or an agent does not exist.
-        ExportError: An agent has no local weights, was not trained (`peft`), or a folder exists. Nothing was written.
+        ExportError: An agent has no local weights, was not trained (`peft`), cannot be converted (`gguf`), or a folder
+            exists. Nothing was written.
     """
     kinds = {
         "formats": checks.several(checks.choice(*EXPORTS), "a list of formats, such as ['peft']"),
@@ -72,6 +74,8 @@ def _check(trained: Sequence[TrainedAgent], places: Mapping[str, Mapping[Format,
                 raise ExportError(f"{str(place)!r} exists. Move it away, or export into another folder.")
             if kind == "peft":
                 adapter_folder(agent)
+            if kind == "gguf":
+                check_gguf(agent)
 
 
 def _write_peft(agent: TrainedAgent, folder: Path) -> None:
@@ -84,15 +88,24 @@ def _write_peft(agent: TrainedAgent, folder: Path) -> None:
 
 
 def _write_gguf(agent: TrainedAgent, folder: Path) -> None:
-    shutil.copyfile(agent.lm.gguf, folder / "model.gguf")
+    if agent.weights.is_gguf:
+        shutil.copyfile(agent.weights.path, folder / "model.gguf")
+    else:
+        from sirius_dspy.local.convert import convert
+
+        convert(agent.weights, agent.chat, folder / "model.gguf", agent.weights.name)
     write_modelfile(agent, folder / "Modelfile")
 
 
 def _write_safetensors(agent: TrainedAgent, folder: Path) -> None:
-    """De-quantize the weights, and add the tokenizer with its chat template."""
+    """Copy the files of a model folder; de-quantize a GGUF file, and add the tokenizer with its chat template."""
+    if not agent.weights.is_gguf:
+        for file in files_of(agent.weights.path):
+            shutil.copyfile(file, folder / file.name)
+        return
     from sirius_dspy.local.unquantized import write_model
 
-    write_model(agent.lm.gguf, folder)
+    write_model(agent.weights.path, folder)
     shutil.copytree(agent.chat.folder, folder, dirs_exist_ok=True)
 
 

@@ -17,11 +17,11 @@ import dspy
 import sqlalchemy as sa
 
 from sirius_dspy.errors import LibraryError
-from sirius_dspy.library import export, queries, rows, stats, storable, verify, writing
+from sirius_dspy.library import export, lookup, queries, rows, stats, storable, verify, writing
 from sirius_dspy.library.database import Database, last_number, read_library_id
 from sirius_dspy.library.queries import Filters
 from sirius_dspy.library.rows import Entry
-from sirius_dspy.library.schema import EXAMPLES, REPAIRS, TRAJECTORIES, UNFINISHED
+from sirius_dspy.library.schema import REPAIRS, TRAJECTORIES, UNFINISHED
 from sirius_dspy.library.stats import LibraryStats
 from sirius_dspy.plain import from_plain
 from sirius_dspy.running.unfinished import Unfinished
@@ -29,9 +29,6 @@ from sirius_dspy.trajectory import Repair, Trajectory, Values
 
 if TYPE_CHECKING:
     import datasets
-
-_LISTED_IDS = 5
-"""Ids in the message about a prefix that several ids share."""
 
 
 class ExperienceLibrary:
@@ -120,12 +117,28 @@ class ExperienceLibrary:
             LibraryError: A value is not plain JSON, the parent is absent, the example is another one than the
                 trajectory's, or the database failed.
         """
-        examples = [] if example is None else [rows.example_row(example)]
-        for row in examples:
-            storable.check_belongs(row, trajectory)
-        stored = storable.hide_trajectory(trajectory)
+        stored, examples = storable.storable_run(trajectory, example)
         self._add([stored], examples)
         return stored.id
+
+    def add_runs(self, trajectories: Sequence[Trajectory], examples: Sequence[dspy.Example]) -> list[str]:
+        """Store trajectories that ended together with the examples they were made from, in one transaction.
+
+        Args:
+            trajectories: As for `add`.
+            examples: One for each trajectory.
+
+        Returns:
+            The trajectories' ids.
+
+        Raises:
+            LibraryError: As for `add`. A trajectory that cannot be stored does not keep the others from being stored.
+        """
+        stored, refused = storable.split_storable(zip(trajectories, examples, strict=True))
+        self._add([trajectory for trajectory, _ in stored], [row for _, found in stored for row in found])
+        if refused:
+            raise refused[0]
+        return [trajectory.id for trajectory, _ in stored]
 
     def add_all(self, trajectories: Iterable[Trajectory], examples: Iterable[dspy.Example] = ()) -> int:
         """Store many trajectories, 500 in a transaction; for imports.
@@ -141,9 +154,9 @@ class ExperienceLibrary:
             LibraryError: As for `add`; the batches before the one that failed are stored.
         """
         for batch in writing.split_batches(examples):
-            self._add([], [rows.example_row(example) for example in batch])
+            self._add([], storable.example_rows(batch))
         return sum(
-            self._add([storable.hide_trajectory(trajectory) for trajectory in batch], [])
+            self._add([storable.storable_trajectory(trajectory) for trajectory in batch], [])
             for batch in writing.split_batches(trajectories)
         )
 
@@ -157,10 +170,9 @@ class ExperienceLibrary:
         Raises:
             LibraryError: As for `add`; or an attempt names a run that is neither given nor in the library.
         """
-        stored = {trajectory.id: storable.hide_trajectory(trajectory) for trajectory in trajectories}
+        stored = {trajectory.id: storable.storable_trajectory(trajectory) for trajectory in trajectories}
         hidden = storable.hide_repair(repair, {id: trajectory.id for id, trajectory in stored.items()})
         storable.check_repair(hidden)
-        storable.check_all(stored.values(), [])
 
         def write(connection: sa.Connection) -> None:
             writing.insert_trajectories(connection, stored.values())
@@ -178,8 +190,6 @@ class ExperienceLibrary:
         self._database.write(lambda connection: connection.execute(UNFINISHED.insert(), row))
 
     def _add(self, trajectories: Sequence[Trajectory], examples: Sequence[rows.Row]) -> int:
-        storable.check_all(trajectories, examples)
-
         def write(connection: sa.Connection) -> int:
             writing.insert_examples(connection, examples)
             return writing.insert_trajectories(connection, trajectories)
@@ -210,12 +220,7 @@ class ExperienceLibrary:
         Raises:
             LibraryError: There is none, or more than one.
         """
-        with self._database.read() as connection:
-            ids = queries.find_ids(connection, prefix, _LISTED_IDS + 1)
-        if len(ids) > 1 and prefix not in ids:
-            listed = ", ".join(map(repr, ids[:_LISTED_IDS])) + (" and others" if len(ids) > _LISTED_IDS else "")
-            raise LibraryError(f"More than one trajectory begins with {prefix!r}: {listed}. Give more of the id.")
-        return self.get(prefix if not ids or prefix in ids else ids[0])
+        return self.get(lookup.find_id(self._database, prefix))
 
     def example(self, key: str) -> dspy.Example:
         """Return the example with this key, its inputs marked, its values equal to those that were added.
@@ -233,14 +238,7 @@ class ExperienceLibrary:
         Raises:
             LibraryError: It was never passed to `add`.
         """
-        with self._database.read() as connection:
-            row = connection.execute(sa.select(EXAMPLES).where(EXAMPLES.c.key == key)).one_or_none()
-        if row is None:
-            raise LibraryError(
-                f"The library {self.url!r} has no example {key!r}. Pass examples to `add`, or look the key up in the "
-                "dataset with `example_key`."
-            )
-        return row.inputs, row.labels
+        return lookup.read_example(self._database, key)
 
     def trajectories(self, **filters: Unpack[Filters]) -> Iterator[Trajectory]:
         """Stream the trajectories that match, in order of insertion; see `Filters`."""

@@ -130,7 +130,7 @@ def trajectory_row(trajectory: Trajectory) -> Row:
     """Return the row of a trajectory, without its steps."""
     return {
         **_pick(trajectory, _TRAJECTORY_FIELDS),
-        **asdict(trajectory.usage),
+        **trajectory.usage.to_dict(),
         "id": trajectory.id,
         "reward": float(trajectory.reward),
         "reward_json": trajectory.reward,
@@ -145,7 +145,7 @@ def step_rows(trajectory: Trajectory) -> list[Row]:
     return [
         {
             **_pick(step, _STEP_FIELDS),
-            **asdict(step.usage),
+            **step.usage.to_dict(),
             "trajectory": trajectory.id,
             "position": position,
             "others": list(step.others),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -30,14 +31,27 @@ def split_batches(values: Iterable[T]) -> Iterator[list[T]]:
 
 def insert_examples(connection: sa.Connection, rows: Iterable[Row]) -> None:
     """Insert rows of examples; an example that holds a credential is left out."""
-    for row in rows:
-        if hide(row) is row:  # its key is the hash of its content, so it is stored unchanged or not at all
-            _insert(connection, EXAMPLES, row)
+    # Its key is the hash of its content, so it is stored unchanged or not at all.
+    _insert_all(connection, EXAMPLES, [row for row in rows if hide(row) is row])
 
 
 def insert_trajectories(connection: sa.Connection, trajectories: Iterable[Trajectory]) -> int:
-    """Insert trajectories with their steps and requests, and return how many were new."""
-    return sum(_insert_trajectory(connection, trajectory) for trajectory in trajectories)
+    """Insert trajectories with their steps and requests, and return how many were new.
+
+    The transaction excludes other writers, so that what is not there now is new.
+    """
+    given: dict[str, Trajectory] = {}
+    for trajectory in trajectories:
+        given.setdefault(trajectory.id, trajectory)
+    there = set(connection.scalars(sa.select(TRAJECTORIES.c.id).where(TRAJECTORIES.c.id.in_(given))))
+    new = [trajectory for id, trajectory in given.items() if id not in there]
+    steps = [step for trajectory in new for step in trajectory.steps]
+    requests = {step.request: step.prompt for step in steps if step.prompt}
+    rows = [{"id": id, "prompt": json.loads(str(prompt))} for id, prompt in requests.items()]
+    _insert_all(connection, TRAJECTORIES, [trajectory_row(trajectory) for trajectory in new])
+    _insert_all(connection, REQUESTS, rows)
+    _insert_all(connection, STEPS, [row for trajectory in new for row in step_rows(trajectory)])
+    return len(new)
 
 
 def insert_repair(connection: sa.Connection, repair: Repair) -> None:
@@ -46,18 +60,19 @@ def insert_repair(connection: sa.Connection, repair: Repair) -> None:
         connection.execute(ATTEMPTS.insert(), attempt_rows(repair))
 
 
-def _insert_trajectory(connection: sa.Connection, trajectory: Trajectory) -> bool:
-    if not _insert(connection, TRAJECTORIES, trajectory_row(trajectory)):
-        return False
-    for id, prompt in {step.request: step.prompt for step in trajectory.steps if step.prompt}.items():
-        _insert(connection, REQUESTS, {"id": id, "prompt": json.loads(str(prompt))})
-    if trajectory.steps:
-        connection.execute(STEPS.insert(), step_rows(trajectory))
-    return True
+def _insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+    """Insert rows, but those whose id is there."""
+    if rows:
+        connection.execute(_insert_new(connection.dialect.name, table), rows)
 
 
 def _insert(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:
     """Insert a row unless its id is there; return whether it was inserted."""
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(table).on_conflict_do_nothing().inline().execution_options(preserve_rowcount=True)
+    statement = _insert_new(connection.dialect.name, table).execution_options(preserve_rowcount=True)
     return connection.execute(statement, row).rowcount == 1
+
+
+@cache
+def _insert_new(dialect: str, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    return insert(table).on_conflict_do_nothing().inline()

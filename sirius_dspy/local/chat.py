@@ -1,13 +1,16 @@
 """Tokenizer and chat template of a model, which turn messages into tokens for inference and training.
 
-Hugging Face's reader converts both from the GGUF file, which takes seconds, so the converted files are kept in the home
-folder. Engines and trainer use the same functions, and engines receive token ids and never text, so a training prompt
-equals the inference prompt token by token. Control tokens in messages and replies are treated as text in both; see
+A model folder has both in Hugging Face's format. From a GGUF file, Hugging Face's reader converts them, which takes
+seconds. Either way, the files are kept in the home folder, where training processes read them, too.
+
+Engines and trainer use the same functions, and engines receive token ids and never text, so a training prompt equals
+the inference prompt token by token. Control tokens in messages and replies are treated as text in both; see
 `sirius_dspy.local.control`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import threading
@@ -17,11 +20,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from sirius_dspy.errors import MissingDependencyError
+from sirius_dspy.errors import MissingDependencyError, UnreadableModelError
 from sirius_dspy.local import control
 from sirius_dspy.local.gguf_header import read_header
-from sirius_dspy.local.home import alone, home, new_folder
-from sirius_dspy.local.models import INSTALL, Weights
+from sirius_dspy.local.home import INSTALL, home, new_folder
+from sirius_dspy.local.weights import TOKENIZER_FILES, Weights, isolated, no_template, read_context
 
 logger = logging.getLogger(__name__)
 
@@ -36,23 +39,35 @@ class Chat:
 
     Args:
         folder: Folder with `tokenizer.json` and the chat template in Hugging Face's format.
-        context: Length of the longest sequence that the model can read, in tokens.
+        context: Length of the longest sequence that the model can read, in tokens; by default, the tokenizer's limit.
+
+    Raises:
+        UnreadableModelError: The tokenizer has no chat template, no end-of-turn token, or no fast version.
     """
 
-    def __init__(self, folder: Path, context: int) -> None:
+    def __init__(self, folder: Path, context: int | None) -> None:
         self.folder = folder
-        self.context = context
         self.tokenizer = _load_tokenizer(folder)
+        self.context = context or _limit(self.tokenizer, folder)
+        if not self.tokenizer.chat_template:
+            raise UnreadableModelError(no_template(str(folder)))
+        self.end_ids = _read_end_ids(folder, self.tokenizer)
+        """Ids of the tokens that end a reply."""
 
-    @property
+    @cached_property
     def end_id(self) -> int:
-        """Id of the token that ends a turn."""
-        return int(self.tokenizer.eos_token_id)
+        """Id of the token that ends a turn: the last one that the template writes, if several can end a reply."""
+        if len(self.end_ids) == 1:
+            return next(iter(self.end_ids))
+        turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
+        written = self.encode(str(self.tokenizer.apply_chat_template(turns, tokenize=False)))
+        ends = [token for token in written if token in self.end_ids]
+        return ends[-1] if ends else min(self.end_ids)
 
     @property
     def end_text(self) -> str:
         """The token that ends a turn, as text."""
-        return str(self.tokenizer.eos_token)
+        return str(self.tokenizer.convert_ids_to_tokens(self.end_id))
 
     def prompt(self, messages: Messages) -> str:
         """Render the prompt for the assistant's reply, or for its continuation if the last message is the assistant's.
@@ -105,7 +120,7 @@ class Chat:
         tokens = {
             str(token.content): number
             for number, token in backend.get_added_tokens_decoder().items()
-            if token.special or number == self.end_id or _is_markup(token.content, written)
+            if token.special or number in self.end_ids or _is_markup(token.content, written)
         }
         return control.Marker(backend, {text: number for text, number in tokens.items() if len(text) > 1})
 
@@ -129,38 +144,45 @@ def _is_markup(token: str, written: str) -> bool:
 
 
 def load_chat(weights: Weights) -> Chat:
-    """Load the chat of some weights; the first time, it is converted from the GGUF file.
+    """Load the chat of some weights; the first time, it is copied from the folder or converted from the GGUF file.
 
     Raises:
         MissingDependencyError: `transformers` is not installed.
+        UnreadableModelError: The model cannot chat.
     """
     with _loading:
-        return _load_chat(weights.gguf, chat_folder(weights))
+        return _load_chat(weights, chat_folder(weights))
 
 
 @lru_cache(maxsize=16)
-def _load_chat(gguf: Path, folder: Path) -> Chat:
+def _load_chat(weights: Weights, folder: Path) -> Chat:
     if not folder.is_dir():
-        _convert(gguf, folder)
-    header = read_header(gguf)
+        _prepare(weights, folder)
+    if not weights.is_gguf:
+        return Chat(folder, read_context(weights))
+    header = read_header(weights.path)
     return Chat(folder, int(header[f"{header['general.architecture']}.context_length"]))
 
 
 def chat_folder(weights: Weights) -> Path:
-    """Return the folder of the converted tokenizer of some weights."""
+    """Return the folder of the tokenizer of some weights."""
     return home("tokenizers", weights.digits)
 
 
 def share_chat(source: Weights, target: Weights) -> None:
-    """Copy the converted tokenizer to fine-tuned weights, since fine-tuning does not change it."""
+    """Copy the tokenizer to fine-tuned weights, since fine-tuning does not change it."""
     if chat_folder(target).is_dir():
         return
     with new_folder(chat_folder(target)) as draft:
         shutil.copytree(load_chat(source).folder, draft, dirs_exist_ok=True)
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    with no_progress_bars(), alone(gguf) as file:
+def _prepare(weights: Weights, folder: Path) -> None:
+    if not weights.is_gguf:
+        with new_folder(folder) as draft:
+            copy_tokenizer(weights.path, draft)
+        return
+    with no_progress_bars(), isolated(weights.path) as file:
         tokenizer = _auto_tokenizer().from_pretrained(
             str(file.parent), gguf_file=file.name, local_files_only=True, trust_remote_code=False
         )
@@ -168,8 +190,48 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(str(draft))
 
 
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files of a tokenizer, and which tokens end a reply, from one folder to another."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _read_end_ids(folder: Path, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens at which the model's own settings and its tokenizer end a reply."""
+    file = folder / "generation_config.json"
+    given = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    ids = given if isinstance(given, list) else [given]
+    ends = frozenset(int(number) for number in (*ids, tokenizer.eos_token_id) if number is not None)
+    if not ends:
+        raise UnreadableModelError(
+            f"The model in {str(folder)!r} names no token that ends a reply. Set `eos_token_id` in its "
+            "`generation_config.json`."
+        )
+    return ends
+
+
+def _limit(tokenizer: Any, folder: Path) -> int:
+    if tokenizer.model_max_length > 1 << 30:  # what Transformers says if it does not know
+        raise UnreadableModelError(
+            f"The model in {str(folder)!r} does not say how many tokens it reads. Set `model_max_length` in its "
+            "`tokenizer_config.json`."
+        )
+    return int(tokenizer.model_max_length)
+
+
 def _load_tokenizer(folder: Path) -> Any:
-    return _auto_tokenizer().from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = _auto_tokenizer().from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UnreadableModelError(
+            f"Transformers cannot read the tokenizer in {str(folder)!r}, without running code of the model: {error}"
+        ) from error
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise UnreadableModelError(
+            f"The tokenizer in {str(folder)!r} has no `tokenizer.json`. Save it as a fast tokenizer of Transformers."
+        )
+    return tokenizer
 
 
 def _auto_tokenizer() -> Any:

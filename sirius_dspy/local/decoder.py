@@ -13,9 +13,7 @@ from sirius_dspy.errors import TrainingError
 from sirius_dspy.local.attention import Heads, Sight
 from sirius_dspy.local.layout import Batch
 from sirius_dspy.local.low_rank import AdaptedLinear, RMSNorm, Rotation, SwiGLU
-
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
-"""What `Decoder` computes, as `model_type` of the configuration."""
+from sirius_dspy.local.plain_decoder import find_variant
 
 GROUPS = {
     "attention": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -136,7 +134,7 @@ class Decoder:
         model: A causal language model of Transformers. Its layers are taken apart, so it cannot be used afterwards.
 
     Raises:
-        TrainingError: The model has another architecture than `ARCHITECTURES`, or a variant that is not computed here.
+        TrainingError: The model has another architecture, or a variant that is not computed here.
     """
 
     def __init__(self, model: Any) -> None:
@@ -187,11 +185,6 @@ def _scales(shares: Sequence[Share], group: str, like: torch.Tensor) -> torch.Te
 
 
 def _check(config: Any) -> None:
-    known = config.model_type in ARCHITECTURES and config.hidden_act == "silu"
-    full = all(kind == "full_attention" for kind in getattr(config, "layer_types", None) or ())
-    if not (known and full):
-        raise TrainingError(
-            f"Cannot train a {config.model_type!r} model with {config.hidden_act!r} activations"
-            f"{'' if full else ' and sliding attention'}; expected full attention, 'silu', and one of "
-            f"{', '.join(ARCHITECTURES)}."
-        )
+    variant = find_variant(config.to_dict())
+    if variant is not None:
+        raise TrainingError(f"Cannot train this model: {variant}.")

@@ -10,6 +10,8 @@ References:
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,28 +27,53 @@ def read_header(path: Path) -> dict[str, Scalar]:
     Raises:
         ValueError: The file is not a GGUF file, or is truncated.
     """
+    with _opened(path) as file:
+        return _read_entries(file)[0]
+
+
+def read_tensor_names(path: Path) -> list[str]:
+    """Return the names of the tensors.
+
+    Raises:
+        ValueError: The file is not a GGUF file, or is truncated.
+    """
+    with _opened(path) as file:
+        _, count = _read_entries(file)
+        return [_tensor_name(file) for _ in range(count)]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     with path.open("rb") as file:
         try:
-            return _read_entries(file)
+            yield file
         except (struct.error, KeyError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{str(path)!r} is not a readable GGUF file ({error}). Copy or download it again."
             ) from error
 
 
-def _read_entries(file: BinaryIO) -> dict[str, Scalar]:
+def _read_entries(file: BinaryIO) -> tuple[dict[str, Scalar], int]:
+    """Read the entries, and return them with the number of tensors, which follow."""
     magic = file.read(4)
     if magic != b"GGUF":
         raise struct.error(f"it starts with {magic!r}, not b'GGUF'")
     _number(file, "<I")  # the version: 2 and 3 have the same layout
-    _number(file, "<Q")  # the number of tensors
+    num_tensors = int(_number(file, "<Q"))
     entries: dict[str, Scalar] = {}
     for _ in range(int(_number(file, "<Q"))):
         key = _text(file)
         value = _value(file, int(_number(file, "<I")))
         if value is not None:
             entries[key] = value
-    return entries
+    return entries, num_tensors
+
+
+def _tensor_name(file: BinaryIO) -> str:
+    """Read the entry of one tensor: its name, shape, kind and place."""
+    name = _text(file)
+    file.seek(8 * int(_number(file, "<I")) + 4 + 8, 1)
+    return name
 
 
 def _value(file: BinaryIO, kind: int) -> Scalar | None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+INSTALL = "pip install 'sirius-dspy[local]'"
+
 
 def home(*parts: str) -> Path:
     """Return a path below the home folder, without creating it. The environment is read at every call."""
@@ -21,19 +23,20 @@ def home(*parts: str) -> Path:
 
 
 @contextmanager
-def alone(file: Path) -> Iterator[Path]:
-    """Yield the same file in a folder that contains nothing else, under the same name.
+def alone(*files: Path) -> Iterator[Path]:
+    """Yield a folder that contains nothing but these files, under the same names.
 
-    Transformers also reads the neighbors of a file: templates, adapters, and code to run. An id identifies one file
-    only, and the folder of an untrusted checkpoint may hold anything.
+    Transformers also reads the neighbors of a file: templates, adapters, and code to run. An id identifies certain
+    files only, and the folder of an untrusted checkpoint may hold anything.
     """
     with tempfile.TemporaryDirectory(prefix="sirius-alone-") as folder:
-        place = Path(folder) / file.name
-        try:
-            place.symlink_to(file.absolute())
-        except OSError:  # on Windows, not every user may create links
-            shutil.copyfile(file, place)
-        yield place
+        for file in files:
+            place = Path(folder) / file.name
+            try:
+                place.symlink_to(file.absolute())
+            except OSError:  # on Windows, not every user may create links
+                shutil.copyfile(file, place)
+        yield Path(folder)
 
 
 @contextmanager

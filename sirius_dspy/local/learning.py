@@ -11,6 +11,8 @@ import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
@@ -22,6 +24,21 @@ from sirius_dspy.local.lora import STOP_WINDOW, LoraOptions, TokenRow
 
 OnStep = Callable[[int, int, float], None]
 """Called with the step (from 1), the number of steps and the loss."""
+
+
+class Trainable(Protocol):
+    """An adapter, with its optimizer."""
+
+    options: LoraOptions
+
+    def step(self, learning_rate: float) -> None:
+        """Apply the gradient, and clear it."""
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that PEFT reads."""
+
+
+AddGradients = Callable[[Sequence[Any], Sequence[Sequence[TokenRow]]], list[float]]
 
 
 class LengthBatches:
@@ -56,23 +73,19 @@ class Learner:
     """One agent in training.
 
     Args:
-        decoder: The base.
+        adapter: What is trained, with the settings of the agent.
         rows: What the agent learns. Only the ratios of their weights matter: they are scaled to a mean of 1.
-        options: Settings of the agent.
         on_step: Called after every step.
         name: Names the agent in errors.
     """
 
-    def __init__(
-        self, decoder: Decoder, rows: Sequence[TokenRow], options: LoraOptions, on_step: OnStep, name: str = "the agent"
-    ) -> None:
+    def __init__(self, adapter: Trainable, rows: Sequence[TokenRow], on_step: OnStep, name: str = "the agent") -> None:
         self.name = name
         mean = sum(row.weight for row in rows) / len(rows)
         self.rows = [dataclasses.replace(row, weight=row.weight / mean) for row in rows]
-        self.options, self.on_step = options, on_step
-        self.adapter = Adapter(decoder, options)
-        self.batches = LengthBatches([len(row) for row in rows], options.batch_size, options.seed)
-        self.num_steps = len(self.batches) * options.epochs
+        self.adapter, self.options, self.on_step = adapter, adapter.options, on_step
+        self.batches = LengthBatches([len(row) for row in rows], self.options.batch_size, self.options.seed)
+        self.num_steps = len(self.batches) * self.options.epochs
         self.losses: list[float] = []
         self.num_tokens = 0
         self._epoch = iter(self.batches)
@@ -140,15 +153,19 @@ def add_gradients(decoder: Decoder, adapters: Sequence[Adapter], rows: Sequence[
     return [float(part.sum()) for part in losses.detach().split([len(batch.targets) for batch in batches])]
 
 
-def learn(decoder: Decoder, learners: Sequence[Learner]) -> None:
+def learn(learners: Sequence[Learner], add_gradients: AddGradients) -> None:
     """Train until all agents have finished.
+
+    Args:
+        learners: The agents.
+        add_gradients: Adds the gradients of one batch of each of several adapters, and returns their losses.
 
     Raises:
         TrainingError: The loss of an agent is no longer a number.
     """
     while active := [learner for learner in learners if not learner.is_finished]:
         rows = [learner.next_rows() for learner in active]
-        losses = add_gradients(decoder, [learner.adapter for learner in active], rows)
+        losses = add_gradients([learner.adapter for learner in active], rows)
         for learner, loss in zip(active, losses, strict=True):
             if not math.isfinite(loss):  # zero times it is no number either, so it would spoil the other agents as well
                 raise TrainingError(

@@ -19,7 +19,7 @@ from dspy import lm15
 from sirius_dspy import checks
 from sirius_dspy.errors import PromptTooLongError
 from sirius_dspy.local.engine import Generation, GenerationOptions
-from sirius_dspy.local.lora import LoraOptions
+from sirius_dspy.local.lora import LoraOptions, check_quantization
 from sirius_dspy.local.models import find, resolve
 from sirius_dspy.local.provider import LocalProvider
 from sirius_dspy.local.serving import Device, engines, pool_key, scoring_key
@@ -32,6 +32,7 @@ _REFUSED = ("response_format", "logprobs", "tool_choice", "reasoning", "frequenc
 
 _SETTINGS = {
     "model": checks.PATH,
+    "revision": checks.optional(checks.TEXT),
     "temperature": checks.optional(checks.number(0)),
     "max_tokens": checks.optional(checks.whole(1)),
     "cache": checks.FLAG,
@@ -85,17 +86,18 @@ class AsyncLocalEngine(LocalEngine):
 
 
 class LocalLM(dspy.LM):
-    """A language model from a GGUF file that runs and is fine-tuned on this machine.
+    """A language model from a folder of weights or a GGUF file that runs and is fine-tuned on this machine.
 
-    `.model` is `local/<name>@<hash of the file>`, so equal ids mean equal weights on every machine. LM objects hold no
-    weights; these are loaded at the first call at the latest, and shared by all LMs with the same id. `finetune`
+    `.model` is `local/<name>@<hash of the weights>`, so equal ids mean equal weights on every machine. LM objects hold
+    no weights; these are loaded at the first call at the latest, and shared by all LMs with the same id. `finetune`
     returns a new LM with a new id and leaves this one unchanged.
 
     A call's `rollout_id` becomes the sampling seed if no seed is given, so that samples differ but can be repeated.
 
     Args:
-        model: A packaged name, a path (a string ending in `.gguf`, or a `Path` to a file or its folder), a Hugging Face
-            id, or an id of this machine's index; see `sirius_dspy.local.models.find`.
+        model: A packaged name, a path of a GGUF file or a model folder, a Hugging Face id, or an id of this machine's
+            index; see `sirius_dspy.local.models.find`.
+        revision: A branch, tag or commit of a model on the Hugging Face hub; by default its main branch.
         temperature: 0 or `None` always takes the most likely token.
         max_tokens: Maximum number of tokens to generate.
         cache: Whether to use DSPy's response cache; off by default, because local answers are cheap to repeat.
@@ -105,7 +107,8 @@ class LocalLM(dspy.LM):
 
     Raises:
         ModelNotFoundError: The weights do not exist; the message says how to get them.
-        SettingsError: A setting is of the wrong kind or out of its range.
+        UnreadableModelError: The weights are in a format that is not read, or the model has no chat template.
+        SettingsError: A setting is of the wrong kind, out of its range, or does not fit the weights.
 
     Examples:
         ```python
@@ -119,6 +122,7 @@ class LocalLM(dspy.LM):
         self,
         model: str | Path = "smollm2-135m-instruct",
         *,
+        revision: str | None = None,
         temperature: float | None = None,
         max_tokens: int | None = 256,
         cache: bool = False,
@@ -127,18 +131,24 @@ class LocalLM(dspy.LM):
         **kwargs: Any,
     ) -> None:
         numbers = {"temperature": temperature, "max_tokens": max_tokens}
-        checks.check("LocalLM", {"model": model, "cache": cache, "lora": lora, "device": device, **numbers}, _SETTINGS)
+        checks.check(
+            "LocalLM",
+            {"model": model, "revision": revision, "cache": cache, "lora": lora, "device": device, **numbers},
+            _SETTINGS,
+        )
         self.lora = lora or LoraOptions()
         self.device = device
         kwargs.setdefault("engine", LocalEngine(device))
         kwargs.setdefault("async_engine", AsyncLocalEngine(device))
         kwargs.setdefault("provider", LocalProvider(self.lora, device))
-        super().__init__(find(model).id, temperature=temperature, max_tokens=max_tokens, cache=cache, **kwargs)
+        weights = find(model, revision)
+        check_quantization(weights, self.lora)
+        super().__init__(weights.id, temperature=temperature, max_tokens=max_tokens, cache=cache, **kwargs)
 
     @property
-    def gguf(self) -> Path:
-        """The file of the weights on this machine."""
-        return resolve(self.model).gguf
+    def path(self) -> Path:
+        """The weights on this machine: a GGUF file, or a folder in Hugging Face's format."""
+        return resolve(self.model).path
 
     @property
     def folder(self) -> Path:
@@ -147,8 +157,8 @@ class LocalLM(dspy.LM):
 
     @property
     def is_small(self) -> bool:
-        """Whether the model is too small to criticize others, by the size of its file: less than two GiB."""
-        return self.gguf.stat().st_size < 2 << 30
+        """Whether the model is too small to criticize others, by the size of its files: less than two GiB."""
+        return resolve(self.model).num_bytes < 2 << 30
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         """Call the model; see `dspy.LM`."""
@@ -213,7 +223,7 @@ class LocalLM(dspy.LM):
     @classmethod
     def from_folder(cls, folder: Path, state: dict[str, Any]) -> LocalLM:
         """Load the LM from a checkpoint's weights, and add them to this machine's index."""
-        return cls.load_state({**state, "model": str(folder / "model.gguf")})
+        return cls.load_state({**state, "model": folder})
 
 
 @lru_cache(maxsize=1)

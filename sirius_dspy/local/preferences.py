@@ -21,8 +21,9 @@ from sirius_dspy import checks
 from sirius_dspy.local.chat import Chat, load_chat
 from sirius_dspy.local.children import Progress, run_job
 from sirius_dspy.local.lora import to_tokens
-from sirius_dspy.local.models import Weights
-from sirius_dspy.local.provider import make_room, new_name, training_copy
+from sirius_dspy.local.models import new_name
+from sirius_dspy.local.provider import make_room, training_copy
+from sirius_dspy.local.weights import Weights
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +117,8 @@ class PreferenceJob:
 
     module: ClassVar[str] = "sirius_dspy.local.prefer"
 
-    gguf: Path
-    """The base weights."""
+    weights: Path
+    """The GGUF file or model folder of the base."""
     training_copy: Path | None
     """See `sirius_dspy.local.lora.TrainingJob`."""
     tokenizer: Path
@@ -126,7 +127,7 @@ class PreferenceJob:
     pairs: Sequence[TokenPair]
     options: PreferenceOptions
     folder: Path
-    """Receives `adapter/` and `model.gguf`."""
+    """Receives `adapter/` and the merged weights."""
     name: str
     """Name that is written into the new weights."""
 
@@ -138,7 +139,7 @@ class PreferenceJob:
     def from_json(cls, text: str) -> PreferenceJob:
         """Read a job that `to_json` wrote."""
         values = json.loads(text)
-        for name in ("gguf", "tokenizer", "adapter", "folder"):
+        for name in ("weights", "tokenizer", "adapter", "folder"):
             values[name] = Path(values[name])
         values["training_copy"] = values["training_copy"] and Path(values["training_copy"])
         values["pairs"] = [TokenPair(*(tuple(pair[name]) for name in TokenPair.__slots__)) for pair in values["pairs"]]
@@ -177,14 +178,14 @@ def prefer(
     draft.mkdir(parents=True)
     try:
         task = PreferenceJob(
-            gguf=base.gguf,
+            weights=base.path,
             training_copy=training_copy(base),
             tokenizer=load_chat(base).folder,
             adapter=adapter,
             pairs=pairs,
             options=options,
             folder=draft,
-            name=new_name(base),
+            name=new_name(base.id),
         )
         measured = run_job(task, stop=threading.Event(), hooks=[on_progress])
         record = {

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,14 +17,15 @@ import dspy
 from dspy.clients.provider import Provider, TrainingJob
 from dspy.clients.utils_finetune import TrainingStatus
 
-from sirius_dspy.errors import TrainingError
+from sirius_dspy.errors import ModelNotFoundError, TrainingError, UnreadableModelError
 from sirius_dspy.local import lora
 from sirius_dspy.local.chat import load_chat, share_chat
 from sirius_dspy.local.children import Progress, end_idle, run_job
 from sirius_dspy.local.home import home
 from sirius_dspy.local.lora import LoraOptions, TokenRow
-from sirius_dspy.local.models import Weights, register, resolve
+from sirius_dspy.local.models import locate, new_name, register, resolve
 from sirius_dspy.local.serving import Device, engines, free_memory, pool_key
+from sirius_dspy.local.weights import Weights
 from sirius_dspy.trajectory import digest
 
 _TRAINING_BYTES = 4 << 30
@@ -111,6 +113,7 @@ class LocalProvider(Provider):
             MissingDependencyError: A package is not installed.
         """
         lora.check_packages()
+        lora.check_bitsandbytes(self.options)
 
     def launch(  # type: ignore[override]  # DSPy declares it static and calls it on the instance
         self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None
@@ -171,16 +174,21 @@ class LocalProvider(Provider):
 
         Raises:
             TrainingError: There was nothing to train on, or the job failed or was cancelled. Then none is kept.
+            SettingsError: `qlora` was set for a GGUF file.
+            MissingDependencyError: A package is not installed.
         """
         self.check()
         base = resolve(model)
-        orders = [
-            _Order.build(base, rows, TrainingSettings.read(kwargs, self.options))
-            for rows, kwargs in zip(train_data, train_kwargs, strict=True)
-        ]
+        settings = [TrainingSettings.read(kwargs, self.options) for kwargs in train_kwargs]
+        for each in settings:
+            lora.check_quantization(base, each.options)
+            lora.check_bitsandbytes(each.options)
+        orders = [_Order.build(base, rows, each) for rows, each in zip(train_data, settings, strict=True)]
         missing = [order for order in orders if not is_finished(order.folder, order.key)]
-        if missing:
-            _train(base, missing, stop or threading.Event())
+        for is_quantized in (False, True):  # the agents of one pass share the base as it is in memory
+            together = [order for order in missing if order.settings.options.qlora is is_quantized]
+            if together:
+                _train(base, together, stop or threading.Event())
         return [adopt(base, order.folder).id for order in orders]
 
     def _finetune(
@@ -243,7 +251,7 @@ class _Order:
 
 def adopt(base: Weights, folder: Path) -> Weights:
     """Add the weights that a job wrote to this machine's index."""
-    new = register(folder / "model.gguf")
+    new = register(folder)
     share_chat(base, new)
     return new
 
@@ -260,8 +268,9 @@ def is_finished(folder: Path, key: str) -> bool:
         done = json.loads((folder / "training.json").read_text(encoding="utf-8")).get("key") == key
     except (OSError, json.JSONDecodeError):
         done = False
-    if done and (folder / "model.gguf").is_file():
-        return True
+    with suppress(ModelNotFoundError, UnreadableModelError):
+        if done and locate(folder).exists():
+            return True
     raise TrainingError(
         f"The output folder {str(folder)!r} exists and was not written by this job. "
         "Pass another `output_dir`, or move the folder away."
@@ -277,11 +286,11 @@ def _train(base: Weights, orders: Sequence[_Order], stop: threading.Event) -> No
             shutil.rmtree(order.draft, ignore_errors=True)  # leftover of a killed run
             order.draft.mkdir(parents=True)
         job = lora.TrainingJob(
-            gguf=base.gguf,
+            weights=base.path,
             training_copy=training_copy(base),
             tokenizer=load_chat(base).folder,
             tasks=[lora.TrainingTask(order.rows, order.settings.options, order.draft) for order in orders],
-            name=new_name(base),
+            name=new_name(base.id),
         )
         measured = run_job(job, stop=stop, hooks=[order.settings.on_progress for order in orders])
         for order, result in zip(orders, measured["results"], strict=True):
@@ -293,7 +302,7 @@ def _train(base: Weights, orders: Sequence[_Order], stop: threading.Event) -> No
 
 def make_room(base: Weights) -> None:
     """Unload idle engines if too little memory is free for training."""
-    needed = _TRAINING_BYTES + 6 * base.gguf.stat().st_size
+    needed = _TRAINING_BYTES + (6 if base.is_gguf else 3) * base.num_bytes
     if free_memory() < needed:
         end_idle()
     if free_memory() < needed:
@@ -302,10 +311,4 @@ def make_room(base: Weights) -> None:
 
 def training_copy(base: Weights) -> Path | None:
     """Return where to keep a copy for training. Fine-tuned weights are rarely trained again, so they get none."""
-    return None if (base.folder / "training.json").exists() else home("training", base.digits)
-
-
-def new_name(base: Weights) -> str:
-    """Return the name of weights that are trained from these."""
-    name = base.id.removeprefix("local/").partition("@")[0]
-    return f"{name.removesuffix('+lora')}+lora"
+    return home("training", base.digits) if base.is_gguf and not (base.folder / "training.json").exists() else None

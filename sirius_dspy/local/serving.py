@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import logging
 import os
 import threading
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from sirius_dspy.local.chat import load_chat
+from sirius_dspy.errors import MissingDependencyError
+from sirius_dspy.local.chat import Chat, load_chat
 from sirius_dspy.local.engine import Engine
+from sirius_dspy.local.home import INSTALL, home
 from sirius_dspy.local.models import resolve
 from sirius_dspy.local.openvino_engine import OpenVINOEngine
+from sirius_dspy.local.plain_decoder import find_obstacle
 from sirius_dspy.local.pool import EnginePool
 from sirius_dspy.local.transformers_engine import TransformersEngine
+from sirius_dspy.local.weights import Weights
+
+logger = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda", "mps", "openvino"]
 """`openvino` means OpenVINO on the CPU; the others are PyTorch devices of the Transformers engine."""
@@ -28,18 +35,29 @@ _CACHE_BYTES = 1 << 30
 _turn = threading.Lock()  # one pipeline steps at a time: two at once took a quarter longer for the same work
 _importing = threading.Lock()  # the lazy imports of Transformers are not thread-safe
 _loading = threading.BoundedSemaphore(os.cpu_count() or 1)  # OpenVINO loads an engine on one core
+_converting = threading.Lock()  # one conversion of a model, and one at a time: it takes memory
 _creating = threading.Lock()  # guards the creation of the pool: with `lru_cache` alone, threads could create several
 
 
 def pool_key(model_id: str, device: Device | None) -> str:
-    """Return the key of an engine in the pool."""
-    return f"{device or best_device()}:{model_id}"
+    """Return the key of an engine in the pool. What OpenVINO cannot read runs on PyTorch instead."""
+    chosen = device or best_device()
+    return f"{_or_cpu(model_id) if chosen == 'openvino' else chosen}:{model_id}"
 
 
 def scoring_key(model_id: str, device: Device | None) -> str:
     """Return the key of an engine that can score replies: OpenVINO needs one without prefix caching for this."""
-    chosen = device or best_device()
-    return pool_key(model_id, chosen) if chosen != "openvino" else f"{_SCORING}:{model_id}"
+    key = pool_key(model_id, device)
+    return f"{_SCORING}:{model_id}" if key.startswith("openvino:") else key
+
+
+@lru_cache(maxsize=256)
+def _or_cpu(model_id: str) -> Device:
+    problem = find_obstacle(resolve(model_id))
+    if problem is None:
+        return "openvino"
+    logger.info("%s runs on PyTorch, not on OpenVINO: %s.", model_id, problem)
+    return "cpu"
 
 
 def engines() -> EnginePool:
@@ -84,10 +102,24 @@ def _load(key: str) -> Engine:
         chat = load_chat(weights)
         if device not in ("openvino", _SCORING):
             return TransformersEngine(weights, chat, device=device)
+    gguf = weights.path if weights.is_gguf else _converted(weights, chat)
     with _loading:
-        return OpenVINOEngine(weights.gguf, chat, prefix_caching=device != _SCORING, turn=_turn)
+        return OpenVINOEngine(gguf, chat, prefix_caching=device != _SCORING, turn=_turn)
+
+
+def _converted(weights: Weights, chat: Chat) -> Path:
+    """Return the GGUF file of a model folder, converted at its first use."""
+    file = home("converted", f"{weights.digits}.gguf")
+    with _converting:
+        if file.is_file():
+            return file
+        try:
+            from sirius_dspy.local.convert import convert
+        except ImportError as error:
+            raise MissingDependencyError(f"Converting models needs gguf and PyTorch. Run `{INSTALL}`.") from error
+        return convert(weights, chat, file, weights.name)
 
 
 def _size(key: str) -> int:
     """Estimate an upper bound: OpenVINO repacks the weights, and the key-value cache is added to it."""
-    return 2 * resolve(key.split(":", 1)[1]).gguf.stat().st_size + _CACHE_BYTES
+    return 2 * resolve(key.split(":", 1)[1]).num_bytes + _CACHE_BYTES

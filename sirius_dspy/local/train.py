@@ -1,11 +1,12 @@
 """The child process that fine-tunes: `python -m sirius_dspy.local.train`; see `sirius_dspy.local.child`.
 
-Into the folder of each agent it writes `adapter/` and `model.gguf`.
+Into the folder of each agent it writes `adapter/` and the merged weights, in the format of the base.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sirius_dspy.local.adapter import Adapter
 from sirius_dspy.local.child import Report, device, serve
 from sirius_dspy.local.decoder import Decoder
 from sirius_dspy.local.home import new_folder
-from sirius_dspy.local.learning import Learner, learn
-from sirius_dspy.local.lora import TrainingJob
+from sirius_dspy.local.learning import AddGradients, Learner, Trainable, add_gradients, learn
+from sirius_dspy.local.lora import LoraOptions, TrainingJob
 from sirius_dspy.local.merge import merge
-from sirius_dspy.local.unquantized import read_model, write_model
+from sirius_dspy.local.plain_decoder import find_variant
+from sirius_dspy.local.unquantized import read_folder, read_gguf, write_model
+from sirius_dspy.local.weights import is_gguf
 
 
 def fast_precision() -> torch.dtype:
@@ -32,12 +36,18 @@ def fast_precision() -> torch.dtype:
     return torch.bfloat16 if abilities.get("avx512_bf16") or abilities.get("amx_bf16") else torch.float32
 
 
-def load_model(gguf: Path, training_copy: Path | None) -> Any:
-    """Load the weights as a PyTorch model, from their de-quantized copy if there is to be one."""
+def load_model(path: Path, training_copy: Path | None = None) -> Any:
+    """Load weights as a PyTorch model, those of a GGUF file from their de-quantized copy if there is to be one.
+
+    Raises:
+        UnreadableModelError: Transformers does not know the architecture.
+    """
+    if not is_gguf(path):
+        return read_folder(path, fast_precision())
     if training_copy is None:
-        return read_model(gguf, fast_precision())
+        return read_gguf(path, fast_precision())
     if not training_copy.is_dir():
-        keep_training_copy(gguf, training_copy)
+        keep_training_copy(path, training_copy)
     return AutoModelForCausalLM.from_pretrained(
         str(training_copy), dtype=fast_precision(), local_files_only=True, trust_remote_code=False
     )
@@ -52,13 +62,15 @@ def keep_training_copy(gguf: Path, folder: Path) -> None:
 def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     """Train all agents, merge their adapters, and return the measurements."""
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
-    decoder = Decoder(load_model(job.gguf, job.training_copy).to(device()))
+    model = _load_base(job)
+    precision = str(model.dtype).removeprefix("torch.")
+    adapters, add = _add_adapters(model, [task.options for task in job.tasks])
     learners = [
-        Learner(decoder, task.rows, task.options, partial(_report_step, report, number), task.name)
-        for number, task in enumerate(job.tasks)
+        Learner(adapter, task.rows, partial(_report_step, report, number), task.name)
+        for number, (task, adapter) in enumerate(zip(job.tasks, adapters, strict=True))
     ]
     started = time.monotonic()
-    learn(decoder, learners)
+    learn(learners, add)
     trained = time.monotonic()
     folders = [task.folder for task in job.tasks]
     for folder, learner in zip(folders, learners, strict=True):
@@ -67,13 +79,52 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     results = [{"losses": learner.losses, "tokens": learner.num_tokens} for learner in learners]
     shared = {
         "train_seconds": trained - started,
-        "precision": str(decoder.embedding.dtype).removeprefix("torch."),
-        "device": decoder.embedding.device.type,
+        "precision": precision,
+        "device": device().type,
     }
-    del decoder, learners, learner  # merging needs the memory
-    merge(job.gguf, {folder / "adapter": folder / "model.gguf" for folder in folders}, name=job.name)
+    del model, adapters, add, learners, learner  # merging needs the memory
+    write_merged(job.weights, folders, job.name)
     shared["merge_seconds"] = time.monotonic() - trained
     return {"results": [{**result, **shared} for result in results]}
+
+
+def _load_base(job: TrainingJob) -> Any:
+    """Load the model that all agents of a job are trained on."""
+    if not job.tasks[0].options.qlora:
+        return load_model(job.weights, job.training_copy).to(device())
+    from peft import prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=fast_precision(),
+    )
+    model = read_folder(job.weights, fast_precision(), quantization_config=settings, device_map={"": device()})
+    return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+
+
+def _add_adapters(model: Any, options: Sequence[LoraOptions]) -> tuple[Sequence[Trainable], AddGradients]:
+    """Return new adapters, and what adds their gradients: in one pass of a plain decoder, otherwise with PEFT."""
+    if find_variant(model.config.to_dict()) is None and not options[0].qlora:
+        decoder = Decoder(model)
+        return [Adapter(decoder, each) for each in options], partial(add_gradients, decoder)
+    from sirius_dspy.local.peft_base import PeftBase  # late: importing PEFT takes as long as training on some rows
+
+    base = PeftBase(model)
+    return [base.add_adapter(each) for each in options], base.add_gradients
+
+
+def write_merged(base: Path, folders: Sequence[Path], name: str) -> None:
+    """Write the base plus the adapter in each of these folders beside it, in the format of the base."""
+    if is_gguf(base):
+        merge(base, {folder / "adapter": folder / "model.gguf" for folder in folders}, name=name)
+        return
+    from sirius_dspy.local.peft_base import write_merged_folder
+
+    for folder in folders:
+        write_merged_folder(base, folder / "adapter", folder)
 
 
 def _report_step(report: Report, task: int, step: int, total: int, loss: float) -> None:

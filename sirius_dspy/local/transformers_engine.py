@@ -6,6 +6,7 @@ finishes. Every row has its own temperature, seed and length, so any requests ca
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.local.batching import BatchingEngine, Call, Written, cut_at_stop
 from sirius_dspy.local.chat import Chat, no_progress_bars
 from sirius_dspy.local.engine import GenerationOptions
-from sirius_dspy.local.home import home
-from sirius_dspy.local.models import INSTALL, Weights
+from sirius_dspy.local.home import INSTALL, home
+from sirius_dspy.local.weights import Weights
 
 SCORED_TOGETHER = 1024
 """Maximum number of tokens in one batch of several replies to score. Each takes memory for the scores of the whole
@@ -26,8 +27,8 @@ class TransformersEngine(BatchingEngine):
     """Answers many threads in static batches.
 
     Args:
-        weights: The GGUF file. Its de-quantized copy in the home folder is used, and created if needed, as for
-            training.
+        weights: A model folder, or a GGUF file. Of a GGUF file, the de-quantized copy in the home folder is used, and
+            created if needed, as for training.
         chat: The tokenizer of the weights.
         device: `cpu`, `cuda` or `mps`.
         adapter: A PEFT adapter to add to the weights.
@@ -35,6 +36,7 @@ class TransformersEngine(BatchingEngine):
 
     Raises:
         MissingDependencyError: `torch`, `transformers` or `peft` is not installed.
+        UnreadableModelError: Transformers does not know the architecture.
     """
 
     def __init__(
@@ -93,10 +95,9 @@ class _Batch:
                 output = self.model(
                     input_ids=tokens,
                     attention_mask=mask,
-                    position_ids=positions,
                     past_key_values=cache,
                     use_cache=True,
-                    logits_to_keep=1,
+                    **_known(self.model, position_ids=positions, logits_to_keep=1),
                 )
                 cache = output.past_key_values
                 chosen = self._choose(output.logits[:, -1].float())
@@ -120,7 +121,7 @@ class _Batch:
             if call.done.done():
                 continue
             written.append(token)
-            if token == self.chat.end_id or self._has_stopped(call, written):
+            if token in self.chat.end_ids or self._has_stopped(call, written):
                 call.done.set_result(Written(written, "stop"))
             elif len(written) >= call.max_tokens:
                 call.done.set_result(Written(written, "length"))
@@ -130,6 +131,12 @@ class _Batch:
             return False
         text = self.chat.decode(written)
         return cut_at_stop(text, call.options.stop) != text
+
+
+def _known(model: Any, **values: Any) -> dict[str, Any]:
+    """Return those arguments that the model has; some have no numbers of positions, or cannot leave out scores."""
+    accepted = inspect.signature(model.forward).parameters
+    return {name: value for name, value in values.items() if name in accepted}
 
 
 def _pad(rows: Sequence[Sequence[int]], filler: int, device: Any) -> tuple[Any, Any]:
@@ -165,11 +172,10 @@ def _score(model: Any, chat: Chat, calls: Sequence[Call]) -> None:
         output = model(
             input_ids=tokens,
             attention_mask=mask,
-            position_ids=positions,
             use_cache=False,
-            logits_to_keep=longest + 1,
+            **_known(model, position_ids=positions, logits_to_keep=longest + 1),
         )
-        scores = output.logits[:, :-1].float()
+        scores = output.logits[:, -longest - 1 : -1].float()
         given = scores.gather(-1, tokens[:, -longest:, None])[:, :, 0] - scores.logsumexp(-1)
     for call, row in zip(calls, given.tolist(), strict=True):
         call.done.set_result(Written(list(call.scored), "stop", row[longest - len(call.scored) :]))
@@ -202,5 +208,5 @@ def _load(weights: Weights, adapter: Path | None) -> Any:
     except ImportError as error:
         raise MissingDependencyError(f"This engine needs PyTorch and Transformers. Run `{INSTALL}`.") from error
     with no_progress_bars():
-        model = load_model(weights.gguf, home("training", weights.digits))
+        model = load_model(weights.path, home("training", weights.digits))
     return model if adapter is None else PeftModel.from_pretrained(model, str(adapter))

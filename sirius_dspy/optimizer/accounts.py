@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.budget import Account, Budget
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.spent import Ledger, add_to
+from sirius_dspy.running.journal import CallJournal
 from sirius_dspy.trajectory import Origin, Usage
 
 STAGE_OF: dict[Origin, str] = {
@@ -23,12 +25,14 @@ STAGE_OF: dict[Origin, str] = {
 def open_account(plan: Plan, library: ExperienceLibrary, run: str) -> Account:
     """The account of a compile, with what it had spent before.
 
-    A killed process could not save its account; the calls of runs that were kept are counted from the library then.
+    A killed process could not save its account. Then the calls are counted that are in the library, or in the journal
+    of a stage that had not ended, which has those of unfinished runs, too.
     """
     account = read_account(plan.run_dir, plan.settings.budget)
-    for key, kept in _kept_calls(library, run).items():
-        if _num_calls(account.ledger.get(key, {})) < _num_calls(kept):
-            account.ledger[key] = kept
+    for ledger in (_kept_calls(library, run), _journaled_calls(plan.run_dir)):
+        for key, kept in ledger.items():
+            if _num_calls(account.ledger.get(key, {})) < _num_calls(kept):
+                account.ledger[key] = kept
     return account
 
 
@@ -45,6 +49,11 @@ def read_account(run_dir: RunDir, budget: Budget | None = None) -> Account:
         key: {model: Usage(*numbers) for model, numbers in noted.items()} for key, noted in saved.calls.items()
     }
     return Account(budget, ledger, saved.seconds)
+
+
+def calls_file(run_dir: RunDir, iteration: int, stage: str) -> Path:
+    """Where the calls of a stage are kept until it has ended."""
+    return run_dir.calls / f"{iteration}-{stage}.jsonl"
 
 
 def save_account(account: Account, run_dir: RunDir) -> None:
@@ -71,6 +80,11 @@ def _kept_calls(library: ExperienceLibrary, run: str) -> Ledger:
         if repair.usage.calls:  # who answered the critic's questions is not stored
             add_to(ledger, f"{repair.iteration}/repair", "", repair.usage)
     return ledger
+
+
+def _journaled_calls(run_dir: RunDir) -> Ledger:
+    """What the calls consumed that are kept; stages are named in the ledger as in `calls_file`."""
+    return {path.stem.replace("-", "/", 1): CallJournal(path).usage for path in run_dir.calls.glob("*.jsonl")}
 
 
 def _num_calls(by_model: Mapping[str, Usage]) -> int:

@@ -79,9 +79,9 @@ def _run_wave(session: Session, iteration: int, tasks: Sequence[Task]) -> set[st
     for number, program in enumerate(programs):
         part = [task for task in tasks if task.sample % len(programs) == number]
         try:
-            for task, trajectory in rollouts(session, iteration).run_all(program, part):
-                num_done += 1
-                solved |= {trajectory.example_key} if session.keep(iteration, task, trajectory) else set()
+            for batch in rollouts(session, iteration).run_batches(program, part):
+                num_done += len(batch)
+                solved |= {trajectory.example_key for trajectory in session.keep(iteration, batch)}
         except UnfinishedError as error:  # the next teacher's runs do not depend on these, the next wave may
             unfinished = error
     if unfinished is not None:

@@ -50,9 +50,9 @@ def evaluate(session: Session, iteration: int, lms: LMs, label: str, *, candidat
     session.bugs["validation"].is_resumed |= bool(runs)
     tasks = [Task(item, candidate) for key, item in session.plan.unique_valset.items() if key not in runs]
     session.tracker.on_stage_started(StageStarted(iteration, "evaluate", len(tasks)))
-    for task, trajectory in rollouts.run_all(session.weights.program, tasks):
-        session.keep(iteration, task, trajectory)
-        runs[trajectory.example_key] = trajectory
+    for batch in rollouts.run_batches(session.weights.program, tasks):
+        session.keep(iteration, batch)
+        runs |= {trajectory.example_key: trajectory for _, trajectory in batch}
     if len(runs) < len(session.plan.unique_valset):
         raise BudgetReached("the valset could not be evaluated")
     standing = Standing.of([runs[key] for key in session.plan.valset_keys])

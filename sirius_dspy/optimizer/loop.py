@@ -16,7 +16,7 @@ import dspy
 
 from sirius_dspy.errors import RunDirError
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.optimizer.accounts import open_account, save_account
+from sirius_dspy.optimizer.accounts import calls_file, open_account, save_account
 from sirius_dspy.optimizer.budget import BudgetReached
 from sirius_dspy.optimizer.collect import collect
 from sirius_dspy.optimizer.credit import value_steps
@@ -34,6 +34,7 @@ from sirius_dspy.optimizer.trackers import make_trackers
 from sirius_dspy.optimizer.warm_start import demonstration_rows, store_demonstrations
 from sirius_dspy.optimizer.weights import Weights
 from sirius_dspy.redact import redact_errors
+from sirius_dspy.running.journal import keep_calls
 from sirius_dspy.running.standing import Standing
 from sirius_dspy.running.truncation import drop_truncation_warnings
 from sirius_dspy.tracking.events import CompileEnded, CompileStarted, IterationEnded
@@ -152,10 +153,10 @@ class Loop:
 
     @contextmanager
     def _stage(self, session: Session, iteration: int, name: str) -> Iterator[None]:
-        """Count what a stage spends, and save it when the stage is done; begin none that somebody has put off."""
+        """Count what a stage spends, keep the calls of runs under way, and save both; begin none that is put off."""
         session.hold.check(iteration, name)
         session.live.begin_stage(iteration, name)
-        with session.account.stage(iteration, name):
+        with session.account.stage(iteration, name), keep_calls(calls_file(self.plan.run_dir, iteration, name)):
             yield
         save_account(session.account, self.plan.run_dir)
 

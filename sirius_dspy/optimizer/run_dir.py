@@ -84,6 +84,11 @@ class RunDir:
         found = (self.path / "training").glob("iteration-*/*.jsonl")
         return sorted(path for path in found if not path.name.endswith(".sources.jsonl"))
 
+    @property
+    def calls(self) -> Path:
+        """The calls of runs under way, one file per stage that has not ended; see `CallJournal`."""
+        return self.path / "calls"
+
     def weights(self, iteration: int, agent: str) -> Path:
         """The folder of one fine-tuning job."""
         return self.path / "weights" / f"iteration-{iteration}" / file_name(agent)

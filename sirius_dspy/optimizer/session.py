@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,11 +86,15 @@ class Session:
             "on_unfinished": self.library.add_unfinished,
         }
 
-    def keep(self, iteration: int, task: Task, trajectory: Trajectory) -> bool:
-        """Store a run that ended, and return whether it succeeded."""
-        self.library.add(trajectory, task.example)
-        self.account.note_item(trajectory.usage)
-        self.weights.note_chosen(trajectory)
-        succeeded = trajectory.succeeded(self.plan.settings.threshold)
-        self.tracker.on_rolled_out(RolledOut(iteration, trajectory, succeeded))
-        return succeeded
+    def keep(self, iteration: int, batch: Sequence[tuple[Task, Trajectory]]) -> list[Trajectory]:
+        """Store runs that ended together, and return those that succeeded."""
+        runs = [trajectory for _, trajectory in batch]
+        self.library.add_runs(runs, [task.example for task, _ in batch])
+        solved = []
+        for trajectory in runs:
+            self.account.note_item(trajectory.usage)
+            self.weights.note_chosen(trajectory)
+            succeeded = trajectory.succeeded(self.plan.settings.threshold)
+            self.tracker.on_rolled_out(RolledOut(iteration, trajectory, succeeded))
+            solved += [trajectory] if succeeded else []
+        return solved

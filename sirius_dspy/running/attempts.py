@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from sirius_dspy.errors import UnfinishedError
 from sirius_dspy.running.faults import describe_error, fault_of, raise_if_systemic, raise_sirius_error
-from sirius_dspy.running.parallel import parallel_map
+from sirius_dspy.running.parallel import parallel_batches
 from sirius_dspy.running.patience import Health, Patience
 from sirius_dspy.running.watch import Watch, watch_over
 from sirius_dspy.trajectory import Failure
@@ -44,7 +44,24 @@ def attempt_all(
     limit: Callable[[], int] | None = None,
     held: Callable[[int], bool] | None = None,
 ) -> Generator[tuple[Item, Result | Broken], None, None]:
-    """Map like `parallel_map`; work that did not end, because an LM failed or did not answer, gives a `Broken`.
+    """Map like `parallel_map`; see `attempt_batches`."""
+    batches = attempt_batches(function, items, num_threads, patience=patience, health=health, limit=limit, held=held)
+    with closing(batches):
+        for batch in batches:
+            yield from batch
+
+
+def attempt_batches(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    num_threads: int | None = None,
+    *,
+    patience: Patience,
+    health: Health,
+    limit: Callable[[], int] | None = None,
+    held: Callable[[int], bool] | None = None,
+) -> Generator[list[tuple[Item, Result | Broken]], None, None]:
+    """Map like `parallel_batches`; work that did not end, because an LM failed or did not answer, gives a `Broken`.
 
     Args:
         function: It may raise what an LM or the network raised. An LM failure that it catches itself counts as well,
@@ -53,8 +70,8 @@ def attempt_all(
         num_threads: DSPy's setting by default.
         patience: How often to try, and how long.
         health: Of the LMs; all stages of a compile share it.
-        limit: See `parallel_map`.
-        held: See `parallel_map`.
+        limit: See `parallel_batches`.
+        held: See `parallel_batches`.
 
     Raises:
         RolloutError: An LM refused for lack of credentials, credit or configuration, failed many times in a row, or
@@ -72,7 +89,7 @@ def attempt_all(
     leaving = threading.Event()
     pieces = (_Piece(item, Watch(patience, health, leaving)) for item in items)
     has_limit = patience.call_timeout_s is not None or patience.run_timeout_s is not None
-    results = parallel_map(
+    batches = parallel_batches(
         work,
         pieces,
         num_threads,
@@ -81,9 +98,9 @@ def attempt_all(
         held=held,
         on_stop=leaving.set,
     )
-    with closing(results):
-        for piece, result in results:
-            yield piece.item, result
+    with closing(batches):
+        for batch in batches:
+            yield [(piece.item, result) for piece, result in batch]
 
 
 def _attempt(function: Callable[[Item], Result], piece: _Piece[Item]) -> Result | Broken:

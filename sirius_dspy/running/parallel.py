@@ -8,7 +8,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from itertools import chain, count, islice
 from typing import Any, Generic, TypeVar
 
@@ -37,9 +38,32 @@ def parallel_map(
 ) -> Generator[tuple[Item, Result], None, None]:
     """Map in threads that inherit the caller's context, yielding (item, result) as they finish.
 
+    As `parallel_batches`, one result at a time.
+    """
+    batches = parallel_batches(function, items, num_threads, overdue=overdue, limit=limit, held=held, on_stop=on_stop)
+    with closing(batches):
+        for batch in batches:
+            yield from batch
+
+
+def parallel_batches(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    num_threads: int | None = None,
+    *,
+    overdue: Callable[[Item], Result | None] | None = None,
+    limit: Callable[[], int] | None = None,
+    held: Callable[[int], bool] | None = None,
+    on_stop: Callable[[], None] | None = None,
+) -> Generator[list[tuple[Item, Result]], None, None]:
+    """Map in threads that inherit the caller's context, yielding (item, result) of all that have finished by then.
+
+    A batch is never waited for: it has one result where the caller is faster than the threads, and as many as finished
+    while the caller kept the batch before.
+
     Never more than two items per thread are taken from `items` ahead of time. On the first error, and on Ctrl-C, no
     new item starts; what is in flight is paid for, so it is awaited and yielded before the error is raised, and the
-    caller is not cut off while it keeps a result. A second Ctrl-C does not wait.
+    caller is not cut off while it keeps a batch. A second Ctrl-C does not wait.
 
     Args:
         function: Called with one item.
@@ -73,11 +97,11 @@ def parallel_map(
                         break
                     time.sleep(POLL_S)
                     continue
-                for item, future in pool.take(pool.wait(FIRST_COMPLETED)):
-                    if (failure := future.exception()) is None:
-                        yield item, future.result()
-                    else:
-                        error = error or failure
+                taken = pool.take(pool.wait())
+                failures = (failure for _, future in taken if (failure := future.exception()) is not None)
+                error = error or next(failures, None)
+                if batch := [(item, future.result()) for item, future in taken if future.exception() is None]:
+                    yield batch
                 if error is not None:
                     pool.cancel_waiting(on_stop)
         finally:
@@ -103,23 +127,29 @@ class _Pool(Generic[Item, Result]):
         self._threads = threads
         self._overdue = overdue
         self._workers = _Workers(threads)
+        self._ended: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
         self._is_announced = False
 
     def fill(self, source: Iterator[Item], limit: Callable[[], int] | None) -> None:
         """Submit as many items as there is room for."""
         most = 2 * self._threads if limit is None else min(2 * self._threads, limit())
         for item in islice(source, max(most - len(self.running), 0)):
-            self.running[self._workers.submit(self._function, item)] = item
+            future = self._workers.submit(self._function, item)
+            self.running[future] = item
+            future.add_done_callback(self._ended.put)
 
-    def wait(self, until: str = ALL_COMPLETED) -> set[Future[Result]]:
-        """Wait a moment for items under way, and return those that are done; there may be none yet."""
-        done = wait(self.running, POLL_S, until).done
-        return done | self._settle_overdue()
+    def wait(self) -> set[Future[Result]]:
+        """Wait a moment until an item has ended, and return all that have; there may be none yet."""
+        ended: set[Future[Result]] = set()
+        with suppress(queue.Empty):
+            ended.add(self._ended.get(timeout=POLL_S))
+            while True:
+                ended.add(self._ended.get_nowait())
+        return ended | self._settle_overdue()
 
-    def take(self, done: Collection[Future[Result]]) -> Iterator[tuple[Item, Future[Result]]]:
-        """Remove futures one by one in the order of their items, and yield both: the first error is the one raised."""
-        for future in [future for future in self.running if future in done]:
-            yield self.running.pop(future), future
+    def take(self, ended: Collection[Future[Result]]) -> list[tuple[Item, Future[Result]]]:
+        """Remove futures, and return them in the order of their items: the first error is the one raised."""
+        return [(self.running.pop(future), future) for future in [*self.running] if future in ended]
 
     def take_back(self) -> list[Item]:
         """Remove the items that no thread has begun, and return them in their order."""
@@ -148,8 +178,7 @@ class _Pool(Generic[Item, Result]):
     def drain(self) -> None:
         """Wait for all items under way, and let the threads end."""
         while self.running:
-            for future in self.wait():
-                del self.running[future]
+            self.take(self.wait())
         self._workers.stop()
 
     def _settle_overdue(self) -> set[Future[Result]]:

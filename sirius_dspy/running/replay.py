@@ -8,15 +8,14 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 import dspy
-from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy.errors import ReplayDivergedError, UnreadableValueError
 from sirius_dspy.plain import coerce
-from sirius_dspy.program import restore_values
 from sirius_dspy.running.record import arun_tape, run_tape
 from sirius_dspy.running.recording import Recording, Sampling
+from sirius_dspy.running.restoring import recorded_error, restore_outputs
 from sirius_dspy.running.tape import Call, Tape
-from sirius_dspy.trajectory import Edit, Failure, Step, Trajectory, Values, canonical
+from sirius_dspy.trajectory import Edit, Step, Trajectory, Values, canonical
 
 
 def replay(
@@ -103,9 +102,9 @@ class ReplayTape(Tape):
         call.source, call.lm = "recorded", step.lm
         call.repeat(step)
         if step.outputs is None:
-            raise _recorded_error(step, signature)
+            raise recorded_error(step, signature)
         try:
-            return [restore_values(outputs, signature.output_fields) for outputs in (step.outputs, *step.others)]
+            return restore_outputs(step, signature)
         except UnreadableValueError as error:
             self._diverge(f"the outputs of {call.predictor!r} cannot be made again: {error}")
 
@@ -157,13 +156,3 @@ class ReplayTape(Tape):
             f"recording: {problem}. Replay needs control flow that depends on nothing but inputs and predictor "
             "outputs: take clocks and unseeded randomness out of `forward`."
         )
-
-
-def _recorded_error(step: Step, signature: Any) -> Exception:
-    """The exception of a recorded call that failed."""
-    failure = step.failure or Failure("RuntimeError", "the recorded call has no outputs")
-    if failure.completion is not None:
-        return AdapterParseError(
-            adapter_name="recorded", signature=signature, lm_response=failure.completion, message=failure.message
-        )
-    return RuntimeError(f"{failure.kind}: {failure.message}")

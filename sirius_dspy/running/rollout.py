@@ -15,7 +15,7 @@ from sirius_dspy.errors import MetricError, ProgramError, UnfinishedError
 from sirius_dspy.lms import load_together
 from sirius_dspy.program import lms_of, predictor_names, program_fingerprint
 from sirius_dspy.redact import hide, redact_error
-from sirius_dspy.running.attempts import Broken, attempt_all
+from sirius_dspy.running.attempts import Broken, attempt_batches
 from sirius_dspy.running.bugs import METRIC_RAISED, BugWatch
 from sirius_dspy.running.examples import copy_example
 from sirius_dspy.running.faults import describe_error, fault_of, fault_of_call, raise_if_systemic
@@ -43,7 +43,7 @@ class Task:
         return example_key(self.example), self.sample
 
 
-Outcome = Trajectory | Broken
+Outcomes = list[tuple[Task, Trajectory | Broken]]
 
 
 class ScoredRun(NamedTuple):
@@ -97,7 +97,12 @@ class Rollouts:
     max_unfinished: int = 0
 
     def run_all(self, program: dspy.Module, tasks: Iterable[Task]) -> Iterator[tuple[Task, Trajectory]]:
-        """Run the tasks in parallel and yield each as it finishes.
+        """Run the tasks in parallel and yield each as it finishes; see `run_batches`."""
+        for batch in self.run_batches(program, tasks):
+            yield from batch
+
+    def run_batches(self, program: dspy.Module, tasks: Iterable[Task]) -> Iterator[list[tuple[Task, Trajectory]]]:
+        """Run the tasks in parallel, and yield together those that finished while the caller kept the ones before.
 
         A program that raises gives a trajectory with a failure. A run that did not end, because the LM or the network
         failed, gives none; that is an error only after all others are done. When a rollout fails in a way that all
@@ -123,7 +128,7 @@ class Rollouts:
             self.bugs.note(scored.trajectory.failure, scored.error)
             return scored.trajectory
 
-        outcomes = attempt_all(
+        batches = attempt_batches(
             run,
             chain([first], tasks),
             self.num_threads,
@@ -132,14 +137,15 @@ class Rollouts:
             limit=self._limit,
             held=self.held,
         )
-        for task, outcome in self._hold_back(outcomes):
-            if isinstance(outcome, Trajectory):
-                yield task, outcome
-                continue
-            lost = Unfinished.of(self.lineage(task, program_id), outcome.failure)
-            unfinished[lost.example_key] = task.example, lost
-            if self.on_unfinished is not None:
-                self.on_unfinished(lost)
+        for batch in self._hold_back(batches):
+            if ended := [(task, outcome) for task, outcome in batch if isinstance(outcome, Trajectory)]:
+                yield ended
+            for task, outcome in batch:
+                if isinstance(outcome, Broken):
+                    lost = Unfinished.of(self.lineage(task, program_id), outcome.failure)
+                    unfinished[lost.example_key] = task.example, lost
+                    if self.on_unfinished is not None:
+                        self.on_unfinished(lost)
         report_unfinished(unfinished.values(), self.max_unfinished)
 
     def _limit(self) -> int:
@@ -147,21 +153,22 @@ class Rollouts:
         allowed = self.bugs.allowance()
         return allowed if self.allowance is None else min(allowed, self.allowance())
 
-    def _hold_back(self, outcomes: Iterable[tuple[Task, Outcome]]) -> Iterator[tuple[Task, Outcome]]:
+    def _hold_back(self, batches: Iterable[Outcomes]) -> Iterator[Outcomes]:
         """Yield the outcomes, but hold them back while a bug may have caused them: such runs must not count as done."""
-        held: list[tuple[Task, Outcome]] = []
+        held: Outcomes = []
         try:
-            for outcome in outcomes:
-                held.append(outcome)
+            for batch in batches:
+                held += batch
                 if not self.bugs.is_suspicious:
-                    yield from _pop_all(held)
+                    ready, held = held, []
+                    yield ready
         except (MetricError, ProgramError):
             raise
         except (Exception, KeyboardInterrupt):
-            yield from _pop_all(held)
+            yield held
             raise
         self.bugs.conclude()
-        yield from held
+        yield held
 
     def run_one(self, program: dspy.Module, task: Task, program_id: str = "") -> Trajectory:
         """Run one task in this thread.
@@ -275,11 +282,6 @@ class Rollouts:
                 f"The metric gave rewards to {unknown}, which are no agents of this program. Key `rewards` by agent or "
                 f"by predictor: {sorted(allowed)}."
             )
-
-
-def _pop_all(held: list[tuple[Task, Outcome]]) -> Iterator[tuple[Task, Outcome]]:
-    while held:
-        yield held.pop(0)
 
 
 @contextmanager

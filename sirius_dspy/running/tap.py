@@ -9,6 +9,7 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
+from sirius_dspy.running.direct import direct_lm
 from sirius_dspy.running.requests import Listener, Request, alias_lm, listen, prompt_text, refuse_empty_body
 from sirius_dspy.running.retries import Retries
 from sirius_dspy.running.tape import Tape
@@ -39,7 +40,7 @@ class TapAdapter:
             return self.base(lm, lm_kwargs, signature, demos, inputs)
         tapped = _TappedCall(self.base, self.tape, lm, signature, demos, inputs)
         with tapped.write_down() as written:
-            outputs = self.tape.canned_outputs(tapped.call, signature)
+            outputs = self.tape.find_outputs(tapped.call, signature)
             outputs = tapped.ask(lm_kwargs) if outputs is None else outputs
             written.append(outputs)
         return outputs
@@ -52,7 +53,7 @@ class TapAdapter:
             return await self.base.acall(lm, lm_kwargs, signature, demos, inputs)
         tapped = _TappedCall(self.base, self.tape, lm, signature, demos, inputs)
         with tapped.write_down() as written:
-            outputs = self.tape.canned_outputs(tapped.call, signature)
+            outputs = self.tape.find_outputs(tapped.call, signature)
             outputs = await tapped.aask(lm_kwargs) if outputs is None else outputs
             written.append(outputs)
         return outputs
@@ -97,7 +98,8 @@ class _TappedCall:
 
             def send() -> Outputs:
                 with refuse_empty_body(self.lm, kwargs, listener) as completions:
-                    completions += self.base(alias_lm(self.lm), {**kwargs}, self.signature, demos, self.inputs)
+                    lm = alias_lm(direct_lm(self.lm, kwargs, self.inputs))
+                    completions += self.base(lm, {**kwargs}, self.signature, demos, self.inputs)
                 return completions
 
             return Retries(self.tape.watch, self.lm).call(send)

@@ -13,11 +13,14 @@ from typing import Any
 import dspy
 
 from sirius_dspy.dspy_internals import caller_modules
+from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.program import predictor_names, signature_digest
 from sirius_dspy.redact import hide, remember_secrets
 from sirius_dspy.running.blind_spots import Strangers, refuse_own_adapters
 from sirius_dspy.running.faults import describe_error
+from sirius_dspy.running.journal import call_key, current_journal
 from sirius_dspy.running.recording import Recording, Sampling
+from sirius_dspy.running.restoring import recorded_error, restore_outputs
 from sirius_dspy.running.watch import current_watch
 from sirius_dspy.trajectory import Source, Step, Usage, Values, canonical, to_plain
 
@@ -41,6 +44,8 @@ class Call:
     usage: Usage = field(default_factory=Usage)
     prompt: str | None = None
     finish: str = ""
+    is_kept: bool = False
+    """Whether it was answered from a journal."""
 
     def repeat(self, step: Step) -> None:
         """Copy from a recorded call what was sent, since a replay does not send it again."""
@@ -60,6 +65,7 @@ class Tape:
         self.sampling = sampling
         self.trace: list[Any] = []
         self.watch = current_watch()
+        self._journal = current_journal()
         self._steps: list[Step] = []
         self._faults: list[Exception] = []
         self._lock = threading.Lock()  # protects the clock, the counters and the lists: calls may run in parallel
@@ -94,8 +100,38 @@ class Tape:
         )
 
     def canned_outputs(self, call: Call, signature: Any) -> list[dict[str, Any]] | None:
-        """Outputs to return without asking the LM; `None` to ask it."""
+        """Outputs that the run is to have in place of the LM's; `None` for the LM's own."""
         return None
+
+    def find_outputs(self, call: Call, signature: Any) -> list[dict[str, Any]] | None:
+        """Return the answer of a call that need not be made; `None` to ask the LM."""
+        outputs = self.canned_outputs(call, signature)
+        return self._kept_outputs(call, signature) if outputs is None else outputs
+
+    def _kept_outputs(self, call: Call, signature: Any) -> list[dict[str, Any]] | None:
+        """Return what an earlier process was answered before it was killed; `None` to ask the LM.
+
+        Raises:
+            AdapterParseError: The answer did not parse.
+        """
+        if self._journal is None or not (key := self._key_of(call)) or (step := self._journal.find(key)) is None:
+            return None
+        try:
+            outputs = None if step.outputs is None else restore_outputs(step, signature)
+        except UnreadableValueError:
+            return None
+        call.repeat(step)
+        call.usage, call.num_demos, call.is_kept = step.usage, step.num_demos, True
+        call.clock -= step.seconds
+        if outputs is None:
+            raise recorded_error(step, signature)
+        return outputs
+
+    def _key_of(self, call: Call) -> str:
+        """The call's name in a journal; empty for a run without a name, whose calls are nobody's."""
+        if not self.sampling.key:
+            return ""
+        return call_key(self.sampling.key, call.twin, call.signature, _name_of(call.lm))
 
     def end(self, call: Call, outputs: Sequence[Values] | None, error: Exception | None) -> None:
         """Write the call down as a step."""
@@ -107,26 +143,34 @@ class Tape:
             self._clock += 1
             if error is not None and call.source == "live":
                 self._faults.append(error)
-            self._steps.append(
-                Step(
-                    predictor=call.predictor,
-                    occurrence=call.occurrence,
-                    inputs=call.inputs,
-                    outputs=plain[0] if plain else None,
-                    lm=str(getattr(call.lm, "model", call.lm)),
-                    failure=failure,
-                    source=call.source,
-                    usage=call.usage,
-                    seconds=seconds,
-                    started=call.started,
-                    ended=ended,
-                    num_demos=call.num_demos,
-                    others=tuple(plain[1:]),
-                    prompt=hide(call.prompt),
-                    signature=call.signature,
-                    finish=call.finish,
-                )
+            step = Step(
+                predictor=call.predictor,
+                occurrence=call.occurrence,
+                inputs=call.inputs,
+                outputs=plain[0] if plain else None,
+                lm=_name_of(call.lm),
+                failure=failure,
+                source=call.source,
+                usage=call.usage,
+                seconds=seconds,
+                started=call.started,
+                ended=ended,
+                num_demos=call.num_demos,
+                others=tuple(plain[1:]),
+                prompt=hide(call.prompt),
+                signature=call.signature,
+                finish=call.finish,
             )
+            self._steps.append(step)
+        self._keep(call, step)
+
+    def _keep(self, call: Call, step: Step) -> None:
+        """Keep the answer of a live call until its run has ended, also one that did not parse."""
+        was_answered = step.outputs is not None or (step.failure is not None and step.failure.completion is not None)
+        if self._journal is None or not was_answered or call.source != "live" or call.is_kept:
+            return
+        if key := self._key_of(call):
+            self._journal.keep(key, step)
 
     def lm_kwargs(self, call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the call's own LM arguments, those of the sampling, and a rollout id of its own."""
@@ -160,6 +204,10 @@ class Tape:
         self._strangers.warn()
         seconds = time.perf_counter() - self._began
         return Recording(steps, prediction, self.trace, error, seconds, faults=tuple(self._faults))
+
+
+def _name_of(lm: Any) -> str:
+    return str(getattr(lm, "model", lm))
 
 
 class _Names:

@@ -72,6 +72,19 @@ class LibraryContract:
         assert library.add_all([first, make_run("other"), again]) == 1
         assert library.count() == 2
 
+    def test_runs_that_ended_together_are_stored_as_if_one_by_one(self, library: ExperienceLibrary) -> None:
+        """In their order, with their examples, each once, and whatever else is refused."""
+        first, second = make_run(seconds=1.0), make_run("other")
+        again, broken = make_run(seconds=9.0), make_run(reward=float("nan"))
+        assert library.add_runs([first, second, again], [EXAMPLE] * 3) == [first.id, second.id, first.id]
+        assert [(run.id, run.seconds) for run in library.trajectories()] == [(first.id, 1.0), (second.id, 1.5)]
+        assert library.example(first.example_key) == EXAMPLE
+        third = make_run("third")
+        _check_refusal(lambda: library.add_runs([broken, third], [EXAMPLE] * 2), "not JSON")
+        assert library.get(third.id) == third
+        assert library.add_runs([], []) == []
+        assert library.verify() == []
+
     def test_an_unknown_id_is_an_error_that_names_it(self, library: ExperienceLibrary) -> None:
         """The error is never a `KeyError`, and the result never `None`."""
         library.add(make_run())

@@ -15,9 +15,10 @@ from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.local import PreferenceOptions
 from sirius_dspy.local.lora import check_packages
-from sirius_dspy.local.models import Weights, resolve
+from sirius_dspy.local.models import resolve
 from sirius_dspy.local.preferences import TokenPair, prefer, to_pairs
 from sirius_dspy.local.provider import LocalProvider, TrainingSettings, adopt, is_finished
+from sirius_dspy.local.weights import Weights
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainFrom, TrainingRequest
 from sirius_dspy.trajectory import digest
 
