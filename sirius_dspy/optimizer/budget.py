@@ -153,6 +153,7 @@ class Account:
         self._largest: dict[str, float] = {}
         self._at_start = self.spent(self._key)
         self._warned = 0.0
+        self._idle = 0.0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self  # DSPy copies its usage tracker into each of its own threads
@@ -180,14 +181,21 @@ class Account:
             BudgetReached: Nothing may begin any more.
         """
         self.check()
-        before, outer, began = self._key, self._began, time.monotonic()
+        before, outer, began = self._key, self._began, self._clock()
         self._key, self._items, self._largest, self._began = f"{iteration}/{name}", 0, {}, began
         self._at_start = self.spent(self._key)
         try:
             yield
         finally:
             key, self._key, self._began = self._key, before, outer
-            self.seconds[key] = self.seconds.get(key, 0.0) + time.monotonic() - began
+            self.seconds[key] = self.seconds.get(key, 0.0) + self._clock() - began
+
+    def idle(self, seconds: float) -> None:
+        """Do not count some seconds that have passed: the compile was paused."""
+        self._idle += seconds
+
+    def _clock(self) -> float:
+        return time.monotonic() - self._idle
 
     def spent(self, key: str | None = None) -> Spent:
         """What was spent in a stage of an iteration, by its key, or in all."""
@@ -197,7 +205,7 @@ class Account:
         total = sum((usage for _, usage in usages), Usage())
         seconds = sum(value for name, value in self.seconds.items() if key in (None, name))
         if self._began is not None and key in (None, self._key):
-            seconds += time.monotonic() - self._began
+            seconds += self._clock() - self._began
         return Spent(
             calls=total.calls,
             prompt_tokens=total.prompt_tokens,

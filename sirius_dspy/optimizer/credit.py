@@ -53,6 +53,7 @@ def value_steps(session: Session, iteration: int, credit: Credit) -> None:
         patience=session.settings.patience,
         health=session.health,
         limit=session.account.allowance(session.num_predictors),
+        held=session.hold.is_held,
     )
     with closing(outcomes):
         for item, outcome in outcomes:

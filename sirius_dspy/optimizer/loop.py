@@ -22,6 +22,8 @@ from sirius_dspy.optimizer.collect import collect
 from sirius_dspy.optimizer.credit import value_steps
 from sirius_dspy.optimizer.evaluate import choose_weights, evaluate
 from sirius_dspy.optimizer.fine_tune import curate, keep_sets, restore, train
+from sirius_dspy.optimizer.hold import Hold
+from sirius_dspy.optimizer.live import LiveFile
 from sirius_dspy.optimizer.nothing import explain_nothing
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.repair import repair
@@ -151,7 +153,9 @@ class Loop:
 
     @contextmanager
     def _stage(self, session: Session, iteration: int, name: str) -> Iterator[None]:
-        """Keep the calls of runs under way, count what the stage spends, and save that when the stage is done."""
+        """Count what a stage spends, keep the calls of runs under way, and save both; begin none that is put off."""
+        session.hold.check(iteration, name)
+        session.live.begin_stage(iteration, name)
         with session.account.stage(iteration, name), keep_calls(calls_file(self.plan.run_dir, iteration, name)):
             yield
         save_account(session.account, self.plan.run_dir)
@@ -187,8 +191,10 @@ class Loop:
             has_teachers=bool(plan.teachers),
             restore=lambda agent, model: restore(run_dir, plan.settings.trainer, start, agent, model),
         )
-        tracker = make_trackers(plan.settings.tracker)
-        return Session(plan, run, library, tracker, weights, open_account(plan, library, run)), resumed
+        account = open_account(plan, library, run)
+        live = LiveFile(plan, run, account)
+        tracker = make_trackers(plan.settings.tracker, live)
+        return Session(plan, run, library, tracker, weights, account, live, Hold(live, account)), resumed
 
     @contextmanager
     def _tracked(self, session: Session, resumed: bool) -> Iterator[None]:

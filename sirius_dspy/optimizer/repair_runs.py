@@ -52,6 +52,7 @@ def repair_runs(
         patience=settings.patience,
         health=session.health,
         limit=session.account.allowance(first_calls),
+        held=session.hold.is_held,
     )
     with closing(outcomes):  # an interrupt keeps this frame alive, but must not leave repairs under way
         for run, outcome in outcomes:

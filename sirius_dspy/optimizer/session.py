@@ -10,6 +10,8 @@ import dspy
 
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.budget import Account
+from sirius_dspy.optimizer.hold import Hold
+from sirius_dspy.optimizer.live import LiveFile
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.results import IterationResult
 from sirius_dspy.optimizer.settings import Settings
@@ -33,6 +35,8 @@ class Session:
         tracker: Receives its events.
         weights: Which LM each agent has.
         account: What was spent.
+        live: What others see of it while it works.
+        hold: What others ask of it meanwhile.
         history: The iterations so far.
     """
 
@@ -42,6 +46,8 @@ class Session:
     tracker: Trackers
     weights: Weights
     account: Account
+    live: LiveFile
+    hold: Hold
     history: list[IterationResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -76,6 +82,7 @@ class Session:
             "health": self.health,
             "bugs": self.bugs[origin],
             "allowance": self.account.allowance(self.num_predictors),
+            "held": self.hold.is_held,
             "on_unfinished": self.library.add_unfinished,
         }
 

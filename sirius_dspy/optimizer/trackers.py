@@ -9,8 +9,8 @@ from sirius_dspy.tracking.events import Tracker, Trackers
 from sirius_dspy.tracking.progress import RichProgress
 
 
-def make_trackers(tracker: Tracker | None) -> Trackers:
-    """The user's tracker; without one, in a terminal, the progress display."""
+def make_trackers(tracker: Tracker | None, *others: Tracker) -> Trackers:
+    """The user's tracker, and others; without one of the user's, in a terminal, the progress display."""
     if tracker is None and sys.stderr.isatty():
         tracker = RichProgress()
-    return Trackers([*([] if tracker is None else [tracker]), CutReplies()])
+    return Trackers([*([] if tracker is None else [tracker]), CutReplies(), *others])

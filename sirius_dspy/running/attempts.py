@@ -42,9 +42,10 @@ def attempt_all(
     patience: Patience,
     health: Health,
     limit: Callable[[], int] | None = None,
+    held: Callable[[int], bool] | None = None,
 ) -> Generator[tuple[Item, Result | Broken], None, None]:
     """Map like `parallel_map`; see `attempt_batches`."""
-    batches = attempt_batches(function, items, num_threads, patience=patience, health=health, limit=limit)
+    batches = attempt_batches(function, items, num_threads, patience=patience, health=health, limit=limit, held=held)
     with closing(batches):
         for batch in batches:
             yield from batch
@@ -58,6 +59,7 @@ def attempt_batches(
     patience: Patience,
     health: Health,
     limit: Callable[[], int] | None = None,
+    held: Callable[[int], bool] | None = None,
 ) -> Generator[list[tuple[Item, Result | Broken]], None, None]:
     """Map like `parallel_batches`; work that did not end, because an LM failed or did not answer, gives a `Broken`.
 
@@ -69,6 +71,7 @@ def attempt_batches(
         patience: How often to try, and how long.
         health: Of the LMs; all stages of a compile share it.
         limit: See `parallel_batches`.
+        held: See `parallel_batches`.
 
     Raises:
         RolloutError: An LM refused for lack of credentials, credit or configuration, failed many times in a row, or
@@ -87,7 +90,13 @@ def attempt_batches(
     pieces = (_Piece(item, Watch(patience, health, leaving)) for item in items)
     has_limit = patience.call_timeout_s is not None or patience.run_timeout_s is not None
     batches = parallel_batches(
-        work, pieces, num_threads, overdue=overdue if has_limit else None, limit=limit, on_stop=leaving.set
+        work,
+        pieces,
+        num_threads,
+        overdue=overdue if has_limit else None,
+        limit=limit,
+        held=held,
+        on_stop=leaving.set,
     )
     with closing(batches):
         for batch in batches:

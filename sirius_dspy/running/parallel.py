@@ -6,10 +6,11 @@ import contextvars
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
-from itertools import count, islice
+from itertools import chain, count, islice
 from typing import Any, Generic, TypeVar
 
 import dspy
@@ -32,13 +33,14 @@ def parallel_map(
     *,
     overdue: Callable[[Item], Result | None] | None = None,
     limit: Callable[[], int] | None = None,
+    held: Callable[[int], bool] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> Generator[tuple[Item, Result], None, None]:
     """Map in threads that inherit the caller's context, yielding (item, result) as they finish.
 
     As `parallel_batches`, one result at a time.
     """
-    batches = parallel_batches(function, items, num_threads, overdue=overdue, limit=limit, on_stop=on_stop)
+    batches = parallel_batches(function, items, num_threads, overdue=overdue, limit=limit, held=held, on_stop=on_stop)
     with closing(batches):
         for batch in batches:
             yield from batch
@@ -51,6 +53,7 @@ def parallel_batches(
     *,
     overdue: Callable[[Item], Result | None] | None = None,
     limit: Callable[[], int] | None = None,
+    held: Callable[[int], bool] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> Generator[list[tuple[Item, Result]], None, None]:
     """Map in threads that inherit the caller's context, yielding (item, result) of all that have finished by then.
@@ -70,6 +73,8 @@ def parallel_batches(
             is not waited for any more; its thread is left behind, and does not keep the process from ending. An error
             that it raises becomes the item's.
         limit: Returns how many items may be under way or waiting; by default as many as there is room for.
+        held: Called again and again with the number of items under way. While it returns true, no new item starts, and
+            those that no thread has begun wait with the others.
         on_stop: Called when no new item will start, so that those in flight need not wait for better times.
     """
     source = iter(items)
@@ -82,10 +87,16 @@ def parallel_batches(
                     error = KeyboardInterrupt()
                     pool.cancel_waiting(on_stop)
                     pool.announce_stop()
-                if error is None:
+                is_held = error is None and held is not None and held(len(pool.running))
+                if is_held:
+                    source = chain(pool.take_back(), source)
+                elif error is None:
                     pool.fill(source, limit)
                 if not pool.running:
-                    break
+                    if not is_held:
+                        break
+                    time.sleep(POLL_S)
+                    continue
                 taken = pool.take(pool.wait())
                 failures = (failure for _, future in taken if (failure := future.exception()) is not None)
                 error = error or next(failures, None)
@@ -139,6 +150,17 @@ class _Pool(Generic[Item, Result]):
     def take(self, ended: Collection[Future[Result]]) -> list[tuple[Item, Future[Result]]]:
         """Remove futures, and return them in the order of their items: the first error is the one raised."""
         return [(self.running.pop(future), future) for future in [*self.running] if future in ended]
+
+    def take_back(self) -> list[Item]:
+        """Remove the items that no thread has begun, and return them in their order."""
+        before, self.running = self.running, {}
+        waiting = []
+        for future, item in before.items():
+            if future.cancel():
+                waiting.append(item)
+            else:
+                self.running[future] = item
+        return waiting
 
     def cancel_waiting(self, on_stop: Callable[[], None] | None) -> None:
         """Forget the items that no thread has begun."""

@@ -72,6 +72,7 @@ class Rollouts:
         health: Of the LMs; the stages of a compile share one.
         bugs: Looks for those of metric and program; the stages with the same examples share one.
         allowance: Says how many runs may be under way; when it says none, the others are not begun.
+        held: Called with the number of runs under way; while it returns true, no new one is begun.
         on_unfinished: Receives each run that did not end, in the caller's thread.
         max_unfinished: How many examples may have runs that did not end before `run_all` raises.
     """
@@ -91,6 +92,7 @@ class Rollouts:
     health: Health = field(default_factory=Health)
     bugs: BugWatch = field(default_factory=BugWatch)
     allowance: Callable[[], int] | None = None
+    held: Callable[[int], bool] | None = None
     on_unfinished: Callable[[Unfinished], None] | None = None
     max_unfinished: int = 0
 
@@ -127,7 +129,13 @@ class Rollouts:
             return scored.trajectory
 
         batches = attempt_batches(
-            run, chain([first], tasks), self.num_threads, patience=self.patience, health=self.health, limit=self._limit
+            run,
+            chain([first], tasks),
+            self.num_threads,
+            patience=self.patience,
+            health=self.health,
+            limit=self._limit,
+            held=self.held,
         )
         for batch in self._hold_back(batches):
             if ended := [(task, outcome) for task, outcome in batch if isinstance(outcome, Trajectory)]:
