@@ -6,11 +6,14 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from fastapi import FastAPI
 
 from sirius_dspy.errors import ServerError
 from sirius_dspy.server.app import create_app
 from sirius_dspy.server.backend import Backend
 from sirius_dspy.server.connections import impatient_protocol
+from sirius_dspy.server.files import Files
+from sirius_dspy.server.jobs import Jobs
 from sirius_dspy.server.models import Models
 from sirius_dspy.server.settings import ServerSettings
 from sirius_dspy.server.store import locked
@@ -40,18 +43,24 @@ class Server:
         """
         with locked(self.settings.data), _listen(self.settings) as listener:
             models = Models(self.settings.data, self.backend)
-            self._uvicorn = uvicorn.Server(self._config(models))
-            on_ready(_url(listener))
-            self._uvicorn.run(sockets=[listener])
+            files = Files(self.settings.data)
+            jobs = Jobs(self.settings.data, self.backend, files, models)
+            self._uvicorn = uvicorn.Server(self._config(create_app(self.settings, self.backend, models, files, jobs)))
+            jobs.start()
+            try:
+                on_ready(_url(listener))
+                self._uvicorn.run(sockets=[listener])
+            finally:
+                jobs.close()
 
     def stop(self) -> None:
         """End `run` after the requests in progress; for another thread."""
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
 
-    def _config(self, models: Models) -> uvicorn.Config:
+    def _config(self, app: FastAPI) -> uvicorn.Config:
         return uvicorn.Config(
-            create_app(self.settings, self.backend, models),
+            app,
             http=impatient_protocol(self.settings.header_timeout_s),
             ws="none",
             lifespan="off",

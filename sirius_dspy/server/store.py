@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import threading
 import time
@@ -21,17 +20,10 @@ from sirius_dspy.server.answers import ApiError, not_found
 Record = TypeVar("Record", bound=BaseModel)
 Item = TypeVar("Item")
 
-_ID = re.compile(r"(file|ftjob|ftevent)-[0-9a-f]{24}\Z")
-
 
 def new_id(kind: str) -> str:
     """Return a new id; ids of one kind sort by the time at which they were made."""
     return f"{kind}-{time.time_ns():016x}{secrets.token_hex(4)}"
-
-
-def is_id(kind: str, text: str) -> bool:
-    """Return whether a text from a client is an id, and therefore safe as the name of a file."""
-    return _ID.match(text) is not None and text.startswith(f"{kind}-")
 
 
 @contextmanager
@@ -57,6 +49,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 class Records(Generic[Record]):
     """Records of one kind, by id, in memory and on disk. Thread-safe.
+
+    Clients name records by id. An id that none of the records has is refused and never becomes part of a path.
 
     Args:
         folder: Where their files are.
