@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import openai
 import pytest
@@ -301,4 +300,3 @@ def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "files" / f"{file.id}.json").write_text("{")
     with pytest.raises(ServerError, match=file.id), serving(tmp_path):
         raise AssertionError("it started")
-    assert not any(thread.name == "fine-tuning" for thread in threading.enumerate())
