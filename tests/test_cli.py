@@ -63,7 +63,7 @@ def test_help_names_the_commands(tmp_path):
     done = sirius("--help", cwd=tmp_path)
     assert done.returncode == 0
     listed = re.findall(r"^  (\w+)  +[A-Z]", done.stdout, re.M)
-    assert listed == ["demo", "compile", "ask", "report", "export", "library"]
+    assert listed == ["demo", "compile", "ask", "report", "export", "serve", "library"]
 
 
 def test_experiment_is_listed_where_recipes_are(tmp_path):
@@ -165,6 +165,16 @@ def test_an_error_is_one_message(arguments, tmp_path):
     done = sirius(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"sirius-dspy: 'nowhere' is not a checkpoint: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--checkpoint", "nowhere"], ["--model", "nothing"]])
+def test_a_server_that_cannot_start_says_why(arguments, tmp_path):
+    done = sirius("serve", *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"sirius-dspy: [^\n]*(SIRIUS_SERVER_TOKEN|not a checkpoint|no local model)[^\n]*\n", done.stderr
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_negative_seed_is_refused(tmp_path):

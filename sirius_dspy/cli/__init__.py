@@ -1,4 +1,4 @@
-"""The command line: `compile` and `ask`, `demo`, `experiment`, `report`, `export`, and `library` for collected runs.
+"""The command line: `compile` and `ask`, `demo`, `experiment`, `report`, `export`, `serve`, and `library`.
 
 Results go to stdout and everything else to stderr, so that `--json` can be piped. An error prints one message and
 gives exit code 1 (2 for `library`, where 1 is a result of `verify`). An interrupt gives exit code 130. A traceback
@@ -20,6 +20,7 @@ from sirius_dspy.cli.experiment import experiment
 from sirius_dspy.cli.export import export
 from sirius_dspy.cli.library import library
 from sirius_dspy.cli.report import report
+from sirius_dspy.cli.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -44,5 +45,6 @@ app.command("compile")(compile_program)
 app.command()(ask)
 app.command()(report)
 app.command()(export)
+app.command()(serve)
 app.command(hidden=not Path("recipes").is_dir())(experiment)  # recipes come with a clone of the repository
 app.add_typer(library)
