@@ -1,7 +1,8 @@
 """Snippets of README.md and docs/: how they are found and run, and what stands in for the machines of others.
 
 A Python block that begins with `# name.py` is a file; all others are code to go on with. A comment before a block says
-what it needs: `<!-- hosted -->` the stand-in for OpenAI's and vLLM's API, `<!-- local -->` the embedded model.
+what it needs: `<!-- hosted -->` the stand-in for OpenAI's and vLLM's API, `<!-- local -->` the embedded model,
+`<!-- serve -->` a fine-tuning server.
 """
 
 from __future__ import annotations
