@@ -36,7 +36,8 @@ class Block(NamedTuple):
 
 def blocks_of(path):
     """The fenced blocks of a Markdown file."""
-    found = re.findall(r"(?:<!-- (hosted|local) -->\n)?```(\w+)\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    pattern = r"(?:<!-- (hosted|local|serve) -->\n)?```(\w+)\n(.*?)```"
+    found = re.findall(pattern, path.read_text(encoding="utf-8"), re.S)
     return [Block(language, code, needs) for needs, language, code in found]
 
 

@@ -12,8 +12,10 @@ import sys
 
 import mlflow
 import pytest
+from typer.testing import CliRunner
 
 import sirius_dspy
+from sirius_dspy.cli import app
 from sirius_dspy.demo import needle_haystack
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests import ROOT
@@ -175,6 +177,13 @@ def test_a_server_that_cannot_start_says_why(arguments, tmp_path):
         r"sirius-dspy: [^\n]*(SIRIUS_SERVER_TOKEN|not a checkpoint|no local model)[^\n]*\n", done.stderr
     )
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_server_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("sirius_dspy.cli.serve._PACKAGES", ("no_such_package",))
+    done = CliRunner().invoke(app, ["serve", "--data", str(tmp_path / "data")])
+    assert done.exit_code == 1
+    assert "needs no_such_package. Run `pip install 'sirius-dspy[serve]'`" in done.stderr.replace("\n", " ")
 
 
 def test_a_negative_seed_is_refused(tmp_path):
