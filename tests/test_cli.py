@@ -180,7 +180,7 @@ def test_a_server_that_cannot_start_says_why(arguments, tmp_path):
 
 
 def test_a_server_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("sirius_dspy.cli.serve._PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(sys.modules["sirius_dspy.cli.serve"], "_PACKAGES", ("no_such_package",))
     done = CliRunner().invoke(app, ["serve", "--data", str(tmp_path / "data")])
     assert done.exit_code == 1
     assert "needs no_such_package. Run `pip install 'sirius-dspy[serve]'`" in done.stderr.replace("\n", " ")

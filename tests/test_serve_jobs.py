@@ -8,6 +8,8 @@ import openai
 import pytest
 
 from sirius_dspy.errors import ServerError, TrainingError
+from sirius_dspy.server.run import Server
+from sirius_dspy.server.settings import ServerSettings
 from tests.serve_help import ROWS, FakeBackend, serving
 from tests.wait import wait_until
 
@@ -169,6 +171,16 @@ def test_jobs_are_listed_by_pages_newest_first(client):
         client.fine_tuning.jobs.list(after="ftjob-0")
 
 
+def test_a_trained_model_is_deleted_with_its_weights(client, tmp_path):
+    model = wait(client, start(client)).fine_tuned_model
+    assert client.models.delete(model).deleted
+    with pytest.raises(openai.NotFoundError):
+        ask(client, model)
+    assert list((tmp_path / "weights").iterdir()) == []
+    with pytest.raises(openai.BadRequestError, match="not trained by a job"):
+        client.models.delete("tiny")
+
+
 def test_one_job_trains_at_a_time_in_order(client, backend):
     backend.may_finish.clear()
     first, second = start(client), start(client)
@@ -292,6 +304,13 @@ def test_a_killed_server_leaves_a_running_job_that_is_queued_again(tmp_path):
 def test_a_second_server_on_the_same_folder_is_refused(tmp_path):
     with serving(tmp_path), pytest.raises(ServerError, match="Another server uses"), serving(tmp_path):
         raise AssertionError("it started")
+
+
+def test_a_port_that_is_taken_is_refused(tmp_path):
+    with serving(tmp_path / "one") as client:
+        taken = ServerSettings(tmp_path / "other", port=client.base_url.port)
+        with pytest.raises(ServerError, match=f"port {taken.port}"):
+            Server(taken, FakeBackend()).run()
 
 
 def test_a_damaged_record_is_named(tmp_path):

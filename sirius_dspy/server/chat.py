@@ -62,6 +62,11 @@ def chat_routes(backend: Backend, models: Models) -> APIRouter:
     def retrieve_model(name: str) -> ModelObject:
         return models.get(name)
 
+    @routes.delete("/v1/models/{name:path}")
+    def delete_model(name: str) -> dict[str, Any]:
+        models.remove(name)
+        return {"id": name, "object": "model", "deleted": True}
+
     @routes.post("/v1/chat/completions")
     async def complete(request: ChatRequest) -> Response:
         _check(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,18 @@ class Models:
     def folder(self, job: str) -> Path:
         """Return the folder of the weights of a job."""
         return self.weights / job
+
+    def remove(self, name: str) -> None:
+        """Delete a trained model and its weights.
+
+        Raises:
+            ApiError: There is no such model, or it was not trained here.
+        """
+        model = self.get(name)
+        if model.job is None:
+            raise ApiError(400, f"The model {name!r} was not trained by a job, so it cannot be deleted.", param="model")
+        self._trained.remove(name)
+        shutil.rmtree(self.folder(model.job), ignore_errors=True)
 
     def add(self, job: JobObject) -> ModelObject:
         """Let a job's weights answer."""
