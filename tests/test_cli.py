@@ -170,12 +170,12 @@ def test_an_error_is_one_message(arguments, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--checkpoint", "nowhere"], ["--model", "nothing"]])
-def test_a_server_that_cannot_start_says_why(arguments, tmp_path):
-    done = sirius("serve", *arguments, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(
-        r"sirius-dspy: [^\n]*(SIRIUS_SERVER_TOKEN|not a checkpoint|no local model)[^\n]*\n", done.stderr
-    )
+def test_a_server_that_cannot_start_says_why(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["serve", *arguments])
+    assert (done.exit_code, done.stdout) == (1, "")
+    problem = r"sirius-dspy: [^\n]*(SIRIUS_SERVER_TOKEN|not a checkpoint|no local model)[^\n]*\n"
+    assert re.fullmatch(problem, done.stderr)
     assert not (tmp_path / "runs").exists()
 
 

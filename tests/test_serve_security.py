@@ -97,6 +97,16 @@ def test_a_web_page_cannot_use_the_server(small, headers):
     assert (answer.status_code, answer.json()["error"]["type"]) == (403, "invalid_request_error")
 
 
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:1234", "127.0.0.1", "127.0.0.2:80", "[::1]", "[::1]:80"])
+def test_this_machine_s_own_names_are_answered(small, host):
+    assert httpx.get(f"{small.base_url}models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost.evil.example", "127.0.0.1.evil.example", "[::2]", "0.0.0.0", "evil:1"])
+def test_other_names_are_not(small, host):
+    assert httpx.get(f"{small.base_url}models", headers={"host": host}).status_code == 403
+
+
 # What is sent
 
 

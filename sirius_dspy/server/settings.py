@@ -60,7 +60,7 @@ class ServerSettings:
 
 def is_loopback(host: str) -> bool:
     """Return whether an address, or the host of a request, is this machine's own."""
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
