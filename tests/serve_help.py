@@ -26,6 +26,7 @@ class FakeBackend:
         asked: The weights, messages and options of all answers.
         trained: All jobs that were begun.
         failure: What training raises.
+        scale: The loss of the first step.
     """
 
     models = ("tiny", "owner/small")
@@ -34,7 +35,7 @@ class FakeBackend:
         self.reply = reply or (lambda weights, messages: f"You said: {messages[-1]['content']}")
         self.may_finish = threading.Event()
         self.may_finish.set()
-        self.asked, self.trained, self.failure = [], [], None
+        self.asked, self.trained, self.failure, self.scale = [], [], None, 1.0
 
     def complete(self, weights, messages, options):
         self.asked.append((weights, messages, options))
@@ -53,7 +54,7 @@ class FakeBackend:
         if self.failure:
             raise self.failure
         for step in (1, 2):
-            training.on_progress(step, 2, 1.0 / step)
+            training.on_progress(step, 2, self.scale / step)
         training.folder.mkdir(parents=True, exist_ok=True)
         (training.folder / "rows").write_text(str(len(training.rows)))
         return 0.25 if training.validation else None

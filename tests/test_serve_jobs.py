@@ -153,6 +153,13 @@ def test_events_tell_what_happened(client):
     assert [event.id for event in page] == [event.id for event in events]  # the client asks for the pages after it
 
 
+def test_a_loss_that_is_no_number_is_left_out(client, backend):
+    backend.scale = float("nan")
+    job = wait(client, start(client))
+    data = [event.data for event in client.fine_tuning.jobs.list_events(job.id) if event.type == "metrics"]
+    assert data == [{"step": 2, "total_steps": 2}, {"step": 1, "total_steps": 2}]
+
+
 def test_a_validation_file_is_measured(client, backend):
     job = wait(client, start(client, validation_file=upload(client, ROWS[:2]).id))
     assert backend.trained[0].validation == ROWS[:2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Literal
@@ -35,7 +36,7 @@ class Events:
             job_id: Of the job.
             message: For people.
             level: How bad it is.
-            data: Numbers for programs.
+            data: Numbers for programs; those that are not finite, which JSON cannot hold, are left out.
         """
         event = JobEvent(
             id=new_id("ftevent"),
@@ -43,7 +44,7 @@ class Events:
             level=level,
             message=message,
             type="message" if data is None else "metrics",
-            data=data,
+            data=data and {name: value for name, value in data.items() if math.isfinite(value)},
         )
         append_line(self._path(job_id), event.model_dump_json())
 
