@@ -26,6 +26,7 @@ SiriuSError
 │   └── LibraryVersionError                it was written by a newer version
 ├── CheckpointError        (ValueError)    a checkpoint cannot be written or read
 ├── ExportError            (ValueError)    an agent cannot be written for another tool, or not be uploaded
+├── ServerError            (RuntimeError)  the fine-tuning server cannot start as told
 ├── ModelNotFoundError     (FileNotFoundError)  the weights of a local model cannot be found
 ├── UnreadableModelError   (ValueError)    the weights of a local model are in a format that is not read
 └── MissingDependencyError (ImportError)   an optional package is not installed
@@ -171,6 +172,10 @@ class CheckpointError(SiriuSError, ValueError):
 
 class ExportError(SiriuSError, ValueError):
     """An agent cannot be written in a format of another tool, or not be uploaded."""
+
+
+class ServerError(SiriuSError, RuntimeError):
+    """The fine-tuning server cannot start: its address, its data folder or its token cannot be used."""
 
 
 class ModelNotFoundError(SiriuSError, FileNotFoundError):

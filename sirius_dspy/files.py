@@ -39,6 +39,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, with credentials removed. A line that was cut off before stays by itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size:
+            file.seek(size - 1)
+            is_cut = file.read(1) != b"\n"
+        file.write((b"\n" if size and is_cut else b"") + hide(line).encode("utf-8", "surrogatepass") + b"\n")
+
+
 def file_name(name: str) -> str:
     """Return a file name that is unique to this name on any file system.
 

@@ -1,7 +1,8 @@
 """Snippets of README.md and docs/: how they are found and run, and what stands in for the machines of others.
 
 A Python block that begins with `# name.py` is a file; all others are code to go on with. A comment before a block says
-what it needs: `<!-- hosted -->` the stand-in for OpenAI's and vLLM's API, `<!-- local -->` the embedded model.
+what it needs: `<!-- hosted -->` the stand-in for OpenAI's and vLLM's API, `<!-- local -->` the embedded model,
+`<!-- serve -->` a fine-tuning server.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Block(NamedTuple):
 
 def blocks_of(path):
     """The fenced blocks of a Markdown file."""
-    found = re.findall(r"(?:<!-- (hosted|local) -->\n)?```(\w+)\n(.*?)```", path.read_text(encoding="utf-8"), re.S)
+    pattern = r"(?:<!-- (hosted|local|serve) -->\n)?```(\w+)\n(.*?)```"
+    found = re.findall(pattern, path.read_text(encoding="utf-8"), re.S)
     return [Block(language, code, needs) for needs, language, code in found]
 
 

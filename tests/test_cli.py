@@ -12,8 +12,10 @@ import sys
 
 import mlflow
 import pytest
+from typer.testing import CliRunner
 
 import sirius_dspy
+from sirius_dspy.cli import app
 from sirius_dspy.demo import needle_haystack
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from tests import ROOT
@@ -63,7 +65,8 @@ def test_help_names_the_commands(tmp_path):
     done = sirius("--help", cwd=tmp_path)
     assert done.returncode == 0
     listed = re.findall(r"^  (\w+)  +[A-Z]", done.stdout, re.M)
-    assert listed == ["demo", "compile", "ask", "watch", "ui", "pause", "resume", "stop", "report", "export", "library"]
+    window = ["watch", "ui", "pause", "resume", "stop"]
+    assert listed == ["demo", "compile", "ask", *window, "report", "export", "serve", "library"]
 
 
 def test_experiment_is_listed_where_recipes_are(tmp_path):
@@ -165,6 +168,23 @@ def test_an_error_is_one_message(arguments, tmp_path):
     done = sirius(*arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"sirius-dspy: 'nowhere' is not a checkpoint: .+\n", done.stderr)
+
+
+@pytest.mark.parametrize("arguments", [["--host", "0.0.0.0"], ["--checkpoint", "nowhere"], ["--model", "nothing"]])
+def test_a_server_that_cannot_start_says_why(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["serve", *arguments])
+    assert (done.exit_code, done.stdout) == (1, "")
+    problem = r"sirius-dspy: [^\n]*(SIRIUS_SERVER_TOKEN|not a checkpoint|no local model)[^\n]*\n"
+    assert re.fullmatch(problem, done.stderr)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_server_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["sirius_dspy.cli.serve"], "_PACKAGES", ("no_such_package",))
+    done = CliRunner().invoke(app, ["serve", "--data", str(tmp_path / "data")])
+    assert done.exit_code == 1
+    assert "needs no_such_package. Run `pip install 'sirius-dspy[serve]'`" in done.stderr.replace("\n", " ")
 
 
 def test_a_negative_seed_is_refused(tmp_path):

@@ -31,6 +31,7 @@ from sirius_dspy.cli import app
 from sirius_dspy.library.schema import METADATA
 from sirius_dspy.testing import ToyLM, chat_reply
 from tests import ROOT
+from tests.serve_help import FakeBackend, serving
 from tests.snippets import blocks_of, commands_of, files_of, guess, hosted_api, run, run_hosted
 
 __all__ = ["hosted_api"]  # pytest finds fixtures by their names in the module
@@ -122,6 +123,12 @@ def test_a_file_runs(name, inside, request, capsys):
         printed = run_hosted(
             inside, name, url, VLLM_URL=url, PATH=f"{_with_trl(inside)}{os.pathsep}{os.environ['PATH']}"
         )
+    elif FILES[name].needs == "serve":
+        backend = FakeBackend()
+        backend.models = ("smollm2-135m-instruct",)
+        with serving(inside / "served", backend) as client:
+            printed = run(inside, name, SERVER_URL=str(client.base_url))
+        assert printed == "succeeded\nYou said: 2 + 1 I learned from 16 rows.\n"
     else:
         if FILES[name].needs == "local":
             _put_model(inside / "models" / "mine.gguf")

@@ -1,4 +1,4 @@
-"""The command line: `compile` and `ask`, `demo`, `experiment`, `report`, `export`, and `library` for collected runs.
+"""The command line: `compile` and `ask`, `demo`, `experiment`, `report`, `export`, `serve`, and `library`.
 
 `watch` and `ui` show a compile that is at work; `pause`, `resume` and `stop` ask something of it.
 
@@ -23,6 +23,7 @@ from sirius_dspy.cli.export import export
 from sirius_dspy.cli.library import library
 from sirius_dspy.cli.library_care import prune, repair
 from sirius_dspy.cli.report import report
+from sirius_dspy.cli.serve import serve
 from sirius_dspy.cli.watch import pause, resume, stop, ui, watch
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -53,6 +54,7 @@ app.command()(resume)
 app.command()(stop)
 app.command()(report)
 app.command()(export)
+app.command()(serve)
 app.command(hidden=not Path("recipes").is_dir())(experiment)  # recipes come with a clone of the repository
 library.command()(prune)
 library.command()(repair)

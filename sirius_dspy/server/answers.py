@@ -1,0 +1,70 @@
+"""Errors as OpenAI's API answers them, for its own client to understand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from sirius_dspy.redact import redact
+
+_UNREAD = (408, 413)
+"""Statuses after which the rest of a body is not waited for."""
+
+
+class ApiError(HTTPException):
+    """A request that is refused.
+
+    Args:
+        status: Of HTTP.
+        message: What is wrong, and what to do.
+        code: OpenAI's name of the error, if it has one.
+        param: The field of the request that is wrong.
+    """
+
+    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(status, message)
+        self.code = code
+        self.param = param
+
+
+def not_found(kind: str, name: str, code: str | None = None) -> ApiError:
+    """Return the error about an id that nothing has."""
+    return ApiError(404, f"No such {kind}: {name[:200]!r}", code=code, param="id")
+
+
+def error_body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """Return OpenAI's form of an error, without credentials."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return {"error": {"message": redact(message), "type": kind, "param": param, "code": code}}
+
+
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer any error that a handler raised; what nobody foresaw is not shown to the client."""
+    if isinstance(error, ApiError):
+        body = error_body(error.status_code, error.detail, error.code, error.param)
+        headers = {"Connection": "close"} if error.status_code in _UNREAD else None
+        return JSONResponse(body, error.status_code, headers)
+    if isinstance(error, HTTPException):
+        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code)
+    return JSONResponse(error_body(500, "The server failed. Its log says why."), 500)
+
+
+async def answer_invalid(request: Request, error: Exception) -> JSONResponse:
+    """Answer a request with missing or wrong fields: name the first one, without repeating its value."""
+    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+    place = _format_place(first.get("loc", ()))
+    reason = f"Invalid value for {place!r}: {first.get('msg', 'not valid')}."
+    message = reason if place else "The body is not valid JSON."
+    return JSONResponse(error_body(400, message, "invalid_value", place or None), 400)
+
+
+def _format_place(path: tuple[int | str, ...]) -> str:
+    """Write the path of a field as OpenAI does: `messages[0].role`; empty for a body that is no JSON."""
+    text = ""
+    for part in path[1:]:  # the first one says body, query or path
+        text += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return "" if path[1:] and isinstance(path[1], int) else text.lstrip(".")
