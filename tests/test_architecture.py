@@ -25,7 +25,7 @@ LAYERS = (
     ("program",),
     ("adapter", "running"),
     ("library", "repair", "training"),
-    ("credit",),
+    ("credit", "vllm"),
     ("optimizer",),
     ("checkpoint", "report"),
     ("export",),
