@@ -29,7 +29,7 @@ def rows(reply: str) -> list[dict]:
 
 
 def test_two_agents_on_one_server(tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", os.environ.get("VLLM_CPU_KVCACHE_SPACE", "4"))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"))
     base = write_tiny_llama(tmp_path / "tiny")
     options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256", "--max-num-seqs", "8"]
     server = VLLMServer(

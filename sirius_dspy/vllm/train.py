@@ -87,7 +87,7 @@ def _score(model: Any, prompt: list[int], completion: list[int]) -> tuple[float,
     return tuple(nats[range(len(completion)), completion].tolist())
 
 
-class _Steps(TrainerCallback):  # type: ignore[misc]  # untyped
+class _Steps(TrainerCallback):
     def __init__(self, report: Report) -> None:
         self._report = report
 
