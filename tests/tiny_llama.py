@@ -31,6 +31,7 @@ def write_tiny_llama(folder: Path) -> Path:
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=32,
+        initializer_range=0.3,  # else no adapter can make a token likely, since the head is not trained
         max_position_embeddings=512,
         bos_token_id=fast.bos_token_id,
         eos_token_id=fast.eos_token_id,

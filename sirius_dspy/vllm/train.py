@@ -33,7 +33,7 @@ def run(job: AdapterJob, report: Report) -> dict[str, Any]:
             num_train_epochs=options.epochs,
             per_device_train_batch_size=options.batch_size,
             learning_rate=options.learning_rate,
-            warmup_ratio=options.warmup,
+            warmup_steps=options.warmup,  # below 1, a share of all steps
             weight_decay=options.weight_decay,
             max_length=options.max_length,
             seed=options.seed,
