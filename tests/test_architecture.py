@@ -62,7 +62,7 @@ CHILD_PROCESSES = {
     *("local/low_rank.py", "local/attention.py", "local/merge.py", "local/convert.py"),
     "local/peft_base.py",
     *("local/prefer.py", "local/trl_internals.py", "local/child.py"),
-    *("local/unquantized.py", "local/running.py", "local/key_values.py"),
+    *("local/unquantized.py", "local/running.py", "local/key_values.py", "local/passes.py"),
 }
 """Files that run in the training process, or are imported late by it or by an engine: they may import heavy packages at
 their top."""

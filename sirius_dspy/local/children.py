@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol, cast
 
 from sirius_dspy.errors import TrainingError
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float], None]
 """Called with the step (from 1), the number of steps, and the step's loss in nats per completion token."""
@@ -48,7 +51,7 @@ def run_job(job: ChildJob, *, stop: threading.Event, hooks: Sequence[Progress | 
 
     Returns:
         The measurements: for a `TrainingJob`, `results` with the `losses` and `tokens` of each task, and the
-        `train_seconds`, `merge_seconds`, `precision` and `device` of the job.
+        `train_seconds`, `merge_seconds`, `precision`, `device` and `rows_per_pass` of the job.
 
     Raises:
         TrainingError: The child failed, or was stopped.
@@ -137,6 +140,9 @@ class Child:
             try:
                 report = self._reports.get(timeout=0.2)
             except queue.Empty:
+                continue
+            if report is not None and "note" in report:
+                logger.warning(report["note"])
                 continue
             if report is None or "step" not in report:
                 return report
