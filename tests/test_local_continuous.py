@@ -42,7 +42,10 @@ def in_float32(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("SIRIUS_HOME", str(tmp_path_factory.mktemp("home")))
     patch.setattr("sirius_dspy.local.train.fast_precision", lambda: torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for models this small, more only wait for each other
     yield
+    torch.set_num_threads(threads)
     patch.undo()
 
 

@@ -23,6 +23,14 @@ from sirius_dspy.local.passes import FittingPasses  # noqa: E402
 from tests.test_local_training import OPTIONS, disturb, gradients, rows, tiny  # noqa: E402
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for models this small, more only wait for each other
+    yield
+    torch.set_num_threads(threads)
+
+
 def with_memory_for(most, add):
     """A device whose memory is full above so many rows, when a part of the gradient is there already."""
 

@@ -65,7 +65,7 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
     model = _load_base(job)
     precision = str(model.dtype).removeprefix("torch.")
-    adapters, add = _add_adapters(model, [task.options for task in job.tasks])
+    adapters, add = add_adapters(model, [task.options for task in job.tasks])
     learners = [
         Learner(adapter, task.rows, partial(_report_step, report, number), task.name)
         for number, (task, adapter) in enumerate(zip(job.tasks, adapters, strict=True))
@@ -108,7 +108,7 @@ def _load_base(job: TrainingJob) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def _add_adapters(model: Any, options: Sequence[LoraOptions]) -> tuple[Sequence[Trainable], AddGradients]:
+def add_adapters(model: Any, options: Sequence[LoraOptions]) -> tuple[Sequence[Trainable], AddGradients]:
     """Return new adapters, and what adds their gradients: in one pass of a plain decoder, otherwise with PEFT."""
     has_checkpoints = any(each.gradient_checkpointing for each in options)
     if find_variant(model.config.to_dict()) is None and not options[0].qlora:
