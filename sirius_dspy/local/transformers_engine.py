@@ -133,6 +133,8 @@ class TransformersEngine(BatchingEngine):
     def _release(self) -> None:
         self._model, self._running = None, None
         self._waiting.clear()
+        if self.device != "cpu":
+            free_device_memory()  # for other engines, and for the process that trains
 
 
 def _split(calls: Sequence[Call]) -> Iterator[list[Call]]:
