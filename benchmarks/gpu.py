@@ -208,13 +208,15 @@ def plain_generation(case: Case, agents: int) -> Prepared:
     """Static batches, one agent after the other."""
     from transformers import GenerationConfig
 
+    from sirius_dspy.local.running import mark
     from sirius_dspy.local.running import pad as pad_left
 
     models = [load(case).eval() for _ in range(agents)]
     ends = sorted(case.chat.end_ids)
 
     def write(model: Any, batch: Sequence[Request]) -> int:
-        ids, mask = pad_left([case.chat.encode(request.text) for request in batch], ends[0], case.device)
+        prompts = [case.chat.encode(request.text) for request in batch]
+        ids, mask = pad_left(prompts, ends[0], case.device), mark([*map(len, prompts)], case.device)
         longest = max(request.max_tokens for request in batch)
         config = GenerationConfig(max_new_tokens=longest, eos_token_id=ends, pad_token_id=ends[0], do_sample=False)
         written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, ids.shape[1] :]

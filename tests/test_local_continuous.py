@@ -215,6 +215,9 @@ def test_an_operation_that_mps_lacks_moves_the_engine_to_the_cpu(
 
     monkeypatch.setattr(engine._model, "forward", lacking)
     engine.device = "mps"
-    assert ask_all(engine) == expected
+    with ThreadPoolExecutor(2) as threads:
+        score = threads.submit(engine.score, "Who likes tea?", "Ann")
+        assert ask_all(engine) == expected
+        assert score.result(30) == engine.score("Who likes tea?", "Ann")
     assert engine.device == "cpu"
     assert caplog.text.count("missing on MPS") == 1

@@ -104,10 +104,9 @@ class RunningBatch:
     def _continue(self, rows: Sequence[Row], tokens: Sequence[Sequence[int]], cache: Any) -> Any:
         """Append the next token of each row, and return the cache with those that were read."""
         filler, device = self._chat.end_id, self._model.device
-        ids, _ = pad(tokens, filler, device)
+        ids = pad(tokens, filler, device)
         width = ids.shape[1] + (0 if cache is None else cache.get_seq_length())
-        lengths = torch.tensor([len(row) for row in rows], device=device)[:, None]
-        mask = (torch.arange(width, device=device) >= width - lengths).long()
+        mask = mark([len(row) for row in rows], device, width)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
         output = self._model(
             input_ids=ids,
@@ -144,12 +143,16 @@ def known(model: Any, **values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in accepted}
 
 
-def pad(rows: Sequence[Sequence[int]], filler: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows of tokens `(batch, time)`, padded on the left so that all end together, and their mask."""
+def pad(rows: Sequence[Sequence[int]], filler: int, device: Any) -> torch.Tensor:
+    """Return rows of tokens `(rows, time)`, padded on the left so that all end together."""
     width = max(map(len, rows))
-    tokens = [[filler] * (width - len(row)) + [*row] for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+    return torch.tensor([[filler] * (width - len(row)) + [*row] for row in rows], device=device)
+
+
+def mark(lengths: Sequence[int], device: Any, width: int | None = None) -> torch.Tensor:
+    """Return a mask of rows of these lengths, padded on the left: 0 for padding, and 1 for tokens."""
+    width = width or max(lengths)
+    return (torch.arange(width, device=device) >= width - torch.tensor(lengths, device=device)[:, None]).long()
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Row]) -> list[int]:

@@ -49,6 +49,8 @@ class TransformersEngine(BatchingEngine):
         UnreadableModelError: Transformers does not know the architecture.
     """
 
+    gathers_while_busy = False
+
     def __init__(
         self,
         weights: Weights,
@@ -67,24 +69,27 @@ class TransformersEngine(BatchingEngine):
         self._start()
 
     def _advance(self, admitted: list[Call]) -> None:
+        from sirius_dspy.local.running import Row
+
         self._live += admitted  # also calls to score: an error must reach every caller
+        self._waiting.extend(Row.start(call) for call in admitted if not call.scored)
         try:
             for calls in _split([call for call in self._live if call.scored]):
                 _score(self._model, self.chat, calls)
-            self._continue([call for call in admitted if not call.scored])
+            self._continue()
         except NotImplementedError as error:
             if not self.device.startswith("mps"):
                 raise
             self._move_to_cpu(error)
         self._live = [call for call in self._live if not call.done.done()]
 
-    def _continue(self, calls: list[Call]) -> None:
+    def _continue(self) -> None:
         """Write one token in every row of the batch, with some of those that wait."""
-        from sirius_dspy.local.running import Row, RunningBatch
+        from sirius_dspy.local.running import RunningBatch
 
         self._running = self._running or RunningBatch(self._model, self.chat)
-        self._waiting.extend(map(Row.start, calls))
         joining = self._next_rows(self._running)
+        size = len(self._running.rows) + len(joining)
         try:
             self._running.advance(joining)
             return
@@ -94,7 +99,7 @@ class TransformersEngine(BatchingEngine):
             if not is_out_of_memory(error):
                 raise
         free_device_memory()
-        self._make_batch_smaller(len(rows))
+        self._make_batch_smaller(size)
 
     def _next_rows(self, running: RunningBatch) -> list[Row]:
         """Take the rows that join now from those that wait."""
@@ -114,11 +119,10 @@ class TransformersEngine(BatchingEngine):
             text = "%d requests at a time do not fit into the memory of %s; from now on it is %d."
             logger.warning(text, size, self.device, self.max_sequences)
             return
-        row = self._waiting.popleft()
-        row.call.done.set_exception(
+        self._waiting.popleft().call.done.set_exception(
             RolloutError(
-                f"A request with {len(row.call.ids)} prompt tokens does not fit into the memory of {self.device}, even "
-                "alone. End what else uses it, shorten the inputs, or choose another `device`."
+                f"A request does not fit into the memory of {self.device}, even alone. End what else uses it, shorten "
+                "the inputs, or choose another `device`."
             )
         )
 
@@ -153,9 +157,10 @@ def _score(model: Any, chat: Chat, calls: Sequence[Call]) -> None:
     """Answer calls with the log-probability of each token of their given replies."""
     import torch
 
-    from sirius_dspy.local.running import known, pad
+    from sirius_dspy.local.running import known, mark, pad
 
-    tokens, mask = pad([[*call.ids, *call.scored] for call in calls], chat.end_id, model.device)
+    rows = [[*call.ids, *call.scored] for call in calls]
+    tokens, mask = pad(rows, chat.end_id, model.device), mark([*map(len, rows)], model.device)
     longest = max(len(call.scored) for call in calls)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with torch.inference_mode():
