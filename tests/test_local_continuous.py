@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,18 @@ def test_a_request_gets_the_same_text_alone_and_among_others(engine: Transformer
     ids = torch.tensor([engine.chat.encode(REQUESTS[3][0])])
     written = engine._model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
     assert together[3].text == engine.chat.decode(written[0, ids.shape[1] :].tolist())
+
+
+def test_a_model_whose_rows_cannot_join_takes_batches_one_after_another(
+    engine: TransformersEngine, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ask_each(engine)
+    engine._running = None
+    monkeypatch.setattr("sirius_dspy.local.running.can_combine", lambda config: False)
+    sizes.clear()
+    assert ask_all(engine) == expected
+    assert set(sizes) <= {0, 1, 2, 3, 4}
+    assert all(after in (before, 0) for before, after in itertools.pairwise(sizes) if before)  # none joins or leaves
 
 
 def test_samples_depend_on_their_own_seed_alone(engine: TransformersEngine) -> None:
