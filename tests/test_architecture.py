@@ -25,7 +25,7 @@ LAYERS = (
     ("program",),
     ("adapter", "running"),
     ("library", "repair", "training"),
-    ("credit",),
+    ("credit", "vllm"),
     ("optimizer",),
     ("checkpoint", "report"),
     ("export", "server", "window"),
@@ -39,20 +39,20 @@ LAYERS = (
 """The parts of the package; each imports only from earlier rows, and packages from within themselves."""
 
 HEAVY = {
-    "datasets": {"library", "local"},
+    "datasets": {"library", "local", "vllm"},
     "fastapi": {"server", "window"},
     "gguf": {"local"},
     "huggingface_hub": {"export", "local"},
     "matplotlib": {"experiment", "report"},
     "mlflow": {"checkpoint", "mlflow"},
     "openvino_genai": {"local"},
-    "peft": {"local"},
+    "peft": {"local", "vllm"},
     "psycopg": {"library"},
     "ray": set(),
     "safetensors": {"local"},
-    "torch": {"local"},
-    "transformers": {"local"},
-    "trl": {"local"},
+    "torch": {"local", "vllm"},
+    "transformers": {"local", "vllm"},
+    "trl": {"local", "vllm"},
     "uvicorn": {"server", "window"},
 }
 """Package to the parts that may import it, and only inside functions."""
@@ -63,6 +63,7 @@ CHILD_PROCESSES = {
     "local/peft_base.py",
     *("local/prefer.py", "local/trl_internals.py", "local/child.py"),
     *("local/unquantized.py", "local/running.py", "local/key_values.py", "local/passes.py"),
+    "vllm/train.py",
 }
 """Files that run in the training process, or are imported late by it or by an engine: they may import heavy packages at
 their top."""

@@ -46,3 +46,12 @@ def test_a_gpu_is_measured_against_transformers_and_peft(monkeypatch, tmp_path, 
     shown = capsys.readouterr().out
     assert found["machine"].startswith("cpu (")
     assert found["machine"] in shown
+
+
+@pytest.mark.slow
+def test_kills_change_nothing():
+    command = [sys.executable, "-m", "benchmarks.kills", "--kills", "2", "--examples", "24", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    summary = json.loads(done.stdout)
+    assert summary["kills"] == 2
+    assert (summary["rounds that differ"], summary["rounds with more than in flight"]) == (0, 0)

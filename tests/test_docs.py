@@ -120,9 +120,7 @@ MARKS = {"local": [pytest.mark.local, pytest.mark.timeout(900)]}  # one of them 
 def test_a_file_runs(name, inside, request, capsys):
     if FILES[name].needs == "hosted":
         url = request.getfixturevalue("hosted_api").url
-        printed = run_hosted(
-            inside, name, url, VLLM_URL=url, PATH=f"{_with_trl(inside)}{os.pathsep}{os.environ['PATH']}"
-        )
+        printed = run_hosted(inside, name, url, VLLM_URL=url)
     elif FILES[name].needs == "serve":
         backend = FakeBackend()
         backend.models = ("smollm2-135m-instruct",)
@@ -135,27 +133,6 @@ def test_a_file_runs(name, inside, request, capsys):
         runpy.run_path(name, run_name="__main__")
         printed = capsys.readouterr().out
     assert name not in OUTPUTS or printed == OUTPUTS[name]
-
-
-def _with_trl(folder):
-    """A folder with a stand-in for TRL's command line, as far as `server_trainer.py` uses it."""
-    trl = folder / "bin" / "trl"
-    trl.parent.mkdir(exist_ok=True)
-    trl.write_text(f"#!{sys.executable}\n{TRL}", encoding="utf-8")
-    trl.chmod(0o755)
-    return trl.parent
-
-
-TRL = """
-import json, pathlib, sys
-assert sys.argv[1] == "sft"
-options = dict(zip(sys.argv[2::2], sys.argv[3::2], strict=True))
-lines = (pathlib.Path(options["--dataset_name"]) / "train.jsonl").read_text().splitlines()
-assert lines and all(json.loads(line).keys() == {"prompt", "completion"} for line in lines)
-adapter = pathlib.Path(options["--output_dir"])
-adapter.mkdir(parents=True)
-(adapter / "adapter_config.json").write_text("{}")
-"""
 
 
 def _put_model(path):

@@ -195,3 +195,16 @@ def test_each_lm_has_its_own_throttle_and_copies_share_it():
     assert throttles.of(lm) is not throttles.of(lm.copy(api_base="http://y"))
     assert throttles.of(lm) is not throttles.of(dspy.LM("openai/b", api_base="http://x"))
     assert throttles.of(object()) is throttles.of(object())
+
+
+def test_a_refusal_now_and_then_slows_nobody_down():
+    """A proxy that refuses one of forty calls at random bears as many calls at a time as before."""
+    throttle = Throttle("lm")
+    began = time.monotonic()
+    for index in range(2000):
+        if index % 40 == 39:
+            refused(throttle, lambda: refuse(retry_after=60.0))
+        else:
+            call(throttle)
+    assert throttle.limit > 64
+    assert time.monotonic() - began < 30  # nobody heeds the minute that one refusal asked for

@@ -1,11 +1,13 @@
 """How many calls of one LM are under way: as many as its server bears, found by additive increase.
 
-A server that is too busy (429, 503) halves the number, and its `Retry-After` holds back all calls, not only the one
-that was refused. Answers raise the number again, by one for as many answers as there may be calls, and ten times more
-slowly where it comes near the number at which the server was busy.
+A server that is too busy (429, 503) lowers the number: it halves it while it refuses all calls, and takes little off
+where it refuses one now and then. Its `Retry-After` holds back all calls, not only the one that was refused, unless
+that is an exception. Answers raise the number again, by one for as many answers as there may be calls, and ten times
+more slowly where it comes near the number at which the server refused many.
 
 References:
     Chiu and Jain, Analysis of the increase and decrease algorithms for congestion avoidance, 1989.
+    Alizadeh et al., Data center TCP (DCTCP), 2010: to lower the number by the share of what was refused.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ LOOK_UP_S = 0.1
 BUSY = (429, 503, 529)
 """HTTP states of a server that has too much to do."""
 
+NEWEST = 1 / 16
+"""Weight of the last call in the share of refused ones."""
+
+MANY = 0.25
+"""If the server refuses so large a share, all calls heed its `Retry-After`, and come back slowly to that number."""
+
 IsUnwanted = Callable[[], bool]
 """Whether a call is not worth waiting for any more, because its work is given up or everything is to end."""
 
@@ -53,6 +61,7 @@ class Throttle:
         """Calls that may be under way; no limit before a server was busy."""
         self._under_way: set[_Call] = set()
         self._too_many = math.inf
+        self._refused = 1.0  # share of the last calls; a first refusal is taken for a server that refuses all
         self._opens_at = 0.0
         self._lowered_at = 0.0
         self._changed = threading.Condition()  # guards all of the above
@@ -114,6 +123,7 @@ class Throttle:
                 self._changed.notify_all()
 
     def _raise_limit(self) -> None:
+        self._refused -= NEWEST * self._refused
         step = 1 / self.limit
         is_near = 0.75 * self._too_many < self.limit + step and self.limit < self._too_many
         self.limit += step / 10 if is_near else step
@@ -122,12 +132,17 @@ class Throttle:
         """Lower the limit if the server is busy, once for all calls that started under the same limit."""
         if not any(isinstance(cause, LMError) and cause.status in BUSY for cause in chain(error)):
             return
-        now, hint = time.monotonic(), asked_wait_s(error)
-        if hint <= LONGEST_HINT_S:
+        share, now, hint = self._refused, time.monotonic(), asked_wait_s(error)
+        self._refused += NEWEST * (1 - share)
+        if share >= MANY and hint <= LONGEST_HINT_S:
             self._opens_at = max(self._opens_at, now + hint)
         if call.began >= self._lowered_at:
-            self._too_many = min(self.limit, len(self._under_way))
-            self.limit, self._lowered_at = max(1.0, self._too_many / 2), now
+            refuses_many = share >= MANY
+            before = min(self.limit, len(self._under_way)) if refuses_many else self.limit
+            self._too_many = before if refuses_many else math.inf
+            self.limit, self._lowered_at = max(1.0, before * (1 - share / 2)), now
+            if math.isinf(before):
+                return
             logger.info("%s is busy: at most %d calls at a time.", self.name, self.limit)
 
 
