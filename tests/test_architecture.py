@@ -62,9 +62,11 @@ CHILD_PROCESSES = {
     *("local/low_rank.py", "local/attention.py", "local/merge.py", "local/convert.py"),
     "local/peft_base.py",
     *("local/prefer.py", "local/trl_internals.py", "local/child.py"),
-    *("local/unquantized.py", "vllm/train.py"),
+    *("local/unquantized.py", "local/running.py", "local/key_values.py", "local/passes.py"),
+    "vllm/train.py",
 }
-"""Files that run in the training process, or are imported by it alone: they may import heavy packages at their top."""
+"""Files that run in the training process, or are imported late by it or by an engine: they may import heavy packages at
+their top."""
 
 
 WEB = "server"

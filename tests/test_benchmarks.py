@@ -21,6 +21,34 @@ def test_collecting_is_measured_against_dspy():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_gpu_is_measured_against_transformers_and_peft(monkeypatch, tmp_path, capsys):
+    for package in ("torch", "transformers", "peft"):
+        pytest.importorskip(package)
+    import torch
+
+    from benchmarks import gpu
+
+    monkeypatch.setattr("sirius_dspy.local.train.fast_precision", lambda: torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for a model this small, more only wait for each other
+    monkeypatch.setenv("SIRIUS_HOME", str(tmp_path / "home"))
+    gpu.main(["--device", "cpu", "--quick", "--json", str(tmp_path / "numbers.json")])
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "numbers.json").read_text())
+    lines = [(line["what"], line["agents"]) for line in found["lines"]]
+    assert lines == [("generation", 1), ("generation", 2), ("training", 1), ("training", 2)]
+    for line in found["lines"]:
+        assert line["ours"]["tokens_per_second"] > 0
+        assert line["plain"]["tokens_per_second"] > 0
+    assert gpu.count_tokens([5, 6, 2, 2], 8, frozenset({2})) == 3
+    assert gpu.count_tokens([5, 6, 7, 2], 2, frozenset({2})) == 2
+    shown = capsys.readouterr().out
+    assert found["machine"].startswith("cpu (")
+    assert found["machine"] in shown
+
+
+@pytest.mark.slow
 def test_kills_change_nothing():
     command = [sys.executable, "-m", "benchmarks.kills", "--kills", "2", "--examples", "24", "--json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -409,6 +409,7 @@ def test_a_valset_that_cannot_be_used_is_refused(valset, tmp_path):
         (lambda: LocalLM(5), "model"),
         (lambda: LocalLM(revision=5), "revision"),
         (lambda: LoraOptions(qlora=4), "qlora"),
+        (lambda: LoraOptions(gradient_checkpointing="yes"), "gradient_checkpointing"),
         (lambda: LocalLM(temperature="hot"), "temperature"),
         (lambda: LocalLM(max_tokens=0), "max_tokens"),
         (lambda: LocalLM(lora=LoraOptions), "lora"),

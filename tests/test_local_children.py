@@ -24,6 +24,8 @@ from sirius_dspy.local import child
 
 def run(job, report):
     print("libraries print, too")
+    if job.get("note"):
+        report({"note": job["note"]})
     if job.get("device"):
         child.device = lambda: child.torch.device(job["device"])
     for step in range(1, job["steps"] + 1):
@@ -64,6 +66,13 @@ def test_a_child_runs_the_next_job_as_well_and_reports_each_step(run_job):
     assert seen == [(1, 3, 1.0), (2, 3, 0.5), (3, 3, pytest.approx(1 / 3))]
     assert run_job(steps=1, hook=lambda *step: seen.append(step)) == first
     assert seen[3:] == [(1, 1, 1.0)]
+
+
+def test_a_note_of_a_child_is_logged_and_the_job_goes_on(run_job, caplog):
+    seen = []
+    run_job(steps=1, note="rows do not fit", hook=lambda *step: seen.append(step))
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == ["rows do not fit"]
+    assert seen == [(1, 1, 1.0)]
 
 
 def test_jobs_at_the_same_time_have_a_child_each(run_job):

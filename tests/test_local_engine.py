@@ -124,7 +124,7 @@ def test_a_model_that_breaks_while_it_scores_tells_every_waiting_caller(monkeypa
     gate = threading.Event()
 
     class Broken(torch.nn.Module):
-        device = "cpu"
+        device, config = "cpu", pytest.importorskip("transformers").LlamaConfig()
 
         def forward(self, **inputs: Any) -> Any:
             gate.wait(60)

@@ -16,6 +16,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2Config", {"num_key_value_heads": 2}),
     "qwen3": ("Qwen3Config", {**HEADS, "head_dim": 128, "tie_word_embeddings": True}),
     "gpt_neox": ("GPTNeoXConfig", {}),
+    "mistral": ("MistralConfig", {**HEADS, "sliding_window": 8}),
 }
 LLAMA3_SCALING = {
     "rope_type": "llama3",

@@ -90,6 +90,10 @@ class Adapter:
         self._optimizer.param_groups[0]["lr"] = learning_rate
         self._optimizer.step()
         self.refresh()
+        self.clear_gradient()
+
+    def clear_gradient(self) -> None:
+        """Set the gradient to zero."""
         self._copy_gradient.zero_()
 
     def modules(self) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:

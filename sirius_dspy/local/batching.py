@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from sirius_dspy.errors import PromptTooLongError, RolloutError
 from sirius_dspy.local.chat import Chat
@@ -53,6 +53,10 @@ class BatchingEngine(ABC):
     A subclass answers calls in `_advance`, keeps the unanswered ones in `_live`, and calls `_start` when it is ready.
     Any error in that thread reaches every caller as a `RolloutError`.
     """
+
+    gathers_while_busy: ClassVar[bool] = True
+    """Whether to wait for further calls between two steps of a batch, too. It is not needed if callers can prepare
+    their calls during a step."""
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
@@ -146,7 +150,7 @@ class BatchingEngine(ABC):
         with self._changed:
             while wait and not self._inbox and self.failure is None:
                 self._changed.wait()
-            if self._inbox or gather:
+            if (self._inbox or gather) and (wait or self.gathers_while_busy):
                 self._gather()
             if self.failure is not None:
                 return None

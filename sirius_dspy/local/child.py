@@ -1,8 +1,9 @@
 """What a child process that trains does besides training.
 
 It reads the names of job files from standard input, one per line, and writes one JSON object per line to standard
-output: `{"task", "step", "total", "loss"}` after every step of an agent, and `{"measured", "stays"}` at the end of a
-job. It exits when its parent dies, and when no job comes for the seconds that are its only argument.
+output: `{"task", "step", "total", "loss"}` after every step of an agent, `{"note"}` for what the user should know, and
+`{"measured", "stays"}` at the end of a job. It exits when its parent dies, and when no job comes for the seconds that
+are its only argument.
 """
 
 from __future__ import annotations

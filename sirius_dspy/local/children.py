@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -20,6 +21,9 @@ from pathlib import Path
 from typing import IO, Any, ClassVar, Protocol, cast
 
 from sirius_dspy.errors import TrainingError
+from sirius_dspy.local.devices import visible_gpu
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, float], None]
 """Called with the step (from 1), the number of steps, and the step's loss in nats per completion token."""
@@ -38,22 +42,25 @@ class ChildJob(Protocol):
         """Serialize the job for the module."""
 
 
-def run_job(job: ChildJob, *, stop: threading.Event, hooks: Sequence[Progress | None] = ()) -> dict[str, Any]:
+def run_job(
+    job: ChildJob, *, stop: threading.Event, hooks: Sequence[Progress | None] = (), gpu: int | None = None
+) -> dict[str, Any]:
     """Run a job in a child process and wait for it.
 
     Args:
         job: The job to run.
         stop: Event that ends the child within a second.
         hooks: One for each task of the job; called from this thread after every step of the task.
+        gpu: Number of the only GPU that the child may use.
 
     Returns:
         The measurements: for a `TrainingJob`, `results` with the `losses` and `tokens` of each task, and the
-        `train_seconds`, `merge_seconds`, `precision` and `device` of the job.
+        `train_seconds`, `merge_seconds`, `precision`, `device` and `rows_per_pass` of the job.
 
     Raises:
         TrainingError: The child failed, or was stopped.
     """
-    child = _idle.take(job.module) or Child(job.module)
+    child = _idle.take(job.module, gpu) or Child(job.module, gpu)
     try:
         last = child.run(job.to_json(), stop, hooks)
     except BaseException:
@@ -72,10 +79,11 @@ class Child:
 
     Args:
         module: The module that it runs; see `sirius_dspy.local.child`.
+        gpu: Number of the only GPU that it may use.
     """
 
-    def __init__(self, module: str) -> None:
-        self.key = _key(module)
+    def __init__(self, module: str, gpu: int | None = None) -> None:
+        self.key = _key(module, gpu)
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, str(IDLE_S + 60)],  # it ends by itself if no one does it
@@ -84,7 +92,7 @@ class Child:
             stderr=self._complaints,
             text=True,
             encoding="utf-8",
-            env=child_environment(),
+            env=child_environment(gpu),
             start_new_session=True,  # so that Ctrl-C in a terminal does not reach it while it waits
         )
         self._reports: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -138,6 +146,9 @@ class Child:
                 report = self._reports.get(timeout=0.2)
             except queue.Empty:
                 continue
+            if report is not None and "note" in report:
+                logger.warning(report["note"])
+                continue
             if report is None or "step" not in report:
                 return report
             if hooks and (hook := hooks[report.get("task", 0)]) is not None:
@@ -166,10 +177,10 @@ class _Idle:
         self._children: dict[_Key, tuple[Child, threading.Timer]] = {}
         self._lock = threading.Lock()
 
-    def take(self, module: str) -> Child | None:
+    def take(self, module: str, gpu: int | None) -> Child | None:
         """Return a child that can take a job, if there is one."""
         with self._lock:
-            child, timer = self._children.pop(_key(module), (None, None))
+            child, timer = self._children.pop(_key(module, gpu), (None, None))
         if child is None or timer is None:
             return None
         timer.cancel()
@@ -210,9 +221,9 @@ class _Idle:
 _Key = tuple[int, str, int]
 
 
-def _key(module: str) -> _Key:
+def _key(module: str, gpu: int | None) -> _Key:
     """A forked process must not use the children of its parent, nor a job a child with another environment."""
-    return os.getpid(), module, hash(frozenset(child_environment().items()))
+    return os.getpid(), module, hash(frozenset(child_environment(gpu).items()))
 
 
 _idle = _Idle()
@@ -230,8 +241,12 @@ _OF_THIS_PROCESS = ("PYTEST_CURRENT_TEST",)
 """Variables that change while this process works and that say nothing to a child, which can go on being used."""
 
 
-def child_environment() -> dict[str, str]:
-    """Disable network, telemetry and progress bars in the child, and let it import the same code as this process."""
+def child_environment(gpu: int | None = None) -> dict[str, str]:
+    """Disable network, telemetry and progress bars in the child, and let it import the same code as this process.
+
+    Args:
+        gpu: Number of the only GPU that the child may see.
+    """
     package_root = str(Path(__file__).parents[2])
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
     quiet = {
@@ -244,5 +259,7 @@ def child_environment() -> dict[str, str]:
     # Threads that wait for work may spin for some 50 microseconds only: a step took 1.2 s that way, 2.1 s when they
     # slept at once, and ten times as long when they spun while another program ran.
     patient = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+    complete = {"PYTORCH_ENABLE_MPS_FALLBACK": "1"}  # what MPS lacks is computed on the CPU
+    chosen = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": visible_gpu(gpu)}
     own = {name: value for name, value in os.environ.items() if name not in _OF_THIS_PROCESS}
-    return {**patient, **own, **quiet, "PYTHONPATH": os.pathsep.join(paths)}
+    return {**patient, **complete, **own, **chosen, **quiet, "PYTHONPATH": os.pathsep.join(paths)}

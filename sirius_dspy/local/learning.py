@@ -34,6 +34,9 @@ class Trainable(Protocol):
     def step(self, learning_rate: float) -> None:
         """Apply the gradient, and clear it."""
 
+    def clear_gradient(self) -> None:
+        """Forget the gradient."""
+
     def save(self, folder: Path) -> None:
         """Write a folder that PEFT reads."""
 

@@ -11,18 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import dspy
 from dspy import lm15
 
 from sirius_dspy import checks
 from sirius_dspy.errors import PromptTooLongError
+from sirius_dspy.local.devices import DEVICE, Device
 from sirius_dspy.local.engine import Generation, GenerationOptions
 from sirius_dspy.local.lora import LoraOptions, check_quantization
 from sirius_dspy.local.models import find, resolve
 from sirius_dspy.local.provider import LocalProvider
-from sirius_dspy.local.serving import Device, engines, pool_key, scoring_key
+from sirius_dspy.local.serving import engines, pool_key, scoring_key
 
 _draws: contextvars.ContextVar[Iterator[int]] = contextvars.ContextVar("sirius_dspy_draws")
 """Numbers the candidates of one call with `n > 1`, which DSPy requests one by one with the same seed."""
@@ -37,7 +38,7 @@ _SETTINGS = {
     "max_tokens": checks.optional(checks.whole(1)),
     "cache": checks.FLAG,
     "lora": checks.optional(checks.instance(LoraOptions)),
-    "device": checks.choice(*get_args(Device), None),
+    "device": DEVICE,
 }
 """The kind of each setting of `LocalLM`."""
 
@@ -102,7 +103,8 @@ class LocalLM(dspy.LM):
         max_tokens: Maximum number of tokens to generate.
         cache: Whether to use DSPy's response cache; off by default, because local answers are cheap to repeat.
         lora: Defaults of `finetune`; its `train_kwargs` override them.
-        device: `None` takes the first that is available of CUDA, OpenVINO, and PyTorch on the CPU.
+        device: `None` takes the first that is available of CUDA, OpenVINO, and PyTorch on the CPU. With several GPUs,
+            `cuda:1` keeps this LM and its training on one of them; otherwise agents are trained on all of them.
         **kwargs: Passed on to `dspy.LM`.
 
     Raises:

@@ -6,12 +6,15 @@ Each agent gets what it gets there: its own batches, loss, schedule and gradient
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sirius_dspy.local.adapter import MAX_NORM
 from sirius_dspy.local.chat import copy_tokenizer
@@ -24,10 +27,13 @@ class PeftBase:
 
     Args:
         model: A causal language model of Transformers.
+        has_checkpoints: Whether to compute the activations of each layer again in the backward pass.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, has_checkpoints: bool = False) -> None:
         self.device = model.device
+        if has_checkpoints:
+            _add_checkpoints(model)
         self._model = model
         self._count = 0
 
@@ -64,7 +70,8 @@ class PeftBase:
         mask = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
         num_targets = sum(len(row.completion) for row in rows)
         given = {"input_ids": ids, "attention_mask": mask}
-        logits = self._model(**{name: torch.tensor(value, device=self.device) for name, value in given.items()}).logits
+        inputs = {name: torch.tensor(value, device=self.device) for name, value in given.items()}
+        logits = self._model(**inputs, use_cache=False).logits
         loss = torch.zeros((), device=self.device)
         for row, scores in zip(rows, logits, strict=True):
             predicting = scores[len(row.prompt) - 1 : len(row) - 1].float()
@@ -73,6 +80,13 @@ class PeftBase:
             loss = loss + losses * row.weight / num_targets
         loss.backward()
         return float(loss.detach())
+
+
+def _add_checkpoints(model: Any) -> None:
+    """Compute layers again in the backward pass. Transformers does it in training mode only, which turns dropout on."""
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 class PeftAdapter:
@@ -89,6 +103,10 @@ class PeftAdapter:
         torch.nn.utils.clip_grad_norm_(self._weights, MAX_NORM)
         self._optimizer.param_groups[0]["lr"] = learning_rate
         self._optimizer.step()
+        self.clear_gradient()
+
+    def clear_gradient(self) -> None:
+        """Forget the gradient."""
         self._optimizer.zero_grad()
 
     def save(self, folder: Path) -> None:

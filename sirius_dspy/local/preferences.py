@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from sirius_dspy import checks
 from sirius_dspy.local.chat import Chat, load_chat
 from sirius_dspy.local.children import Progress, run_job
+from sirius_dspy.local.devices import Device, training_gpus
 from sirius_dspy.local.lora import to_tokens
 from sirius_dspy.local.models import new_name
 from sirius_dspy.local.provider import make_room, training_copy
@@ -155,6 +156,7 @@ def prefer(
     folder: Path,
     key: str,
     on_progress: Progress | None = None,
+    device: Device | None = None,
 ) -> None:
     """Train an adapter further on preference pairs, and merge it into its base.
 
@@ -167,12 +169,14 @@ def prefer(
         key: Identifies the job; it is written into `training.json`.
         on_progress: Called after every step with the loss of the pairs, in nats; log 2 says that they are not told
             apart.
+        device: That of the LM. It trains on one GPU: with a number on that one, otherwise on the first.
 
     Raises:
         TrainingError: The job failed.
     """
     started = time.monotonic()
-    make_room(base)
+    gpu = training_gpus(device)[0]
+    make_room(base, gpu)
     draft = folder.with_name(f".{folder.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)  # leftover of a killed run
     draft.mkdir(parents=True)
@@ -187,7 +191,7 @@ def prefer(
             folder=draft,
             name=new_name(base.id),
         )
-        measured = run_job(task, stop=threading.Event(), hooks=[on_progress])
+        measured = run_job(task, stop=threading.Event(), hooks=[on_progress], gpu=gpu)
         record = {
             "key": key,
             "base": base.id,

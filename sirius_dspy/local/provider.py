@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,10 +22,13 @@ from sirius_dspy.errors import ModelNotFoundError, TrainingError, UnreadableMode
 from sirius_dspy.local import lora
 from sirius_dspy.local.chat import load_chat, share_chat
 from sirius_dspy.local.children import Progress, end_idle, run_job
+from sirius_dspy.local.devices import Device, check_device, count_gpus, free_gpu_memory, free_memory, training_gpus
 from sirius_dspy.local.home import home
 from sirius_dspy.local.lora import LoraOptions, TokenRow
+from sirius_dspy.local.memory import free_device_memory
 from sirius_dspy.local.models import locate, new_name, register, resolve
-from sirius_dspy.local.serving import Device, engines, free_memory, pool_key
+from sirius_dspy.local.serving import engines, pool_key
+from sirius_dspy.local.side_by_side import SideBySide, deal
 from sirius_dspy.local.weights import Weights
 from sirius_dspy.trajectory import digest
 
@@ -85,7 +89,7 @@ class LocalProvider(Provider):
 
     Args:
         options: Defaults for settings that are not in `train_kwargs`.
-        device: Device of the engines of this provider's LMs; see `LocalLM`.
+        device: Device of the engines of this provider's LMs; see `LocalLM`. `cuda:1` is that of training, too.
     """
 
     writes_weights: ClassVar[bool] = True
@@ -111,7 +115,9 @@ class LocalProvider(Provider):
 
         Raises:
             MissingDependencyError: A package is not installed.
+            SettingsError: There is no GPU of the number of `device`.
         """
+        check_device(self.device)
         lora.check_packages()
         lora.check_bitsandbytes(self.options)
 
@@ -162,6 +168,7 @@ class LocalProvider(Provider):
         """Train one adapter on each of several sets of chat rows, in one pass over the weights.
 
         Each one becomes what training it alone gives, up to rounding: a product of more rows may sum in another order.
+        With several GPUs, the adapters are dealt to them and trained side by side.
 
         Args:
             model: The id of the weights from which all start.
@@ -173,7 +180,8 @@ class LocalProvider(Provider):
             The ids of the new weights.
 
         Raises:
-            TrainingError: There was nothing to train on, or the job failed or was cancelled. Then none is kept.
+            TrainingError: There was nothing to train on, or the job failed or was cancelled. Then none is kept, except
+                those that were trained on another GPU; the same call finds them.
             SettingsError: `qlora` was set for a GGUF file.
             MissingDependencyError: A package is not installed.
         """
@@ -188,7 +196,7 @@ class LocalProvider(Provider):
         for is_quantized in (False, True):  # the agents of one pass share the base as it is in memory
             together = [order for order in missing if order.settings.options.qlora is is_quantized]
             if together:
-                _train(base, together, stop or threading.Event())
+                _train_all(base, together, stop or threading.Event(), training_gpus(self.device))
         return [adopt(base, order.folder).id for order in orders]
 
     def _finetune(
@@ -277,10 +285,32 @@ def is_finished(folder: Path, key: str) -> bool:
     )
 
 
-def _train(base: Weights, orders: Sequence[_Order], stop: threading.Event) -> None:
+def _train_all(base: Weights, orders: Sequence[_Order], stop: threading.Event, gpus: Sequence[int | None]) -> None:
+    """Train on one device in one pass, or on several GPUs side by side."""
+    hands = deal(orders, lambda order: sum(map(len, order.rows)), len(gpus)) if len(gpus) > 1 else [list(orders)]
+    for gpu, _ in zip(gpus, hands, strict=False):
+        make_room(base, gpu)
+    if len(hands) == 1:
+        _train(base, hands[0], stop, gpus[0], [order.settings.on_progress for order in hands[0]])
+        return
+    together = SideBySide(stop)
+    together.run(
+        [
+            partial(_train, base, hand, stop, gpu, [together.relay(order.settings.on_progress) for order in hand])
+            for gpu, hand in zip(gpus, hands, strict=False)
+        ]
+    )
+
+
+def _train(
+    base: Weights,
+    orders: Sequence[_Order],
+    stop: threading.Event,
+    gpu: int | None,
+    hooks: Sequence[Progress | None],
+) -> None:
     """Train into temporary folders and rename them at the end, so that the folders are always complete."""
     started = time.monotonic()
-    make_room(base)
     try:
         for order in orders:
             shutil.rmtree(order.draft, ignore_errors=True)  # leftover of a killed run
@@ -292,7 +322,7 @@ def _train(base: Weights, orders: Sequence[_Order], stop: threading.Event) -> No
             tasks=[lora.TrainingTask(order.rows, order.settings.options, order.draft) for order in orders],
             name=new_name(base.id),
         )
-        measured = run_job(job, stop=stop, hooks=[order.settings.on_progress for order in orders])
+        measured = run_job(job, stop=stop, hooks=hooks, gpu=gpu)
         for order, result in zip(orders, measured["results"], strict=True):
             order.finish(base, result, time.monotonic() - started)
     finally:
@@ -300,13 +330,22 @@ def _train(base: Weights, orders: Sequence[_Order], stop: threading.Event) -> No
             shutil.rmtree(order.draft, ignore_errors=True)
 
 
-def make_room(base: Weights) -> None:
-    """Unload idle engines if too little memory is free for training."""
+def make_room(base: Weights, gpu: int | None = None) -> None:
+    """Unload idle engines if too little memory is free for training.
+
+    Args:
+        base: What is trained.
+        gpu: Where; `None` means the first GPU, if there is one.
+    """
     needed = _TRAINING_BYTES + (6 if base.is_gguf else 3) * base.num_bytes
     if free_memory() < needed:
         end_idle()
     if free_memory() < needed:
         engines().unload_idle()
+    if count_gpus():
+        free_device_memory()  # what this process keeps for later, the training process cannot have
+        if free_gpu_memory(gpu or 0) < needed:
+            engines().unload_idle()
 
 
 def training_copy(base: Weights) -> Path | None:

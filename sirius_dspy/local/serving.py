@@ -6,16 +6,15 @@ All `LocalLM` objects share this state, so LMs hold no weights, threads or locks
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import logging
 import os
 import threading
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 from sirius_dspy.errors import MissingDependencyError
 from sirius_dspy.local.chat import Chat, load_chat
+from sirius_dspy.local.devices import Device, best_device, check_device, free_engine_memory
 from sirius_dspy.local.engine import Engine
 from sirius_dspy.local.home import INSTALL, home
 from sirius_dspy.local.models import resolve
@@ -26,9 +25,6 @@ from sirius_dspy.local.transformers_engine import TransformersEngine
 from sirius_dspy.local.weights import Weights
 
 logger = logging.getLogger(__name__)
-
-Device = Literal["cpu", "cuda", "mps", "openvino"]
-"""`openvino` means OpenVINO on the CPU; the others are PyTorch devices of the Transformers engine."""
 
 _SCORING = "openvino-scoring"
 _CACHE_BYTES = 1 << 30
@@ -61,42 +57,24 @@ def _or_cpu(model_id: str) -> Device:
 
 
 def engines() -> EnginePool:
-    """Return the pool of this process. It may use two thirds of the memory that is free at its first use."""
+    """Return the pool of this process. It may use two thirds of the memory that is free at its first use.
+
+    With GPUs, that is their memory.
+    """
     with _creating:
         return _create_pool()
 
 
 @lru_cache(maxsize=1)
 def _create_pool() -> EnginePool:
-    pool = EnginePool(_load, _size, limit=free_memory() * 2 // 3, free=free_memory)
+    pool = EnginePool(_load, _size, limit=free_engine_memory() * 2 // 3, free=free_engine_memory)
     atexit.register(pool.close)  # otherwise OpenVINO's threads outlive the interpreter and crash it
     return pool
 
 
-@lru_cache(maxsize=1)
-def best_device() -> Device:
-    """Return CUDA if there is a GPU, otherwise OpenVINO if it is installed, otherwise PyTorch on the CPU."""
-    if Path("/dev/nvidiactl").exists() and importlib.util.find_spec("torch") is not None:
-        import torch
-
-        if torch.cuda.is_available():
-            return "cuda"
-    return "openvino" if importlib.util.find_spec("openvino_genai") is not None else "cpu"
-
-
-def free_memory() -> int:
-    """Return the bytes that can be used without swapping, or half of the memory if the system does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
 def _load(key: str) -> Engine:
-    device, model_id = key.split(":", 1)
+    device, model_id = _split(key)
+    check_device(device)
     weights = resolve(model_id)
     with _importing:
         chat = load_chat(weights)
@@ -122,4 +100,10 @@ def _converted(weights: Weights, chat: Chat) -> Path:
 
 def _size(key: str) -> int:
     """Estimate an upper bound: OpenVINO repacks the weights, and the key-value cache is added to it."""
-    return 2 * resolve(key.split(":", 1)[1]).num_bytes + _CACHE_BYTES
+    return 2 * resolve(_split(key)[1]).num_bytes + _CACHE_BYTES
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return device and model id; both may contain a colon."""
+    device, separator, rest = key.partition(":local/")
+    return device, separator.removeprefix(":") + rest

@@ -21,15 +21,16 @@ from sirius_dspy.local.home import new_folder
 from sirius_dspy.local.learning import AddGradients, Learner, Trainable, add_gradients, learn
 from sirius_dspy.local.lora import LoraOptions, TrainingJob
 from sirius_dspy.local.merge import merge
+from sirius_dspy.local.passes import FittingPasses
 from sirius_dspy.local.plain_decoder import find_variant
 from sirius_dspy.local.unquantized import read_folder, read_gguf, write_model
 from sirius_dspy.local.weights import is_gguf
 
 
 def fast_precision() -> torch.dtype:
-    """Return bfloat16 if the processor multiplies it natively, otherwise float32, since emulation is slower."""
+    """Return bfloat16 if the device multiplies it natively, otherwise float32, since emulation is slower."""
     if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if torch.backends.mps.is_available():
         return torch.float32
     abilities = torch.cpu.get_capabilities()
@@ -64,13 +65,14 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(str(job.tokenizer), local_files_only=True, trust_remote_code=False)
     model = _load_base(job)
     precision = str(model.dtype).removeprefix("torch.")
-    adapters, add = _add_adapters(model, [task.options for task in job.tasks])
+    adapters, add = add_adapters(model, [task.options for task in job.tasks])
     learners = [
         Learner(adapter, task.rows, partial(_report_step, report, number), task.name)
         for number, (task, adapter) in enumerate(zip(job.tasks, adapters, strict=True))
     ]
+    passes = FittingPasses(add, lambda note: report({"note": note}), str(device()))
     started = time.monotonic()
-    learn(learners, add)
+    learn(learners, passes)
     trained = time.monotonic()
     folders = [task.folder for task in job.tasks]
     for folder, learner in zip(folders, learners, strict=True):
@@ -81,8 +83,9 @@ def run(job: TrainingJob, report: Report) -> dict[str, Any]:
         "train_seconds": trained - started,
         "precision": precision,
         "device": device().type,
+        "rows_per_pass": passes.max_rows,
     }
-    del model, adapters, add, learners, learner  # merging needs the memory
+    del model, adapters, add, passes, learners, learner  # merging needs the memory
     write_merged(job.weights, folders, job.name)
     shared["merge_seconds"] = time.monotonic() - trained
     return {"results": [{**result, **shared} for result in results]}
@@ -105,14 +108,15 @@ def _load_base(job: TrainingJob) -> Any:
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
 
-def _add_adapters(model: Any, options: Sequence[LoraOptions]) -> tuple[Sequence[Trainable], AddGradients]:
+def add_adapters(model: Any, options: Sequence[LoraOptions]) -> tuple[Sequence[Trainable], AddGradients]:
     """Return new adapters, and what adds their gradients: in one pass of a plain decoder, otherwise with PEFT."""
+    has_checkpoints = any(each.gradient_checkpointing for each in options)
     if find_variant(model.config.to_dict()) is None and not options[0].qlora:
-        decoder = Decoder(model)
+        decoder = Decoder(model, has_checkpoints=has_checkpoints)
         return [Adapter(decoder, each) for each in options], partial(add_gradients, decoder)
     from sirius_dspy.local.peft_base import PeftBase  # late: importing PEFT takes as long as training on some rows
 
-    base = PeftBase(model)
+    base = PeftBase(model, has_checkpoints=has_checkpoints)
     return [base.add_adapter(each) for each in options], base.add_gradients
 
 

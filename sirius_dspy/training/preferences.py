@@ -102,7 +102,8 @@ class PreferenceTrainer(Trainer):
 
         self.rows_trainer.train(dataclasses.replace(request, workdir=first, on_progress=count))
         options = dataclasses.replace(self.options, seed=self.options.seed + request.seed)
-        prefer(base, first / "adapter", pairs, options, request.workdir, key, count_on)
+        device = cast(LocalProvider, request.lm.provider).device
+        prefer(base, first / "adapter", pairs, options, request.workdir, key, count_on, device)
         shutil.rmtree(first, ignore_errors=True)
 
     def _key(self, request: TrainingRequest, base: Weights) -> str:

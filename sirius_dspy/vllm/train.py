@@ -38,7 +38,7 @@ def run(job: AdapterJob, report: Report) -> dict[str, Any]:
             max_length=options.max_length,
             seed=options.seed,
             bf16=precision == torch.bfloat16,
-            gradient_checkpointing=False,
+            gradient_checkpointing=options.gradient_checkpointing,
             logging_steps=1,
             save_strategy="no",
             report_to="none",
