@@ -21,6 +21,7 @@ SiriuSError
 ├── TimeLimitError         (TimeoutError)  an LM call or a run took longer than its limit
 ├── PromptTooLongError     (ValueError)    a prompt does not fit into a local model's context window
 ├── TrainingError          (RuntimeError)  the fine-tuning of an agent failed
+├── WorkerError            (RuntimeError)  a process of an executor cannot do its work, or died too often
 ├── LibraryError           (RuntimeError)  the experience library cannot be used
 │   ├── LibraryDamagedError                its file is not a readable library
 │   └── LibraryVersionError                it was written by a newer version
@@ -150,6 +151,10 @@ class TrainingError(SiriuSError, RuntimeError):
     def __init__(self, message: str, *, agent: str = "") -> None:
         super().__init__(message)
         self.agent = agent
+
+
+class WorkerError(SiriuSError, RuntimeError):
+    """A process of an executor cannot load or return what it runs, or such processes died too often."""
 
 
 class LibraryError(SiriuSError, RuntimeError):

@@ -16,6 +16,7 @@ from sirius_dspy.optimizer.settings import Settings
 from sirius_dspy.optimizer.weights import Weights
 from sirius_dspy.program import copy_program
 from sirius_dspy.running.bugs import BugWatch
+from sirius_dspy.running.executor import Workers
 from sirius_dspy.running.patience import Health
 from sirius_dspy.running.rollout import Task
 from sirius_dspy.tracking.events import RolledOut, Trackers
@@ -33,6 +34,7 @@ class Session:
         tracker: Receives its events.
         weights: Which LM each agent has.
         account: What was spent.
+        workers: Where its runs are made.
         history: The iterations so far.
     """
 
@@ -42,6 +44,7 @@ class Session:
     tracker: Trackers
     weights: Weights
     account: Account
+    workers: Workers
     history: list[IterationResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -70,6 +73,7 @@ class Session:
             "run": self.run,
             "seed": settings.seed,
             "num_threads": settings.num_threads,
+            "workers": self.workers,
             "broken_reward": settings.broken_reward,
             "agents": frozenset(self.plan.agents) | self.weights.predictors,
             "patience": settings.patience,
