@@ -155,13 +155,18 @@ def test_a_call_that_hangs_is_given_up(tmp_path):
     assert sorted(task.example.number for task, _ in found) == [0, 1, 3, 4, 5]
 
 
+def interrupt(runs, found, is_time) -> None:
+    """Press Ctrl-C after each result at which it is time."""
+    for task, _ in runs:
+        found.append(task)
+        if is_time():
+            signal.raise_signal(signal.SIGINT)
+
+
 def test_ctrl_c_awaits_what_is_in_flight_and_begins_nothing_more(tmp_path):
     skill, found = Noted(tmp_path / "log", latency_s=0.3), []
     with pytest.raises(KeyboardInterrupt):
-        for task, _ in collect(skill, range(100)):
-            found.append(task)
-            if len(found) == 1:
-                signal.raise_signal(signal.SIGINT)
+        interrupt(collect(skill, range(100)), found, lambda: len(found) == 1)
     assert 1 < len(found) <= 12
     assert skill.requests("answered") == skill.requests()
     assert_gone(skill.processes())
@@ -170,26 +175,23 @@ def test_ctrl_c_awaits_what_is_in_flight_and_begins_nothing_more(tmp_path):
 def test_a_second_ctrl_c_does_not_wait(tmp_path):
     skill, found = Noted(tmp_path / "log", slow=3), []
     with pytest.raises(KeyboardInterrupt):
-        for task, _ in collect(skill, range(8)):
-            found.append(task)
-            wait_until(lambda: any("number ## ]]\\n3" in request for request in skill.requests()))
-            signal.raise_signal(signal.SIGINT)
+        interrupt(collect(skill, range(8)), found, lambda: len(found) <= 2)
     assert 3 not in [task.example.number for task in found]
     assert_gone(skill.processes())
 
 
-def interrupt_first(skill: Noted, runs) -> None:
-    """Press Ctrl-C once when the server has asked to wait."""
-    for number, _ in enumerate(runs):
-        if number == 0:
-            wait_until(lambda: Path(f"{skill.log}.busy").exists())
-            signal.raise_signal(signal.SIGINT)
-
-
 def test_ctrl_c_cuts_the_wait_for_a_busy_server_short(tmp_path):
     skill = Noted(tmp_path / "log", busy=3)
+
+    def press() -> None:
+        wait_until(Path(f"{skill.log}.busy").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    presser = threading.Thread(target=press)
+    presser.start()
     with pytest.raises(KeyboardInterrupt):
-        interrupt_first(skill, collect(skill, range(4)))
+        list(collect(skill, range(4)))
+    presser.join()
     assert_gone(skill.processes())
 
 

@@ -14,7 +14,7 @@ class Sender:
     """The writing end of a pipe. Thread-safe.
 
     Args:
-        file: Unbuffered or not; it is flushed after every message.
+        file: Unbuffered, so that nothing is left to write when the other side has ended.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -29,8 +29,9 @@ class Sender:
         """
         data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
         with self._lock:
-            self._file.write(_LENGTH.pack(len(data)) + data)
-            self._file.flush()
+            left = memoryview(_LENGTH.pack(len(data)) + data)
+            while left:
+                left = left[self._file.write(left) :]
 
 
 def receive(file: BinaryIO) -> tuple[Any, ...] | None:

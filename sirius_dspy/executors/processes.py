@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import subprocess
@@ -185,10 +186,12 @@ class _Child:
             [sys.executable, "-m", "sirius_dspy.executors.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             start_new_session=True,  # a Ctrl-C at the terminal must not reach it
         )
-        self._input, self._output = cast(BinaryIO, self._process.stdin), cast(BinaryIO, self._process.stdout)
+        self._input = cast(BinaryIO, self._process.stdin)
+        self._output = io.BufferedReader(cast(io.RawIOBase, self._process.stdout))
         self._sender = Sender(self._input)
         self._sending = threading.Lock()  # protects the set: a function comes before its first item
         self._known: set[int] = set()
@@ -253,7 +256,9 @@ class _Child:
         with self._lock:
             self.is_lost = True
             self._give_up()
+        self.close()
         self._output.close()
+        self._process.wait()
 
     def _receive(self) -> tuple[Any, ...] | None:
         try:

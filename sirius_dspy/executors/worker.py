@@ -20,7 +20,7 @@ from sirius_dspy.executors.runner import Runner
 def main() -> None:
     """Serve until there is nobody to serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it decides what Ctrl-C means
-    requests, answers = os.fdopen(os.dup(0), "rb"), Sender(os.fdopen(os.dup(1), "wb"))
+    requests, answers = os.fdopen(os.dup(0), "rb"), Sender(os.fdopen(os.dup(1), "wb", buffering=0))
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)

@@ -1,4 +1,4 @@
-"""Which steps of stored runs an agent's own LM answered; a value, so that repairs in other processes can ask it, too."""
+"""Which steps of stored runs an agent's own LM answered: a value, which repairs in other processes can ask, too."""
 
 from __future__ import annotations
 
