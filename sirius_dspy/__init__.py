@@ -9,7 +9,7 @@ from sirius_dspy.credit.credit import Credit
 from sirius_dspy.credit.precision import Precision, measure_precision
 from sirius_dspy.credit.reading import read_credits
 from sirius_dspy.credit.values import StepCredit
-from sirius_dspy.executors import ProcessExecutor
+from sirius_dspy.executors import ProcessExecutor, RayExecutor
 from sirius_dspy.graph.agents import AgentGraph
 from sirius_dspy.graph.chart import to_mermaid, to_svg
 from sirius_dspy.graph.flow import data_flow
@@ -94,6 +94,7 @@ __all__ = [
     "PreferenceTrainer",
     "ProcessExecutor",
     "ProviderTrainer",
+    "RayExecutor",
     "Repair",
     "RepairContext",
     "RepairDemos",

@@ -72,7 +72,7 @@ class Noted:
 
 def team(skill: Noted) -> dspy.Module:
     program = toy.Doubling()
-    program.set_lm(ToyLM(skill=skill))
+    program.set_lm(ToyLM(skill=skill, num_retries=0))
     return program
 
 
