@@ -42,7 +42,9 @@ def chat() -> None:
 
 
 def compiled(folder: Path, skill: Noted, **settings) -> dspy.Module:
-    optimizer = toy.optimizer(folder, **{"tracker": Tracker(), "executor": ProcessExecutor(2), **settings})
+    optimizer = toy.optimizer(
+        folder, **{"iterations": 1, "tracker": Tracker(), "executor": ProcessExecutor(2), **settings}
+    )
     return optimizer.compile(team(skill), trainset=toy.examples(), valset=toy.examples(range(4, 12)))
 
 
@@ -75,9 +77,9 @@ def test_a_compile_in_processes_is_the_same(tmp_path, with_threads):
 
 def test_a_finished_compile_may_be_called_again_with_other_workers(tmp_path):
     skill = Noted(tmp_path / "log")
-    compiled(tmp_path / "run", skill, executor=None, iterations=1)
+    compiled(tmp_path / "run", skill, executor=None)
     before = skill.requests()
-    compiled(tmp_path / "run", skill, iterations=1)
+    compiled(tmp_path / "run", skill)
     assert skill.requests() == before
 
 
@@ -133,7 +135,7 @@ def test_a_budget_ends_at_the_same_place(tmp_path):
     for name, executor in (("threads", None), ("processes", ProcessExecutor(2))):
         skill = Noted(tmp_path / name / "log")
         skill.log.parent.mkdir()
-        settings = {"num_threads": 1, "budget": Budget(calls=30), "executor": executor}
+        settings = {"num_threads": 1, "budget": Budget(calls=25), "executor": executor}
         result = compiled(tmp_path / name / "run", skill, **settings).detailed_results
         assert result.ended == "budget"
         ended.append((ids_of(tmp_path / name / "run"), skill.requests(), result.usage))
