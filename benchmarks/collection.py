@@ -1,17 +1,19 @@
 """How fast runs are collected from a server: SiriuS' collection, DSPy's, and bare sockets.
 
-    python -m benchmarks.collection [--calls 3072] [--in-flight 64 256] [--latency 0.2] [--repeats 1] [--quick] [--json]
+    python -m benchmarks.collection [--calls 3072] [--in-flight 64 256] [--latency 0.2] [--repeats 1]
+        [--processes 2] [--quick] [--json]
 
 A server on this machine answers every call after the same time, so the ideal is known: with as many runs in flight as
 `--in-flight`, `--calls` calls take `calls / in-flight * latency` seconds. The program has three agents that hand a text
 on. Each side runs in a process of its own, after one run that warms it up; the sides take turns. What is printed:
 
 - *wall / ideal*: seconds from the first call to the last result, as a multiple of the ideal.
-- *CPU ms per call*: of the whole process, without the server's.
+- *CPU ms per call*: of the process that collects, without the server's and those of `--processes`.
 - *peak MB*: the resident memory of the process at its largest, all imports included.
 
 SiriuS' side records every call and keeps every run in an experience library on disk, as a compile does; DSPy's keep
-traces in memory, or only scores. The server's model name is one that no price table knows, like those of local servers.
+traces in memory, or only scores. With `--processes 2 4`, it is measured with a `ProcessExecutor` of so many, too. The
+server's model name is one that no price table knows, like those of local servers.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -48,11 +51,12 @@ NAMES = {
 
 def measure_side(side: str, url: str, runs: int, in_flight: int) -> dict[str, float]:
     """Collect runs, and return what it took."""
-    work = _sockets(url, in_flight) if side == "sockets" else _dspy_side(side, url, in_flight)
-    work(1)
-    began, cpu = time.perf_counter(), time.process_time()
-    work(runs)
-    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
+    with ExitStack() as stack:
+        work = _sockets(url, in_flight) if side == "sockets" else _dspy_side(side, url, in_flight, stack)
+        work(1)
+        began, cpu = time.perf_counter(), time.process_time()
+        work(runs)
+        seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": seconds, "cpu_ms_per_call": 1000 * cpu_seconds / (runs * AGENTS), "peak_mb": peak}
 
@@ -80,9 +84,12 @@ def _sockets(url: str, in_flight: int) -> Callable[[int], None]:
     return lambda runs: asyncio.run(collect(runs))
 
 
-def _dspy_side(side: str, url: str, in_flight: int) -> Callable[[int], None]:
+def _dspy_side(side: str, url: str, in_flight: int, stack: ExitStack) -> Callable[[int], None]:
     import dspy
     from dspy.teleprompt.bootstrap_trace import bootstrap_trace_data
+
+    from sirius_dspy.executors import ProcessExecutor
+    from sirius_dspy.running.executor import started
 
     program = _team(url)
 
@@ -101,7 +108,9 @@ def _dspy_side(side: str, url: str, in_flight: int) -> Callable[[int], None]:
         return lambda runs: _discard(
             bootstrap_trace_data(program, examples(runs), metric=metric, num_threads=in_flight)
         )
-    return lambda runs: _collect(program, metric, examples(runs), in_flight)
+    processes = int(side.removeprefix("sirius").removeprefix("-") or 1)
+    workers = stack.enter_context(started(ProcessExecutor(processes) if processes > 1 else None))
+    return lambda runs: _collect(program, metric, examples(runs), in_flight, workers)
 
 
 def _discard(_: Any) -> None:
@@ -128,12 +137,12 @@ def _team(url: str) -> Any:
     return team
 
 
-def _collect(program: Any, metric: Any, examples: Sequence[Any], in_flight: int) -> None:
+def _collect(program: Any, metric: Any, examples: Sequence[Any], in_flight: int, workers: Any) -> None:
     """Collect as a compile does."""
     from sirius_dspy import ExperienceLibrary
     from sirius_dspy.running.rollout import Rollouts, Task
 
-    rollouts = Rollouts(metric, run="benchmark", iteration=1, num_threads=in_flight)
+    rollouts = Rollouts(metric, run="benchmark", iteration=1, num_threads=in_flight, workers=workers)
     with tempfile.TemporaryDirectory() as folder, ExperienceLibrary(Path(folder) / "library.sqlite") as library:
         for batch in rollouts.run_batches(program, [Task(example) for example in examples]):
             library.add_runs([run for _, run in batch], [task.example for task, _ in batch])
@@ -144,7 +153,9 @@ def _collect(program: Any, metric: Any, examples: Sequence[Any], in_flight: int)
 # All sides, compared
 
 
-def compare(calls: int, in_flight: int, latency_s: float, repeats: int) -> dict[str, dict[str, float]]:
+def compare(
+    calls: int, in_flight: int, latency_s: float, repeats: int, processes: Sequence[int] = ()
+) -> dict[str, dict[str, float]]:
     """Let the sides take turns, and return the medians of each.
 
     Args:
@@ -152,12 +163,14 @@ def compare(calls: int, in_flight: int, latency_s: float, repeats: int) -> dict[
         in_flight: Runs at a time.
         latency_s: Seconds that the server needs.
         repeats: Rounds.
+        processes: Numbers of processes with which SiriuS' collection is measured as well.
     """
     runs = calls // AGENTS
     ideal = -(-runs // in_flight) * AGENTS * latency_s
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in NAMES}
+    sides = [*NAMES, *(f"sirius-{number}" for number in processes)]
+    found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(repeats):
-        for side in NAMES:
+        for side in sides:
             with serve(latency_s) as url:
                 found[side].append(_run_side(side, url, runs, in_flight))
     return {side: _medians(results, ideal) for side, results in found.items()}
@@ -178,6 +191,10 @@ def _medians(results: Sequence[dict[str, float]], ideal: float) -> dict[str, flo
     return {"wall_over_ideal": medians["seconds"] / ideal, **medians}
 
 
+def _name_of(side: str) -> str:
+    return NAMES.get(side) or f"SiriuS, {side.rpartition('-')[2]} processes"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Measure how fast runs are collected from a server.")
@@ -185,9 +202,10 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, nargs="+", default=[64, 256], help="runs at a time")
     parser.add_argument("--latency", type=float, default=0.2, help="seconds that the server needs for a reply")
     parser.add_argument("--repeats", type=int, default=1, help="rounds; medians are printed")
+    parser.add_argument("--processes", type=int, nargs="*", default=[], help="processes of SiriuS' collection")
     parser.add_argument("--quick", action="store_true", help="a few short calls, to see that it works")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
-    parser.add_argument("--side", choices=NAMES, help=argparse.SUPPRESS)  # for the child processes
+    parser.add_argument("--side", help=argparse.SUPPRESS)  # for the child processes
     parser.add_argument("--url", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
@@ -197,7 +215,8 @@ def main() -> None:
     if arguments.quick:
         arguments.calls, arguments.in_flight, arguments.latency = 24, [4], 0.01
     results = {
-        number: compare(arguments.calls, number, arguments.latency, arguments.repeats) for number in arguments.in_flight
+        number: compare(arguments.calls, number, arguments.latency, arguments.repeats, arguments.processes)
+        for number in arguments.in_flight
     }
     if arguments.json:
         print(json.dumps(results))
@@ -207,7 +226,7 @@ def main() -> None:
         print(f"  {'':22}{'wall / ideal':>14}{'CPU ms per call':>17}{'peak MB':>9}")
         for side, result in sides.items():
             numbers = f"{result['wall_over_ideal']:14.2f}{result['cpu_ms_per_call']:17.2f}{result['peak_mb']:9.0f}"
-            print(f"  {NAMES[side]:22}{numbers}")
+            print(f"  {_name_of(side):22}{numbers}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from sirius_dspy.credit.credit import Credit
 from sirius_dspy.credit.precision import Precision, measure_precision
 from sirius_dspy.credit.reading import read_credits
 from sirius_dspy.credit.values import StepCredit
+from sirius_dspy.executors import ProcessExecutor, RayExecutor
 from sirius_dspy.graph.agents import AgentGraph
 from sirius_dspy.graph.chart import to_mermaid, to_svg
 from sirius_dspy.graph.flow import data_flow
@@ -91,7 +92,9 @@ __all__ = [
     "Precision",
     "PreferenceOptions",
     "PreferenceTrainer",
+    "ProcessExecutor",
     "ProviderTrainer",
+    "RayExecutor",
     "Repair",
     "RepairContext",
     "RepairDemos",

@@ -22,6 +22,7 @@ SiriuSError
 ├── PromptTooLongError     (ValueError)    a prompt does not fit into a local model's context window
 ├── TrainingError          (RuntimeError)  the fine-tuning of an agent failed
 │   └── AdapterError                       a server answers with other weights than were trained
+├── WorkerError            (RuntimeError)  a process of an executor cannot do its work, or died too often
 ├── LibraryError           (RuntimeError)  the experience library cannot be used
 │   ├── LibraryDamagedError                its file is not a readable library
 │   └── LibraryVersionError                it was written by a newer version
@@ -157,6 +158,10 @@ class TrainingError(SiriuSError, RuntimeError):
 
 class AdapterError(TrainingError):
     """A server answers with other weights than were trained: with the base, or with an older adapter."""
+
+
+class WorkerError(SiriuSError, RuntimeError):
+    """A process of an executor cannot load or return what it runs, or such processes died too often."""
 
 
 class LibraryError(SiriuSError, RuntimeError):

@@ -118,7 +118,7 @@ def load_together(lms: Iterable[Any]) -> None:
 
     An error is not raised here, but by the call that needs the weights.
     """
-    own = {lm.model: lm for lm in lms if _loads_when_asked(lm)}
+    own = {lm.model: lm for lm in lms if loads_when_asked(lm)}
     if len(own) < 2:
         return
 
@@ -177,14 +177,15 @@ class Launches:
                 logger.warning("The LM %r could not be killed; its server may still run.", model, exc_info=True)
 
 
-def _loads_when_asked(lm: Any) -> bool:
+def loads_when_asked(lm: Any) -> bool:
+    """Return whether the LM runs inside this process, where its provider loads the weights at the first call."""
     return bool(getattr(getattr(lm, "provider", None), "loads_when_asked", False))
 
 
 def needs_launch(lm: dspy.LM) -> bool:
     """Return whether an LM's provider defines `launch` and does not declare that it loads weights at the first call."""
     provider = getattr(lm, "provider", None)
-    if provider is None or _loads_when_asked(lm):
+    if provider is None or loads_when_asked(lm):
         return False
     launch: Callable[..., Any] | None = getattr(provider, "launch", None)
     return launch is not None and launch is not Provider.launch

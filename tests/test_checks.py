@@ -32,6 +32,7 @@ from sirius_dspy import (
     LoraOptions,
     PassRateWeights,
     Patience,
+    ProcessExecutor,
     ProviderTrainer,
     RepairDemos,
     ResampleAugmenter,
@@ -88,6 +89,7 @@ WRONG: dict[str, list[Any]] = {
     "library": ["runs.sqlite", Path("runs.sqlite"), ExperienceLibrary, 1],
     "run_dir": [1, True, [], b"runs", "", Path],
     "num_threads": [0, *NO_WHOLE],
+    "executor": [ProcessExecutor, 2, "ray", True, Patience()],
     "seed": [None, *NO_WHOLE],
     "accept_changes": [*NO_NAMES, ["nothing"], ["metrics.code"]],
 }

@@ -22,6 +22,7 @@ from sirius_dspy.cli.programs import build_program, import_setting, make_adapter
 from sirius_dspy.cli.settings import agents_of, budget_of, groups_in, names_in, values_in
 from sirius_dspy.cli.shell import command, next_steps
 from sirius_dspy.errors import LibraryError
+from sirius_dspy.executors import ProcessExecutor
 from sirius_dspy.experiment.lms import lm_from
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.mlflow import MLflowTracker
@@ -94,6 +95,7 @@ def compile_program(
     run_timeout: options.RunTimeoutOption = 3600.0,
     max_unfinished: options.MaxUnfinishedOption = Patience.max_unfinished,
     num_threads: options.NumThreadsOption = None,
+    processes: options.ProcessesOption = 1,
     run_dir: options.RunDirOption = None,
     checkpoint: options.CheckpointOption = None,
     library: options.LibraryOption = None,
@@ -133,6 +135,7 @@ def compile_program(
                 run_dir=folder,
                 accept_changes=names_in(accept_changes),
                 num_threads=num_threads,
+                executor=ProcessExecutor(processes) if processes != 1 else None,
                 seed=seed,
             )
             job = Job(

@@ -92,6 +92,7 @@ RetriesOption = Annotated[int, typer.Option(help="Number of retries of a failed 
 CallTimeoutOption = Annotated[float, typer.Option(help="Time limit of one LM call in seconds.")]
 RunTimeoutOption = Annotated[float, typer.Option(help="Time limit of one run of the program in seconds.")]
 MaxUnfinishedOption = Annotated[int, typer.Option(help="Number of examples per stage that may have no result.")]
+ProcessesOption = Annotated[int, typer.Option(help="Number of processes that run the program.")]
 NumThreadsOption = Annotated[int | None, typer.Option(help="Number of parallel runs; DSPy's setting by default.")]
 
 # Output

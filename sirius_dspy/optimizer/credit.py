@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import dspy
@@ -20,7 +20,7 @@ from sirius_dspy.optimizer.session import Session
 from sirius_dspy.running.attempts import Broken, attempt_all
 from sirius_dspy.running.examples import copy_example
 from sirius_dspy.running.rerun import rerun
-from sirius_dspy.running.rollout import Task
+from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.running.unfinished import Unfinished, report_unfinished
 from sirius_dspy.tracking.events import Credited, StageStarted
 from sirius_dspy.trajectory import Lineage, Step, Trajectory
@@ -46,24 +46,28 @@ def value_steps(session: Session, iteration: int, credit: Credit) -> None:
     session.tracker.on_stage_started(StageStarted(iteration, "credit", len(items)))
     unfinished: dict[str, tuple[dspy.Example, Unfinished]] = {}
     num_done = 0
-    outcomes = attempt_all(
-        lambda item: _rerun(session, iteration, credit, item),
-        items,
-        session.settings.num_threads,
-        patience=session.settings.patience,
-        health=session.health,
-        limit=session.account.allowance(session.num_predictors),
-        held=session.hold.is_held,
-    )
-    with closing(outcomes):
-        for item, outcome in outcomes:
-            num_done += 1
-            if isinstance(outcome, Broken):
-                lost = Unfinished.of(_lineage(item), outcome.failure)
-                unfinished[lost.example_key] = session.plan.unique_trainset[lost.example_key], lost
-                session.library.add_unfinished(lost)
-            elif outcome is not None:
-                _keep(session, iteration, item, outcome)
+    patience = session.settings.patience
+    how = _Rerun(rollouts(session, iteration), session.weights.program, credit.temperature)
+    with session.workers.open(how, patience) as make_rerun:
+        outcomes = attempt_all(
+            lambda item: make_rerun((item, session.plan.unique_trainset[item.run.example_key])),
+            items,
+            session.settings.num_threads,
+            patience=patience,
+            health=session.health,
+            limit=session.account.allowance(session.num_predictors),
+            held=session.hold.is_held,
+            on_stop=make_rerun.leave,
+        )
+        with closing(outcomes):
+            for item, outcome in outcomes:
+                num_done += 1
+                if isinstance(outcome, Broken):
+                    lost = Unfinished.of(_lineage(item), outcome.failure)
+                    unfinished[lost.example_key] = session.plan.unique_trainset[lost.example_key], lost
+                    session.library.add_unfinished(lost)
+                elif outcome is not None:
+                    _keep(session, iteration, item, outcome)
     report_unfinished(unfinished.values(), session.settings.patience.max_unfinished)
     if num_done < len(items):
         session.account.end_if_full(session.num_predictors)
@@ -161,18 +165,27 @@ def _is_valued(session: Session, run: Trajectory, step: Step) -> bool:
 # One rerun
 
 
-def _rerun(session: Session, iteration: int, credit: Credit, item: _Item) -> Trajectory | None:
-    """Make one; `None` if the program did not come to the step again, which costs nothing."""
-    how, example = rollouts(session, iteration), session.plan.unique_trainset[item.run.example_key]
-    as_then = how.sampling(Task(example, item.run.sample))
-    sampling = replace(as_then, key=f"{as_then.key}/credit/{item.position}/{item.number}")
-    anew = {"temperature": credit.temperature} if item.is_alternative else None
-    program, inputs = session.weights.program, copy_example(example).inputs()
-    try:
-        recording = rerun(program, inputs, item.run, item.position, sampling, anew)
-    except ReplayDivergedError:
-        return None
-    return how.score(recording, example, program, _lineage(item)).trajectory
+@dataclass(frozen=True)
+class _Rerun:
+    """Makes one; this is what workers get."""
+
+    rollouts: Rollouts
+    program: dspy.Module
+    temperature: float
+    """Of alternatives."""
+
+    def __call__(self, task: tuple[_Item, dspy.Example]) -> Trajectory | None:
+        """Make a rerun; `None` if the program did not come to the step again, which costs nothing."""
+        item, example = task
+        as_then = self.rollouts.sampling(Task(example, item.run.sample))
+        sampling = replace(as_then, key=f"{as_then.key}/credit/{item.position}/{item.number}")
+        anew = {"temperature": self.temperature} if item.is_alternative else None
+        inputs = copy_example(example).inputs()
+        try:
+            recording = rerun(self.program, inputs, item.run, item.position, sampling, anew)
+        except ReplayDivergedError:
+            return None
+        return self.rollouts.score(recording, example, self.program, _lineage(item)).trajectory
 
 
 def _lineage(item: _Item) -> Lineage:

@@ -34,6 +34,7 @@ from sirius_dspy.optimizer.trackers import make_trackers
 from sirius_dspy.optimizer.warm_start import demonstration_rows, store_demonstrations
 from sirius_dspy.optimizer.weights import Weights
 from sirius_dspy.redact import redact_errors
+from sirius_dspy.running.executor import Workers, started
 from sirius_dspy.running.journal import keep_calls
 from sirius_dspy.running.standing import Standing
 from sirius_dspy.running.truncation import drop_truncation_warnings
@@ -57,9 +58,14 @@ class Loop:
 
     def run(self) -> dspy.Module:
         """Iterate, and return the best program with a `CompileResult` as its `detailed_results`."""
-        with self.plan.run_dir.locked(), self._library() as library, dspy.context(disable_history=True):
+        with (
+            self.plan.run_dir.locked(),
+            self._library() as library,
+            dspy.context(disable_history=True),
+            started(self.plan.settings.executor) as workers,
+        ):
             with redact_errors():
-                session, resumed = self._begin(library)
+                session, resumed = self._begin(library, workers)
             # Errors lose their credentials before the tracker hears of them.
             with self._tracked(session, resumed), redact_errors(), self._serving(session):
                 with session.account.listening(), drop_truncation_warnings():
@@ -173,7 +179,7 @@ class Loop:
         with library:
             yield library
 
-    def _begin(self, library: ExperienceLibrary) -> tuple[Session, bool]:
+    def _begin(self, library: ExperienceLibrary, workers: Workers) -> tuple[Session, bool]:
         """Claim the run directory, and see that the library is the one that the compile began with, and whole."""
         plan, run_dir = self.plan, self.plan.run_dir
         if run_dir.identity() is None:  # so that a compile that has begun always has a note
@@ -194,7 +200,7 @@ class Loop:
         account = open_account(plan, library, run)
         live = LiveFile(plan, run, account)
         tracker = make_trackers(plan.settings.tracker, live)
-        return Session(plan, run, library, tracker, weights, account, live, Hold(live, account)), resumed
+        return Session(plan, run, library, tracker, weights, account, live, Hold(live, account), workers), resumed
 
     @contextmanager
     def _tracked(self, session: Session, resumed: bool) -> Iterator[None]:

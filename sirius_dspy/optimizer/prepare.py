@@ -322,14 +322,30 @@ def check_teachers(teacher: Any, student: dspy.Module) -> list[dspy.Module]:
     return teachers
 
 
+def check_executor(settings: Settings, programs: Sequence[dspy.Module], examples: Sequence[dspy.Example]) -> None:
+    """Let the executor refuse what it cannot ship.
+
+    Raises:
+        SettingsError: The message names it.
+    """
+    if settings.executor is None:
+        return
+    parts = {"program": programs[0], "metric": settings.metric, "augmenter": settings.augmenter}
+    parts |= {"teacher": programs[1:], "demonstrations": settings.collect.demos, "trainset": examples}
+    settings.executor.check_parts(parts, _known_lms(programs, settings.augmenter))
+
+
 def remember_lms(programs: Iterable[dspy.Module], *others: Any) -> None:
     """Know the credentials of all LMs that can be found now, before anything is written down."""
+    for lm in _known_lms(programs, *others):
+        remember_secrets(lm)
+
+
+def _known_lms(programs: Iterable[dspy.Module], *others: Any) -> list[dspy.BaseLM]:
     lms = [dspy.settings.lm]
     lms += [predictor.lm for program in programs for predictor in predictor_names(program).values()]
     lms += [value for item in others for value in getattr(item, "__dict__", {}).values()]
-    for lm in lms:
-        if isinstance(lm, dspy.BaseLM):
-            remember_secrets(lm)
+    return [lm for lm in lms if isinstance(lm, dspy.BaseLM)]
 
 
 def adapter_name(adapter: Adapter) -> str:

@@ -53,7 +53,7 @@ def _context(session: Session, iteration: int) -> RepairContext:
         rollouts(session, iteration),
         settings.threshold,
         session.plan.editable,
-        session.weights.answered,
+        session.weights.ownership.answered,
         _solved(session, iteration),
         _last_rungs(session, iteration),
         gains_of(find_credits(session, [iteration])) if settings.credit is not None and settings.credit.order else {},

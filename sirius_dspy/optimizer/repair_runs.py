@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 import dspy
 
@@ -37,22 +38,50 @@ def repair_runs(
     settings, iteration = session.settings, context.rollouts.iteration
     session.tracker.on_stage_started(StageStarted(iteration, "repair", len(failed)))
 
-    def work(run: Trajectory) -> RepairOutcome:
-        outcome = augmenter.repair(run, session.plan.unique_trainset[run.example_key], context)
-        _check_edits(session, augmenter, outcome.repair)
-        return outcome
+    with session.workers.open(_RepairRun(augmenter, context), settings.patience) as repair_run:
 
+        def work(run: Trajectory) -> RepairOutcome:
+            outcome = repair_run((run, session.plan.unique_trainset[run.example_key]))
+            _check_edits(session, augmenter, outcome.repair)
+            return outcome
+
+        num_done = _keep_repairs(session, augmenter, failed, work, repair_run.leave, note)
+    if num_done < len(failed):
+        session.account.end_if_full(augmenter.num_calls(session.num_predictors)[1])
+
+
+@dataclass(frozen=True)
+class _RepairRun:
+    """Repairs a failed run; this is what workers get."""
+
+    augmenter: Augmenter
+    context: RepairContext
+
+    def __call__(self, item: tuple[Trajectory, dspy.Example]) -> RepairOutcome:
+        return self.augmenter.repair(*item, self.context)
+
+
+def _keep_repairs(
+    session: Session,
+    augmenter: Augmenter,
+    failed: Sequence[Trajectory],
+    work: Callable[[Trajectory], RepairOutcome],
+    on_stop: Callable[[], None],
+    note: Note,
+) -> int:
+    """Make repairs, store each as soon as it ends, and return how many ended."""
+    settings = session.settings
     unfinished: list[tuple[dspy.Example, Unfinished]] = []
     num_done = 0
-    first_calls = augmenter.num_calls(session.num_predictors)[1]
     outcomes = attempt_all(
         work,
         failed,
         settings.num_threads,
         patience=settings.patience,
         health=session.health,
-        limit=session.account.allowance(first_calls),
+        limit=session.account.allowance(augmenter.num_calls(session.num_predictors)[1]),
         held=session.hold.is_held,
+        on_stop=on_stop,
     )
     with closing(outcomes):  # an interrupt keeps this frame alive, but must not leave repairs under way
         for run, outcome in outcomes:
@@ -67,10 +96,9 @@ def repair_runs(
             note(outcome.repair)
             reruns = sum((rerun.usage for rerun in outcome.trajectories), Usage())
             session.account.note_item(outcome.repair.usage + reruns)
-            session.tracker.on_repaired(Repaired(iteration, outcome.repair, outcome.trajectories, run))
+            session.tracker.on_repaired(Repaired(run.iteration, outcome.repair, outcome.trajectories, run))
     report_unfinished(unfinished, settings.patience.max_unfinished)
-    if num_done < len(failed):
-        session.account.end_if_full(first_calls)
+    return num_done
 
 
 def _check_edits(session: Session, augmenter: Augmenter, repair: Repair) -> None:

@@ -18,6 +18,7 @@ from sirius_dspy.optimizer.settings import Settings
 from sirius_dspy.optimizer.weights import Weights
 from sirius_dspy.program import copy_program
 from sirius_dspy.running.bugs import BugWatch
+from sirius_dspy.running.executor import Workers
 from sirius_dspy.running.patience import Health
 from sirius_dspy.running.rollout import Task
 from sirius_dspy.tracking.events import RolledOut, Trackers
@@ -37,6 +38,7 @@ class Session:
         account: What was spent.
         live: What others see of it while it works.
         hold: What others ask of it meanwhile.
+        workers: Where its runs are made.
         history: The iterations so far.
     """
 
@@ -48,6 +50,7 @@ class Session:
     account: Account
     live: LiveFile
     hold: Hold
+    workers: Workers
     history: list[IterationResult] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -76,6 +79,7 @@ class Session:
             "run": self.run,
             "seed": settings.seed,
             "num_threads": settings.num_threads,
+            "workers": self.workers,
             "broken_reward": settings.broken_reward,
             "agents": frozenset(self.plan.agents) | self.weights.predictors,
             "patience": settings.patience,

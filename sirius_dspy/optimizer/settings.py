@@ -19,6 +19,7 @@ from sirius_dspy.optimizer.gate import Gate
 from sirius_dspy.optimizer.schedule import Schedule
 from sirius_dspy.repair.augmenters import Augmenter
 from sirius_dspy.repair.suitable import SuitableAugmenter
+from sirius_dspy.running.executor import Executor
 from sirius_dspy.running.metric import Metric
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
@@ -132,6 +133,7 @@ class Settings:
     run_dir: str | Path | None
     accept_changes: Sequence[str]
     num_threads: int | None
+    executor: Executor | None
     seed: int
 
     def resolve(self, lms: Iterable[dspy.LM]) -> Settings:
@@ -158,6 +160,8 @@ class Settings:
             self.budget.check()
         if self.gate is not None:
             self.gate.check()
+        if self.executor is not None:
+            self.executor.check()
         if unknown := sorted(path for path in self.accept_changes if part_of(path) not in PARTS):
             raise SettingsError(
                 f"`accept_changes` names {unknown}; the parts of a compile are {sorted(PARTS)}. Copy the names from "
@@ -211,6 +215,7 @@ _SETTINGS = {
     "run_dir": checks.optional(checks.PATH),
     "accept_changes": checks.NAMES,
     "num_threads": checks.optional(checks.whole(1)),
+    "executor": checks.optional(checks.instance(Executor, hint=", such as `ProcessExecutor(4)`")),
     "seed": checks.SEED,
 }
 """The kind that each setting must be of."""

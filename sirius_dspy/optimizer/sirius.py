@@ -22,6 +22,7 @@ from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.settings import AgentGroups, Collect, Settings
 from sirius_dspy.repair.augmenters import Augmenter
 from sirius_dspy.repair.suitable import SuitableAugmenter
+from sirius_dspy.running.executor import Executor
 from sirius_dspy.running.metric import Metric, check_metric
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
@@ -72,6 +73,8 @@ class SiriuS(Teleprompter):
         accept_changes: What may differ from the compile that `run_dir` belongs to, by the names that a
             `RunMismatchError` lists, e.g. `["metric"]`. Only you know that a change does not matter to what is done.
         num_threads: Runs at a time; DSPy's setting by default.
+        executor: Where the program, the metric and repairs run, such as `ProcessExecutor(4)`; `None`, the default,
+            stands for threads of this process. The results are the same.
         seed: Decides rollout ids, the order of rows, and what a trainer does with it.
 
     Examples:
@@ -107,6 +110,7 @@ class SiriuS(Teleprompter):
         run_dir: str | Path | None = None,
         accept_changes: Sequence[str] = (),
         num_threads: int | None = None,
+        executor: Executor | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -128,6 +132,7 @@ class SiriuS(Teleprompter):
         self.run_dir = run_dir
         self.accept_changes = accept_changes
         self.num_threads = num_threads
+        self.executor = executor
         self.seed = seed
 
     @property
@@ -240,6 +245,7 @@ class SiriuS(Teleprompter):
         prepare.check_schedule(settings.collect.schedule, plan.unique_trainset, settings.iterations)
         prepare.check_media(student, train, plan.trained, plan.start, settings.trainer)
         prepare.warn_about_adapter(adapter, plan.start.values())
+        prepare.check_executor(settings, [student, *teachers], train)
         prepare.remember_lms([student, *teachers], settings.augmenter)
         return plan
 

@@ -9,6 +9,7 @@ import dspy
 
 from sirius_dspy.dspy_internals import mark_compiled
 from sirius_dspy.lms import Launches, OutsideLMCallback, follow_context, follow_no_context, keep_settings
+from sirius_dspy.optimizer.ownership import Ownership
 from sirius_dspy.program import copy_program, predictor_names
 from sirius_dspy.trajectory import Step, Trajectory
 
@@ -57,6 +58,12 @@ class Weights:
     def predictors(self) -> frozenset[str]:
         """Names of all predictors."""
         return frozenset(self._demos)
+
+    @property
+    def ownership(self) -> Ownership:
+        """Which steps of the runs so far an agent's own LM answered."""
+        start = {agent: lm.model for agent, lm in self.start.items()}
+        return Ownership(self.agents, start, tuple(self.history), frozenset(self._trained), self._has_teachers)
 
     @property
     def untaught(self) -> frozenset[str]:
@@ -132,19 +139,15 @@ class Weights:
 
     def answered(self, trajectory: Trajectory, step: Step) -> bool:
         """Whether its agent's LM of that time answered a step, or a teacher did in its place."""
-        if trajectory.origin == "demonstration":
-            return True
-        if self._is_by_teacher(trajectory) and (trajectory.origin == "rollout" or step.source == "recorded"):
-            return True
-        agent = next((agent for agent, names in self.agents.items() if step.predictor in names), None)
-        return agent is not None and step.lm in self._models_in(trajectory, agent)
+        return self.ownership.answered(trajectory, step)
 
     def note_chosen(self, trajectory: Trajectory) -> None:
         """Note which LMs `forward` chose for a predictor in place of its own."""
-        if self._is_by_teacher(trajectory):
+        ownership = self.ownership
+        if ownership.is_by_teacher(trajectory):
             return
         for step in trajectory.steps:
-            if step.predictor in self._given and not self.answered(trajectory, step):
+            if step.predictor in self._given and not ownership.answered(trajectory, step):
                 self._chosen[step.predictor].add(step.lm)
 
     def remember_chosen(self, chosen: Mapping[str, Iterable[str]]) -> None:
@@ -167,15 +170,3 @@ class Weights:
             program.callbacks.append(OutsideLMCallback())
         mark_compiled(program)
         return program
-
-    def _is_by_teacher(self, trajectory: Trajectory) -> bool:
-        """Whether teachers made the run, or the failed one that it repairs."""
-        return self._has_teachers and trajectory.iteration == 1 and trajectory.origin != "validation"
-
-    def _models_in(self, trajectory: Trajectory, agent: str) -> set[str]:
-        """The weights with which the agent answered in this run; in a validation run, they may be new ones."""
-        models = {self.history[trajectory.iteration - 1][agent]} if trajectory.iteration else set()
-        if trajectory.origin != "validation":
-            return models
-        new = {lm.model for (owner, _), lm in self._trained.items() if owner == agent}
-        return models | new | {self.start[agent].model}

@@ -46,6 +46,14 @@ class SolvedRuns:
         self._shares: dict[tuple[str, int], float | None] = {}
         self._reading = threading.Lock()  # many repairs ask at once
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker in another process gets: the runs, which only the caller can read."""
+        self._read()
+        return {name: value for name, value in vars(self).items() if name != "_reading"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _reading=threading.Lock())
+
     def __len__(self) -> int:
         return len(self._read())
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from sirius_dspy.errors import UnfinishedError
+from sirius_dspy.errors import TimeLimitError, UnfinishedError
 from sirius_dspy.running.faults import describe_error, fault_of, raise_if_systemic, raise_sirius_error
 from sirius_dspy.running.parallel import parallel_batches
 from sirius_dspy.running.patience import Health, Patience
@@ -43,9 +43,12 @@ def attempt_all(
     health: Health,
     limit: Callable[[], int] | None = None,
     held: Callable[[int], bool] | None = None,
+    on_stop: Callable[[], None] | None = None,
 ) -> Generator[tuple[Item, Result | Broken], None, None]:
     """Map like `parallel_map`; see `attempt_batches`."""
-    batches = attempt_batches(function, items, num_threads, patience=patience, health=health, limit=limit, held=held)
+    batches = attempt_batches(
+        function, items, num_threads, patience=patience, health=health, limit=limit, held=held, on_stop=on_stop
+    )
     with closing(batches):
         for batch in batches:
             yield from batch
@@ -60,6 +63,7 @@ def attempt_batches(
     health: Health,
     limit: Callable[[], int] | None = None,
     held: Callable[[int], bool] | None = None,
+    on_stop: Callable[[], None] | None = None,
 ) -> Generator[list[tuple[Item, Result | Broken]], None, None]:
     """Map like `parallel_batches`; work that did not end, because an LM failed or did not answer, gives a `Broken`.
 
@@ -72,6 +76,7 @@ def attempt_batches(
         health: Of the LMs; all stages of a compile share it.
         limit: See `parallel_batches`.
         held: See `parallel_batches`.
+        on_stop: See `parallel_batches`.
 
     Raises:
         RolloutError: An LM refused for lack of credentials, credit or configuration, failed many times in a row, or
@@ -87,6 +92,12 @@ def attempt_batches(
         return None if error is None else _broken(error, health)
 
     leaving = threading.Event()
+
+    def leave() -> None:
+        leaving.set()
+        if on_stop is not None:
+            on_stop()
+
     pieces = (_Piece(item, Watch(patience, health, leaving)) for item in items)
     has_limit = patience.call_timeout_s is not None or patience.run_timeout_s is not None
     batches = parallel_batches(
@@ -96,7 +107,7 @@ def attempt_batches(
         overdue=overdue if has_limit else None,
         limit=limit,
         held=held,
-        on_stop=leaving.set,
+        on_stop=leave,
     )
     with closing(batches):
         for batch in batches:
@@ -114,6 +125,10 @@ def _attempt(function: Callable[[Item], Result], piece: _Piece[Item]) -> Result 
             result = function(piece.item)
         except UnfinishedError as raised:
             error = raised.__cause__ or raised
+        except TimeLimitError as raised:  # a worker in another process gave the item up
+            if watch.is_abandoned:
+                raise
+            return _broken(raised, watch.health)
         except Exception as raised:
             raise_sirius_error(raised)
             if fault_of(raised) not in ("transient", "systemic"):

@@ -6,6 +6,7 @@ import sysconfig
 import threading
 import traceback
 from pathlib import Path
+from typing import NamedTuple
 
 from dspy.utils.exceptions import DSPyError
 
@@ -25,6 +26,15 @@ _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "
 _PACKAGE = str(Path(__file__).parent)
 
 
+class Place(NamedTuple):
+    """Where an exception was raised. It travels between processes, which tracebacks do not."""
+
+    file: str
+    line: str
+    function: str
+    source: str
+
+
 class BugWatch:
     """Watches the first runs on one set of examples, over all stages that run them.
 
@@ -33,8 +43,8 @@ class BugWatch:
     """
 
     def __init__(self) -> None:
-        self._raised: list[tuple[Failure, Exception]] = []
-        self._place: tuple[str, ...] | None = None
+        self._raised: list[tuple[Failure, Exception, Place]] = []
+        self._kind_and_place: tuple[str, str, str] | None = None
         self._is_proven = False
         self._has_begun = False
         self._has_predicted = False
@@ -54,8 +64,13 @@ class BugWatch:
             is_open = self._is_proven or (self._has_begun and not self._raised)
             return _MANY if is_open else max(FIRST_RUNS - len(self._raised), 1)
 
-    def note(self, failure: Failure | None, error: Exception | None) -> None:
+    def note(self, failure: Failure | None, error: Exception | None, place: Place | None) -> None:
         """Note a run that ended.
+
+        Args:
+            failure: Of the run.
+            error: What the program or the metric raised.
+            place: Where; see `find_place`.
 
         Raises:
             MetricError: The metric raised in all of the first runs.
@@ -66,14 +81,14 @@ class BugWatch:
             if failure is None:
                 self._is_proven = True
                 self._raised.clear()
-            if self._is_proven or failure is None or error is None:
+            if self._is_proven or failure is None or error is None or place is None:
                 return
             is_metric = failure.kind.startswith(METRIC_RAISED)
             self._has_predicted |= is_metric
             if not is_metric and (self._has_predicted or _is_of_an_lm(error)):
                 self._has_failed_otherwise = True
                 return
-            self._suspect(failure, error)
+            self._suspect(failure, error, place)
 
     def conclude(self) -> None:
         """Judge at the end of a stage that had fewer runs than the verdict needs.
@@ -88,32 +103,31 @@ class BugWatch:
         with self._lock:
             if self._is_proven or self._has_failed_otherwise or self.is_resumed or not self._raised:
                 return
-            failure, error = self._raised[-1]
-            messages = [(failure.kind, failure.message) for failure, _ in self._raised]
+            failure, error, place = self._raised[-1]
+            messages = [(failure.kind, failure.message) for failure, _, _ in self._raised]
             if failure.kind.startswith(METRIC_RAISED) or (len(messages) > 1 and len(set(messages)) == 1):
-                raise _bug(failure, error, len(messages))
+                raise _bug(failure, error, place, len(messages))
 
-    def _suspect(self, failure: Failure, error: Exception) -> None:
-        place = failure.kind, *_where(error)[:2]
-        if place != self._place:
+    def _suspect(self, failure: Failure, error: Exception, place: Place) -> None:
+        kind_and_place = failure.kind, place.file, place.line
+        if kind_and_place != self._kind_and_place:
             self._has_failed_otherwise |= bool(self._raised)
             self._raised.clear()
-        self._place = place
-        self._raised.append((failure, error))
+        self._kind_and_place = kind_and_place
+        self._raised.append((failure, error, place))
         if len(self._raised) >= FIRST_RUNS:
-            raise _bug(failure, error, FIRST_RUNS)
+            raise _bug(failure, error, place, FIRST_RUNS)
 
 
-def _bug(failure: Failure, error: Exception, number: int) -> SiriuSError:
+def _bug(failure: Failure, error: Exception, place: Place, number: int) -> SiriuSError:
     is_metric = failure.kind.startswith(METRIC_RAISED)
     culprit, kind = ("metric", MetricError) if is_metric else ("program", ProgramError)
-    file, line, function, source = _where(error)
     advice = "Correct it, or let it return 0 for an answer that it cannot score" if is_metric else "Correct it"
     bug = kind(
         f"The {culprit} raised the same exception in "
         f"{f'each of the first {number} runs' if number > 1 else 'the only run'}: "
         f"{failure.kind.removeprefix(METRIC_RAISED)}: {failure.message}\n"
-        f'  File "{file}", line {line}, in {function}\n    {source}\n'
+        f'  File "{place.file}", line {place.line}, in {place.function}\n    {place.source}\n'
         f"{advice}, and compile again. Nothing was repaired or trained with these runs."
     )
     bug.__cause__ = error
@@ -125,11 +139,11 @@ def _is_of_an_lm(error: Exception) -> bool:
     return any(isinstance(cause, DSPyError) for cause in chain(error))
 
 
-def _where(error: Exception) -> tuple[str, str, str, str]:
-    """File, line, function and source of the last frame of the user's own code, or else of the last frame."""
+def find_place(error: Exception) -> Place:
+    """The last frame of the user's own code, or else the last frame; called where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     users = [frame for frame in frames if not frame.filename.startswith((*_LIBRARIES, _PACKAGE))]
     if not frames:
-        return "?", "?", "?", ""
+        return Place("?", "?", "?", "")
     frame = (users or list(frames))[-1]
-    return frame.filename, str(frame.lineno), frame.name, frame.line or ""
+    return Place(frame.filename, str(frame.lineno), frame.name, frame.line or "")

@@ -10,7 +10,9 @@ import dspy
 
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.examples import check_examples
+from sirius_dspy.program import lms_of
 from sirius_dspy.redact import redact_errors
+from sirius_dspy.running.executor import Executor, started
 from sirius_dspy.running.metric import Metric, check_metric
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.running.standing import Standing
@@ -59,6 +61,7 @@ def evaluate(
     *,
     demos: Mapping[str, Sequence[dspy.Example]] | None = None,
     num_threads: int | None = None,
+    executor: Executor | None = None,
 ) -> Evaluation:
     """Run a program once on every example, its LMs used as they are, and score it as `dspy.Evaluate` does.
 
@@ -70,10 +73,12 @@ def evaluate(
         metric: See `sirius_dspy.running.metric.Metric`.
         demos: Predictor name to demonstrations shown instead of the predictor's own.
         num_threads: Runs at a time; DSPy's setting by default.
+        executor: Where the runs are made, such as `ProcessExecutor(4)`; `None` stands for threads of this process.
 
     Raises:
         UnpreparedProgramError: The program is not a `dspy.Module`.
         DatasetError: There are no examples, or they are no `dspy.Example` with inputs.
+        SettingsError: The program or the metric cannot be sent to the executor's processes.
         MetricError: The metric cannot be called, did not return a number, or raised in all of the first runs.
         ProgramError: The program did.
         RolloutError: An LM refused for credentials, credit or configuration, or is out of order.
@@ -83,9 +88,12 @@ def evaluate(
         raise UnpreparedProgramError(f"The program is {program!r}, expected a `dspy.Module`.")
     checked = check_examples(examples, "examples")
     check_metric(metric)
-    rollouts = Rollouts(metric, origin="validation", demos=demos or {}, num_threads=num_threads)
+    if executor is not None:
+        executor.check()
+        executor.check_parts({"program": program, "metric": metric}, lms_of(program).values())
     tasks = [Task(example, position) for position, example in enumerate(checked)]  # equal examples stay apart
-    with redact_errors(), drop_truncation_warnings():
+    with redact_errors(), drop_truncation_warnings(), started(executor) as workers:
+        rollouts = Rollouts(metric, origin="validation", demos=demos or {}, num_threads=num_threads, workers=workers)
         runs = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
     _report_cut_replies(runs.values())
     return Evaluation(tuple(runs[position] for position in range(len(tasks))))

@@ -40,6 +40,10 @@ class CallJournal:
         """Return the step that the call was in an earlier process."""
         return self._kept.get(key)
 
+    def read_again(self) -> None:
+        """Find the calls, too, that another process has kept meanwhile, which was lost."""
+        self._kept = dict(_read(self.path))
+
     @property
     def usage(self) -> dict[str, Usage]:
         """What the calls of earlier processes consumed, by LM."""
@@ -87,14 +91,23 @@ def current_journal() -> CallJournal | None:
 def keep_calls(path: Path) -> Iterator[None]:
     """The context in which recorded calls are kept; the file goes when the block ends without an error."""
     journal = CallJournal(path)
-    token = _JOURNAL.set(journal)
     has_ended = False
     try:
-        yield
+        with use_journal(journal):
+            yield
         has_ended = True
     finally:
-        _JOURNAL.reset(token)
         journal.close(delete=has_ended)
+
+
+@contextmanager
+def use_journal(journal: CallJournal | None) -> Iterator[None]:
+    """The context in which `current_journal` is this one."""
+    token = _JOURNAL.set(journal)
+    try:
+        yield
+    finally:
+        _JOURNAL.reset(token)
 
 
 def call_key(sample: str, twin: tuple[str, str, int], signature: str, lm: str) -> str:

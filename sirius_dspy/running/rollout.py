@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,8 +16,9 @@ from sirius_dspy.lms import load_together
 from sirius_dspy.program import lms_of, predictor_names, program_fingerprint
 from sirius_dspy.redact import hide, redact_error
 from sirius_dspy.running.attempts import Broken, attempt_batches
-from sirius_dspy.running.bugs import METRIC_RAISED, BugWatch
+from sirius_dspy.running.bugs import METRIC_RAISED, BugWatch, Place, find_place
 from sirius_dspy.running.examples import copy_example
+from sirius_dspy.running.executor import THREADS, Workers
 from sirius_dspy.running.faults import describe_error, fault_of, fault_of_call, raise_if_systemic
 from sirius_dspy.running.metric import Metric, Score, call_metric, to_score
 from sirius_dspy.running.patience import Health, Patience
@@ -52,6 +53,8 @@ class ScoredRun(NamedTuple):
     trajectory: Trajectory
     error: Exception | None
     """What the program or the metric raised."""
+    place: Place | None = None
+    """Where it was raised."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Rollouts:
         held: Called with the number of runs under way; while it returns true, no new one is begun.
         on_unfinished: Receives each run that did not end, in the caller's thread.
         max_unfinished: How many examples may have runs that did not end before `run_all` raises.
+        workers: Where the program and the metric run; by default in the caller's own threads.
     """
 
     metric: Metric
@@ -95,6 +99,14 @@ class Rollouts:
     held: Callable[[int], bool] | None = None
     on_unfinished: Callable[[Unfinished], None] | None = None
     max_unfinished: int = 0
+    workers: Workers = THREADS
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker in another process gets: how to run and to score, and nothing that the caller watches with."""
+        return {name: value for name, value in vars(self).items() if name not in _OF_THE_CALLER}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(vars(Rollouts(state["metric"])), **state)
 
     def run_all(self, program: dspy.Module, tasks: Iterable[Task]) -> Iterator[tuple[Task, Trajectory]]:
         """Run the tasks in parallel and yield each as it finishes; see `run_batches`."""
@@ -122,30 +134,34 @@ class Rollouts:
         program_id = program_fingerprint(program)
         unfinished: dict[str, tuple[dspy.Example, Unfinished]] = {}
 
-        def run(task: Task) -> Trajectory:
-            scored = self._run(program, task, program_id)
-            self._report_health(scored)
-            self.bugs.note(scored.trajectory.failure, scored.error)
-            return scored.trajectory
+        with self.workers.open(_Run(self, program, program_id), self.patience) as make_run:
 
-        batches = attempt_batches(
-            run,
-            chain([first], tasks),
-            self.num_threads,
-            patience=self.patience,
-            health=self.health,
-            limit=self._limit,
-            held=self.held,
-        )
-        for batch in self._hold_back(batches):
-            if ended := [(task, outcome) for task, outcome in batch if isinstance(outcome, Trajectory)]:
-                yield ended
-            for task, outcome in batch:
-                if isinstance(outcome, Broken):
-                    lost = Unfinished.of(self.lineage(task, program_id), outcome.failure)
-                    unfinished[lost.example_key] = task.example, lost
-                    if self.on_unfinished is not None:
-                        self.on_unfinished(lost)
+            def run(task: Task) -> Trajectory:
+                scored = make_run(task)
+                self._report_health(scored)
+                self.bugs.note(scored.trajectory.failure, scored.error, scored.place)
+                return scored.trajectory
+
+            batches = attempt_batches(
+                run,
+                chain([first], tasks),
+                self.num_threads,
+                patience=self.patience,
+                health=self.health,
+                limit=self._limit,
+                held=self.held,
+                on_stop=make_run.leave,
+            )
+            with closing(batches):
+                for batch in self._hold_back(batches):
+                    if ended := [(task, outcome) for task, outcome in batch if isinstance(outcome, Trajectory)]:
+                        yield ended
+                    for task, outcome in batch:
+                        if isinstance(outcome, Broken):
+                            lost = Unfinished.of(self.lineage(task, program_id), outcome.failure)
+                            unfinished[lost.example_key] = task.example, lost
+                            if self.on_unfinished is not None:
+                                self.on_unfinished(lost)
         report_unfinished(unfinished.values(), self.max_unfinished)
 
     def _limit(self) -> int:
@@ -184,13 +200,7 @@ class Rollouts:
             MetricError: The metric did not return a number, or a reward for an unknown agent.
             UnrecordableCallError: The program calls predictors where recording cannot see it.
         """
-        return self._run(program, task, program_id or program_fingerprint(program)).trajectory
-
-    def _run(self, program: dspy.Module, task: Task, program_id: str) -> ScoredRun:
-        lineage = self.lineage(task, program_id)  # before the program may change its inputs
-        with time_run():
-            recording = record(program, copy_example(task.example).inputs(), self.sampling(task))
-            return self.score(recording, task.example, program, lineage)
+        return _Run(self, program, program_id or program_fingerprint(program))(task).trajectory
 
     def score(self, recording: Recording, example: dspy.Example, program: dspy.Module, lineage: Lineage) -> ScoredRun:
         """Score a recorded run, and make its trajectory; a program or a metric that raised gives it a failure.
@@ -232,7 +242,7 @@ class Rollouts:
             edited=recording.edited,
             seconds=recording.seconds,
         )
-        return ScoredRun(trajectory, error)
+        return ScoredRun(trajectory, error, None if error is None else find_place(error))
 
     def _ask_metric(
         self, recording: Recording, example: dspy.Example
@@ -282,6 +292,24 @@ class Rollouts:
                 f"The metric gave rewards to {unknown}, which are no agents of this program. Key `rewards` by agent or "
                 f"by predictor: {sorted(allowed)}."
             )
+
+
+_OF_THE_CALLER = ("health", "bugs", "allowance", "held", "on_unfinished", "workers")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Makes the run of a task; this is what workers get."""
+
+    rollouts: Rollouts
+    program: dspy.Module
+    program_id: str
+
+    def __call__(self, task: Task) -> ScoredRun:
+        lineage = self.rollouts.lineage(task, self.program_id)  # before the program may change its inputs
+        with time_run():
+            recording = record(self.program, copy_example(task.example).inputs(), self.rollouts.sampling(task))
+            return self.rollouts.score(recording, task.example, self.program, lineage)
 
 
 @contextmanager

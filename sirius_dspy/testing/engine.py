@@ -88,6 +88,13 @@ class Engine:
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy in another process gets: it has a record of its own."""
+        return {**vars(self), "requests": [], "lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, lock=threading.Lock())
+
     def dump_state(self) -> dict[str, Any]:
         """Return an empty state: the LM saves what it needs to create a new engine."""
         return {}

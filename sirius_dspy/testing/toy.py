@@ -72,6 +72,16 @@ class ToyLM(EngineLM):
         """Folder of the weights; `None` for a base, or for weights that exist only in this process."""
         return _weights(self.model, self._training._registry).folder
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The LM with its weights, for another process."""
+        return {**super().__getstate__(), "_weights": _weights(self.model, self._training._registry)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        weights = state.pop("_weights")
+        if weights.memory:
+            _TRAINED.setdefault(weights.id, weights)
+        super().__setstate__(state)
+
     def copy(self, **kwargs: Any) -> ToyLM:
         """Copy the LM; see `dspy.LM.copy`. The weights of another `model` must exist."""
         if "model" in kwargs:
