@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -14,6 +16,7 @@ from sirius_dspy import Budget, Credit, ExperienceLibrary
 from sirius_dspy.errors import RunMismatchError
 from sirius_dspy.optimizer.hold import LOOK_S, ask_for
 from sirius_dspy.optimizer.live import read_live
+from sirius_dspy.running.parallel import parallel_map
 from sirius_dspy.testing import ToyLM
 from sirius_dspy.tracking.events import Tracker
 from tests import toy
@@ -229,3 +232,22 @@ def test_runs_in_flight_are_awaited_and_kept_and_those_that_wait_do_not_begin(tm
     ask_for(run_dir, None)
     work.join(60)
     assert state(run_dir) == "finished"
+
+
+def test_a_pause_of_days_ends_well(monkeypatch):
+    """Each look at the pause once nested one more iterator, until Python's stack was full."""
+    monkeypatch.setattr("sirius_dspy.running.parallel.time.sleep", lambda seconds: None)
+    looks = iter(range(400_000))
+    found = parallel_map(str, range(3), 2, held=lambda in_flight: next(looks, None) is not None)
+    assert sorted(found) == [(0, "0"), (1, "1"), (2, "2")]
+
+
+def test_a_compile_that_was_killed_takes_no_orders(tmp_path):
+    toy.compiled_by(tmp_path)
+    path = tmp_path / "live.json"
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "running", "process": ended.pid}))
+    with pytest.raises(RunMismatchError, match="No compile is at work"):
+        ask_for(tmp_path, "stop")
+    assert not (tmp_path / "hold.json").exists()

@@ -7,11 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import dspy
 import pytest
 
 from sirius_dspy import ExperienceLibrary
-from sirius_dspy.running.journal import CallJournal, current_journal, keep_calls
+from sirius_dspy.running.journal import CallJournal, call_key, current_journal, keep_calls, use_journal
+from sirius_dspy.running.record import record
+from sirius_dspy.running.recording import Sampling
+from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.trajectory import Failure, Step, Usage
 from tests import ROOT
 from tests.counted import asked_and_answered
@@ -90,6 +95,37 @@ def test_the_file_goes_when_all_is_done_and_stays_after_an_error(tmp_path):
             pass
         assert path.exists() == (error is not None)
         assert current_journal() is None
+
+
+def ask(path: Path, *samplings: Sampling, lm: dspy.LM | None = None) -> list[str]:
+    """What a predictor answers under each sampling, with the calls of earlier processes at hand."""
+    program, journal = dspy.Predict("question -> answer"), CallJournal(path)
+    program.set_lm(lm or ScriptedLM([chat_reply(answer=word) for word in ("first", "second", "third")]))
+    with use_journal(journal):
+        found = [record(program, {"question": "?"}, sampling).prediction.answer for sampling in samplings]
+    journal.close(delete=False)
+    return found
+
+
+def test_what_is_asked_otherwise_is_asked_again(tmp_path):
+    """Two rungs of a ladder may name a sample alike, and yet ask with other arguments or demonstrations."""
+    demos = {"self": [dspy.Example(question="!", answer="yes")]}
+    three = Sampling("s", {"temperature": 0.3}), Sampling("s", {"temperature": 1.3}), Sampling("s", {}, demos)
+    assert ask(tmp_path / "a.jsonl", *three) == ["first", "second", "third"]
+    assert ask(tmp_path / "a.jsonl", *three, lm=ScriptedLM([])) == ["first", "second", "third"]
+    warmer = ScriptedLM([chat_reply(answer="new")], temperature=0.9)
+    assert ask(tmp_path / "a.jsonl", three[2], lm=warmer) == ["new"]
+    nameless = ScriptedLM([chat_reply(answer="new")])
+    assert ask(tmp_path / "a.jsonl", Sampling(), lm=nameless) == ["new"]
+
+
+def test_a_server_may_move():
+    def key(**settings: object) -> str:
+        lm = SimpleNamespace(model="openai/m", kwargs={"temperature": 0.5, **settings})
+        return call_key("s", ("solver", "{}", 0), "signature", lm, {}, [])
+
+    assert key(api_base="http://a/v1", api_key="one") == key(api_base="http://b/v1", api_key="two")
+    assert key() != key(max_tokens=9)
 
 
 def compile_in_child(folder: Path, *, fail_from: int = 0, kill_at: int = 0, expected: int) -> str:

@@ -6,7 +6,8 @@ import json
 import random
 import sqlite3
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import dspy
 import pytest
@@ -18,6 +19,7 @@ from sirius_dspy.errors import LibraryDamagedError, LibraryError
 from sirius_dspy.library.prune import prune_library
 from sirius_dspy.library.removing import Removed
 from sirius_dspy.library.salvage import salvage_library
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.testing.library import make_run, make_step
 from sirius_dspy.trajectory import Attempt, Repair, canonical, example_key
 from tests import toy
@@ -107,6 +109,40 @@ def test_only_what_is_older_goes(library):
     assert library.count() == 0
 
 
+def test_a_moment_is_the_same_in_every_time_zone(library):
+    at = max(run.created_at for run in library.trajectories()) + timedelta(minutes=1)
+    for hours in (-11, 0, 12):
+        moment = at.astimezone(timezone(timedelta(hours=hours)))
+        assert prune_library(library, before=moment, dry_run=True).trajectories == 32
+        assert prune_library(library, before=moment - timedelta(hours=2), dry_run=True) == Removed()
+
+
+def test_a_file_that_cannot_shrink_says_that_the_runs_are_gone(whole, monkeypatch):
+    path, ids, _ = whole
+
+    def connect(*arguments, **options):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr("sirius_dspy.library.prune.sqlite3", SimpleNamespace(connect=connect, Error=sqlite3.Error))
+    with ExperienceLibrary(path) as library:
+        with pytest.raises(LibraryError, match="The runs are deleted, but"):
+            prune_library(library, run="run-1")
+        size = library.num_bytes()
+        monkeypatch.undo()
+        assert prune_library(library, run="run-1") == Removed()
+        assert library.num_bytes() < size
+        assert 0 < library.count() < len(ids)
+
+
+def test_a_compile_at_work_keeps_its_runs(tmp_path):
+    toy.compiled_by(tmp_path)
+    before = (tmp_path / "library.sqlite").read_bytes()
+    with RunDir(tmp_path).locked():
+        for where in (tmp_path, tmp_path / "library.sqlite"):
+            assert cli("prune", where, "--failed", "--yes")[0] == 2
+    assert (tmp_path / "library.sqlite").read_bytes() == before
+
+
 @pytest.mark.parametrize("filters", [{}, {"run": None}, {"before": datetime(2026, 1, 1)}])
 def test_what_would_prune_all_or_says_too_little_is_refused(filters, library):
     with pytest.raises(LibraryError):
@@ -158,6 +194,13 @@ def test_a_whole_library_is_saved_whole(whole, tmp_path):
         assert list(new.trajectories()) == list(old.trajectories())
         assert list(new.repairs()) == list(old.repairs())
         assert new.add(make_run()) == old.add(make_run())
+
+
+def test_tables_of_sqlite_itself_do_no_harm(whole, tmp_path):
+    path, ids, _ = whole
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ANALYZE")
+    assert salvage_library(path, tmp_path / "new.sqlite").trajectories == len(ids)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import threading
+import time
 
 import openai
 import pytest
 
 from sirius_dspy.errors import ServerError, TrainingError
+from sirius_dspy.files import write_text
 from sirius_dspy.server.run import Server
 from sirius_dspy.server.settings import ServerSettings
 from tests.serve_help import ROWS, FakeBackend, serving
@@ -223,6 +227,36 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(client, backend):
     assert "secret" not in wait(client, start(client), "failed").error.message
     backend.failure = None
     wait(client, start(client))
+
+
+def test_a_job_whose_end_could_not_be_written_ends_later(client, backend, monkeypatch):
+    """The disk is full for a moment when the training is done."""
+    is_full = threading.Event()
+
+    def write(path, text):
+        if is_full.is_set():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_text(path, text)
+
+    monkeypatch.setattr("sirius_dspy.server.jobs._PAUSE_S", 0.05)
+    monkeypatch.setattr("sirius_dspy.server.store.write_text", write)
+    backend.may_finish.clear()
+    job = wait(client, start(client), "running")
+    is_full.set()
+    backend.may_finish.set()
+    wait_until(lambda: (backend.trained[0].folder / "rows").exists(), 10)
+    time.sleep(0.2)
+    is_full.clear()
+    assert ask(client, wait(client, job).fine_tuned_model).endswith("rows.")
+
+
+def test_a_model_that_is_deleted_while_another_is_trained_from_it_costs_only_itself(client, backend):
+    first = wait(client, start(client))
+    backend.may_finish.clear()
+    second = wait(client, start(client, model=first.fine_tuned_model), "running")
+    client.models.delete(first.fine_tuned_model)
+    backend.may_finish.set()
+    assert ask(client, wait(client, second).fine_tuned_model).endswith("rows.")
 
 
 def test_a_file_that_was_deleted_fails_its_job(client, backend):

@@ -47,8 +47,8 @@ def prune(
     """
     with exit_cleanly(failed=FAILED):
         source = find_source(where, threshold)
-        is_folder = "://" not in where and Path(where).is_dir()
-        with source.library, RunDir(Path(where)).locked() if is_folder and yes else nullcontext():
+        run_dir = _run_dir_of(where)
+        with source.library, run_dir.locked() if run_dir and yes else nullcontext():
             size = source.library.num_bytes()
             removed = prune_library(
                 source.library,
@@ -86,3 +86,12 @@ def repair(
         return
     dropped = f" {saved.dropped:,} runs were not whole and are left out." if saved.dropped else ""
     typer.echo(f"Saved {saved.trajectories:,} runs and {saved.repairs:,} repairs in {str(out)!r}.{dropped}")
+
+
+def _run_dir_of(where: str) -> RunDir | None:
+    """The run directory that a library belongs to, whose compile must not be at work."""
+    if "://" in where:
+        return None
+    folder = Path(where) if Path(where).is_dir() else Path(where).parent
+    run_dir = RunDir(folder)
+    return run_dir if (folder / run_dir.file).is_file() else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Unpack
 
 import sqlalchemy as sa
@@ -40,7 +41,7 @@ def prune_library(
     if before is not None:
         if before.tzinfo is None:
             raise LibraryError("`before` has no time zone. Pass for example `datetime(2026, 1, 31, tzinfo=UTC)`.")
-        conditions.append(TRAJECTORIES.c.created_at < before.isoformat())
+        conditions.append(TRAJECTORIES.c.created_at < before.astimezone(UTC).isoformat())
     if not conditions:
         raise LibraryError("Nothing says what to prune. Pass at least one filter, such as `run` or `origin`.")
     chosen = sa.select(TRAJECTORIES.c.id).where(*conditions)
@@ -55,8 +56,20 @@ def prune_library(
         return removed
 
     removed = database.write(work)
-    if removed.trajectories and not dry_run and database.file is not None:
-        with closing(sqlite3.connect(database.file, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as connection:
-            connection.execute("VACUUM")
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if not dry_run and database.file is not None:
+        _shrink(database.file)
     return removed
+
+
+def _shrink(file: Path) -> None:
+    """Give the room of deleted rows back to the disk, also of an earlier call that could not."""
+    try:
+        with closing(sqlite3.connect(file, timeout=LOCK_TIMEOUT_S, isolation_level=None)) as connection:
+            if connection.execute("PRAGMA freelist_count").fetchone()[0]:
+                connection.execute("VACUUM")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    except sqlite3.Error as error:
+        raise LibraryError(
+            f"The runs are deleted, but the file {str(file)!r} could not be made smaller: {error}. That needs as much "
+            "free space as the file takes, and nobody else at work in it. Then run `prune` with the same filters again."
+        ) from error

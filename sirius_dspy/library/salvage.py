@@ -77,7 +77,8 @@ def salvage_library(damaged: Path, out: Path) -> Salvaged:
 def _copy(old: sqlite3.Connection, new: sqlite3.Connection) -> None:
     """Copy the tables, row by row where a page cannot be read; the schema is that of the old file."""
     old.execute("PRAGMA writable_schema = ON")  # or SQLite reads nothing of a file that was cut short
-    schema = old.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    entries = old.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    schema = [entry for entry in entries if not entry[1].startswith("sqlite_")]  # SQLite's own, as of ANALYZE
     if not {"meta", "trajectories", "steps"} <= {name for _, name, _ in schema}:
         raise sqlite3.DatabaseError("it has no tables of a library")
     for kind in ("table", "index"):

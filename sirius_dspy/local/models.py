@@ -61,7 +61,9 @@ def find(model: str | Path, revision: str | None = None) -> Weights:
 
 
 def _is_on_hub(model: str) -> bool:
-    return bool(_HUB_ID.fullmatch(model)) and not model.startswith("local/") and not Path(model).exists()
+    owner, *names = model.split("/")
+    is_path = owner in (".", "..", "local") or (len(names) == 1 and model.endswith(".gguf"))
+    return bool(_HUB_ID.fullmatch(model)) and not is_path and not Path(model).exists()
 
 
 def _is_file(model: str) -> bool:

@@ -71,7 +71,7 @@ class Weights:
 
 def is_gguf(path: Path) -> bool:
     """Return whether a path of weights is a GGUF file rather than a folder."""
-    return path.suffix == ".gguf" or path.is_file()
+    return path.is_file() or (path.suffix == ".gguf" and not path.is_dir())
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         UnreadableModelError: `config.json` is no JSON object.
     """
     config = _read_json(folder / CONFIG)
-    return {**config, **config.get("text_config", {})}
+    return {**config, **_as_table(config.get("text_config"))}
 
 
 def files_of(path: Path) -> list[Path]:
@@ -105,10 +105,12 @@ def files_of(path: Path) -> list[Path]:
 
 def _safetensors(folder: Path) -> list[str]:
     if (folder / INDEX).is_file():
-        names = sorted(set(_read_json(folder / INDEX).get("weight_map", {}).values()))
-        if not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise UnreadableModelError(f"The index {str(folder / INDEX)!r} names files outside its folder.")
-        return [INDEX, *names]
+        named = list(_as_table(_read_json(folder / INDEX).get("weight_map")).values())
+        if not named or not all(isinstance(name, str) and Path(name).name == name for name in named):
+            raise UnreadableModelError(
+                f"The index {str(folder / INDEX)!r} names no files, or files outside its folder. Copy it again."
+            )
+        return [INDEX, *sorted(set(named))]
     pickled = sorted(file.name for file in folder.glob("*") if file.suffix in PICKLES)
     if pickled and not (folder / SINGLE).is_file():
         raise UnreadableModelError(refuse_pickles(str(folder), pickled[0]))
@@ -131,7 +133,7 @@ def check_folder(folder: Path) -> None:
         UnreadableModelError: The weights are in another format, or quantized, or there is no chat template.
     """
     files_of(folder)
-    quantized = _read_json(folder / CONFIG).get("quantization_config")
+    quantized = _as_table(_read_json(folder / CONFIG).get("quantization_config"))
     if quantized:
         raise UnreadableModelError(
             f"The weights in {str(folder)!r} are quantized ({quantized.get('quant_method', 'unknown')!r}), and can be "
@@ -166,6 +168,11 @@ def isolated(path: Path) -> Iterator[Path]:
     """Yield the weights in a folder that contains nothing else: the GGUF file in it, or the folder."""
     with alone(*files_of(path)) as folder:
         yield folder / path.name if is_gguf(path) else folder
+
+
+def _as_table(value: Any) -> dict[str, Any]:
+    """A part of a JSON file, empty where it is none or something else than a table."""
+    return value if isinstance(value, dict) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Literal
 from sirius_dspy.errors import RunDamagedError, RunDirError, RunMismatchError
 from sirius_dspy.files import write_text
 from sirius_dspy.optimizer.budget import Account
-from sirius_dspy.optimizer.live import LiveFile, read_live
+from sirius_dspy.optimizer.live import LiveFile, is_gone, read_live
 from sirius_dspy.optimizer.record_files import advice_on, read_record_file
 from sirius_dspy.optimizer.records import Record
 from sirius_dspy.running.parallel import POLL_S
@@ -55,7 +55,7 @@ def ask_for(run_dir: Path, wish: Wish | None) -> None:
         RunDirError: The folder cannot be used.
     """
     live = read_live(run_dir)
-    if live is None or live.state not in ("running", "pausing", "paused"):
+    if live is None or live.state not in ("running", "pausing", "paused") or is_gone(live):
         raise RunMismatchError(
             f"No compile is at work in {str(run_dir)!r}. Pass the `run_dir` of one that has begun and not ended; to go "
             "on with one that has ended, call the same `compile` again."

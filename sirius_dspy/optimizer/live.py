@@ -93,6 +93,19 @@ def read_live(run_dir: Path) -> Live | None:
     return None if record is None else Live(**record)
 
 
+def is_gone(live: Live) -> bool:
+    """Whether the process is known to have ended; on another machine, nobody knows."""
+    if live.host != socket.gethostname() or os.name != "posix":
+        return False
+    try:
+        os.kill(live.process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
 def planned_stages(settings: Settings) -> list[PlannedStage]:
     """The stages of a compile, in their order."""
     warm = ("curate", "train", "evaluate") if settings.collect.warm_start else ()

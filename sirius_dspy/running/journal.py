@@ -11,13 +11,13 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from sirius_dspy.trajectory import Failure, Step, Usage, digest
+from sirius_dspy.trajectory import Failure, Step, Usage, digest, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -110,16 +110,36 @@ def use_journal(journal: CallJournal | None) -> Iterator[None]:
         _JOURNAL.reset(token)
 
 
-def call_key(sample: str, twin: tuple[str, str, int], signature: str, lm: str) -> str:
+def call_key(
+    sample: str,
+    twin: tuple[str, str, int],
+    signature: str,
+    lm: Any,
+    kwargs: Mapping[str, Any],
+    demos: Sequence[Any],
+) -> str:
     """Name a call by what it asks.
 
     Args:
         sample: See `Sampling.key`.
         twin: Predictor, inputs, and how many equal calls came before.
         signature: Fingerprint of the signature.
-        lm: Id of the LM.
+        lm: The LM.
+        kwargs: Arguments of the call.
+        demos: Demonstrations in the prompt.
     """
-    return digest([sample, *twin, signature, lm])
+    settings = {**(getattr(lm, "kwargs", None) or {}), **kwargs}
+    asked = {name: value for name, value in settings.items() if name not in _WHERE}
+    return digest([sample, *twin, signature, name_of(lm), to_plain(asked), to_plain(list(demos))])
+
+
+def name_of(lm: Any) -> str:
+    """The id of an LM; its text, if it has none."""
+    return str(getattr(lm, "model", lm))
+
+
+_WHERE = ("api_base", "api_key", "api_version", "base_url")
+"""Settings that say where weights are served, which may change."""
 
 
 def _to_plain(key: str, step: Step) -> list[Any]:

@@ -7,6 +7,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, suppress
@@ -83,13 +84,13 @@ def parallel_batches(
     with Interrupts() as interrupts:
         try:
             while True:
-                if error is None and interrupts.number:
+                if error is None and interrupts.take():
                     error = KeyboardInterrupt()
                     pool.cancel_waiting(on_stop)
                     pool.announce_stop()
                 is_held = error is None and held is not None and held(len(pool.running))
                 if is_held:
-                    source = chain(pool.take_back(), source)
+                    pool.take_back()
                 elif error is None:
                     pool.fill(source, limit)
                 if not pool.running:
@@ -110,7 +111,7 @@ def parallel_batches(
                 pool.running.clear()
             pool.announce_stop()
             pool.drain()  # a caller who leaves early waits for what is in flight
-            if interrupts.number == 1 and error is None:
+            if interrupts.take() and error is None:
                 raise KeyboardInterrupt
     if error is not None:
         raise error
@@ -128,12 +129,15 @@ class _Pool(Generic[Item, Result]):
         self._overdue = overdue
         self._workers = _Workers(threads)
         self._ended: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
+        self._taken_back: deque[Item] = deque()
         self._is_announced = False
 
     def fill(self, source: Iterator[Item], limit: Callable[[], int] | None) -> None:
-        """Submit as many items as there is room for."""
+        """Submit as many items as there is room for, those that were taken back first."""
         most = 2 * self._threads if limit is None else min(2 * self._threads, limit())
-        for item in islice(source, max(most - len(self.running), 0)):
+        room = max(most - len(self.running), 0)
+        again = [self._taken_back.popleft() for _ in range(min(room, len(self._taken_back)))]
+        for item in chain(again, islice(source, room - len(again))):
             future = self._workers.submit(self._function, item)
             self.running[future] = item
             future.add_done_callback(self._ended.put)
@@ -151,8 +155,8 @@ class _Pool(Generic[Item, Result]):
         """Remove futures, and return them in the order of their items: the first error is the one raised."""
         return [(self.running.pop(future), future) for future in [*self.running] if future in ended]
 
-    def take_back(self) -> list[Item]:
-        """Remove the items that no thread has begun, and return them in their order."""
+    def take_back(self) -> None:
+        """Remove the items that no thread has begun, until there is room for them again."""
         before, self.running = self.running, {}
         waiting = []
         for future, item in before.items():
@@ -160,7 +164,7 @@ class _Pool(Generic[Item, Result]):
                 waiting.append(item)
             else:
                 self.running[future] = item
-        return waiting
+        self._taken_back.extendleft(reversed(waiting))
 
     def cancel_waiting(self, on_stop: Callable[[], None] | None) -> None:
         """Forget the items that no thread has begun."""

@@ -40,7 +40,7 @@ class TapAdapter:
             return self.base(lm, lm_kwargs, signature, demos, inputs)
         tapped = _TappedCall(self.base, self.tape, lm, signature, demos, inputs)
         with tapped.write_down() as written:
-            outputs = self.tape.find_outputs(tapped.call, signature)
+            outputs = self.tape.canned_outputs(tapped.call, signature)
             outputs = tapped.ask(lm_kwargs) if outputs is None else outputs
             written.append(outputs)
         return outputs
@@ -53,7 +53,7 @@ class TapAdapter:
             return await self.base.acall(lm, lm_kwargs, signature, demos, inputs)
         tapped = _TappedCall(self.base, self.tape, lm, signature, demos, inputs)
         with tapped.write_down() as written:
-            outputs = self.tape.find_outputs(tapped.call, signature)
+            outputs = self.tape.canned_outputs(tapped.call, signature)
             outputs = await tapped.aask(lm_kwargs) if outputs is None else outputs
             written.append(outputs)
         return outputs
@@ -94,6 +94,8 @@ class _TappedCall:
     def ask(self, lm_kwargs: dict[str, Any]) -> Outputs:
         """Ask the LM, again while it fails for the moment."""
         demos, kwargs = self._prepare(lm_kwargs)
+        if (kept := self.tape.kept_outputs(self.call, self.signature)) is not None:
+            return kept
         with self._listen() as listener:
 
             def send() -> Outputs:
@@ -107,6 +109,8 @@ class _TappedCall:
     async def aask(self, lm_kwargs: dict[str, Any]) -> Outputs:
         """Like `ask`, awaiting the LM."""
         demos, kwargs = self._prepare(lm_kwargs)
+        if (kept := self.tape.kept_outputs(self.call, self.signature)) is not None:
+            return kept
         with self._listen() as listener:
 
             async def send() -> Outputs:
@@ -118,9 +122,9 @@ class _TappedCall:
             return await Retries(self.tape.watch, self.lm).acall(send)
 
     def _prepare(self, lm_kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        demos = list(self.tape.demos(self.call, self._demos))
-        self.call.num_demos = len(demos)
-        return demos, self.tape.lm_kwargs(self.call, lm_kwargs)
+        demos, kwargs = list(self.tape.demos(self.call, self._demos)), self.tape.lm_kwargs(self.call, lm_kwargs)
+        self.tape.prepare(self.call, kwargs, demos)
+        return demos, kwargs
 
     @contextmanager
     def _listen(self) -> Iterator[Listener]:

@@ -18,7 +18,7 @@ from sirius_dspy.program import predictor_names, signature_digest
 from sirius_dspy.redact import hide, remember_secrets
 from sirius_dspy.running.blind_spots import Strangers, refuse_own_adapters
 from sirius_dspy.running.faults import describe_error
-from sirius_dspy.running.journal import call_key, current_journal
+from sirius_dspy.running.journal import call_key, current_journal, name_of
 from sirius_dspy.running.recording import Recording, Sampling
 from sirius_dspy.running.restoring import recorded_error, restore_outputs
 from sirius_dspy.running.watch import current_watch
@@ -44,6 +44,8 @@ class Call:
     usage: Usage = field(default_factory=Usage)
     prompt: str | None = None
     finish: str = ""
+    key: str = ""
+    """Names the call in a journal; empty if its answer is not kept."""
     is_kept: bool = False
     """Whether it was answered from a journal."""
 
@@ -103,35 +105,30 @@ class Tape:
         """Outputs that the run is to have in place of the LM's; `None` for the LM's own."""
         return None
 
-    def find_outputs(self, call: Call, signature: Any) -> list[dict[str, Any]] | None:
-        """Return the answer of a call that need not be made; `None` to ask the LM."""
-        outputs = self.canned_outputs(call, signature)
-        return self._kept_outputs(call, signature) if outputs is None else outputs
+    def prepare(self, call: Call, kwargs: Mapping[str, Any], demos: Sequence[Any]) -> None:
+        """Note what a call is about to send, by which its answer is kept; for a run without a name, nobody keeps it."""
+        call.num_demos = len(demos)
+        if self._journal is not None and self.sampling.key:
+            call.key = call_key(self.sampling.key, call.twin, call.signature, call.lm, kwargs, demos)
 
-    def _kept_outputs(self, call: Call, signature: Any) -> list[dict[str, Any]] | None:
+    def kept_outputs(self, call: Call, signature: Any) -> list[dict[str, Any]] | None:
         """Return what an earlier process was answered before it was killed; `None` to ask the LM.
 
         Raises:
             AdapterParseError: The answer did not parse.
         """
-        if self._journal is None or not (key := self._key_of(call)) or (step := self._journal.find(key)) is None:
+        if self._journal is None or not call.key or (step := self._journal.find(call.key)) is None:
             return None
         try:
             outputs = None if step.outputs is None else restore_outputs(step, signature)
         except UnreadableValueError:
             return None
         call.repeat(step)
-        call.usage, call.num_demos, call.is_kept = step.usage, step.num_demos, True
+        call.usage, call.is_kept = step.usage, True
         call.clock -= step.seconds
         if outputs is None:
             raise recorded_error(step, signature)
         return outputs
-
-    def _key_of(self, call: Call) -> str:
-        """The call's name in a journal; empty for a run without a name, whose calls are nobody's."""
-        if not self.sampling.key:
-            return ""
-        return call_key(self.sampling.key, call.twin, call.signature, _name_of(call.lm))
 
     def end(self, call: Call, outputs: Sequence[Values] | None, error: Exception | None) -> None:
         """Write the call down as a step."""
@@ -148,7 +145,7 @@ class Tape:
                 occurrence=call.occurrence,
                 inputs=call.inputs,
                 outputs=plain[0] if plain else None,
-                lm=_name_of(call.lm),
+                lm=name_of(call.lm),
                 failure=failure,
                 source=call.source,
                 usage=call.usage,
@@ -167,10 +164,8 @@ class Tape:
     def _keep(self, call: Call, step: Step) -> None:
         """Keep the answer of a live call until its run has ended, also one that did not parse."""
         was_answered = step.outputs is not None or (step.failure is not None and step.failure.completion is not None)
-        if self._journal is None or not was_answered or call.source != "live" or call.is_kept:
-            return
-        if key := self._key_of(call):
-            self._journal.keep(key, step)
+        if self._journal is not None and call.key and was_answered and not call.is_kept:
+            self._journal.keep(call.key, step)
 
     def lm_kwargs(self, call: Call, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the call's own LM arguments, those of the sampling, and a rollout id of its own."""
@@ -204,10 +199,6 @@ class Tape:
         self._strangers.warn()
         seconds = time.perf_counter() - self._began
         return Recording(steps, prediction, self.trace, error, seconds, faults=tuple(self._faults))
-
-
-def _name_of(lm: Any) -> str:
-    return str(getattr(lm, "model", lm))
 
 
 class _Names:

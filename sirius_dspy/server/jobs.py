@@ -105,11 +105,20 @@ class Jobs:
     def _work(self) -> None:
         while not self._is_closing:
             try:
+                self._queue_again()
                 self._work_on_next()
             except OSError as error:  # the disk is full, so the job's end cannot be written
                 logger.error("The data folder cannot be written.", exc_info=error)
                 with self._changed:
                     self._changed.wait(_PAUSE_S)
+
+    def _queue_again(self) -> None:
+        """Queue the job whose end could not be written: a backend that finds the weights returns at once."""
+        with self._changed:
+            self._running = None
+            for job in self.records:
+                if job.status == "running":
+                    self._set(job.id, status="queued")
 
     def _work_on_next(self) -> None:
         claimed = self._claim()
@@ -117,9 +126,12 @@ class Jobs:
             return
         job, stop = claimed
         try:
-            self._succeed(job, self.backend.train(self._training(job, stop)))
+            root = self.models.get(job.model).root
+            loss = self.backend.train(self._training(job, stop))
         except Exception as error:  # whatever a backend raises ends this job, not the worker
             self._fail(job, error)
+        else:
+            self._succeed(job, root, loss)
 
     def _claim(self) -> tuple[JobObject, threading.Event] | None:
         """Wait for the next job, and return it with the event that stops it; `None` when the server ends."""
@@ -148,12 +160,12 @@ class Jobs:
             stop=stop,
         )
 
-    def _succeed(self, job: JobObject, loss: float | None) -> None:
+    def _succeed(self, job: JobObject, root: str, loss: float | None) -> None:
         with self._changed:
             self._running = None
             if self.records.get(job.id).status != "running":
                 return  # it was cancelled in the last moment
-            model = self.models.add(job)
+            model = self.models.add(job, root)
             if loss is not None:
                 self.events.add(job.id, f"Validation loss {loss:.4f}", data={"full_valid_loss": loss})
             self.events.add(job.id, f"New fine-tuned model created: {model.id}")

@@ -66,9 +66,13 @@ class Models:
         self._trained.remove(name)
         shutil.rmtree(self.folder(model.job), ignore_errors=True)
 
-    def add(self, job: JobObject) -> ModelObject:
-        """Let a job's weights answer."""
-        root = self.get(job.model).root
+    def add(self, job: JobObject, root: str) -> ModelObject:
+        """Let a job's weights answer.
+
+        Args:
+            job: Whose model may have been deleted meanwhile.
+            root: The model from which that one, or the job, started first.
+        """
         name = f"ft:{root}:{job.user_provided_suffix or ''}:{job.id.removeprefix('ftjob-')}"
         made = ModelObject(id=name, created=int(time.time()), owned_by="local", root=root, job=job.id)
         return self._trained.put(name, made)

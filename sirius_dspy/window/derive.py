@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 
 from sirius_dspy.library.counts import RepairCount
-from sirius_dspy.optimizer.live import Live
+from sirius_dspy.optimizer.live import Live, is_gone
 from sirius_dspy.optimizer.results import CompileResult, IterationResult, UnfinishedIteration
 from sirius_dspy.window.views import AT_WORK, RepairsView, ScoreView, SpendView, StageStatus, StageView, State
 
@@ -16,20 +14,7 @@ def state_of(live: Live | None, results: CompileResult | None) -> State:
     """How the compile is doing."""
     if live is None:
         return "finished" if results is not None and results.ended != "unfinished" else "unknown"
-    return "gone" if live.state in AT_WORK and _is_gone(live) else live.state
-
-
-def _is_gone(live: Live) -> bool:
-    """Whether the process is known to have ended; on another machine, nobody knows."""
-    if live.host != socket.gethostname() or os.name != "posix":
-        return False
-    try:
-        os.kill(live.process, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
+    return "gone" if live.state in AT_WORK and is_gone(live) else live.state
 
 
 def reason_of(live: Live | None, results: CompileResult | None) -> str:
