@@ -9,7 +9,7 @@ import dspy
 import pytest
 
 from sirius_dspy import Patience, RayExecutor, evaluate
-from sirius_dspy.errors import MissingDependencyError, SettingsError
+from sirius_dspy.errors import MissingDependencyError, SettingsError, WorkerError
 from sirius_dspy.running.executor import started
 from sirius_dspy.running.rollout import Rollouts, Task
 from tests import toy
@@ -64,6 +64,29 @@ def test_a_machine_that_is_lost_in_mid_collection_changes_nothing(tmp_path: Path
     assert len(Noted(skill).processes()) == 3
     repeated = Noted(skill).requests().total() - Noted(tmp_path / "here").requests().total()
     assert 0 <= repeated <= 4 * 2  # runs in flight, of two calls each
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("num_cpus", "is_enough"), [(1, True), (0, False)])
+def test_a_cluster_without_room_for_all_workers_does_with_fewer_or_says_so(
+    num_cpus: int, is_enough: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr("sirius_dspy.executors.cluster.START_S", 15.0)
+    tasks = [Task(example) for example in toy.examples(range(6))]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": num_cpus})
+    try:
+        executor = RayExecutor(cluster.address, num_workers=2)
+        if is_enough:
+            assert len(list(rollouts_of(tmp_path / "there", tasks, executor))) == 6
+            return
+        with pytest.raises(WorkerError, match="found no place for a worker that reserves"):
+            list(rollouts_of(tmp_path / "there", tasks, executor))
+    finally:
+        cluster.shutdown()
 
 
 def rollouts_of(log: Path, tasks: list[Task], executor: RayExecutor | None):

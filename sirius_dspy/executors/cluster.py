@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +21,11 @@ from sirius_dspy.executors.runner import Runner
 from sirius_dspy.executors.shipment import Shipment, check_parts
 from sirius_dspy.running.executor import Executor, Item, Result, Shipped, Workers
 from sirius_dspy.running.patience import Patience
+
+logger = logging.getLogger(__name__)
+
+START_S = 60.0
+"""How long an actor may take to begin, its machine included, before the work is done by fewer."""
 
 THREADS = 1024
 """Calls that an actor takes at a time; how many there are is decided by the threads of the compile."""
@@ -111,6 +117,9 @@ class _Actor:
         self._learning = threading.Lock()
         self._runner = Runner(self._note_usage)
 
+    def begin(self) -> None:
+        """Return as soon as the process is there."""
+
     def run(self, function: int, shipment: bytes, data: bytes) -> tuple[bytes, list[tuple[str, Mapping[str, Any]]]]:
         """Run an item, and return the packed answer with what the LMs of the function consumed meanwhile."""
         with self._learning:
@@ -139,6 +148,8 @@ class _Crew(Workers):
         self.ray = ray
         self._executor = executor
         self._restarts_left = executor.max_restarts
+        self._wanted = executor.num_workers
+        self._has_ended = False
         self._pending: dict[Any, int] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()  # protects actors and restarts
@@ -153,9 +164,10 @@ class _Crew(Workers):
     def choose(self) -> Iterator[Any]:
         """The actor with the least to do, which has one item more meanwhile; missing ones are started."""
         with self._lock:
-            while len(self._pending) < self._executor.num_workers:
-                options = {"max_concurrency": THREADS, **self._executor.resources}
-                self._pending[self.ray.remote(_Actor).options(**options).remote()] = 0
+            if self._has_ended:
+                raise WorkerError("The workers were stopped.")
+            if len(self._pending) < self._wanted:
+                self._begin(self._wanted - len(self._pending))
             actor = min(self._pending, key=lambda actor: self._pending[actor])
             self._pending[actor] += 1
         try:
@@ -164,6 +176,28 @@ class _Crew(Workers):
             with self._lock:
                 if actor in self._pending:
                     self._pending[actor] -= 1
+
+    def _begin(self, number: int) -> None:
+        """Start actors, and go on with fewer if the cluster has no place for all.
+
+        Raises:
+            WorkerError: It has no place for a single one.
+        """
+        options = {"max_concurrency": THREADS, **self._executor.resources}
+        made = [self.ray.remote(_Actor).options(**options).remote() for _ in range(number)]
+        signs = {actor.begin.remote(): actor for actor in made}
+        there, missing = self.ray.wait(list(signs), num_returns=number, timeout=START_S)
+        self._pending.update((signs[sign], 0) for sign in there)
+        for sign in missing:
+            self.ray.kill(signs[sign])
+        if not self._pending:
+            raise WorkerError(
+                f"In {START_S:g} s the Ray cluster found no place for a worker that reserves "
+                f"{dict(self._executor.resources)}. Lower `resources`, or add machines; `ray status` says what is free."
+            )
+        if missing:
+            self._wanted = len(self._pending)
+            logger.warning("The Ray cluster has no place for %d of the workers; the others go on.", len(missing))
 
     def lose(self, actor: Any, error: Exception) -> None:
         """Note that an actor is gone.
@@ -174,6 +208,8 @@ class _Crew(Workers):
         with self._lock:
             if self._pending.pop(actor, None) is not None:
                 self._restarts_left -= 1
+                with suppress(Exception):
+                    self.ray.kill(actor)  # one that is only out of reach must not go on beside the next
             if self._restarts_left < 0:
                 raise WorkerError(
                     f"Workers of the Ray cluster were lost again and again, the last one with {error} All finished "
@@ -190,6 +226,7 @@ class _Crew(Workers):
     def stop(self) -> None:
         """End all actors; items under way are lost."""
         with self._lock:
+            self._has_ended = True
             for actor in self._pending:
                 with suppress(Exception):
                     self.ray.kill(actor)
@@ -214,6 +251,11 @@ class _Shipped(Shipped[Item, Result]):
                 except ray.exceptions.RayActorError as error:
                     self._crew.lose(actor, error)
                     continue
+                except ray.exceptions.RayTaskError as error:
+                    raise WorkerError(
+                        f"A worker of the Ray cluster cannot load what it is to run: {error.cause or error} Its "
+                        "packages and modules must be there, too; Ray's `runtime_env` brings them."
+                    ) from error
             for lm, entry in used:
                 if self._tracker is not None:
                     self._tracker.add_usage(lm, entry)
