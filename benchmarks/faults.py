@@ -76,13 +76,13 @@ def examples(number: int) -> list[dspy.Example]:
     return [dspy.Example(question=name, answer=name).with_inputs("question") for name in names]
 
 
-def fit(server: FaultServer, data: list[dspy.Example], run_dir: Path, **settings: Any) -> dspy.Module:
-    """Compile against the server."""
+def fit(lm: dspy.LM, data: list[dspy.Example], run_dir: Path, *, iterations: int = 1, **settings: Any) -> dspy.Module:
+    """Compile the team with an LM of the server."""
     program = Team()
-    program.set_lm(server.lm())
+    program.set_lm(lm)
     optimizer = SiriuS(
         metric,
-        iterations=1,
+        iterations=iterations,
         collect=Collect(samples=1),
         augmenter=CriticAugmenter(),
         trainer=ScriptedTrainer(lambda request: request.lm.copy(model=f"openai/{request.agent}")),
@@ -125,7 +125,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     with FaultServer(answer_slowly) as server, tempfile.TemporaryDirectory() as folder, _quiet(arguments.threads):
         root = Path(folder)
         with _seconds() as took:
-            fit(server, data, root / "whole")
+            fit(server.lm(), data, root / "whole")
         whole = ids(root / "whole")
         results["whole"] = {"trajectories": len(whole), "calls": server.calls, **took}
         kinds: dict[str, Callable[[], dict[str, Any]]] = {
@@ -145,7 +145,7 @@ def _run_mixed(
     server.faults = mix_faults(share)
     server.failed.clear()
     with _seconds() as took:
-        fit(server, data, run_dir)
+        fit(server.lm(), data, run_dir)
     return {**_difference(run_dir, whole), "faults": dict(server.failed), **took}
 
 
@@ -154,13 +154,13 @@ def _never(server: FaultServer, data: list[dspy.Example], run_dir: Path, whole: 
     server.faults = never({example.question for example in lost})
     with _seconds() as took:
         try:
-            fit(server, data, run_dir)
+            fit(server.lm(), data, run_dir)
             named: set[str] = set()
         except UnfinishedError as error:
             named = set(error.examples)
     expected = {example_key(example) for example in lost}
     server.faults = None
-    fit(server, data, run_dir)
+    fit(server.lm(), data, run_dir)
     return {"unfinished": len(named), "exactly those": named == expected, **_difference(run_dir, whole), **took}
 
 
@@ -181,7 +181,7 @@ def _outage(
     with _seconds() as took:
         while True:
             try:
-                fit(server, data, run_dir)
+                fit(server.lm(), data, run_dir)
                 break
             except (RolloutError, UnfinishedError) as error:
                 errors.append(type(error).__name__)
@@ -194,7 +194,7 @@ def _silent(server: FaultServer, data: list[dspy.Example], run_dir: Path, limit_
     server.faults = lambda prompt, before: "hang"
     with _seconds() as took:
         try:
-            fit(server, data, run_dir, call_timeout_s=limit_s)
+            fit(server.lm(), data, run_dir, call_timeout_s=limit_s)
             raised = "nothing"
         except Exception as error:
             raised = type(error).__name__

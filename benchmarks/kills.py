@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import dspy
 import sqlalchemy as sa
 
-from benchmarks.faults import Team, answer, examples, metric
-from sirius_dspy import Collect, CriticAugmenter, ExperienceLibrary, SiriuS
-from sirius_dspy.testing import FaultServer, Prompt, ScriptedTrainer
+from benchmarks.faults import answer, examples, fit
+from sirius_dspy import ExperienceLibrary
+from sirius_dspy.testing import FaultServer, Prompt
 
 MAX_KILLS = 5
 """Kills of one compile; after them it comes to its end."""
@@ -45,19 +45,9 @@ class Outcome(NamedTuple):
 def compile_team(url: str, run_dir: Path, library: str, threads: int, number: int) -> None:
     """Compile against the server; the child process does nothing else."""
     dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
-    program = Team()
-    program.set_lm(dspy.LM("openai/served", api_base=url, api_key="none", num_retries=0, cache=False))
-    data = examples(number)
-    SiriuS(
-        metric,
-        iterations=2,
-        collect=Collect(samples=1),
-        augmenter=CriticAugmenter(),
-        trainer=ScriptedTrainer(lambda request: request.lm.copy(model=f"openai/{request.agent}")),
-        num_threads=threads,
-        run_dir=run_dir,
-        library=ExperienceLibrary(library) if library else None,
-    ).compile(program, trainset=data, valset=data[: number // 4])
+    lm = dspy.LM("openai/served", api_base=url, api_key="none", num_retries=0, cache=False)
+    opened = ExperienceLibrary(library) if library else None
+    fit(lm, examples(number), run_dir, iterations=2, num_threads=threads, library=opened)
 
 
 class Rounds:

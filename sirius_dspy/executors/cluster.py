@@ -6,7 +6,7 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -18,8 +18,8 @@ from sirius_dspy.errors import MissingDependencyError, WorkerError
 from sirius_dspy.executors.answers import take_answer
 from sirius_dspy.executors.packing import pack
 from sirius_dspy.executors.runner import Runner
-from sirius_dspy.executors.shipment import Shipment, check_parts
-from sirius_dspy.running.executor import Executor, Item, Result, Shipped, Workers
+from sirius_dspy.executors.shipment import Shipment, ShippingExecutor
+from sirius_dspy.running.executor import Item, Result, Shipped, Workers
 from sirius_dspy.running.patience import Patience
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ THREADS = 1024
 
 
 @dataclass(frozen=True)
-class RayExecutor(Executor):
+class RayExecutor(ShippingExecutor):
     """Runs the program, the metric and repairs on a Ray cluster.
 
     Only the process of the compile writes the experience library. The workers need the same packages, and the modules
@@ -63,14 +63,6 @@ class RayExecutor(Executor):
         """
         checks.check("RayExecutor", vars(self), _KINDS)
         _import_ray()
-
-    def check_parts(self, parts: Mapping[str, Any], lms: Iterable[Any]) -> None:
-        """Refuse what cannot be shipped.
-
-        Raises:
-            SettingsError: The message names the part.
-        """
-        check_parts(parts, lms)
 
     @contextmanager
     def start(self) -> Iterator[Workers]:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from sirius_dspy.errors import WorkerError
 from sirius_dspy.executors.answers import take_answer
 from sirius_dspy.executors.frames import Sender, receive
 from sirius_dspy.executors.packing import pack
-from sirius_dspy.executors.shipment import Shipment, check_parts
-from sirius_dspy.running.executor import Executor, Item, Result, Shipped, Workers
+from sirius_dspy.executors.shipment import Shipment, ShippingExecutor
+from sirius_dspy.running.executor import Item, Result, Shipped, Workers
 from sirius_dspy.running.patience import Patience
 
 END_S = 5.0
@@ -29,7 +29,7 @@ END_S = 5.0
 
 
 @dataclass(frozen=True)
-class ProcessExecutor(Executor):
+class ProcessExecutor(ShippingExecutor):
     """Runs the program, the metric and repairs in several processes on this machine.
 
     One process makes some hundreds of LM calls per second, whatever the number of its threads: DSPy's own work on each
@@ -55,14 +55,6 @@ class ProcessExecutor(Executor):
             SettingsError: The message names the setting.
         """
         checks.check("ProcessExecutor", vars(self), _KINDS)
-
-    def check_parts(self, parts: Mapping[str, Any], lms: Iterable[Any]) -> None:
-        """Refuse what cannot be shipped.
-
-        Raises:
-            SettingsError: The message names the part.
-        """
-        check_parts(parts, lms)
 
     @contextmanager
     def start(self) -> Iterator[Workers]:

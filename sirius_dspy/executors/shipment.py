@@ -12,6 +12,7 @@ import dspy
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.executors.packing import pack
 from sirius_dspy.lms import loads_when_asked
+from sirius_dspy.running.executor import Executor
 from sirius_dspy.running.journal import current_journal
 from sirius_dspy.running.patience import Patience
 
@@ -59,28 +60,31 @@ class Answer:
     has_retried: bool = False
 
 
-def check_parts(parts: Mapping[str, Any], lms: Iterable[Any]) -> None:
-    """Refuse what cannot run in another process.
+class ShippingExecutor(Executor):
+    """An executor whose workers are other processes."""
 
-    Args:
-        parts: By name.
-        lms: Those that will be asked.
+    def check_parts(self, parts: Mapping[str, Any], lms: Iterable[Any]) -> None:
+        """See `Executor.check_parts`.
 
-    Raises:
-        SettingsError: The message names the part.
-    """
-    inside = sorted({str(lm.model) for lm in lms if loads_when_asked(lm)})
-    if inside:
-        raise SettingsError(
-            f"{inside} run inside one process, which batches all their calls, so other processes cannot share them. "
-            "Leave out `executor`: threads keep such an LM busy."
-        )
-    for name, part in {**parts, "adapter": dspy.settings.adapter}.items():
-        try:
-            pack(part)
-        except Exception as error:
+        Args:
+            parts: By name.
+            lms: Those that will be asked.
+
+        Raises:
+            SettingsError: The message names the part.
+        """
+        inside = sorted({str(lm.model) for lm in lms if loads_when_asked(lm)})
+        if inside:
             raise SettingsError(
-                f"The {name} cannot be sent to another process: {type(error).__name__}: {error} Keep open files, "
-                "locks, clients and the like out of it, or make them when they are first used; or leave out "
-                "`executor` to stay in this process."
-            ) from error
+                f"{inside} run inside one process, which batches all their calls, so other processes cannot share "
+                "them. Leave out `executor`: threads keep such an LM busy."
+            )
+        for name, part in {**parts, "adapter": dspy.settings.adapter}.items():
+            try:
+                pack(part)
+            except Exception as error:
+                raise SettingsError(
+                    f"The {name} cannot be sent to another process: {type(error).__name__}: {error} Keep open files, "
+                    "locks, clients and the like out of it, or make them when they are first used; or leave out "
+                    "`executor` to stay in this process."
+                ) from error

@@ -133,11 +133,11 @@ class Throttle:
         if not any(isinstance(cause, LMError) and cause.status in BUSY for cause in chain(error)):
             return
         share, now, hint = self._refused, time.monotonic(), asked_wait_s(error)
+        refuses_many = share >= MANY
         self._refused += NEWEST * (1 - share)
-        if share >= MANY and hint <= LONGEST_HINT_S:
+        if refuses_many and hint <= LONGEST_HINT_S:
             self._opens_at = max(self._opens_at, now + hint)
         if call.began >= self._lowered_at:
-            refuses_many = share >= MANY
             before = min(self.limit, len(self._under_way)) if refuses_many else self.limit
             self._too_many = before if refuses_many else math.inf
             self.limit, self._lowered_at = max(1.0, before * (1 - share / 2)), now
