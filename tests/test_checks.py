@@ -113,6 +113,7 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
             "retries": [None, *NO_WHOLE],
             "call_timeout_s": NO_SECONDS,
             "run_timeout_s": NO_SECONDS,
+            "outage_s": [None, -1, "long", float("nan")],
             "max_unfinished": [None, *NO_WHOLE],
             "first_wait_s": [-0.1, *NO_NUMBER],
         },
