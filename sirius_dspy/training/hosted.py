@@ -166,7 +166,7 @@ class HostedTrainer(Trainer):
             job.forget()  # so that the next call starts another one
             reason = f"{ended.error.message} ({ended.error.code})" if ended.error and ended.error.message else ""
             raise job.failure(f"it ended as {ended.status!r}. {redact(reason)}".strip())
-        return job.request.lm.copy(model=f"openai/{ended.fine_tuned_model}")
+        return job.request.lm.copy(model=f"openai/{ended.fine_tuned_model.removeprefix('openai/')}")
 
     def _wait(self, job: _Job) -> FineTuningJob:
         import openai
