@@ -182,6 +182,16 @@ def test_jobs_are_listed_by_pages_newest_first(client):
         client.fine_tuning.jobs.list(after="ftjob-0")
 
 
+def test_a_trained_model_is_also_known_without_litellm_s_prefix(client, tmp_path):
+    model = wait(client, start(client)).fine_tuned_model
+    plain = model.removeprefix("openai/")
+    assert plain != model
+    assert ask(client, plain) == ask(client, model)
+    assert client.models.retrieve(plain).id == model
+    assert client.models.delete(plain).deleted
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
 def test_a_trained_model_is_deleted_with_its_weights(client, tmp_path):
     model = wait(client, start(client)).fine_tuned_model
     assert client.models.delete(model).deleted
