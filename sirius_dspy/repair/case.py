@@ -11,7 +11,7 @@ import dspy
 from sirius_dspy.errors import ReplayDivergedError
 from sirius_dspy.plain import readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
-from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.context import RepairContext, Tried
 from sirius_dspy.repair.leak import Guard
 from sirius_dspy.repair.reliance import score_reply
 from sirius_dspy.repair.solved import only_label
@@ -112,16 +112,16 @@ class Case:
 
     def try_outputs(
         self, position: int, outputs: Values, guard: Guard, tries: tuple[int, int], fields: dict[str, Any]
-    ) -> tuple[Attempt, Trajectory | None]:
+    ) -> Tried:
         """Replace the outputs of a step by others as they are; see `replay_unless_leaked`."""
         fields = {"regenerated": outputs, "rephrased": outputs, **fields}
         if outputs == self.fields_of(position):
-            return self.attempt(position, "unchanged", **fields), None
+            return self.attempt(position, "unchanged", **fields), ()
         return self.replay_unless_leaked(position, outputs, guard, tries, fields)
 
     def replay_unless_leaked(
         self, position: int, outputs: Values, guard: Guard, tries: tuple[int, int], fields: dict[str, Any]
-    ) -> tuple[Attempt, Trajectory | None]:
+    ) -> Tried:
         """Replace the outputs of a step if the guard lets them pass, and run the program on.
 
         Args:
@@ -133,23 +133,18 @@ class Case:
         """
         step, labels = self.failed.steps[position], to_plain(self.example.labels())
         if leak := guard.leak(outputs, step, labels, answers=bool(self.answer_fields(step, outputs))):
-            return self.attempt(position, "leaked", **fields, detail=leak), None
+            return self.attempt(position, "leaked", **fields, detail=leak), ()
         return self.replay(position, outputs, tries, fields)
 
-    def replay(
-        self, position: int, outputs: Values, tries: tuple[int, int], fields: dict[str, Any]
-    ) -> tuple[Attempt, Trajectory | None]:
+    def replay(self, position: int, outputs: Values, tries: tuple[int, int], fields: dict[str, Any]) -> Tried:
         """Run the program on from the edited step and score it."""
         key = "/".join(map(str, ["replay", position, *tries]))
         try:
             trajectory = self.context.replay(self.failed, self.example, Edit(position, outputs), key)
         except ReplayDivergedError as error:
-            return self.attempt(position, "diverged", **fields, detail=str(error)), None
-        verdict: Verdict = "repaired" if trajectory.succeeded(self.context.threshold) else "failed"
-        return (
-            self.attempt(position, verdict, **fields, reward=trajectory.reward, trajectory=trajectory.id),
-            trajectory,
-        )
+            return self.attempt(position, "diverged", **fields, detail=str(error)), ()
+        verdict, runs = self.context.judge(self.failed, self.example, trajectory, key)
+        return self.attempt(position, verdict, **fields, reward=trajectory.reward, trajectory=runs[0].id), runs
 
 
 def output_text(recording: Recording, name: str) -> str:

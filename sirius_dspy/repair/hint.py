@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import UnreadableValueError
-from sirius_dspy.plain import readable
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case, usage_of, was_cut
-from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.context import RepairContext, Tried
 from sirius_dspy.repair.label import can_know
-from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, find_sentence
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import free_name
 from sirius_dspy.repair.reliance import mean_difference
+from sirius_dspy.repair.targets import Target, find_targets, reads, wrote
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
 from sirius_dspy.trajectory import Attempt, Trajectory
@@ -84,30 +85,35 @@ class HintAugmenter(Augmenter):
         """See `Augmenter.repair`."""
         return take_first_success(failed, self._attempts(Case(failed, example, context)))
 
-    def _attempts(self, case: Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
-        for position, step in enumerate(case.failed.steps):
-            target = _target(case, position) if case.can_edit(step) else ""
+    def _attempts(self, case: Case) -> Iterator[Tried]:
+        walk, position = _Walk(case.failed, case), 0
+        while position < len(walk.case.failed.steps):
+            target = walk.target_of(position)
             for number, share in enumerate(self.shares if target else ()):
-                yield self._try_hint(case, position, write_hint(target, share), number)
+                edit, tried = self._try_hint(walk, position, write_hint(target, share), number)
+                yield tried
+                if edit is not None and wrote(edit.outputs, target):
+                    walk = walk.go_on(edit, tried[1][0])
+                    break
+            position += 1
 
-    def _try_hint(self, case: Case, position: int, hint: str, number: int) -> tuple[Attempt, Trajectory | None]:
+    def _try_hint(self, walk: _Walk, position: int, hint: str, number: int) -> tuple[_Edit | None, Tried]:
+        case = walk.case
         signature = case.signature_of(case.failed.steps[position])
         name = free_name(HINT, signature)
         hinted = signature.append(name, dspy.InputField(desc="use it, but do not mention it"), type_=str)
         try:
             inputs = {**case.inputs_of(position), name: hint}
         except UnreadableValueError as error:
-            return case.attempt(position, "unparsed", feedback=hint, detail=str(error)), None
+            return None, (case.attempt(position, "unparsed", feedback=hint, detail=str(error)), ())
         answered = self._ask(case, position, hinted, inputs, number)
         outputs = case.fields_of(position, answered)
         fields: dict[str, Any] = {"feedback": hint, "usage": usage_of(answered)}
         if outputs is None or was_cut(answered):
-            return case.attempt(position, "unparsed", **fields, detail="no new answer"), None
-        attempt, trajectory = case.try_outputs(position, outputs, self.guard or LeakGuard(TRACES), (number, 0), fields)
-        if attempt.verdict == "repaired":
-            helped = case.log_probs(position, outputs, inputs=inputs, signature=hinted)
-            attempt = replace(attempt, reliance=mean_difference([(helped, case.log_probs(position, outputs))]))
-        return attempt, trajectory
+            return None, (case.attempt(position, "unparsed", **fields, detail="no new answer"), ())
+        tried = case.try_outputs(position, outputs, self.guard or LeakGuard(TRACES), (number, 0), fields)
+        edit = _Edit(case, position, outputs, inputs, hinted)
+        return edit if tried[1] else None, walk.adopt(edit, *tried)
 
     def _ask(
         self, case: Case, position: int, hinted: type[dspy.Signature], inputs: dict[str, Any], number: int
@@ -120,16 +126,67 @@ class HintAugmenter(Augmenter):
         return recording
 
 
-def _target(case: Case, position: int) -> str:
-    """The text of which a hint reveals a part; empty if none is known."""
-    step, gold = case.failed.steps[position], case.gold_of(position)
-    if gold is None:
-        return ""
-    label = str(readable(next(iter(gold.values())))).strip()
-    is_answer = bool(case.answer_fields(step, dict.fromkeys(case.signature_of(step).output_fields)))
-    if is_answer:
-        return label if can_know(case, position, gold) else ""
-    return find_sentence(step.inputs, label)
+@dataclass(frozen=True)
+class _Edit:
+    """A step that answered with a hint in sight."""
+
+    case: Case
+    position: int
+    outputs: dict[str, Any]
+    inputs: dict[str, Any]
+    signature: type[dspy.Signature]
+
+    def log_probs(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+        """How likely the answer is with the hint, and without it."""
+        helped = self.case.log_probs(self.position, self.outputs, inputs=self.inputs, signature=self.signature)
+        return helped, self.case.log_probs(self.position, self.outputs)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The way through a failed run: what was put right so far, and how the program went on from there."""
+
+    failed: Trajectory
+    case: Case
+    edits: tuple[_Edit, ...] = ()
+
+    def target_of(self, position: int) -> str:
+        """Return what the step should write; empty if that is unknown or done, or if the step cannot know it."""
+        target, step = self._targets.get(position), self.case.failed.steps[position]
+        is_same = position < len(self.failed.steps) and self.failed.steps[position].predictor == step.predictor
+        if target is None or not is_same or not self.case.can_edit(step) or self._is_right(position):
+            return ""
+        if target.is_copied:
+            return "" if self._is_misled(position) else target.text
+        return target.text if can_know(self.case, position, self.case.gold_of(position) or {}) else ""
+
+    def _is_right(self, position: int) -> bool:
+        return wrote(self.case.fields_of(position), self._targets[position].text)
+
+    def _is_misled(self, position: int) -> bool:
+        """Whether the step reads what a step before it should not have written."""
+        steps = self.case.failed.steps
+        wrong = [steps[other] for other in self._targets if other < position and not self._is_right(other)]
+        return any(reads(steps[position], step) for step in wrong)
+
+    @cached_property
+    def _targets(self) -> dict[int, Target]:
+        return find_targets(self.case)
+
+    def adopt(self, edit: _Edit, attempt: Attempt, runs: tuple[Trajectory, ...]) -> Tried:
+        """Make the runs of an edit those of all edits so far, which repair the failed run together."""
+        if self.edits and runs:
+            first = replace(runs[0], edited=self.edits[0].position)
+            runs = tuple(replace(run, parent=self.failed.id) for run in (first, *runs[1:]))
+            attempt = replace(attempt, trajectory=runs[0].id)
+        if attempt.verdict == "repaired":
+            pairs = [made.log_probs() for made in (*self.edits, edit)]
+            attempt = replace(attempt, reliance=mean_difference(pairs))
+        return attempt, runs
+
+    def go_on(self, edit: _Edit, run: Trajectory) -> _Walk:
+        """Keep an edit that wrote what it should, and go on in the run that it led to."""
+        return _Walk(self.failed, replace(self.case, failed=run), (*self.edits, edit))
 
 
 def write_hint(target: str, share: float) -> str:

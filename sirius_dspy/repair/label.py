@@ -14,9 +14,9 @@ from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import canonical, to_plain
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case
-from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.context import RepairContext, Tried
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, mentions_gold
-from sirius_dspy.trajectory import Attempt, Trajectory, Values
+from sirius_dspy.trajectory import Trajectory, Values
 
 LIKELIER = math.log(10)
 """By how much the text of other agents must make the label likelier, in nats: ten times, since any text moves the
@@ -66,19 +66,19 @@ class LabelAugmenter(Augmenter):
         """See `Augmenter.repair`."""
         return take_first_success(failed, self._attempts(Case(failed, example, context)))
 
-    def _attempts(self, case: Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
+    def _attempts(self, case: Case) -> Iterator[Tried]:
         guard = self.guard or LeakGuard()
         for position in reversed(range(len(case.failed.steps))):
             outputs = case.gold_of(position) if case.can_edit(case.failed.steps[position]) else None
-            if outputs is None or not _is_its_place(case, position, outputs) or not can_know(case, position, outputs):
+            if outputs is None or not is_its_place(case, position, outputs) or not can_know(case, position, outputs):
                 continue
-            attempt, trajectory = case.try_outputs(position, outputs, guard, (0, 0), {})
+            attempt, runs = case.try_outputs(position, outputs, guard, (0, 0), {})
             if attempt.verdict == "repaired":
                 attempt = replace(attempt, reliance=_surprise(case, position, outputs))
-            yield attempt, trajectory
+            yield attempt, runs
 
 
-def _is_its_place(case: Case, position: int, outputs: Values) -> bool:
+def is_its_place(case: Case, position: int, outputs: Values) -> bool:
     """Whether a step gives the answer, or wrote the label in more than half of the solved runs."""
     steps = case.failed.steps
     if case.answer_fields(steps[position], outputs):

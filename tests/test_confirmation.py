@@ -1,0 +1,76 @@
+"""A repair has to succeed twice: what follows the edit may have been lucky."""
+
+import dspy
+import pytest
+
+from sirius_dspy import HintAugmenter, LabelAugmenter, LadderAugmenter, ResampleAugmenter
+from sirius_dspy.errors import SettingsError
+from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.running.rollout import Rollouts, Task
+from sirius_dspy.testing import ScriptedLM, chat_reply
+from tests.team import Team, exact_match
+
+pytestmark = pytest.mark.usefixtures("chat_adapter")
+
+EXAMPLE = dspy.Example(question="Ann likes tea. Omar likes milk. Who?", answer="Omar").with_inputs("question")
+
+
+def repair(rung, answers, confirmations):
+    """Repair a run with one rung; the solver's answers come one after another, that of the failed run first."""
+    left = ["Ann", *answers]
+
+    def play(prompt):
+        if prompt.asks_for("answer"):
+            return chat_reply(answer=left.pop(0))
+        return chat_reply(facts="Omar likes milk." if prompt.field("hint") else "Nothing.")
+
+    program = Team()
+    program.set_lm(ScriptedLM(play))
+    rollouts = Rollouts(exact_match, run="r", iteration=1, lm_kwargs={"temperature": 1.0}, num_threads=1)
+    failed = rollouts.run_one(program, Task(EXAMPLE))
+    context = RepairContext(program, rollouts, 1.0, frozenset({"analyst", "solver"}))
+    outcome = LadderAugmenter([rung], confirmations=confirmations).repair(failed, EXAMPLE, context)
+    return [attempt.verdict for attempt in outcome.repair.attempts], outcome.trajectories, left
+
+
+RUNGS = [ResampleAugmenter(samples=1), HintAugmenter(shares=[0.5])]
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
+def test_what_does_not_succeed_again_is_no_repair(rung):
+    verdicts, runs, left = repair(rung, ["Omar", "Ann", "Ann", "Omar", "Omar"], confirmations=2)
+    assert verdicts[0] == "unconfirmed"
+    assert len(left) == (0 if len(verdicts) > 1 else 2)
+    assert [run.reward for run in runs[:3]] == [1.0, 0.0, 0.0]
+    assert {run.origin for run in runs[:3]} == {"confirmation"}  # which no training set is made of
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
+def test_one_more_success_is_enough(rung):
+    verdicts, runs, left = repair(rung, ["Omar", "Ann", "Omar", "Omar"], confirmations=3)
+    assert verdicts == ["repaired"]
+    assert left == ["Omar"]
+    assert [run.origin for run in runs] == ["repair", "confirmation", "confirmation"]
+
+
+def test_the_confirmation_keeps_what_the_edited_step_wrote():
+    _, runs, _ = repair(RUNGS[1], ["Omar", "Omar"], confirmations=1)
+    assert [run.steps[0].outputs for run in runs] == [{"facts": "Omar likes milk."}] * 2
+    assert {run.parent for run in runs} == {runs[0].parent}
+
+
+def test_where_nothing_follows_there_is_nothing_to_confirm():
+    verdicts, runs, left = repair(LabelAugmenter(), ["Ann"], confirmations=2)
+    assert verdicts == ["repaired"]
+    assert (len(runs), left) == (1, ["Ann"])
+
+
+def test_it_can_be_left_out():
+    verdicts, runs, left = repair(RUNGS[0], ["Omar", "Ann"], confirmations=0)
+    assert verdicts == ["repaired"]
+    assert (len(runs), left) == (1, ["Ann"])
+
+
+def test_a_wrong_number_is_refused():
+    with pytest.raises(SettingsError, match="`confirmations` of LadderAugmenter"):
+        LadderAugmenter(confirmations=-1).check(Team())
