@@ -15,14 +15,14 @@ pytestmark = pytest.mark.usefixtures("chat_adapter")
 EXAMPLE = dspy.Example(question="Ann likes tea. Omar likes milk. Who?", answer="Omar").with_inputs("question")
 
 
-def repair(rung, answers, confirmations):
+def repair(rung, answers, confirmations, facts="It is Omar who likes milk."):
     """Repair a run with one rung; the solver's answers come one after another, that of the failed run first."""
     left = ["Ann", *answers]
 
     def play(prompt):
         if prompt.asks_for("answer"):
             return chat_reply(answer=left.pop(0))
-        return chat_reply(facts="Omar likes milk." if prompt.field("hint") else "Nothing.")
+        return chat_reply(facts=facts if prompt.field("hint") else "Nothing.")
 
     program = Team()
     program.set_lm(ScriptedLM(play))
@@ -38,9 +38,8 @@ RUNGS = [ResampleAugmenter(samples=1), HintAugmenter(shares=[0.5])]
 
 @pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
 def test_what_does_not_succeed_again_is_no_repair(rung):
-    verdicts, runs, left = repair(rung, ["Omar", "Ann", "Ann", "Omar", "Omar"], confirmations=2)
+    verdicts, runs, _ = repair(rung, ["Omar", "Ann", "Ann", "Omar", "Omar"], confirmations=2)
     assert verdicts[0] == "unconfirmed"
-    assert len(left) == (0 if len(verdicts) > 1 else 2)
     assert [run.reward for run in runs[:3]] == [1.0, 0.0, 0.0]
     assert {run.origin for run in runs[:3]} == {"confirmation"}  # which no training set is made of
 
@@ -55,12 +54,18 @@ def test_one_more_success_is_enough(rung):
 
 def test_the_confirmation_keeps_what_the_edited_step_wrote():
     _, runs, _ = repair(RUNGS[1], ["Omar", "Omar"], confirmations=1)
-    assert [run.steps[0].outputs for run in runs] == [{"facts": "Omar likes milk."}] * 2
+    assert [run.steps[0].outputs for run in runs] == [{"facts": "It is Omar who likes milk."}] * 2
     assert {run.parent for run in runs} == {runs[0].parent}
 
 
 def test_where_nothing_follows_there_is_nothing_to_confirm():
     verdicts, runs, left = repair(LabelAugmenter(), ["Ann"], confirmations=2)
+    assert verdicts == ["repaired"]
+    assert (len(runs), left) == (1, ["Ann"])
+
+
+def test_where_every_step_wrote_what_the_label_tells_luck_is_out_of_the_question():
+    verdicts, runs, left = repair(RUNGS[1], ["Omar", "Ann"], confirmations=2, facts="Omar likes milk.")
     assert verdicts == ["repaired"]
     assert (len(runs), left) == (1, ["Ann"])
 

@@ -5,6 +5,7 @@ import pytest
 
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.hint import HintAugmenter
+from sirius_dspy.repair.solved import SolvedRuns
 from sirius_dspy.repair.targets import find_link
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
@@ -33,7 +34,7 @@ class Hops(dspy.Module):
         return self.answerer(fact=self.follower(context=context, fact=fact).next_fact)
 
 
-def repair(finds, follows, shares=(0.5,), frozen=()):
+def repair(finds, follows, shares=(0.5,), frozen=(), solved=()):
     """Repair a run whose finder and follower are right only if their hint begins as given."""
 
     def play(prompt):
@@ -50,7 +51,7 @@ def repair(finds, follows, shares=(0.5,), frozen=()):
     rollouts = Rollouts(exact_match, run="r", iteration=1, lm_kwargs={"temperature": 1.0}, num_threads=1)
     failed = rollouts.run_one(program, Task(EXAMPLE))
     editable = frozenset({"finder", "follower", "answerer"} - set(frozen))
-    context = RepairContext(program, rollouts, 1.0, editable)
+    context = RepairContext(program, rollouts, 1.0, editable, solved=SolvedRuns(lambda: solved))
     return failed, HintAugmenter(shares=shares).repair(failed, EXAMPLE, context)
 
 
@@ -84,6 +85,24 @@ def test_a_step_that_reads_what_is_wrong_gets_no_hint(frozen):
     _, outcome = repair(finds="", follows="Bo lives", frozen=frozen)
     assert not outcome.repair.repaired
     assert "follower" not in {attempt.predictor for attempt in outcome.repair.attempts}
+
+
+def solve(fact):
+    """A solved run of another example, whose finder wrote this."""
+    example = dspy.Example(context="Al works for Flo. Flo lives in Nice.", question="?", answer="Nice")
+    texts = {"fact": fact, "next_fact": "Flo lives in Nice.", "answer": "Nice"}
+    program = Hops()
+    program.set_lm(ScriptedLM(lambda prompt: chat_reply(**{n: t for n, t in texts.items() if prompt.asks_for(n)})))
+    run = Rollouts(exact_match, num_threads=1).run_one(program, Task(example.with_inputs("context", "question")))
+    return run, example.with_inputs("context", "question")
+
+
+@pytest.mark.parametrize(("fact", "is_copied"), [("Al works for Flo.", True), ("The boss is Flo.", False)])
+def test_the_whole_text_takes_the_place_of_a_step_that_usually_copies(fact, is_copied):
+    _, outcome = repair(finds="", follows="", shares=(1,), solved=[solve(fact)])
+    assert tried(outcome) == ([("finder", None, "repaired")] if is_copied else [])
+    if is_copied:
+        assert outcome.trajectories[0].taught_steps[0].outputs == {"fact": "Ann works for Bo."}
 
 
 def test_the_link_is_the_only_sentence_with_a_word_that_no_third_one_has():

@@ -358,7 +358,7 @@ def test_a_critic_may_be_the_last_rung():
         (LadderAugmenter([LabelAugmenter(), LabelAugmenter()]), "two of one kind"),
         (LadderAugmenter(drop_reliant=1.0), "`drop_reliant` of LadderAugmenter"),
         (LadderAugmenter([ResampleAugmenter(samples=0)]), "`samples` of ResampleAugmenter"),
-        (HintAugmenter(shares=[1.0]), "`shares` of HintAugmenter"),
+        (HintAugmenter(shares=[1.1]), "`shares` of HintAugmenter"),
         (LabelAugmenter(guard="none"), "`guard` of LabelAugmenter"),
     ],
 )

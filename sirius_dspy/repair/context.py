@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 import dspy
 
-from sirius_dspy.errors import ReplayDivergedError
 from sirius_dspy.repair.solved import SolvedRuns
 from sirius_dspy.running.examples import copy_example
 from sirius_dspy.running.record import record
@@ -15,7 +14,7 @@ from sirius_dspy.running.recording import Recording, Sampling
 from sirius_dspy.running.replay import replay
 from sirius_dspy.running.rerun import rerun
 from sirius_dspy.running.rollout import Rollouts, Task
-from sirius_dspy.trajectory import Attempt, Edit, IsOwn, Origin, Step, Trajectory, Verdict, every_step
+from sirius_dspy.trajectory import Attempt, Edit, IsOwn, Origin, Step, Trajectory, every_step
 
 Tried = tuple[Attempt, tuple[Trajectory, ...]]
 """An attempt with the runs that it made: that of its edit first, then those that were to confirm it."""
@@ -111,45 +110,23 @@ class RepairContext:
         editable = (number for number, step in enumerate(recording.steps) if step.predictor in self.editable)
         return self._score(failed, example, replace(recording, edited=next(editable, 0)))
 
-    def judge(
-        self, failed: Trajectory, example: dspy.Example, run: Trajectory, key: str
-    ) -> tuple[Verdict, tuple[Trajectory, ...]]:
-        """Say whether a run repairs a failed one: it succeeded, and so does what follows its edit once more.
-
-        What follows the edit may have been lucky. It is sampled again without help, as samples after the first are,
-        until one of `confirmations` tries succeeds. Where nothing follows, there is nothing to confirm.
+    def run_on(self, failed: Trajectory, example: dspy.Example, run: Trajectory, key: str) -> Trajectory:
+        """Run the program again from the edited step of a repaired run on, without help, and score it.
 
         Args:
-            failed: The run to repair.
+            failed: The run that was repaired.
             example: The one it was made from.
-            run: The run of the repair.
-            key: Names its sample within the repair.
+            run: The repaired run.
+            key: Names the sample within the repair: another key gives other answers after the edit.
 
         Returns:
-            The verdict with the runs to store: first this one, which counts as no repair if it is not confirmed, then
-            those that were made here.
+            The run to store with the repair, with the origin `confirmation`.
 
         Raises:
+            ReplayDivergedError: The run did not repeat the recording up to the edit.
             UnfinishedError: An LM or the network failed.
             RolloutError: An LM refused for lack of credentials, credit or configuration.
         """
-        if not run.succeeded(self.threshold):
-            return "failed", (run,)
-        made: list[Trajectory] = []
-        for number in range(self.confirmations if len(run.taught_steps) > 1 else 0):
-            try:
-                made.append(self._run_on(failed, example, run, f"{key}/confirmation/{number}"))
-            except ReplayDivergedError:
-                continue
-            if made[-1].succeeded(self.threshold):
-                break
-        else:
-            if self.confirmations and len(run.taught_steps) > 1:
-                return "unconfirmed", (replace(run, origin="confirmation"), *made)
-        return "repaired", (run, *made)
-
-    def _run_on(self, failed: Trajectory, example: dspy.Example, run: Trajectory, key: str) -> Trajectory:
-        """Run the program again from the edited step of a run on, without demonstrations of a repair."""
         sampling = Sampling(self.key(failed, example, key), self.rollouts.lm_kwargs, self.rollouts.demos)
         recording = rerun(self.program, copy_example(example).inputs(), run, run.edited or 0, sampling)
         return self._score(failed, example, recording, origin="confirmation")

@@ -28,6 +28,7 @@ from sirius_dspy.repair.critic_training import CriticTraining, LearningCritic
 from sirius_dspy.repair.demos import RepairDemos
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
+from sirius_dspy.repair.trial import replay_unless_leaked
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
 from sirius_dspy.trajectory import Trajectory, Usage, Values, to_plain
@@ -179,7 +180,7 @@ class CriticAugmenter(Augmenter):
             return case.attempt(position, "unchanged", **fields), ()
         rephrased, spent = self._rephrase(case, position, outputs, tries)
         fields |= {"rephrased": rephrased, "usage": usage + spent}
-        return case.replay_unless_leaked(position, rephrased, self.guard or LeakGuard(), tries, fields)
+        return replay_unless_leaked(case, position, rephrased, self.guard or LeakGuard(), tries, fields)
 
     def _critique(self, case: Case, position: int, feedback_try: int) -> Recording:
         inputs = critique_inputs(case.failed, case.example, position)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +14,12 @@ from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext, Tried
-from sirius_dspy.repair.label import can_know
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
+from sirius_dspy.repair.place import can_know
 from sirius_dspy.repair.prompts import free_name
 from sirius_dspy.repair.reliance import mean_difference
 from sirius_dspy.repair.targets import Target, find_targets, reads, wrote
+from sirius_dspy.repair.trial import try_outputs
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
 from sirius_dspy.trajectory import Attempt, Trajectory
@@ -53,7 +54,7 @@ class HintAugmenter(Augmenter):
     def __init__(
         self,
         *,
-        shares: Sequence[float] = (0.0, 0.5),
+        shares: Sequence[float] = (0.0, 0.5, 1.0),
         temperature: float = 0.7,
         guard: Guard | None = None,
         max_repairs: int | None = None,
@@ -70,7 +71,7 @@ class HintAugmenter(Augmenter):
             SettingsError: The message names the setting.
         """
         kinds = {
-            "shares": checks.several(checks.number(0, below=1), "a list of shares below 1, such as `[0, 0.5]`"),
+            "shares": checks.several(checks.number(0, 1), "a list of shares from 0 to 1, such as `[0, 0.5, 1]`"),
             "temperature": checks.number(0),
             "guard": GUARD_KIND,
             "max_repairs": checks.optional(checks.whole(0)),
@@ -89,13 +90,25 @@ class HintAugmenter(Augmenter):
         walk, position = _Walk(case.failed, case), 0
         while position < len(walk.case.failed.steps):
             target = walk.target_of(position)
-            for number, share in enumerate(self.shares if target else ()):
-                edit, tried = self._try_hint(walk, position, write_hint(target, share), number)
+            for number, share in enumerate(self._shares(walk, position) if target else ()):
+                edit, tried = self._try_share(walk, position, target, share, number)
                 yield tried
                 if edit is not None and wrote(edit.outputs, target):
                     walk = walk.go_on(edit, tried[1][0])
                     break
             position += 1
+
+    def _shares(self, walk: _Walk, position: int) -> Sequence[float]:
+        """The shares to reveal; the whole text only where it is a copy, and copies are what the step usually writes."""
+        return [share for share in self.shares if share < 1 or walk.copies(position)]
+
+    def _try_share(
+        self, walk: _Walk, position: int, target: str, share: float, number: int
+    ) -> tuple[_Edit | None, Tried]:
+        if share < 1:
+            return self._try_hint(walk, position, write_hint(target, share), number)
+        outputs: dict[str, Any] = dict.fromkeys(walk.case.gold_of(position) or {}, target)
+        return self._try_edit(walk, _Edit(walk.case, position, outputs), number, {})
 
     def _try_hint(self, walk: _Walk, position: int, hint: str, number: int) -> tuple[_Edit | None, Tried]:
         case = walk.case
@@ -111,8 +124,11 @@ class HintAugmenter(Augmenter):
         fields: dict[str, Any] = {"feedback": hint, "usage": usage_of(answered)}
         if outputs is None or was_cut(answered):
             return None, (case.attempt(position, "unparsed", **fields, detail="no new answer"), ())
-        tried = case.try_outputs(position, outputs, self.guard or LeakGuard(TRACES), (number, 0), fields)
-        edit = _Edit(case, position, outputs, inputs, hinted)
+        return self._try_edit(walk, _Edit(case, position, outputs, inputs, hinted), number, fields)
+
+    def _try_edit(self, walk: _Walk, edit: _Edit, number: int, fields: dict[str, Any]) -> tuple[_Edit | None, Tried]:
+        guard = self.guard or LeakGuard(TRACES)
+        tried = try_outputs(edit.case, edit.position, edit.outputs, guard, (number, 0), fields)
         return edit if tried[1] else None, walk.adopt(edit, *tried)
 
     def _ask(
@@ -128,18 +144,21 @@ class HintAugmenter(Augmenter):
 
 @dataclass(frozen=True)
 class _Edit:
-    """A step that answered with a hint in sight."""
+    """What stands in the place of a step: what it answered with a hint in sight, or the whole text."""
 
     case: Case
     position: int
     outputs: dict[str, Any]
-    inputs: dict[str, Any]
-    signature: type[dspy.Signature]
+    inputs: dict[str, Any] = field(default_factory=dict)
+    signature: type[dspy.Signature] | None = None
+    """With the hint; `None` for the whole text."""
 
     def log_probs(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-        """How likely the answer is with the hint, and without it."""
-        helped = self.case.log_probs(self.position, self.outputs, inputs=self.inputs, signature=self.signature)
-        return helped, self.case.log_probs(self.position, self.outputs)
+        """How likely the answer is with the hint, and without it; with itself in sight, a text would be certain."""
+        alone = self.case.log_probs(self.position, self.outputs)
+        if self.signature is None:
+            return (None if alone is None else [0.0] * len(alone)), alone
+        return self.case.log_probs(self.position, self.outputs, inputs=self.inputs, signature=self.signature), alone
 
 
 @dataclass(frozen=True)
@@ -159,6 +178,11 @@ class _Walk:
         if target.is_copied:
             return "" if self._is_misled(position) else target.text
         return target.text if can_know(self.case, position, self.case.gold_of(position) or {}) else ""
+
+    def copies(self, position: int) -> bool:
+        """Whether the step should copy a sentence, and steps of its predictor usually do so in solved runs."""
+        share = self.case.context.solved.copy_share(self.case.failed.steps[position].predictor)
+        return self._targets[position].is_copied and share is not None and share > 0.5
 
     def _is_right(self, position: int) -> bool:
         return wrote(self.case.fields_of(position), self._targets[position].text)

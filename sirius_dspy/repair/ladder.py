@@ -90,7 +90,7 @@ class LadderAugmenter(Augmenter):
             rung.check(program)
 
     def num_calls(self, num_steps: int) -> tuple[int, int]:
-        """See `Augmenter.num_calls`: the first rung at least; all of them at most, with every attempt to be confirmed."""
+        """See `Augmenter.num_calls`: the first rung at least; all of them at most, each attempt confirmed."""
         counts = [rung.num_calls(num_steps) for rung in self.rungs]
         return counts[0][0], (1 + self.confirmations) * sum(most for _, most in counts)
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from sirius_dspy.plain import canonical, readable
 from sirius_dspy.repair.case import Case
-from sirius_dspy.repair.label import is_its_place
 from sirius_dspy.repair.leak import find_sentence, split_sentences
+from sirius_dspy.repair.place import is_its_place
 from sirius_dspy.trajectory import Step, Values
 
 
@@ -38,6 +38,15 @@ def find_targets(case: Case) -> dict[int, Target]:
         if target.is_copied and target.text in split_sentences(_given(case, position)):
             taken.append(target.text)
     return targets
+
+
+def follows_targets(case: Case) -> bool:
+    """Whether all steps of a run wrote what they should have written; false if that is unknown of one of them."""
+    targets = find_targets(case)
+    return all(
+        position in targets and wrote(step.outputs, targets[position].text)
+        for position, step in enumerate(case.failed.steps)
+    )
 
 
 def wrote(outputs: Values | None, target: str) -> bool:
