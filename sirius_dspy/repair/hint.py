@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import dspy
@@ -15,14 +13,13 @@ from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_s
 from sirius_dspy.repair.case import Case, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext, Tried
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
-from sirius_dspy.repair.place import can_know
 from sirius_dspy.repair.prompts import free_name
-from sirius_dspy.repair.reliance import mean_difference
-from sirius_dspy.repair.targets import Target, find_targets, reads, wrote
+from sirius_dspy.repair.targets import wrote
 from sirius_dspy.repair.trial import try_outputs
+from sirius_dspy.repair.walk import Edited, Walk
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
-from sirius_dspy.trajectory import Attempt, Trajectory
+from sirius_dspy.trajectory import Trajectory
 
 HINT = "hint"
 """Input field that is added to the agent's own signature."""
@@ -87,7 +84,7 @@ class HintAugmenter(Augmenter):
         return take_first_success(failed, self._attempts(Case(failed, example, context)))
 
     def _attempts(self, case: Case) -> Iterator[Tried]:
-        walk, position = _Walk(case.failed, case), 0
+        walk, position = Walk(case.failed, case), 0
         while position < len(walk.case.failed.steps):
             target = walk.target_of(position)
             for number, share in enumerate(self._shares(walk, position) if target else ()):
@@ -98,19 +95,19 @@ class HintAugmenter(Augmenter):
                     break
             position += 1
 
-    def _shares(self, walk: _Walk, position: int) -> Sequence[float]:
+    def _shares(self, walk: Walk, position: int) -> Sequence[float]:
         """The shares to reveal; the whole text only where it is a copy, and copies are what the step usually writes."""
         return [share for share in self.shares if share < 1 or walk.copies(position)]
 
     def _try_share(
-        self, walk: _Walk, position: int, target: str, share: float, number: int
-    ) -> tuple[_Edit | None, Tried]:
+        self, walk: Walk, position: int, target: str, share: float, number: int
+    ) -> tuple[Edited | None, Tried]:
         if share < 1:
             return self._try_hint(walk, position, write_hint(target, share), number)
         outputs: dict[str, Any] = dict.fromkeys(walk.case.gold_of(position) or {}, target)
-        return self._try_edit(walk, _Edit(walk.case, position, outputs), number, {})
+        return self._try_edit(walk, Edited(walk.case, position, outputs), number, {})
 
-    def _try_hint(self, walk: _Walk, position: int, hint: str, number: int) -> tuple[_Edit | None, Tried]:
+    def _try_hint(self, walk: Walk, position: int, hint: str, number: int) -> tuple[Edited | None, Tried]:
         case = walk.case
         signature = case.signature_of(case.failed.steps[position])
         name = free_name(HINT, signature)
@@ -124,9 +121,9 @@ class HintAugmenter(Augmenter):
         fields: dict[str, Any] = {"feedback": hint, "usage": usage_of(answered)}
         if outputs is None or was_cut(answered):
             return None, (case.attempt(position, "unparsed", **fields, detail="no new answer"), ())
-        return self._try_edit(walk, _Edit(case, position, outputs, inputs, hinted), number, fields)
+        return self._try_edit(walk, Edited(case, position, outputs, inputs, hinted), number, fields)
 
-    def _try_edit(self, walk: _Walk, edit: _Edit, number: int, fields: dict[str, Any]) -> tuple[_Edit | None, Tried]:
+    def _try_edit(self, walk: Walk, edit: Edited, number: int, fields: dict[str, Any]) -> tuple[Edited | None, Tried]:
         guard = self.guard or LeakGuard(TRACES)
         tried = try_outputs(edit.case, edit.position, edit.outputs, guard, (number, 0), fields)
         return edit if tried[1] else None, walk.adopt(edit, *tried)
@@ -140,77 +137,6 @@ class HintAugmenter(Augmenter):
         recording = record(predictor, inputs, sampling)
         recording.check_ended()
         return recording
-
-
-@dataclass(frozen=True)
-class _Edit:
-    """What stands in the place of a step: what it answered with a hint in sight, or the whole text."""
-
-    case: Case
-    position: int
-    outputs: dict[str, Any]
-    inputs: dict[str, Any] = field(default_factory=dict)
-    signature: type[dspy.Signature] | None = None
-    """With the hint; `None` for the whole text."""
-
-    def log_probs(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-        """How likely the answer is with the hint, and without it; with itself in sight, a text would be certain."""
-        alone = self.case.log_probs(self.position, self.outputs)
-        if self.signature is None:
-            return (None if alone is None else [0.0] * len(alone)), alone
-        return self.case.log_probs(self.position, self.outputs, inputs=self.inputs, signature=self.signature), alone
-
-
-@dataclass(frozen=True)
-class _Walk:
-    """The way through a failed run: what was put right so far, and how the program went on from there."""
-
-    failed: Trajectory
-    case: Case
-    edits: tuple[_Edit, ...] = ()
-
-    def target_of(self, position: int) -> str:
-        """Return what the step should write; empty if that is unknown or done, or if the step cannot know it."""
-        target, step = self._targets.get(position), self.case.failed.steps[position]
-        is_same = position < len(self.failed.steps) and self.failed.steps[position].predictor == step.predictor
-        if target is None or not is_same or not self.case.can_edit(step) or self._is_right(position):
-            return ""
-        if target.is_copied:
-            return "" if self._is_misled(position) else target.text
-        return target.text if can_know(self.case, position, self.case.gold_of(position) or {}) else ""
-
-    def copies(self, position: int) -> bool:
-        """Whether the step should copy a sentence, and steps of its predictor usually do so in solved runs."""
-        share = self.case.context.solved.copy_share(self.case.failed.steps[position].predictor)
-        return self._targets[position].is_copied and share is not None and share > 0.5
-
-    def _is_right(self, position: int) -> bool:
-        return wrote(self.case.fields_of(position), self._targets[position].text)
-
-    def _is_misled(self, position: int) -> bool:
-        """Whether the step reads what a step before it should not have written."""
-        steps = self.case.failed.steps
-        wrong = [steps[other] for other in self._targets if other < position and not self._is_right(other)]
-        return any(reads(steps[position], step) for step in wrong)
-
-    @cached_property
-    def _targets(self) -> dict[int, Target]:
-        return find_targets(self.case)
-
-    def adopt(self, edit: _Edit, attempt: Attempt, runs: tuple[Trajectory, ...]) -> Tried:
-        """Make the runs of an edit those of all edits so far, which repair the failed run together."""
-        if self.edits and runs:
-            first = replace(runs[0], edited=self.edits[0].position)
-            runs = tuple(replace(run, parent=self.failed.id) for run in (first, *runs[1:]))
-            attempt = replace(attempt, trajectory=runs[0].id)
-        if attempt.verdict == "repaired":
-            pairs = [made.log_probs() for made in (*self.edits, edit)]
-            attempt = replace(attempt, reliance=mean_difference(pairs))
-        return attempt, runs
-
-    def go_on(self, edit: _Edit, run: Trajectory) -> _Walk:
-        """Keep an edit that wrote what it should, and go on in the run that it led to."""
-        return _Walk(self.failed, replace(self.case, failed=run), (*self.edits, edit))
 
 
 def write_hint(target: str, share: float) -> str:

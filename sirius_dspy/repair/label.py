@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from typing import Any
 
 import dspy
 
@@ -14,7 +14,8 @@ from sirius_dspy.repair.context import RepairContext, Tried
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.place import can_know, is_its_place
 from sirius_dspy.repair.trial import try_outputs
-from sirius_dspy.trajectory import Trajectory, Values
+from sirius_dspy.repair.walk import Edited, Walk
+from sirius_dspy.trajectory import Trajectory
 
 
 class LabelAugmenter(Augmenter):
@@ -26,7 +27,8 @@ class LabelAugmenter(Augmenter):
     would learn to ignore what it reads. The label stands in the step's inputs; or the step reads all inputs of the
     program, or only these; or, where the LM can tell, what other agents wrote makes the label ten times likelier than
     no text of theirs, and the agent's own answer is not twenty times likelier still. For a step that does not give the
-    program's answer, the leak guard demands the first of these.
+    program's answer, the leak guard demands the first of these. If the last step that can know the label has it
+    and the run still fails, the label also takes the place of the later steps, which now read it.
 
     Args:
         guard: Decides which steps may carry the label.
@@ -51,26 +53,41 @@ class LabelAugmenter(Augmenter):
         checks.check(type(self).__name__, vars(self), kinds)
 
     def num_calls(self, num_steps: int) -> tuple[int, int]:
-        """See `Augmenter.num_calls`: for each step, what follows it."""
-        return 0, sum(range(num_steps))
+        """See `Augmenter.num_calls`: for each step what follows it, twice for the first that is tried."""
+        return 0, 2 * sum(range(num_steps))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """See `Augmenter.repair`."""
         return take_first_success(failed, self._attempts(Case(failed, example, context)))
 
     def _attempts(self, case: Case) -> Iterator[Tried]:
-        guard = self.guard or LeakGuard()
+        is_last = True
         for position in reversed(range(len(case.failed.steps))):
-            outputs = case.gold_of(position) if case.can_edit(case.failed.steps[position]) else None
-            if outputs is None or not is_its_place(case, position, outputs) or not can_know(case, position, outputs):
+            if (outputs := _label_of(case, position)) is None:
                 continue
-            attempt, runs = try_outputs(case, position, outputs, guard, (0, 0), {})
-            if attempt.verdict == "repaired":
-                attempt = replace(attempt, reliance=_surprise(case, position, outputs))
-            yield attempt, runs
+            walk, tried = self._write(Walk(case.failed, case), position, outputs)
+            yield tried
+            if tried[1] and is_last:  # later steps could not know the label, so this one should have handed it on
+                is_last = False
+                yield from self._hand_on(walk, position)
+
+    def _hand_on(self, walk: Walk, position: int) -> Iterator[Tried]:
+        """Write the label in the place of later steps that did not keep it."""
+        while (position := position + 1) < len(walk.case.failed.steps):
+            outputs = _label_of(walk.case, position) if walk.can_edit(position) else None
+            if outputs is not None and outputs != walk.case.fields_of(position):
+                walk, tried = self._write(walk, position, outputs)
+                yield tried
+
+    def _write(self, walk: Walk, position: int, outputs: dict[str, Any]) -> tuple[Walk, Tried]:
+        edit = Edited(walk.case, position, outputs)
+        tried = walk.adopt(edit, *try_outputs(walk.case, position, outputs, self.guard or LeakGuard(), (0, 0), {}))
+        return walk.go_on(edit, tried[1][0]) if tried[1] else walk, tried
 
 
-def _surprise(case: Case, position: int, outputs: Values) -> float | None:
-    """The reliance of a label: with itself in sight it would be certain."""
-    alone = case.log_probs(position, outputs)
-    return None if alone is None else -sum(alone) / len(alone)
+def _label_of(case: Case, position: int) -> dict[str, Any] | None:
+    """Return the label as the outputs of a step whose place it is, and that can know it; `None` for others."""
+    outputs = case.gold_of(position) if case.can_edit(case.failed.steps[position]) else None
+    if outputs is None or not is_its_place(case, position, outputs) or not can_know(case, position, outputs):
+        return None
+    return outputs
