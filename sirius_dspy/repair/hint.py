@@ -29,16 +29,22 @@ TRACES = LeakGuard.TRACES.replace(r"\b(feedback", r"\b(hint(?:s|ed)?|feedback")
 
 
 class HintAugmenter(Augmenter):
-    """Lets one agent answer again with part of the solution in sight, as little as suffices.
+    """Lets one agent after another answer again with part of the solution in sight, as little as suffices.
 
-    What a step should write is known for a step that gives the answer and can know it (see `LabelAugmenter`): the
-    label. For another step it is the sentence of its own inputs in which the label stands, if there is one, because
-    finding it may be that agent's work. The hint tells how this text begins: first its first letter and its length,
-    then a share of its words. The hint is in no training row, and the leak guard refuses answers that carry the label
-    ahead.
+    What a step should write is known for a step that usually writes the label and can know it (see `LabelAugmenter`):
+    the label. For another step it is the sentence of its own inputs in which the label stands, if there is one, because
+    finding it may be that agent's work. If a later step finds this sentence by itself, the earlier one has to find what
+    leads there: the one sentence that shares a word with it that no third sentence has.
+
+    The hint tells how this text begins: first its first letter and its length, then a share of its words. Last, where
+    solved runs show that the agent usually copies a sentence, the text itself takes the place of its answer. Steps are
+    helped from the first to the last. A step that wrote the text stays so while later ones are helped, and a step that
+    reads a wrong text gets no help to copy. The hint is in no training row, and the leak guard refuses answers that
+    carry the label ahead.
 
     Args:
-        shares: Shares of the text that the hints reveal, one try each; 0 reveals the first letter and the length.
+        shares: Shares of the text that the hints reveal, one try each. 0 reveals the first letter and the length, 1 is
+            the text itself.
         temperature: Of the new answer.
         guard: Decides which answers give too much away; by default a `LeakGuard` that knows of hints.
         max_repairs: Failed runs to repair in one iteration at most; `None` for all.
