@@ -45,7 +45,7 @@ class SolvedRuns:
         self._runs: list[_Solved] = []
         self._counts: Counter[str] = Counter()
         self._shares: dict[tuple[str, int], float | None] = {}
-        self._copies: dict[str, float | None] = {}
+        self._copies: dict[tuple[str, str], float] = {}
         self._reading = threading.Lock()  # many repairs ask at once
 
     def __getstate__(self) -> dict[str, Any]:
@@ -94,19 +94,18 @@ class SolvedRuns:
             self._shares[key] = _share([_wrote(run, predictor, later) for run in self._read() if run.label])
         return self._shares[key]
 
-    def copy_share(self, predictor: str) -> float | None:
-        """Return the share of the steps of a predictor that wrote a sentence of their own inputs, and nothing else.
+    def copy_share(self, predictor: str, name: str) -> float:
+        """Return the share of the steps of a predictor that wrote a sentence of one of their inputs, and nothing else.
 
         Args:
             predictor: The steps' in solved runs.
-
-        Returns:
-            `None` if there are no such steps.
+            name: Of the input field.
         """
-        if predictor not in self._copies:
+        key = (predictor, name)
+        if key not in self._copies:
             steps = (step for run in self._read() for step in run.trajectory.steps if step.predictor == predictor)
-            self._copies[predictor] = _share([_copied(step) for step in steps])
-        return self._copies[predictor]
+            self._copies[key] = _share([_copied(step, name) for step in steps]) or 0.0
+        return self._copies[key]
 
     def find_demos(self, program: dspy.Module, example: dspy.Example, number: int) -> dict[str, list[dspy.Example]]:
         """Make demonstrations of the nearest runs: of each predictor, its steps in them.
@@ -155,9 +154,9 @@ def _wrote(run: _Solved, predictor: str, later: int) -> bool | None:
     return len(values) == 1 and isinstance(values[0], str) and _bare(values[0]) == _bare(run.label)
 
 
-def _copied(step: Step) -> bool:
+def _copied(step: Step, name: str) -> bool:
     values = list((step.outputs or {}).values())
-    written = {_bare(sentence) for sentence in split_sentences(step.inputs)}
+    written = {_bare(sentence) for sentence in split_sentences({name: step.inputs.get(name)})}
     return len(values) == 1 and isinstance(values[0], str) and _bare(values[0]) in written
 
 

@@ -11,6 +11,7 @@ import dspy
 
 from sirius_dspy.repair.case import Case
 from sirius_dspy.repair.context import Tried
+from sirius_dspy.repair.leak import mentions_gold, split_sentences
 from sirius_dspy.repair.place import can_know
 from sirius_dspy.repair.reliance import mean_difference
 from sirius_dspy.repair.targets import Target, find_targets, reads, wrote
@@ -60,9 +61,16 @@ class Walk:
         return is_same and self.case.can_edit(step)
 
     def copies(self, position: int) -> bool:
-        """Whether the step should copy a sentence, and steps of its predictor usually do so in solved runs."""
-        share = self.case.context.solved.copy_share(self.case.failed.steps[position].predictor)
-        return self._targets[position].is_copied and share is not None and share > 0.5
+        """Whether the step should copy a sentence from where steps of its predictor usually do so in solved runs.
+
+        After another edit, this is also so for the label, where the step reads it.
+        """
+        target, step = self._targets[position], self.case.failed.steps[position]
+        if not target.is_copied:
+            return bool(self.edits) and mentions_gold(step.inputs, {"label": target.text})
+        solved = self.case.context.solved
+        names = (name for name, value in step.inputs.items() if target.text in split_sentences({name: value}))
+        return any(solved.copy_share(step.predictor, name) > 0.5 for name in names)
 
     def _is_right(self, position: int) -> bool:
         return wrote(self.case.fields_of(position), self._targets[position].text)
