@@ -44,7 +44,7 @@ class HintAugmenter(Augmenter):
 
     Args:
         shares: Shares of the text that the hints reveal, one try each. 0 reveals the first letter and the length, 1 is
-            the text itself.
+            the text itself. After another edit, 1 is also the label, where the step reads it.
         temperature: Of the new answer.
         guard: Decides which answers give too much away; by default a `LeakGuard` that knows of hints.
         max_repairs: Failed runs to repair in one iteration at most; `None` for all.
