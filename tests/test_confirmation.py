@@ -1,13 +1,16 @@
 """A repair has to succeed twice: what follows the edit may have been lucky."""
 
+from collections import Counter
+
 import dspy
 import pytest
 
-from sirius_dspy import HintAugmenter, LabelAugmenter, LadderAugmenter, ResampleAugmenter
+from sirius_dspy import Collect, HintAugmenter, LabelAugmenter, LadderAugmenter, ResampleAugmenter
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.running.rollout import Rollouts, Task
-from sirius_dspy.testing import ScriptedLM, chat_reply
+from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
+from tests import toy
 from tests.team import Team, exact_match
 
 pytestmark = pytest.mark.usefixtures("chat_adapter")
@@ -79,3 +82,30 @@ def test_it_can_be_left_out():
 def test_a_wrong_number_is_refused():
     with pytest.raises(SettingsError, match="`confirmations` of LadderAugmenter"):
         LadderAugmenter(confirmations=-1).check(Team())
+
+
+def test_nothing_is_trained_on_luck(tmp_path):
+    asked = Counter()
+
+    def skill(prompt):  # odd numbers fail; their second answer is wrong, too, and the writer makes it right by chance
+        if prompt.asks_for("doubled"):
+            number = int(prompt.field("number"))
+            asked[number] += 1
+            return chat_reply(doubled=2 * number if number % 2 == 0 else f"guess {number} {asked[number]}")
+        guess = prompt.field("doubled").split()
+        if guess[0] != "guess":
+            return chat_reply(reasoning="easy", answer=f"ans:{guess[0]}")
+        asked[tuple(guess)] += 1
+        is_lucky = guess[2] == "2" and asked[tuple(guess)] == 1
+        return chat_reply(reasoning="luck", answer=f"ans:{2 * int(guess[1])}" if is_lucky else "no")
+
+    program = toy.Doubling()
+    program.set_lm(ToyLM(skill=skill))
+    ladder = LadderAugmenter([ResampleAugmenter(samples=1, num_demos=0)])
+    compiled = toy.optimizer(
+        tmp_path, augmenter=ladder, iterations=1, num_threads=1, collect=Collect(samples=1)
+    ).compile(program, trainset=toy.examples(range(4)), valset=toy.examples((4, 6)))
+    assert compiled.detailed_results.iterations[1].repair["verdicts"] == {"unconfirmed": 2}
+    rows = [path.read_text() for path in tmp_path.rglob("training/**/*.jsonl")]
+    assert rows
+    assert "guess" not in "".join(rows)
