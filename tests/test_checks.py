@@ -177,6 +177,7 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
             "rungs": [(), "label", [LadderAugmenter], [exact], 1],
             "drop_reliant": [None, -0.1, 1, *NO_NUMBER],
             "measure": NO_FLAG,
+            "confirmations": [None, -1, *NO_WHOLE],
             "max_repairs": NO_WHOLE,
         },
     ),
@@ -187,7 +188,7 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
     HintAugmenter: (
         "augmenter",
         {
-            "shares": [None, (), 0.5, [1], [-0.1], ["half"]],
+            "shares": [None, (), 0.5, [1.1], [-0.1], ["half"]],
             "temperature": [-0.1, *NO_NUMBER],
             "guard": [LeakGuard, "no", 1, exact],
             "max_repairs": NO_WHOLE,
