@@ -16,6 +16,9 @@ def take_answer(data: bytes) -> Any:
         for fault in answer.faults:
             watch.note_fault(fault)
         watch.has_retried |= answer.has_retried
+        watch.waits_for_server |= answer.waits_for_server
+        if answer.has_seen_outage:
+            watch.health.note_outage()
         if answer.error is None and not answer.faults:
             watch.health.note_answer()
     if answer.error is not None:

@@ -126,6 +126,7 @@ class Runner:
 
     def _do(self, number: int, function: _Function, work: _Work, data: bytes) -> None:
         result, error = None, None
+        outages = self._throttles.outages
         try:
             with self._context(number, function, work.watch):
                 result = function.shipment.function(unpack(data))
@@ -136,7 +137,8 @@ class Runner:
             redact_error(fault)
         with self._lock:
             self._works.discard(work)
-        work.answer(Answer(result, error, faults, work.watch.has_retried))
+        watch, has_seen_outage = work.watch, self._throttles.outages > outages
+        work.answer(Answer(result, error, faults, watch.has_retried, watch.waits_for_server, has_seen_outage))
 
     @contextmanager
     def _context(self, number: int, function: _Function, watch: Watch) -> Iterator[None]:

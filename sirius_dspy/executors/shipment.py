@@ -58,6 +58,10 @@ class Answer:
     faults: tuple[Exception, ...] = ()
     """What the watch over it noted; see `Watch.faults`."""
     has_retried: bool = False
+    waits_for_server: bool = False
+    """See `Watch.waits_for_server`."""
+    has_seen_outage: bool = False
+    """Whether a server was down while it was under way."""
 
 
 class ShippingExecutor(Executor):

@@ -88,7 +88,7 @@ def attempt_batches(
     once = partial(
         _attempt_once, function, num_threads=num_threads, patience=patience, health=health, limit=limit, held=held
     )
-    outages = health.throttles.outages
+    outages = health.outages
     broken: list[tuple[Item, Result | Broken]] = []
     with closing(once(items, on_stop=on_stop)) as batches:
         try:
@@ -100,7 +100,7 @@ def attempt_batches(
         except (Exception, KeyboardInterrupt):
             yield broken
             raise
-    if health.throttles.outages > outages:  # it took some failures to see that the server was down
+    if health.outages > outages:  # it took some failures to see that the server was down
         yield from once([item for item, _ in broken], on_stop=on_stop)
     elif broken:
         yield broken
@@ -123,7 +123,7 @@ def _attempt_once(
 
     def overdue(piece: _Piece[Item]) -> Result | Broken | None:
         error = piece.watch.find_overdue()
-        return None if error is None else _broken(error, health)
+        return None if error is None else _broken(error, piece.watch)
 
     leaving = threading.Event()
 
@@ -162,7 +162,7 @@ def _attempt(function: Callable[[Item], Result], piece: _Piece[Item]) -> Result 
         except TimeLimitError as raised:  # a worker in another process gave the item up
             if watch.is_abandoned:
                 raise
-            return _broken(raised, watch.health)
+            return _broken(raised, watch)
         except Exception as raised:
             raise_sirius_error(raised)
             if fault_of(raised) not in ("transient", "systemic"):
@@ -174,10 +174,11 @@ def _attempt(function: Callable[[Item], Result], piece: _Piece[Item]) -> Result 
         raise_if_systemic(fault)
         tries += 1
         if watch.has_retried or tries > watch.patience.retries or not watch.pause(watch.patience.wait_s(tries, fault)):
-            return _broken(fault, watch.health)
+            return _broken(fault, watch)
 
 
-def _broken(error: BaseException, health: Health) -> Broken:
+def _broken(error: BaseException, watch: Watch) -> Broken:
     failure = describe_error(error)
-    health.note_failure(f"{failure.kind}: {failure.message}", error)
+    if not watch.waits_for_server:
+        watch.health.note_failure(f"{failure.kind}: {failure.message}", error)
     return Broken(failure)

@@ -15,14 +15,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
-from sirius_dspy.errors import OutageError
+from sirius_dspy.errors import OutageError, TimeLimitError
 from sirius_dspy.running.faults import LONGEST_HINT_S, asked_wait_s, describe_error, fault_of_call
 
 logger = logging.getLogger(__name__)
 
 FEWEST_FAILURES = 8
-"""If so many tries fail, or half of those under way if that is more, with no answer in between, the server is down."""
+"""If so many tries fail with no answer in between, the server is down; where one in ten fails, that is no chance."""
 
 FEWEST_CALLS = 3
 """They belong to so many different calls: one may always fail because of what it asks."""
@@ -32,6 +33,9 @@ FIRST_PROBE_S = 1.0
 
 LONGEST_PROBE_S = 60.0
 """Between two probes, unless the server asks for more."""
+
+MEMORY_S = 60.0
+"""After so long without another failure, the last ones say nothing any more."""
 
 LOOK_UP_S = 0.1
 """How often a call that waits looks whether it is still wanted."""
@@ -48,15 +52,14 @@ class Breaker:
         self.name = name
         self.outages = 0
         """How often the server was found to be down."""
-        self._has_answered = False
-        self._under_way = 0
+        self.has_answered = False
         self._failed: list[object] = []  # the call of each failed try since the last answer
-        self._failing_since = 0.0
+        self._failed_at = 0.0
         self._down_at = math.inf
         self._wait_s = FIRST_PROBE_S
         self._probe_at = 0.0
-        self._probe: object = None
-        self._error: Exception | None = None
+        self._probe: _Probe | None = None
+        self._error: BaseException | None = None
         self._lock = threading.Lock()  # guards all of these
 
     @property
@@ -88,13 +91,12 @@ class Breaker:
         with self._lock:
             if not self.is_down:
                 return 0.0
-            down_s = time.monotonic() - self._failing_since
-            if down_s > outage_s or is_unwanted():
-                raise self._give_up(down_s)
-            wait = self._probe_at - time.monotonic()
-            if self._probe is not None or wait > 0:
-                return max(wait, LOOK_UP_S)
-            self._probe = call
+            now = time.monotonic()
+            if now - self._down_at > outage_s or is_unwanted():
+                raise self._give_up(now - self._down_at)
+            if self._probe_at > now or (self._probe is not None and self._probe.is_awaited(now)):
+                return max(self._probe_at - now, LOOK_UP_S)
+            self._probe = _Probe(call, now, is_unwanted)
             return 0.0
 
     @contextmanager
@@ -106,55 +108,61 @@ class Breaker:
             outage_s: Likewise; with 0, no server is waited for.
         """
         began = time.monotonic()
-        with self._lock:
-            self._under_way += 1
         try:
             yield
-            self._note_answer(began)
-        except Exception as error:
-            fault = fault_of_call(error)
-            if fault in ("program", "refusal"):
+        except BaseException as error:
+            self.note_end(call, began, error, outage_s)
+            raise
+        self.note_end(call, began, None, outage_s)
+
+    def note_end(self, call: object, began: float, error: BaseException | None, outage_s: float) -> None:
+        """Note how a call ended; `learn` does so.
+
+        Args:
+            call: As in `admit`.
+            began: When it began, by `time.monotonic`.
+            error: What it raised.
+            outage_s: As in `learn`.
+        """
+        # What was given up here may not even have been sent.
+        fault = fault_of_call(error) if isinstance(error, Exception) and not isinstance(error, TimeLimitError) else None
+        with self._lock:
+            if error is None or fault in ("program", "refusal"):
                 self._note_answer(began)
             elif fault == "transient" and outage_s > 0:
                 self._note_failure(call, error)
-            raise
-        finally:
-            with self._lock:
-                self._under_way -= 1
-                self._probe = None if self._probe is call else self._probe
+            if self._is_probe(call):
+                self._probe = None
 
     def _note_answer(self, began: float) -> None:
-        with self._lock:
-            self._has_answered = True
-            if self.is_down and began < self._down_at:
-                return  # it says how the server was, not how it is
-            if self.is_down:
-                logger.warning("%s answers again, after %s.", self.name, _duration(self._failing_since))
-            self._down_at = math.inf
+        self.has_answered = True
+        if self.is_down and began < self._down_at:
+            return  # it says how the server was, not how it is
+        if self.is_down:
+            logger.warning("%s answers again, after %s.", self.name, _describe_s(time.monotonic() - self._down_at))
+        self._down_at = math.inf
+        self._failed.clear()
+
+    def _note_failure(self, call: object, error: BaseException) -> None:
+        now = time.monotonic()
+        if now - self._failed_at > MEMORY_S:
             self._failed.clear()
+        self._failed.append(call)
+        self._failed_at, self._error = now, error
+        if self.is_down:
+            if self._is_probe(call):
+                self._plan_probe(error, 2 * self._wait_s)
+        elif self.has_answered and len(self._failed) >= FEWEST_FAILURES and len(set(self._failed)) >= FEWEST_CALLS:
+            self._down_at = now
+            self.outages += 1
+            self._plan_probe(error, FIRST_PROBE_S)
+            what = _describe(error)
+            logger.warning("%s answers no call any more, so the next ones wait until it does. %s", self.name, what)
 
-    def _note_failure(self, call: object, error: Exception) -> None:
-        with self._lock:
-            now = time.monotonic()
-            if not self._failed:
-                self._failing_since = now
-            self._failed.append(call)
-            self._error = error
-            if self.is_down:
-                if self._probe is call:
-                    self._plan_probe(error, 2 * self._wait_s)
-            elif self._has_answered and self._is_conspicuous():
-                self._down_at = now
-                self.outages += 1
-                self._plan_probe(error, FIRST_PROBE_S)
-                what = _describe(error)
-                logger.warning("%s answers no call any more, so the next ones wait until it does. %s", self.name, what)
+    def _is_probe(self, call: object) -> bool:
+        return self._probe is not None and self._probe.call is call
 
-    def _is_conspicuous(self) -> bool:
-        is_much = len(self._failed) >= max(FEWEST_FAILURES, self._under_way / 2)
-        return is_much and len(set(self._failed)) >= FEWEST_CALLS
-
-    def _plan_probe(self, error: Exception, wait_s: float) -> None:
+    def _plan_probe(self, error: BaseException, wait_s: float) -> None:
         self._wait_s = min(wait_s, LONGEST_PROBE_S)
         hint = min(asked_wait_s(error), LONGEST_HINT_S)
         # Jitter: several processes must not come back together.
@@ -162,24 +170,33 @@ class Breaker:
 
     def _give_up(self, down_s: float) -> OutageError:
         error = OutageError(
-            f"{self.name} has answered no call for {_seconds(down_s)}. {_describe(self._error)} All finished runs are "
-            "kept. When its server is there again, run the same `compile` again to resume. `Patience(outage_s=...)` "
-            "says how long to wait for it."
+            f"{self.name} has answered no call for {_describe_s(down_s)}. {_describe(self._error)} All finished runs "
+            "are kept. When its server is there again, run the same `compile` again to resume. "
+            "`Patience(outage_s=...)` says how long to wait for it."
         )
         error.__cause__ = self._error
         return error
 
 
-def _describe(error: Exception | None) -> str:
+@dataclass(frozen=True)
+class _Probe:
+    """The call that tries whether the server is there."""
+
+    call: object
+    began: float
+    is_unwanted: Callable[[], bool]
+
+    def is_awaited(self, now: float) -> bool:
+        """Whether another one has to wait for it; one that hangs or was given up may never end."""
+        return now - self.began < LONGEST_PROBE_S and not self.is_unwanted()
+
+
+def _describe(error: BaseException | None) -> str:
     if error is None:
         return ""
     failure = describe_error(error)
     return f"The last one failed with {failure.kind}: {failure.message}"
 
 
-def _duration(since: float) -> str:
-    return _seconds(time.monotonic() - since)
-
-
-def _seconds(seconds: float) -> str:
+def _describe_s(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} s"

@@ -111,7 +111,8 @@ def parallel_batches(
                 if error is not None:
                     pool.cancel_waiting(on_stop)
         finally:
-            pool.cancel_waiting(on_stop)
+            if pool.running:
+                pool.cancel_waiting(on_stop)
             if interrupts.number > 1:
                 pool.running.clear()
             pool.announce_stop()

@@ -86,8 +86,19 @@ class Health:
         self.throttles = Throttles()
         self.answered_at = time.monotonic()
         self._hung_at: float | None = None
+        self._outages_elsewhere = 0
         self._in_a_row = 0
         self._lock = threading.Lock()  # protects the count: runs end in many threads
+
+    @property
+    def outages(self) -> int:
+        """How often a server was found to be down, here or by a worker in another process."""
+        return self.throttles.outages + self._outages_elsewhere
+
+    def note_outage(self) -> None:
+        """Note that a worker in another process found a server to be down."""
+        with self._lock:
+            self._outages_elsewhere += 1
 
     def note_answer(self) -> None:
         """Note that an LM answered."""

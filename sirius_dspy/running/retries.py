@@ -46,7 +46,7 @@ class Retries:
                 with self._learn(), self._throttle.turn(lambda: self.watch.is_unwanted), self.watch.time_call():
                     return function()
             except Exception as error:
-                if not self._may_retry(error) or not self.watch.pause(self._wait_s(error)):
+                if not self._may_retry(error) or not (self._is_held_back or self.watch.pause(self._wait_s(error))):
                     self._give_up(error)
                     raise
 
@@ -62,7 +62,9 @@ class Retries:
                         with self.watch.time_call():
                             return await function()
             except Exception as error:
-                if not self._may_retry(error) or not await self.watch.apause(self._wait_s(error)):
+                if not self._may_retry(error) or not (
+                    self._is_held_back or await self.watch.apause(self._wait_s(error))
+                ):
                     self._give_up(error)
                     raise
 
@@ -97,3 +99,4 @@ class Retries:
         if (fault := fault_of_call(error)) in ("transient", "systemic"):
             self.watch.note_fault(error)
             self.watch.has_retried |= fault == "transient"
+            self.watch.waits_for_server |= self._breaker.has_answered and self.watch.patience.outage_s > 0

@@ -13,8 +13,9 @@ from typing import Any
 
 from dspy.utils.callback import BaseCallback
 
-from sirius_dspy.errors import RolloutError, TimeLimitError
+from sirius_dspy.errors import OutageError, RolloutError, TimeLimitError
 from sirius_dspy.running.faults import fault_of_call
+from sirius_dspy.running.outage import Breaker
 from sirius_dspy.running.patience import Health, Patience
 
 LOOK_UP_S = 0.1
@@ -40,13 +41,15 @@ class Watch(BaseCallback):
         self._faults: list[Exception] = []
         self.has_retried = False
         """Whether a single call used up its retries, so that there is no point in trying the whole again."""
+        self.waits_for_server = False
+        """Whether a call failed of a server that had answered, and is waited for if it is down."""
         self.is_abandoned = False
         self._run_began: float | None = None
         self._num_stopped = 0  # waits under way that do not count
         self._stopped_at = 0.0
         self._stopping = threading.Lock()  # a program may call predictors in several threads
         self._calls: dict[Any, float] = {}
-        self._asked: dict[str, str] = {}
+        self._asked: dict[str, tuple[str, Breaker]] = {}
         self._unanswered: dict[str, Exception] = {}
         self._numbers = count()
 
@@ -166,18 +169,30 @@ class Watch(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """DSPy calls this before each LM call that does not come from a predictor of the program."""
+        asked = repr([instance.model, inputs.get("prompt"), inputs.get("messages")])
+        breaker = self.health.throttles.of(instance).breaker
+        if breaker.is_down:
+            try:
+                with self.stop_clock():
+                    breaker.admit(asked, lambda: self.is_unwanted, self.patience.outage_s)
+            except OutageError as error:  # DSPy would catch it
+                self.note_fault(error)
+        self._asked[call_id] = asked, breaker
         self._calls[call_id] = time.monotonic()
-        self._asked[call_id] = repr([instance.model, inputs.get("prompt"), inputs.get("messages")])
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """DSPy calls this after it. A request that is sent again and answered then has not failed."""
-        self._calls.pop(call_id, None)
-        asked = self._asked.pop(call_id, "")
+        began = self._calls.pop(call_id, 0.0)
+        if (known := self._asked.pop(call_id, None)) is None:
+            return
+        asked, breaker = known
+        breaker.note_end(asked, began, exception, self.patience.outage_s)
         if exception is None:
             self.health.note_answer()
             self._unanswered.pop(asked, None)
         elif isinstance(exception, Exception) and fault_of_call(exception) in ("transient", "systemic"):
             self._unanswered[asked] = exception
+            self.waits_for_server |= breaker.has_answered and self.patience.outage_s > 0
 
 
 _WATCH: ContextVar[Watch | None] = ContextVar("sirius_watch", default=None)
