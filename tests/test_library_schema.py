@@ -11,6 +11,7 @@ import sqlalchemy
 from sirius_dspy.errors import LibraryVersionError
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.migrations import MIGRATIONS, SCHEMA_VERSION, create_runs, migrate
+from sirius_dspy.library.prune import prune_library
 from sirius_dspy.library.schema import METADATA
 from sirius_dspy.testing.library import make_repair, make_run
 
@@ -27,6 +28,19 @@ def test_the_tables_are_those_of_the_migrations(url):
             (key["constrained_columns"][0], key["referred_table"]) for key in inspector.get_foreign_keys(table.name)
         }
         assert found == {(key.parent.name, key.column.table.name) for key in table.foreign_keys}
+    engine.dispose()
+
+
+def test_a_library_of_version_5_loses_an_index_that_only_pruning_used(url):
+    engine = sqlalchemy.create_engine(url)
+    with engine.begin() as connection:
+        migrate(connection, MIGRATIONS[:5])
+    assert [index["name"] for index in sqlalchemy.inspect(engine).get_indexes("steps")] == ["steps_by_request"]
+    with ExperienceLibrary(url) as library:
+        library.add_all([make_run("4", run="old"), make_run("5", run="new")])
+        assert prune_library(library, run="old").trajectories == 1
+        assert library.verify() == []
+    assert sqlalchemy.inspect(engine).get_indexes("steps") == []
     engine.dispose()
 
 

@@ -150,6 +150,9 @@ ADD_RUNGS = (
     "ALTER TABLE attempts ADD COLUMN reliance DOUBLE PRECISION",
 )
 
+# It was used only where requests are deleted, and made each insertion of a step change one more page.
+DROP_STEPS_BY_REQUEST = ("DROP INDEX steps_by_request",)
+
 # A number that grows with each row: SQLite's own row id, PostgreSQL's identity column.
 _NUMBER = {"sqlite": "INTEGER PRIMARY KEY", "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"}
 
@@ -181,13 +184,25 @@ def add_rungs(connection: Connection) -> None:
     _execute(connection, ADD_RUNGS)
 
 
+def drop_steps_by_request(connection: Connection) -> None:
+    """Make version 6: no index of the steps by their request."""
+    _execute(connection, DROP_STEPS_BY_REQUEST)
+
+
 def _execute(connection: Connection, statements: Sequence[str]) -> None:
     number = _NUMBER[connection.dialect.name]
     for statement in statements:
         connection.execute(text(statement.format(number=number)))
 
 
-MIGRATIONS: tuple[Migration, ...] = (create_runs, create_repairs, create_unfinished, add_requests, add_rungs)
+MIGRATIONS: tuple[Migration, ...] = (
+    create_runs,
+    create_repairs,
+    create_unfinished,
+    add_requests,
+    add_rungs,
+    drop_steps_by_request,
+)
 """The migration at index n makes version n + 1."""
 
 SCHEMA_VERSION = len(MIGRATIONS)

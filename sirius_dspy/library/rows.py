@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
 import dspy
@@ -176,7 +177,7 @@ def unfinished_row(unfinished: Unfinished) -> Row:
 
 
 def _pick(value: Any, names: Sequence[str]) -> Row:
-    return {name: getattr(value, name) for name in names}
+    return dict(zip(names, attrgetter(*names)(value), strict=True))
 
 
 # Rows to values

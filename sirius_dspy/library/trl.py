@@ -219,7 +219,7 @@ class _Rows:
         self.agent_of = agent_of
         self.counts: Counter[str] = Counter()
         self.left_out: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self._seen: set[str] = set()
+        self._seen: set[bytes] = set()  # the hashes of all rows: bytes take half as much memory as text
 
     def keep(self, found: Iterable[Found]) -> Iterator[Row]:
         """Yield each row once, with its columns in order."""
@@ -235,7 +235,7 @@ class _Rows:
 
     def _is_known(self, agent: str, row: Row) -> bool:
         """Return whether an equal row was there before; one reply is not good and bad, so the label does not count."""
-        id = digest([agent, *(row[name] for name in self.columns if name != "label")])
+        id = bytes.fromhex(digest([agent, *(row[name] for name in self.columns if name != "label")]))
         known = id in self._seen
         self._seen.add(id)
         return known
