@@ -1,19 +1,20 @@
 """How fast runs are collected from a server: SiriuS' collection, DSPy's, and bare sockets.
 
     python -m benchmarks.collection [--calls 3072] [--in-flight 64 256] [--latency 0.2] [--repeats 1]
-        [--processes 2] [--quick] [--json]
+        [--processes 2] [--ray 2] [--quick] [--json]
 
 A server on this machine answers every call after the same time, so the ideal is known: with as many runs in flight as
 `--in-flight`, `--calls` calls take `calls / in-flight * latency` seconds. The program has three agents that hand a text
 on. Each side runs in a process of its own, after one run that warms it up; the sides take turns. What is printed:
 
 - *wall / ideal*: seconds from the first call to the last result, as a multiple of the ideal.
-- *CPU ms per call*: of the process that collects, without the server's and those of `--processes`.
+- *CPU ms per call*: of the process that collects, without the server's and those of other workers.
 - *peak MB*: the resident memory of the process at its largest, all imports included.
 
 SiriuS' side records every call and keeps every run in an experience library on disk, as a compile does; DSPy's keep
-traces in memory, or only scores. With `--processes 2 4`, it is measured with a `ProcessExecutor` of so many, too. The
-server's model name is one that no price table knows, like those of local servers.
+traces in memory, or only scores. With `--processes 2 4`, it is measured with a `ProcessExecutor` of so many, too, and
+with `--ray 2` with so many workers of a Ray cluster that is started on this machine. The server's model name is one that
+no price table knows, like those of local servers.
 """
 
 from __future__ import annotations
@@ -88,7 +89,6 @@ def _dspy_side(side: str, url: str, in_flight: int, stack: ExitStack) -> Callabl
     import dspy
     from dspy.teleprompt.bootstrap_trace import bootstrap_trace_data
 
-    from sirius_dspy.executors import ProcessExecutor
     from sirius_dspy.running.executor import started
 
     program = _team(url)
@@ -108,9 +108,21 @@ def _dspy_side(side: str, url: str, in_flight: int, stack: ExitStack) -> Callabl
         return lambda runs: _discard(
             bootstrap_trace_data(program, examples(runs), metric=metric, num_threads=in_flight)
         )
-    processes = int(side.removeprefix("sirius").removeprefix("-") or 1)
-    workers = stack.enter_context(started(ProcessExecutor(processes) if processes > 1 else None))
+    workers = stack.enter_context(started(_executor(side)))
     return lambda runs: _collect(program, metric, examples(runs), in_flight, workers)
+
+
+def _executor(side: str) -> Any:
+    """The executor of a side such as `sirius`, `sirius-processes-2` or `sirius-ray-2`."""
+    from sirius_dspy.executors import ProcessExecutor, RayExecutor
+
+    _, _, rest = side.partition("-")
+    kind, _, number = rest.partition("-")
+    if not kind:
+        return None
+    if kind == "processes":
+        return ProcessExecutor(int(number))
+    return RayExecutor(num_workers=int(number), resources={"num_cpus": 0.1})  # more workers than cores are meant so
 
 
 def _discard(_: Any) -> None:
@@ -154,7 +166,7 @@ def _collect(program: Any, metric: Any, examples: Sequence[Any], in_flight: int,
 
 
 def compare(
-    calls: int, in_flight: int, latency_s: float, repeats: int, processes: Sequence[int] = ()
+    calls: int, in_flight: int, latency_s: float, repeats: int, processes: Sequence[int] = (), ray: Sequence[int] = ()
 ) -> dict[str, dict[str, float]]:
     """Let the sides take turns, and return the medians of each.
 
@@ -164,10 +176,15 @@ def compare(
         latency_s: Seconds that the server needs.
         repeats: Rounds.
         processes: Numbers of processes with which SiriuS' collection is measured as well.
+        ray: Numbers of Ray workers, likewise.
     """
     runs = calls // AGENTS
     ideal = -(-runs // in_flight) * AGENTS * latency_s
-    sides = [*NAMES, *(f"sirius-{number}" for number in processes)]
+    sides = [
+        *NAMES,
+        *(f"sirius-processes-{number}" for number in processes),
+        *(f"sirius-ray-{number}" for number in ray),
+    ]
     found: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side in sides:
@@ -192,7 +209,10 @@ def _medians(results: Sequence[dict[str, float]], ideal: float) -> dict[str, flo
 
 
 def _name_of(side: str) -> str:
-    return NAMES.get(side) or f"SiriuS, {side.rpartition('-')[2]} processes"
+    if side in NAMES:
+        return NAMES[side]
+    _, kind, number = side.split("-")
+    return f"SiriuS, {number} {'Ray workers' if kind == 'ray' else 'processes'}"
 
 
 def main() -> None:
@@ -203,6 +223,7 @@ def main() -> None:
     parser.add_argument("--latency", type=float, default=0.2, help="seconds that the server needs for a reply")
     parser.add_argument("--repeats", type=int, default=1, help="rounds; medians are printed")
     parser.add_argument("--processes", type=int, nargs="*", default=[], help="processes of SiriuS' collection")
+    parser.add_argument("--ray", type=int, nargs="*", default=[], help="workers of SiriuS' collection on Ray")
     parser.add_argument("--quick", action="store_true", help="a few short calls, to see that it works")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the tables")
     parser.add_argument("--side", help=argparse.SUPPRESS)  # for the child processes
@@ -215,7 +236,9 @@ def main() -> None:
     if arguments.quick:
         arguments.calls, arguments.in_flight, arguments.latency = 24, [4], 0.01
     results = {
-        number: compare(arguments.calls, number, arguments.latency, arguments.repeats, arguments.processes)
+        number: compare(
+            arguments.calls, number, arguments.latency, arguments.repeats, arguments.processes, arguments.ray
+        )
         for number in arguments.in_flight
     }
     if arguments.json:

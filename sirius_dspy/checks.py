@@ -57,16 +57,18 @@ def describe_value(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def number(least: float = -math.inf, *, above: float = -math.inf, below: float = math.inf) -> Kind:
+def number(
+    least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf, below: float = math.inf
+) -> Kind:
     """Accept a finite number in a range, but no bool."""
-    words = {"from": least, "above": above, "below": below}
+    words = {"from": least, "to": most, "above": above, "below": below}
     limits = " and ".join(f"{word} {limit:g}" for word, limit in words.items() if math.isfinite(limit))
 
     def fits(value: Any) -> bool:
         if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         try:
-            return math.isfinite(value) and value >= least and above < value < below
+            return math.isfinite(value) and least <= value <= most and above < value < below
         except OverflowError:  # a whole number with hundreds of digits
             return False
 

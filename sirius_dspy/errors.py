@@ -17,6 +17,7 @@ SiriuSError
 ├── NoSuccessError         (RuntimeError)  no run succeeded, so there is nothing to learn from
 ├── ProgramError           (RuntimeError)  the program raised the same exception in every run
 ├── RolloutError           (RuntimeError)  the LM failed in a way that affects every example
+│   └── OutageError                        its server was down for longer than the compile waits
 ├── UnfinishedError        (RuntimeError)  some runs did not finish, because the LM or the network failed
 ├── TimeLimitError         (TimeoutError)  an LM call or a run took longer than its limit
 ├── PromptTooLongError     (ValueError)    a prompt does not fit into a local model's context window
@@ -120,6 +121,10 @@ class ProgramError(SiriuSError, RuntimeError):
 
 class RolloutError(SiriuSError, RuntimeError):
     """The LM failed in a way that affects every example: credentials, quota, configuration or an outage."""
+
+
+class OutageError(RolloutError):
+    """An LM that had answered before answered no call any more, for longer than `Patience.outage_s`."""
 
 
 class UnfinishedError(SiriuSError, RuntimeError):

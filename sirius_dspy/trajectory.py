@@ -26,8 +26,8 @@ Values = Mapping[str, Any]
 """Field name to a plain value; see `sirius_dspy.plain`."""
 
 Source = Literal["live", "recorded", "edited"]
-Origin = Literal["rollout", "repair", "validation", "imported", "demonstration", "credit"]
-Verdict = Literal["repaired", "failed", "leaked", "unparsed", "unchanged", "diverged"]
+Origin = Literal["rollout", "repair", "validation", "imported", "demonstration", "credit", "confirmation"]
+Verdict = Literal["repaired", "failed", "leaked", "unparsed", "unchanged", "diverged", "unconfirmed"]
 
 
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "MAX_TOKENS"})
@@ -309,7 +309,7 @@ class Attempt:
     verdict: Verdict
     """`repaired`; `failed`: replayed, still wrong; `leaked`: refused by the leak guard; `unparsed`: an answer of the
     critic or the agent could not be parsed; `unchanged`: the agent repeated itself; `diverged`: the replay did not
-    repeat the recording."""
+    repeat the recording; `unconfirmed`: it succeeded once, and not again."""
     feedback: str | None = None
     """What the agent was told: a critique or a hint."""
     regenerated: Values | None = None

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 from tests.http_server import Handler, serving
 
+DROPPED = 0
+"""The status of an answer that is never sent: the connection is closed."""
+
 
 class FakeOpenAI:
     """A server with OpenAI's files, fine-tuning jobs and chat, as far as DSPy and `HostedTrainer` use them.
@@ -85,6 +88,7 @@ class FakeOpenAI:
             "created_at": 1,
             "organization_id": "org",
             "result_files": [],
+            "trained_tokens": 900 if status == "succeeded" else None,
             "seed": 0,
             "error": self.error if status == "failed" else None,
         }
@@ -117,6 +121,9 @@ class FakeOpenAI:
                 fake.keys.add(self.headers.get("Authorization"))
                 content_type = self.headers.get("Content-Type") or ""
                 status, payload = fake.answer(self.command, self.path, self.read(), content_type)
+                if status == DROPPED:
+                    self.close_connection = True
+                    return
                 self.answer(payload, status)
 
             do_GET = do_POST = do_DELETE = reply

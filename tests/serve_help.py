@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from contextlib import contextmanager
 
@@ -37,13 +38,15 @@ class FakeBackend:
         self.may_finish.set()
         self.asked, self.trained, self.failure, self.scale = [], [], None, 1.0
 
-    def complete(self, weights, messages, options):
+    def complete(self, weights, messages, options, on_text=None):
         self.asked.append((weights, messages, options))
         if len(messages[-1]["content"]) > 10_000:
             raise PromptTooLongError("The prompt is too long for this model.")
         text = self.reply(weights, messages)
         if weights.folder is not None:
             text += f" I learned from {(weights.folder / 'rows').read_text()} rows."
+        for word in re.findall(r"\s*\S+|\s+\Z", text) if on_text else ():
+            on_text(word)
         return Generation(text, len(messages), len(text.split()), "stop")
 
     def train(self, training):

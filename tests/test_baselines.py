@@ -453,6 +453,16 @@ def test_ablations_of_a_team_are_plain_settings():
     assert full["trainer"].train_from == "base"
 
 
+def test_a_critic_with_an_lm_of_its_own_can_learn_from_the_second_iteration_on():
+    augmenter = CriticAugmenter(ToyLM(skill=skill), rephrase=False)
+    for iterations, expected in ((1, 2), (3, 3)):
+        change = ablations(student(), {"iterations": iterations, "augmenter": augmenter})["learning critic"]
+        assert change["iterations"] == expected
+        assert change["augmenter"].learning_critic() is not None
+        assert not change["augmenter"].rephrase
+    assert augmenter.learning_critic() is None
+
+
 def test_ablations_leave_out_what_changes_nothing():
     settings = {"augmenter": None, "frozen": ["doubler"], "trainer": ProviderTrainer(train_from="current")}
     assert list(ablations(student(), settings)) == ["no repair", "one more iteration"]

@@ -113,6 +113,7 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
             "retries": [None, *NO_WHOLE],
             "call_timeout_s": NO_SECONDS,
             "run_timeout_s": NO_SECONDS,
+            "outage_s": [None, -1, "long", float("nan")],
             "max_unfinished": [None, *NO_WHOLE],
             "first_wait_s": [-0.1, *NO_NUMBER],
         },
@@ -176,6 +177,7 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
             "rungs": [(), "label", [LadderAugmenter], [exact], 1],
             "drop_reliant": [None, -0.1, 1, *NO_NUMBER],
             "measure": NO_FLAG,
+            "confirmations": [None, -1, *NO_WHOLE],
             "max_repairs": NO_WHOLE,
         },
     ),
@@ -186,7 +188,7 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
     HintAugmenter: (
         "augmenter",
         {
-            "shares": [None, (), 0.5, [1], [-0.1], ["half"]],
+            "shares": [None, (), 0.5, [1.1], [-0.1], ["half"]],
             "temperature": [-0.1, *NO_NUMBER],
             "guard": [LeakGuard, "no", 1, exact],
             "max_repairs": NO_WHOLE,

@@ -65,7 +65,7 @@ def test_help_names_the_commands(tmp_path):
     done = sirius("--help", cwd=tmp_path)
     assert done.returncode == 0
     listed = re.findall(r"^  (\w+)  +[A-Z]", done.stdout, re.M)
-    window = ["watch", "ui", "pause", "resume", "stop"]
+    window = ["watch", "ui", "pause", "resume", "stop", "jobs"]
     assert listed == ["demo", "compile", "ask", *window, "report", "export", "serve", "library"]
 
 

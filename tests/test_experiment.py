@@ -594,6 +594,41 @@ def test_a_single_agent_can_be_a_signature(tmp_path, lm):
     assert len([prompt for prompt in lm.requests if len(prompt.messages) == 3]) == 12
 
 
+def test_a_critic_that_learns_is_compared_with_the_one_before(tmp_path):
+    def answer(prompt):
+        """Give advice that helps with smaller numbers, and after training with all."""
+        if prompt.asks_for("feedback"):
+            helps = "+" in prompt.model or int(prompt.field("task")) < 24
+            return chat_reply(feedback="double the number" if helps else "try harder")
+        if prompt.asks_for("doubled") and prompt.field("feedback") not in ("", None, "double the number"):
+            return chat_reply(doubled="no better idea")
+        return skill(prompt)
+
+    def items(split, size=None, seed=0):
+        return [
+            dspy.Example(**example.toDict(), dspy_key=f"{split}-{example.number}").with_inputs("number")
+            for example in toy.examples(range(30 if split == "train" else 4))
+        ]
+
+    task = SimpleNamespace(build=build, examples=items, metric=exact)
+    recipe = Recipe.from_table(
+        {
+            "methods": ["SiriuS: learning critic"],
+            "baseline": "SiriuS: learning critic",
+            "num_threads": 1,
+            "sirius": {"iterations": 1, "samples": 1},
+            "repair": {"critic": "base"},
+        }
+    )
+    results = Experiment(recipe, name="critics", task=task).run(tmp_path, lm=ToyLM(skill=answer))
+    [critic] = results.cells[0].details["critics"]
+    assert critic["rows"] >= 10
+    assert critic == {**critic, "iteration": 2, "repaired_before": 0, "repaired": critic["tried"], "kept": True}
+    [line] = [line for line in (tmp_path / "results.md").read_text().splitlines() if line.endswith(" | yes |")]
+    numbers = [str(critic[name]) for name in ("iteration", "rows", "tried", "repaired_before", "repaired")]
+    assert line.split(" | ")[2:-1] == numbers
+
+
 def test_measures_are_asked_of_the_scored_runs(tmp_path, lm):
     task = {"path": "tests.test_experiment:TASK", "report": "tests.test_experiment:count_even", "measures": ["even"]}
     results = experiment(task=task).run(tmp_path, lm=lm, methods=["prompted team"], seeds=[0])

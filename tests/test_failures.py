@@ -40,7 +40,7 @@ from sirius_dspy.testing import FaultServer, ScriptedTrainer, ToyLM, chat_reply
 from sirius_dspy.trajectory import Attempt, Repair, example_key
 from tests.team import exact_match, extend, questions
 
-QUICK = Patience(retries=2, first_wait_s=0.001)
+QUICK = Patience(retries=2, first_wait_s=0.001, outage_s=0)
 
 
 @pytest.fixture(autouse=True)
@@ -823,7 +823,7 @@ def test_after_an_outage_the_same_call_gives_the_same(tmp_path):
 
         server.faults = die
         with pytest.raises(RolloutError, match="in a row"):
-            served(server, data, tmp_path / "outage")
+            served(server, data, tmp_path / "outage", patience=Patience(outage_s=0))
         kept = {run.id for run in stored(tmp_path / "outage")}
         server.faults, server.is_dead = None, False
         served(server, data, tmp_path / "outage")

@@ -20,7 +20,7 @@ from sirius_dspy.training import hosted
 from sirius_dspy.training.trainers import TrainingRequest
 from tests import ROOT
 from tests.http_server import serving
-from tests.openai_server import FakeOpenAI
+from tests.openai_server import DROPPED, FakeOpenAI
 from tests.snippets import HostedApi, blocks_of, files_of
 from tests.wait import wait_until
 
@@ -84,6 +84,7 @@ def disturbed(fake: FakeOpenAI, faults):
 BUSY = (500, {"error": {"message": "try later"}})
 LIMITED = (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}})
 NONSENSE = (200, "<html>a proxy</html>")
+GONE = (DROPPED, None)
 
 
 def test_all_jobs_run_before_the_first_is_waited_for(tmp_path, quick):
@@ -139,7 +140,7 @@ def test_a_job_whose_answer_was_never_read_is_found(tmp_path, quick):
     assert (len(fake.jobs), len(fake.files)) == (1, 1)
 
 
-@pytest.mark.parametrize("fault", [BUSY, LIMITED, NONSENSE], ids=["500", "429", "no JSON"])
+@pytest.mark.parametrize("fault", [BUSY, LIMITED, NONSENSE, GONE], ids=["500", "429", "no JSON", "dropped"])
 @pytest.mark.parametrize("counts", [True, False], ids=["counted", "lost"])
 def test_a_creation_with_a_lost_answer_makes_one_job(tmp_path, quick, fault, counts):
     fake = FakeOpenAI(["running", "succeeded"])
@@ -149,7 +150,7 @@ def test_a_creation_with_a_lost_answer_makes_one_job(tmp_path, quick, fault, cou
     assert trained.model == "openai/ft:gpt-4o-mini:org::ftjob-0"
 
 
-@pytest.mark.parametrize("fault", [BUSY, LIMITED, NONSENSE], ids=["500", "429", "no JSON"])
+@pytest.mark.parametrize("fault", [BUSY, LIMITED, NONSENSE, GONE], ids=["500", "429", "no JSON", "dropped"])
 def test_a_server_that_stumbles_while_a_job_runs_is_waited_for(tmp_path, quick, fault):
     fake = FakeOpenAI(["running", "running", "succeeded"])
     faults = [("GET /v1/fine_tuning/jobs/ftjob-0", fault, False) for _ in range(12)]
@@ -187,7 +188,10 @@ def test_a_failed_job_says_why_and_the_next_call_starts_another(tmp_path, quick)
         (403, {"message": "Missing scopes", "code": "missing_scope"}, "may not fine-tune"),
         (401, {"message": f"Incorrect key {KEY}", "code": "invalid_api_key"}, "key is not valid"),
         (400, {"message": "not available", "code": "model_not_found"}, "cannot be fine-tuned"),
-        (400, {"message": "flagged by moderation", "code": "moderation"}, "flagged by moderation"),
+        (400, {"message": "flagged by moderation", "code": "moderation"}, "did not pass the server's moderation"),
+        (400, {"message": "file has 9 examples", "code": "invalid_n_examples"}, "too few rows"),
+        (400, {"message": "Fine-tuning is not available for new users"}, "fine-tuning is closed for this account"),
+        (429, {"message": "too many jobs", "code": "exceeded_quota"}, "may not run more jobs now"),
     ],
 )
 def test_refusals_are_told_in_plain_words_and_without_the_key(tmp_path, quick, status, body, told):

@@ -9,10 +9,11 @@ import pytest
 
 from sirius_dspy.errors import PromptTooLongError, RolloutError
 from sirius_dspy.local import transformers_engine
-from sirius_dspy.local.batching import BatchingEngine, Call, Written, cut_at_stop
+from sirius_dspy.local.batching import BatchingEngine, Call, Written
 from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.engine import Engine, GenerationOptions
 from sirius_dspy.local.pool import EnginePool
+from sirius_dspy.local.streaming import cut_at_stop
 from tests.wait import wait_until
 
 

@@ -120,7 +120,7 @@ def test_a_job_trains_a_model_that_answers(client, backend):
     job = start(client, suffix="solver", seed=7, method=method, metadata={"agent": "solver"})
     assert (job.object, job.status, job.fine_tuned_model) == ("fine_tuning.job", "queued", None)
     done = wait(client, job)
-    assert done.fine_tuned_model == f"ft:tiny:solver:{job.id.removeprefix('ftjob-')}"
+    assert done.fine_tuned_model == f"openai/ft:tiny:solver:{job.id.removeprefix('ftjob-')}"
     assert (done.seed, done.metadata, done.error) == (7, {"agent": "solver"}, None)
     assert done.finished_at >= done.created_at
     assert done.method.supervised.hyperparameters.n_epochs == 2
@@ -142,7 +142,7 @@ def test_the_older_place_of_hyperparameters_works(client, backend):
 def test_a_trained_model_is_trained_on(client, backend):
     first = wait(client, start(client))
     second = wait(client, start(client, model=first.fine_tuned_model, suffix="again"))
-    assert second.fine_tuned_model.startswith("ft:tiny:again:")
+    assert second.fine_tuned_model.startswith("openai/ft:tiny:again:")
     assert backend.trained[1].start.folder == backend.trained[0].folder
 
 
@@ -180,6 +180,16 @@ def test_jobs_are_listed_by_pages_newest_first(client):
     assert ([job.id for job in page.data], page.has_more) == ([jobs[0]], False)
     with pytest.raises(openai.NotFoundError):
         client.fine_tuning.jobs.list(after="ftjob-0")
+
+
+def test_a_trained_model_is_also_known_without_litellm_s_prefix(client, tmp_path):
+    model = wait(client, start(client)).fine_tuned_model
+    plain = model.removeprefix("openai/")
+    assert plain != model
+    assert ask(client, plain) == ask(client, model)
+    assert client.models.retrieve(plain).id == model
+    assert client.models.delete(plain).deleted
+    assert list((tmp_path / "weights").iterdir()) == []
 
 
 def test_a_trained_model_is_deleted_with_its_weights(client, tmp_path):

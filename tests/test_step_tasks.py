@@ -5,6 +5,7 @@ import importlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import dspy
 import pytest
@@ -14,10 +15,9 @@ from programs.plan_and_calculate import ExpressionError, calculate
 from sirius_dspy import PlainAdapter
 from sirius_dspy.demo.steps import GoldStep
 from sirius_dspy.errors import DatasetError
-from sirius_dspy.experiment.recipe import Recipe
-from sirius_dspy.experiment.task import Task
+from sirius_dspy.experiment import Experiment, Recipe, Task
 from sirius_dspy.running.record import record
-from sirius_dspy.testing import ScriptedLM
+from sirius_dspy.testing import ScriptedLM, ToyLM
 from tests import ROOT
 
 TRACKING = (tracking.crown, tracking.boxes, tracking.rooms, tracking.calendar)
@@ -27,9 +27,11 @@ PLANS = (plan_and_calculate.legs, plan_and_calculate.prices)
 TASKS = (*TRACKING, *LEDGERS, *HOPS, *PLANS)
 FORMS = ({}, {"single": True}, {"single": True, "reasoning": True})
 SPLITS = ("train", "validation", "test")
+SIZES = (2, 3, 4, 5)
 
 each_task = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 each_form = pytest.mark.parametrize("form", FORMS, ids=["team", "single", "single with reasoning"])
+each_size = pytest.mark.parametrize("agents", SIZES)
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,12 @@ def plain_adapter(dspy_defaults):
 
 def follow(task, examples, form):
     """A model that gives the right output of each of the gold steps."""
+    replies = answers(task, examples, form)
+    return ScriptedLM(lambda prompt: replies[prompt.messages[-1][1]])
+
+
+def answers(task, examples, form):
+    """The right reply to the last message of each prompt."""
     adapter = PlainAdapter()
     signatures = {name: predictor.signature for name, predictor in task.build(**form).named_predictors()}
     replies = {}
@@ -47,7 +55,7 @@ def follow(task, examples, form):
             signature = signatures[step.predictor]
             prompt = adapter.format(signature, [], dict(step.inputs))[-1]["content"]
             replies[prompt] = adapter.format_assistant_message_content(signature, dict(step.outputs))
-    return ScriptedLM(lambda prompt: replies[prompt.messages[-1][1]])
+    return replies
 
 
 @each_task
@@ -146,6 +154,90 @@ def test_inputs_are_plain_texts_and_lists_of_them(task):
     for example in task.examples("train", 3):
         for value in dict(example.inputs()).values():
             assert type(value) is str or {type(part) for part in value} == {str}
+
+
+# Team sizes
+
+
+@pytest.mark.parametrize("task", TRACKING, ids=lambda task: task.name)
+@each_size
+def test_teams_of_each_size_follow_a_story(task, agents):
+    program = task.build(agents=agents)
+    names = [name for name, _ in program.named_predictors()]
+    assert len(names) == agents
+    test_right_steps_earn_the_reward_and_satisfy_the_oracle(task, {"agents": agents})
+    test_the_oracle_refuses_wrong_outputs(task, {"agents": agents})
+    test_demonstrations_fit_the_predictors_and_are_right(task, {"agents": agents})
+    steps = [step.predictor for step in task.gold_steps(task.examples("test", 1, events=2)[0], agents=agents)]
+    assert steps == [*names[:-1], *names[:-1], names[-1]]
+
+
+def test_three_agents_are_the_usual_team():
+    crown, example = tracking.crown, tracking.crown.examples("train", 1)[0]
+    assert list(crown.build().dump_state()) == ["reader", "tracker", "reporter"]
+    assert crown.build(agents=3).dump_state() == crown.build().dump_state()
+    assert crown.gold_steps(example, agents=3) == crown.gold_steps(example)
+    assert crown.demonstrations(agents=3) == crown.demonstrations()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "right", "wrong"),
+    [
+        ({"holder": "Anna", "part": "Then Anna swaps hands with Omar. Lena waves."}, "Omar", "Anna"),
+        ({"holder": "Omar", "names": "Anna, Omar"}, "Anna", "Omar"),
+        ({"holder": "Lena", "names": "Anna, Omar"}, "Lena", "Omar"),
+        ({"holder": "Lena", "names": "Anna"}, "Lena", "Anna"),
+        ({"holder": "Omar", "names": "Anna, Omar", "moves": "yes"}, "Anna", "Omar"),
+        ({"holder": "Omar", "names": "Anna, Omar", "moves": "No."}, "Omar", "Anna"),
+    ],
+    ids=str,
+)
+def test_trackers_of_all_teams_are_judged_by_their_own_inputs(inputs, right, wrong):
+    step, example = GoldStep("tracker", inputs, {"new_holder": right}), dspy.Example(answer="Bruno")
+    assert tracking.crown.oracle(example, step)
+    assert not tracking.crown.oracle(example, step._replace(outputs={"new_holder": wrong}))
+
+
+def test_namers_and_checkers_are_judged_by_their_own_inputs():
+    def is_right(predictor, inputs, **outputs):
+        return tracking.crown.oracle(dspy.Example(answer="Bruno"), GoldStep(predictor, inputs, outputs))
+
+    event = {"event": "Anna swaps hands with Omar."}
+    assert is_right("namer", event, names="anna, Omar.")
+    assert not is_right("namer", event, names="Omar, Anna")
+    assert not is_right("namer", {"event": "They laugh."}, names="They, laugh")
+    for holder, moves in (("Anna", "yes"), ("Omar", "Yes."), ("Lena", "no")):
+        assert is_right("checker", {"holder": holder, "names": "Anna, Omar"}, moves=moves)
+        assert not is_right("checker", {"holder": holder, "names": "Anna, Omar"}, moves="maybe")
+    assert not is_right("checker", {"holder": "Lena", "names": "Anna, Omar"}, moves="yes")
+
+
+@pytest.mark.parametrize("agents", [1, 6, "2"])
+def test_other_sizes_are_refused(agents):
+    for refuse in (tracking.crown.build, tracking.crown.demonstrations):
+        with pytest.raises(DatasetError, match=r"`agents` is .*, expected one of \[2, 3, 4, 5\]"):
+            refuse(agents=agents)
+
+
+def test_a_single_agent_has_no_team_size():
+    with pytest.raises(DatasetError, match="`agents` is 2 with `single`"):
+        tracking.crown.build(single=True, agents=2)
+
+
+@pytest.mark.parametrize("agents", [2, 5])
+def test_the_recipe_of_sizes_trains_each_agent(tmp_path, agents):
+    recipe = Recipe.from_file(ROOT / "recipes" / "laptop_team_sizes.toml")
+    small = replace(recipe, num_threads=4, sizes=replace(recipe.sizes, train=3, validation=2, test=2))
+    split = Task.of(small, files={}).split(0)
+    right = answers(tracking.crown, [*split.train, *split.validation, *split.test], {"agents": agents})
+    methods = [f"{agents} agents with demonstrations", f"SiriuS with {agents} agents"]
+    found = Experiment(small, name="sizes").run(
+        tmp_path, lm=ToyLM(skill=lambda prompt: right[prompt.messages[-1][1]]), methods=methods, seeds=[0]
+    )
+    shown, trained = found.cells
+    assert shown.accuracy == trained.accuracy == 1.0
+    names = [name for name, _ in tracking.crown.build(agents=agents).named_predictors()]
+    assert all(rows[name] > 0 for rows in trained.details["rows"] for name in names)
 
 
 # Dials

@@ -38,12 +38,13 @@ def test_two_agents_on_one_server(tmp_path, monkeypatch):
     trainer = VLLMTrainer(OPTIONS)
     with server:
         lm = VLLMLM(server, temperature=0.0, max_tokens=8, num_retries=0)
-        requests = []
-        for agent, reply in (("solver", "yes"), ("judge", "no!")):
-            workdir = tmp_path / agent
+
+        def request(agent: str, reply: str, iteration: int = 0) -> TrainingRequest:
+            workdir = tmp_path / f"{agent}{iteration}"
             workdir.mkdir()
-            requests.append(TrainingRequest(agent, lm, rows(reply), workdir, 0, lambda *_: None))
-        solver, judge = trainer.train_all(requests)
+            return TrainingRequest(agent, lm, rows(reply), workdir, iteration, lambda *_: None)
+
+        solver, judge = trainer.train_all([request("solver", "yes"), request("judge", "no!")])
         for trained in (solver, judge):
             trained.launch()  # with its canary
         assert solver("say")[0].startswith("yes")
@@ -58,3 +59,13 @@ def test_two_agents_on_one_server(tmp_path, monkeypatch):
 
         judge.kill()
         assert server.names() == [server.name, solver.served_name]
+
+        # The next iteration's weights of the same agent: served under another name, beside the old ones, with nothing
+        # left of these in a cache. Where the old ones answer in their place, the canary tells.
+        (later,) = trainer.train_all([request("solver", "so?", iteration=1)])
+        with pytest.raises(AdapterError, match="other weights"):
+            Canary.read(later.adapter).prove(server, solver.served_name)
+        later.launch()
+        assert later.served_name != solver.served_name
+        assert later("say")[0].startswith("so?")
+        assert solver("say")[0].startswith("yes")

@@ -195,7 +195,7 @@ def test_watch_once(run_dir):
     assert "iteration 1: collect done > repair done > curate done > train done > evaluate done" in lines
     assert "1 (best) 100.0 % 67.6 to 100.0 % 8" in lines
     assert "1 rollout 16 8 50.0 %" in lines
-    assert "1 - 4 4 0 0 0 0 0 4" in lines
+    assert "1 - 4 4 0 0 0 0 0 0 4" in lines
     assert any(line.startswith("spent: ") and " calls of 500, " in line for line in lines)
 
 

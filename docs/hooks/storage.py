@@ -42,7 +42,7 @@ MEANINGS = {
     "labels": "fields with the correct answer",
     "message": "message of the exception",
     "number": "order of insertion",
-    "origin": "`rollout`, `repair`, `validation` or `imported`",
+    "origin": "`rollout`, `repair`, `confirmation`, `credit`, `validation`, `demonstration` or `imported`",
     "position": "index of the step in its trajectory, from 0",
     "predictor": "predictor whose step was edited",
     "prompt": "the messages that were sent, without demonstrations",

@@ -22,6 +22,7 @@ from sirius_dspy.optimizer import prepare
 from sirius_dspy.optimizer.settings import SharedWeights
 from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.repair.critic_training import CriticTraining
 from sirius_dspy.repair.ladder import LadderAugmenter
 from sirius_dspy.training.trainers import Trainer, TrainFrom
 
@@ -39,7 +40,9 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
     Returns:
         Name to the settings to change. `only <agent>` freezes all others; it and `mixed` are left out where one agent
         is trained anyway, `no cold start` where there are no demonstrations; feedbacks need a `CriticAugmenter`, `no
-        reliance filter` a `LadderAugmenter`, `no credit` a `Credit`.
+        reliance filter` a `LadderAugmenter`, `no credit` a `Credit`. `learning critic` needs a `CriticAugmenter` whose
+        `critic` is an LM of its own, and has two iterations at least, because the critic learns from the second one
+        on; where the full method has one, compare it with `one more iteration`.
 
     Raises:
         UnpreparedProgramError: The settings' `agents` or `frozen` do not fit the program.
@@ -50,6 +53,11 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
         changes["no reliance filter"] = {"augmenter": without_filter(full.augmenter)}
     if isinstance(full.augmenter, CriticAugmenter):
         changes |= {f"{number} feedbacks": {"augmenter": with_feedback(full.augmenter, number)} for number in FEEDBACKS}
+    if isinstance(full.augmenter, CriticAugmenter) and full.augmenter.critic is not None:
+        changes["learning critic"] = {
+            "augmenter": with_training(full.augmenter),
+            "iterations": max(2, full.iterations),
+        }
     if full.credit is not None:
         changes["no credit"] = {"credit": None}
     agents = prepare.resolve_agents(program, full.agents, frozen=full.frozen)
@@ -73,6 +81,10 @@ def ablations(program: dspy.Module, settings: Mapping[str, Any]) -> dict[str, di
 
 CRITIC = CriticAugmenter()
 
+TRAINING = CriticTraining(min_rows=10)
+"""How the critic of `learning critic` is fine-tuned. Small experiments repair about 20 runs in an iteration; with the
+default of 20 rows, chance would decide whether it is."""
+
 
 def with_start(trainer: Trainer, train_from: TrainFrom) -> Trainer:
     """Return a copy of the trainer that starts each iteration from other weights."""
@@ -85,6 +97,13 @@ def without_filter(augmenter: LadderAugmenter) -> LadderAugmenter:
     """Return a copy of the augmenter that trains on repairs however much they rely on the help."""
     other = copy.copy(augmenter)
     other.drop_reliant = 0.0
+    return other
+
+
+def with_training(augmenter: CriticAugmenter) -> CriticAugmenter:
+    """Return a copy of the augmenter whose critic is fine-tuned on its advice that helped."""
+    other = copy.copy(augmenter)
+    other.training = TRAINING
     return other
 
 

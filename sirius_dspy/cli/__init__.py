@@ -1,6 +1,7 @@
 """The command line: `compile` and `ask`, `demo`, `experiment`, `report`, `export`, `serve`, and `library`.
 
 `watch` and `ui` show a compile that is at work; `pause`, `resume` and `stop` ask something of it.
+`jobs` lists and cancels its fine-tuning jobs at a server.
 
 Results go to stdout and everything else to stderr, so that `--json` can be piped. An error prints one message and
 gives exit code 1 (2 for `library`, where 1 is a result of `verify`). An interrupt gives exit code 130. A traceback
@@ -20,6 +21,7 @@ from sirius_dspy.cli.compile import compile_program
 from sirius_dspy.cli.demo import demo
 from sirius_dspy.cli.experiment import experiment
 from sirius_dspy.cli.export import export
+from sirius_dspy.cli.jobs import jobs
 from sirius_dspy.cli.library import library
 from sirius_dspy.cli.library_care import prune, repair
 from sirius_dspy.cli.report import report
@@ -52,6 +54,7 @@ app.command()(ui)
 app.command()(pause)
 app.command()(resume)
 app.command()(stop)
+app.command()(jobs)
 app.command()(report)
 app.command()(export)
 app.command()(serve)

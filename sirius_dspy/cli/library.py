@@ -38,6 +38,7 @@ class OriginChoice(StrEnum):
     validation = "validation"
     demonstration = "demonstration"
     credit = "credit"
+    confirmation = "confirmation"
     imported = "imported"
 
 

@@ -13,6 +13,9 @@ from pydantic import TypeAdapter
 
 from sirius_dspy.optimizer.spent import Spent
 
+CRITIC_DETAILS = ("rows", "tried", "repaired_before", "repaired", "kept")
+"""What the details of a cell say about each fine-tuning of the critic, beside its iteration; see `CriticResult`."""
+
 Status = Literal["finished", "budget", "failed"]
 
 

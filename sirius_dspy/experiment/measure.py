@@ -12,7 +12,7 @@ import dspy
 
 from sirius_dspy.baselines import BudgetExceededError, Limits, Meter
 from sirius_dspy.examples import answer_of
-from sirius_dspy.experiment.cell import Cell, Outcome, Status
+from sirius_dspy.experiment.cell import CRITIC_DETAILS, Cell, Outcome, Status
 from sirius_dspy.experiment.ledger import count_usage, read_spent
 from sirius_dspy.experiment.methods import Bench, Entry
 from sirius_dspy.experiment.task import Split, Task, group_of
@@ -189,4 +189,9 @@ def _details(program: dspy.Module) -> dict[str, Any]:
         "promoted": [dict(entry.promoted) for entry in trained],
         "repair": [{key: entry.repair[key] for key in ("tried", "repaired", "verdicts")} for entry in trained],
         "seconds": [dict(entry.seconds) for entry in trained],
+        "critics": [
+            {"iteration": entry.iteration} | {key: getattr(entry.critic, key) for key in CRITIC_DETAILS}
+            for entry in trained
+            if entry.critic is not None
+        ],
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,8 @@ from sirius_dspy.baselines import (
     star,
 )
 from sirius_dspy.baselines.ablations import with_start
-from sirius_dspy.baselines.method import the_lm
 from sirius_dspy.credit.credit import Credit
+from sirius_dspy.experiment.altered import OtherProgram, UntrainedAgent
 from sirius_dspy.experiment.errors import ExperimentError
 from sirius_dspy.experiment.lms import lm_from
 from sirius_dspy.experiment.recipe import Recipe, SingleTable, SiriusTable, StarTable
@@ -36,7 +36,7 @@ from sirius_dspy.optimizer.gate import ValsetGate
 from sirius_dspy.optimizer.schedule import EasyToHard
 from sirius_dspy.optimizer.settings import Collect
 from sirius_dspy.optimizer.sirius import SiriuS
-from sirius_dspy.program import copy_program, predictor_names, set_lms
+from sirius_dspy.program import predictor_names
 from sirius_dspy.repair.augmenters import Augmenter
 from sirius_dspy.repair.critic import CriticAugmenter
 from sirius_dspy.repair.ladder import LadderAugmenter
@@ -114,12 +114,12 @@ def list_methods(bench: Bench) -> dict[str, Entry]:
         ExperimentError: The recipe describes a method that cannot be created.
         UnpreparedProgramError: The agents of the recipe do not fit the program.
     """
-    entries = {**_single_methods(bench), **_team_methods(bench, bench.task.build(), bench.folder)}
+    entries = {**_single_methods(bench), **_team_methods(bench, {}, bench.folder)}
     for name, variant in bench.recipe.variants.items():
         program = bench.task.build(**variant.build)
-        entry = choose_method(_team_methods(bench, program, bench.folder / file_name(name)), variant.method)
+        entry = choose_method(_team_methods(bench, variant.build, bench.folder / file_name(name)), variant.method)
         entries[name] = dataclasses.replace(
-            entry, method=_Instead(program, entry.method), before=_Instead(program, entry.before)
+            entry, method=OtherProgram(program, entry.method), before=OtherProgram(program, entry.before)
         )
     return entries
 
@@ -175,8 +175,9 @@ def _methods_of_single(bench: Bench, table: SingleTable, suffix: str) -> dict[st
     return entries
 
 
-def _team_methods(bench: Bench, team: dspy.Module, folder: Path) -> dict[str, Entry]:
-    demos = bench.task.demonstrations(team)
+def _team_methods(bench: Bench, build: Mapping[str, Any], folder: Path) -> dict[str, Entry]:
+    team = bench.task.build(**build)
+    demos = bench.task.demonstrations(team, build)
     before = PromptedTeam()
     entries = {"prompted team": Entry(before, before, folder / "team")}
     if demos:
@@ -235,7 +236,7 @@ def _sirius_methods(bench: Bench, team: dspy.Module, demos: Demos, folder: Path)
     agents = prepare.resolve_agents(team, full["agents"])
     trained = [agent for agent in agents if agent not in full["frozen"]]
     for agent in trained if len(trained) > 1 else ():
-        untrained = _UntrainedAgent(entries["SiriuS"].method, agent)
+        untrained = UntrainedAgent(entries["SiriuS"].method, agent)
         entries[f"{PREFIX}untrained {agent}"] = dataclasses.replace(entries["SiriuS"], method=untrained)
     return entries
 
@@ -370,42 +371,3 @@ def _metric_calls(recipe: Recipe, team: dspy.Module) -> int:
     if recipe.prompts.max_metric_calls is not None:
         return recipe.prompts.max_metric_calls
     return (recipe.budget.calls or 0) * 4 // (5 * len(predictor_names(team)))
-
-
-# Methods that only experiments need
-
-
-@dataclass(frozen=True)
-class _Instead:
-    """Replaces the student by another program with the student's LM."""
-
-    program: dspy.Module
-    method: Method
-
-    def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
-        """See `Method.compile`."""
-        program = copy_program(self.program)
-        program.set_lm(the_lm(student))
-        return self.method.compile(program, trainset=trainset, valset=valset)
-
-
-@dataclass(frozen=True)
-class _UntrainedAgent:
-    """The result of another method, in which one agent has its initial weights.
-
-    References:
-        Tables 4 and 5 of SiriuS (arXiv:2502.04780): "SiriuS analyst + base solver", and so on.
-    """
-
-    method: Method
-    agent: str
-
-    def compile(self, student: dspy.Module, *, trainset: list[dspy.Example], valset: list[dspy.Example]) -> dspy.Module:
-        """See `Method.compile`."""
-        program = self.method.compile(student, trainset=trainset, valset=valset)
-        names: Sequence[str] = program.detailed_results.agents[self.agent]
-        predictors, originals = predictor_names(program), predictor_names(student)
-        set_lms(program, {name: originals[name].lm for name in names})
-        for name in names:
-            predictors[name].demos = list(originals[name].demos)
-        return program

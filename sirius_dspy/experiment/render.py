@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sirius_dspy.experiment.cell import Cell
 from sirius_dspy.experiment.results import TRIVIAL, Comparison, Results, Row, versions
@@ -25,6 +26,7 @@ def render_markdown(results: Results) -> str:
         _section(f"Against {recipe.baseline!r}, on the same questions", *comparison_table(results)),
         _section("Usage, mean over seeds", *cost_table(results)),
         _section("Cells", *_cell_table(results)),
+        _section("Critics that learned, on failed runs that gave them no row", *_critic_table(results)),
         *_crossplays(results),
         _troubles(results),
         _section("In the paper", *_paper_table(results)),
@@ -161,6 +163,17 @@ def _cell_row(cell: Cell) -> list[str]:
         NONE if best is None else str(best),
         scores or NONE,
     ]
+
+
+def _critic_table(results: Results) -> Table:
+    header = ["method", "seed", "iteration", "rows", "failed runs", "repaired before", "repaired after", "kept"]
+    trained = [(cell, critic) for cell in results.cells for critic in cell.details.get("critics", ())]
+    return header, [[cell.method, str(cell.seed), *_critic_cells(critic)] for cell, critic in trained]
+
+
+def _critic_cells(critic: Mapping[str, Any]) -> list[str]:
+    counts = [str(critic[name]) for name in ("iteration", "rows", "tried", "repaired_before", "repaired")]
+    return [*counts, "yes" if critic["kept"] else "no"]
 
 
 def _paper_table(results: Results) -> Table:

@@ -90,14 +90,18 @@ class Task:
             return dspy.Predict(make_signature(table.signature, table.instructions or None))
         return self.build(**table.build)
 
-    def demonstrations(self, program: dspy.Module) -> Demos:
+    def demonstrations(self, program: dspy.Module, build: Mapping[str, Any] | None = None) -> Demos:
         """Return the demonstrations for a team by predictor, from the recipe or from the task.
 
         Demonstrations for missing predictors are left out, because a variant may have fewer predictors.
+
+        Args:
+            program: The team.
+            build: The variant's arguments of `build`; the task's `demonstrations` gets those that it accepts.
         """
         demos = {name: _examples(rows) for name, rows in self.recipe.demonstrations.items()}
         make = getattr(self.source, "demonstrations", None)
-        demos = demos or (make() if callable(make) else {})
+        demos = demos or (make(**_accepted(make, build or {})) if callable(make) else {})
         return {name: demos[name] for name in predictor_names(program) if demos.get(name)}
 
     def single_demonstrations(self, program: dspy.Module, table: SingleTable) -> Demos:
@@ -106,9 +110,8 @@ class Task:
         if table.demonstrations:
             return {name: _examples(table.demonstrations)}
         make = getattr(self.source, "demonstrations", None)
-        known = inspect.signature(make).parameters if callable(make) else {}
-        arguments = {key: value for key, value in table.build.items() if key in known}
-        demos = make(**{**arguments, "single": True}) if callable(make) and "single" in known else {}
+        arguments = _accepted(make, {**table.build, "single": True}) if callable(make) else {}
+        demos = make(**arguments) if callable(make) and "single" in arguments else {}
         return {name: demos[name]} if demos.get(name) else {}
 
     def repair_demonstrations(self) -> RepairDemos:
@@ -223,6 +226,12 @@ def group_of(example: dspy.Example) -> str:
 
 def _examples(rows: Sequence[Mapping[str, Any]]) -> list[dspy.Example]:
     return [dspy.Example(**row) for row in rows]
+
+
+def _accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a function accepts."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in arguments.items() if name in known}
 
 
 def _num_required(function: Callable[..., Any]) -> int:

@@ -8,11 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import ClassVar, Literal, NamedTuple
 
 from sirius_dspy.errors import PromptTooLongError, RolloutError
 from sirius_dspy.local.chat import Chat
-from sirius_dspy.local.engine import Generation, GenerationOptions
+from sirius_dspy.local.engine import Generation, GenerationOptions, OnText
+from sirius_dspy.local.streaming import TextStream, cut_at_stop
 
 QUIET = 0.006
 """Seconds without a new call after which a batch is complete. OpenVINO holds Python's lock during a step, so callers
@@ -33,6 +35,10 @@ class Written(NamedTuple):
     """Of the tokens after the prompt of a scored call."""
 
 
+News = SimpleQueue[Sequence[int] | None]
+"""New tokens on their way to a caller."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
     """One request on its way through an engine."""
@@ -45,12 +51,23 @@ class Call:
     scored: Sequence[int] = ()
     """A given reply, whose log-probabilities are asked for in place of a generated one."""
     done: Future[Written] = field(default_factory=Future)
+    news: News | None = None
+    """Where the engine puts new tokens for a caller that streams, and `None` after the last ones."""
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    """Set by a caller that no longer wants the answer."""
+
+    def drop_if_abandoned(self) -> None:
+        """End a call that nobody waits for; only for the scheduler thread."""
+        if self.abandoned.is_set() and not self.done.done():
+            self.done.set_exception(RolloutError("The caller no longer waits for the answer."))
 
 
 class BatchingEngine(ABC):
     """Gathers requests for one scheduler thread, the only thread that uses the model.
 
     A subclass answers calls in `_advance`, keeps the unanswered ones in `_live`, and calls `_start` when it is ready.
+    It puts tokens into the `news` of a call as they come, and frees the place of a call that is done, because its
+    caller may have gone.
     Any error in that thread reaches every caller as a `RolloutError`.
     """
 
@@ -66,11 +83,30 @@ class BatchingEngine(ABC):
         self._changed = threading.Condition()  # guards `_inbox` and `failure`
         self._thread: threading.Thread | None = None
 
-    def generate(self, prompt: str, options: GenerationOptions) -> Generation:
+    def generate(self, prompt: str, options: GenerationOptions, on_text: OnText | None = None) -> Generation:
         """Continue a prompt; see `Engine.generate`."""
         call = self._call(prompt, options)
+        if on_text is not None:
+            news: News = SimpleQueue()
+            call.done.add_done_callback(lambda done: news.put(None))
+            return self._stream(replace(call, news=news), news, on_text)
         written = self._ask(call)
         text = cut_at_stop(self.chat.decode(written.ids), options.stop)
+        return Generation(text, len(call.ids), len(written.ids), written.finish_reason)
+
+    def _stream(self, call: Call, news: News, on_text: OnText) -> Generation:
+        """Pass the text on while it is generated."""
+        stream = TextStream(self.chat.decode, call.options.stop)
+        self._submit(call)
+        try:
+            for ids in iter(news.get, None):
+                on_text(stream.add(ids))
+        except BaseException:
+            call.abandoned.set()
+            raise
+        written = call.done.result()
+        text = cut_at_stop(self.chat.decode(written.ids), call.options.stop)
+        on_text(text[len(stream.text) :])
         return Generation(text, len(call.ids), len(written.ids), written.finish_reason)
 
     def score(self, prompt: str, reply: str) -> list[float]:
@@ -85,12 +121,16 @@ class BatchingEngine(ABC):
 
     def _ask(self, call: Call) -> Written:
         """Hand a call to the scheduler thread, and wait for its result."""
+        self._submit(call)
+        return call.done.result()
+
+    def _submit(self, call: Call) -> None:
+        """Hand a call to the scheduler thread."""
         with self._changed:
             if self.failure is not None:
                 raise RolloutError(str(self.failure)) from self.failure
             self._inbox.append(call)
             self._changed.notify()
-        return call.done.result()
 
     def close(self) -> None:
         """End the scheduler thread and free the memory; see `Engine.close`."""
@@ -130,7 +170,9 @@ class BatchingEngine(ABC):
             num_waiting = 0
             while (admitted := self._take(wait=not self._live, gather=len(self._live) < num_waiting)) is not None:
                 num_waiting = len(self._live) + len(admitted)
-                self._advance(admitted)
+                for call in (*self._live, *admitted):
+                    call.drop_if_abandoned()
+                self._advance([call for call in admitted if not call.done.done()])
         except Exception as error:  # engines raise bare RuntimeErrors for everything
             with self._changed:
                 self.failure = RolloutError(
@@ -172,9 +214,3 @@ class BatchingEngine(ABC):
         for call in waiting:
             if not call.done.done():
                 call.done.set_exception(RolloutError(str(self.failure)))
-
-
-def cut_at_stop(text: str, stops: tuple[str, ...]) -> str:
-    """Return the text before the first stop string."""
-    ends = [text.find(stop) for stop in stops if stop in text]
-    return text[: min(ends)] if ends else text

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from sirius_dspy.local.chat import Chat
+
+OnText = Callable[[str], None]
+"""Called with what follows in the text, in the thread that asks, after every token or so; often with nothing, because
+later tokens may still change the end of the text. An exception that it raises ends the generation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +68,13 @@ class Engine(Protocol):
     chat: Chat
     """The tokenizer and chat template of its weights."""
 
-    def generate(self, prompt: str, options: GenerationOptions) -> Generation:
+    def generate(self, prompt: str, options: GenerationOptions, on_text: OnText | None = None) -> Generation:
         """Continue a prompt that the chat template has rendered.
+
+        Args:
+            prompt: The rendered prompt.
+            options: How to continue it.
+            on_text: Gets the text while it is generated; its pieces together are the text that is returned.
 
         Raises:
             PromptTooLongError: The prompt fills the context window.

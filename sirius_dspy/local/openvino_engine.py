@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from sirius_dspy.errors import MissingDependencyError, RolloutError
-from sirius_dspy.local.batching import BatchingEngine, Call, Written
+from sirius_dspy.local.batching import BatchingEngine, Call, News, Written
 from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.engine import GenerationOptions
 from sirius_dspy.local.home import INSTALL
@@ -55,11 +56,13 @@ class OpenVINOEngine(BatchingEngine):
         self._turn = turn or nullcontext()
         self._pipeline: Any = _pipeline(gguf, _scheduler(max_sequences, cache_gb, prefix_caching))
         self._handles: dict[Call, Any] = {}
+        self._streamed: dict[Call, list[Any]] = {}  # what was taken out of handles, which give it only once
         self._companion: Any = None
         self._numbers = itertools.count()
         self._start()
 
     def _advance(self, admitted: list[Call]) -> None:
+        self._stop_abandoned()
         for call in admitted:
             self._admit(call)
         self._keep_company()
@@ -67,12 +70,30 @@ class OpenVINOEngine(BatchingEngine):
             with self._turn:
                 self._pipeline.step()
         for call in self._live:
-            _hand_out(self._handles[call], call)
+            if call.news is not None:
+                self._pass_on(call, call.news)
+            _hand_out(self._handles[call], call, self._streamed.get(call, ()))
         self._live = [call for call in self._live if not call.done.done()]
         self._handles = {call: self._handles[call] for call in self._live}
+        self._streamed = {call: outputs for call, outputs in self._streamed.items() if call in self._handles}
         if not self._live:
             self._keep_company()
             self._drain()
+
+    def _stop_abandoned(self) -> None:
+        """Take calls out of the batch that are done before their end, because their callers have gone."""
+        for call in self._live:
+            if call.done.done():
+                self._handles.pop(call).stop()
+        self._live = [call for call in self._live if not call.done.done()]
+
+    def _pass_on(self, call: Call, news: News) -> None:
+        """Pass on the tokens that a step has written."""
+        handle = self._handles[call]
+        while handle.can_read():
+            for output in handle.read().values():
+                self._streamed.setdefault(call, []).append(output)
+                news.put(list(output.generated_ids))
 
     def _admit(self, call: Call) -> None:
         """Add a call to the batch. If OpenVINO refuses it, only this call fails."""
@@ -122,7 +143,7 @@ class OpenVINOEngine(BatchingEngine):
             handle.stop()
         with suppress(RuntimeError):  # the pipeline itself may have failed
             self._drain()
-        self._handles, self._companion, self._pipeline = {}, None, None
+        self._handles, self._streamed, self._companion, self._pipeline = {}, {}, None, None
 
 
 def _scheduler(max_sequences: int, cache_gb: int, prefix_caching: bool) -> Any:
@@ -190,8 +211,14 @@ def _is_over(handle: Any) -> bool:
     return bool(handle.get_status() != GenerationStatus.RUNNING)
 
 
-def _hand_out(handle: Any, call: Call) -> None:
-    """Resolve a call if its request is finished."""
+def _hand_out(handle: Any, call: Call, streamed: Sequence[Any] = ()) -> None:
+    """Resolve a call if its request is finished.
+
+    Args:
+        handle: Of the request.
+        call: Gets the tokens.
+        streamed: What was taken out of the handle before.
+    """
     from openvino_genai import GenerationFinishReason, GenerationStatus
 
     if not _is_over(handle):
@@ -201,7 +228,7 @@ def _hand_out(handle: Any, call: Call) -> None:
         problem = f"OpenVINO dropped a request with {len(call.ids)} prompt tokens ({status.name})"
         call.done.set_exception(RolloutError(f"{problem}: the key-value cache is full. Set a larger `cache_gb`."))
         return
-    written = handle.read_all()
+    written = [*streamed, *handle.read_all()]
     if not written:  # the model ended its reply at once
         call.done.set_result(Written([], "stop"))
         return
@@ -210,5 +237,6 @@ def _hand_out(handle: Any, call: Call) -> None:
         log_probs = written[0].generated_log_probs[start : start + len(call.scored)]
         call.done.set_result(Written(list(call.scored), "stop", log_probs))
         return
-    by_length = written[0].finish_reason == GenerationFinishReason.LENGTH
-    call.done.set_result(Written(list(written[0].generated_ids), "length" if by_length else "stop"))
+    by_length = written[-1].finish_reason == GenerationFinishReason.LENGTH
+    ids = [token for output in written for token in output.generated_ids]
+    call.done.set_result(Written(ids, "length" if by_length else "stop"))

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from sirius_dspy.local.batching import Call, Written, cut_at_stop
+from sirius_dspy.local.batching import Call, Written
 from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.engine import GenerationOptions
 from sirius_dspy.local.key_values import can_combine, combine, new_cache
+from sirius_dspy.local.streaming import cut_at_stop
 
 
 @dataclass(slots=True, eq=False)
@@ -45,6 +46,8 @@ class Row:
         self.written.append(token)
         if self.is_done:
             return
+        if self.call.news is not None:
+            self.call.news.put((token,))
         if token in chat.end_ids or self._has_stopped(chat):
             self.call.done.set_result(Written([*self.written], "stop"))
         elif len(self.written) >= self.call.max_tokens:

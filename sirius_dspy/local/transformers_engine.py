@@ -104,6 +104,7 @@ class TransformersEngine(BatchingEngine):
     def _next_rows(self, running: RunningBatch) -> list[Row]:
         """Take the rows that join now from those that wait."""
         rows: list[Row] = []
+        self._waiting = deque(row for row in self._waiting if not row.is_done)
         room = self.max_sequences - len(running.rows) if running.is_open else 0
         while self._waiting and len(rows) < room:
             longest = max(len(row) for row in (*rows, self._waiting[0]))

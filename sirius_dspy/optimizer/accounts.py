@@ -17,6 +17,7 @@ STAGE_OF: dict[Origin, str] = {
     "rollout": "collect",
     "credit": "credit",
     "repair": "repair",
+    "confirmation": "repair",
     "validation": "evaluate",
 }
 """Origin of a run to the stage that made it."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import dspy
 
-from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.context import RepairContext, Tried
 from sirius_dspy.repair.critic_training import LearningCritic
 from sirius_dspy.trajectory import Attempt, Repair, Trajectory
 
@@ -20,7 +20,7 @@ class RepairOutcome(NamedTuple):
     trajectories: tuple[Trajectory, ...]
 
 
-def take_first_success(failed: Trajectory, attempts: Iterable[tuple[Attempt, Trajectory | None]]) -> RepairOutcome:
+def take_first_success(failed: Trajectory, attempts: Iterable[Tried]) -> RepairOutcome:
     """Collect attempts at a failed run with their reruns, up to the first one that repairs it.
 
     Args:
@@ -29,9 +29,9 @@ def take_first_success(failed: Trajectory, attempts: Iterable[tuple[Attempt, Tra
     """
     made: list[Attempt] = []
     trajectories: list[Trajectory] = []
-    for attempt, trajectory in attempts:
+    for attempt, runs in attempts:
         made.append(attempt)
-        trajectories += [] if trajectory is None else [trajectory]
+        trajectories += runs
         if attempt.verdict == "repaired":
             break
     return RepairOutcome(Repair(failed.id, tuple(made), failed.run, failed.iteration), tuple(trajectories))

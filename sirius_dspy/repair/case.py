@@ -8,15 +8,13 @@ from typing import Any
 
 import dspy
 
-from sirius_dspy.errors import ReplayDivergedError
 from sirius_dspy.plain import readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.context import RepairContext
-from sirius_dspy.repair.leak import Guard
 from sirius_dspy.repair.reliance import score_reply
 from sirius_dspy.repair.solved import only_label
 from sirius_dspy.running.recording import Recording
-from sirius_dspy.trajectory import Attempt, Edit, Step, Trajectory, Usage, Values, Verdict
+from sirius_dspy.trajectory import Attempt, Step, Trajectory, Usage, Values, Verdict
 
 
 @dataclass(frozen=True)
@@ -108,47 +106,6 @@ class Case:
             self.inputs_of(position) if inputs is None else inputs,
             restore_values(outputs, own.output_fields),
             demos,
-        )
-
-    def try_outputs(
-        self, position: int, outputs: Values, guard: Guard, tries: tuple[int, int], fields: dict[str, Any]
-    ) -> tuple[Attempt, Trajectory | None]:
-        """Replace the outputs of a step by others as they are; see `replay_unless_leaked`."""
-        fields = {"regenerated": outputs, "rephrased": outputs, **fields}
-        if outputs == self.fields_of(position):
-            return self.attempt(position, "unchanged", **fields), None
-        return self.replay_unless_leaked(position, outputs, guard, tries, fields)
-
-    def replay_unless_leaked(
-        self, position: int, outputs: Values, guard: Guard, tries: tuple[int, int], fields: dict[str, Any]
-    ) -> tuple[Attempt, Trajectory | None]:
-        """Replace the outputs of a step if the guard lets them pass, and run the program on.
-
-        Args:
-            position: Of the step.
-            outputs: In its place.
-            guard: Decides whether they give too much away.
-            tries: Numbers of the try, which name its sample.
-            fields: Further fields of the `Attempt`.
-        """
-        step, labels = self.failed.steps[position], to_plain(self.example.labels())
-        if leak := guard.leak(outputs, step, labels, answers=bool(self.answer_fields(step, outputs))):
-            return self.attempt(position, "leaked", **fields, detail=leak), None
-        return self.replay(position, outputs, tries, fields)
-
-    def replay(
-        self, position: int, outputs: Values, tries: tuple[int, int], fields: dict[str, Any]
-    ) -> tuple[Attempt, Trajectory | None]:
-        """Run the program on from the edited step and score it."""
-        key = "/".join(map(str, ["replay", position, *tries]))
-        try:
-            trajectory = self.context.replay(self.failed, self.example, Edit(position, outputs), key)
-        except ReplayDivergedError as error:
-            return self.attempt(position, "diverged", **fields, detail=str(error)), None
-        verdict: Verdict = "repaired" if trajectory.succeeded(self.context.threshold) else "failed"
-        return (
-            self.attempt(position, verdict, **fields, reward=trajectory.reward, trajectory=trajectory.id),
-            trajectory,
         )
 
 

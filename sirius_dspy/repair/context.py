@@ -12,8 +12,12 @@ from sirius_dspy.running.examples import copy_example
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
 from sirius_dspy.running.replay import replay
+from sirius_dspy.running.rerun import rerun
 from sirius_dspy.running.rollout import Rollouts, Task
-from sirius_dspy.trajectory import Edit, IsOwn, Step, Trajectory, every_step
+from sirius_dspy.trajectory import Attempt, Edit, IsOwn, Origin, Step, Trajectory, every_step
+
+Tried = tuple[Attempt, tuple[Trajectory, ...]]
+"""An attempt with the runs that it made: that of its edit first, then those that were to confirm it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class RepairContext:
     """Id of a failed run to what other answers gained at its steps, by position; see `Credit`."""
     can_score: bool = True
     """Whether LMs may be asked how likely a reply is."""
+    confirmations: int = 0
+    """Fresh samples of what follows an edit, of which one has to succeed, too; see `LadderAugmenter`."""
 
     def order(self, failed: Trajectory) -> list[int]:
         """Positions of the steps in the order in which to try them.
@@ -104,5 +110,29 @@ class RepairContext:
         editable = (number for number, step in enumerate(recording.steps) if step.predictor in self.editable)
         return self._score(failed, example, replace(recording, edited=next(editable, 0)))
 
-    def _score(self, failed: Trajectory, example: dspy.Example, recording: Recording) -> Trajectory:
-        return self.rollouts.score(recording, example, self.program, failed.repair_lineage).trajectory
+    def run_on(self, failed: Trajectory, example: dspy.Example, run: Trajectory, key: str) -> Trajectory:
+        """Run the program again from the edited step of a repaired run on, without help, and score it.
+
+        Args:
+            failed: The run that was repaired.
+            example: The one it was made from.
+            run: The repaired run.
+            key: Names the sample within the repair: another key gives other answers after the edit.
+
+        Returns:
+            The run to store with the repair, with the origin `confirmation`.
+
+        Raises:
+            ReplayDivergedError: The run did not repeat the recording up to the edit.
+            UnfinishedError: An LM or the network failed.
+            RolloutError: An LM refused for lack of credentials, credit or configuration.
+        """
+        sampling = Sampling(self.key(failed, example, key), self.rollouts.lm_kwargs, self.rollouts.demos)
+        recording = rerun(self.program, copy_example(example).inputs(), run, run.edited or 0, sampling)
+        return self._score(failed, example, recording, origin="confirmation")
+
+    def _score(
+        self, failed: Trajectory, example: dspy.Example, recording: Recording, origin: Origin = "repair"
+    ) -> Trajectory:
+        lineage = replace(failed.repair_lineage, origin=origin)
+        return self.rollouts.score(recording, example, self.program, lineage).trajectory

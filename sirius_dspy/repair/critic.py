@@ -23,14 +23,15 @@ from sirius_dspy.errors import SettingsError, UnreadableValueError
 from sirius_dspy.program import predictor_names
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case, answer_text, fields_text, output_text, usage_of, was_cut
-from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.context import RepairContext, Tried
 from sirius_dspy.repair.critic_training import CriticTraining, LearningCritic
 from sirius_dspy.repair.demos import RepairDemos
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
+from sirius_dspy.repair.trial import replay_unless_leaked
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
-from sirius_dspy.trajectory import Attempt, Trajectory, Usage, Values, to_plain
+from sirius_dspy.trajectory import Trajectory, Usage, Values, to_plain
 
 _SETTINGS = {
     "critic": checks.optional(checks.LM),
@@ -147,7 +148,7 @@ class CriticAugmenter(Augmenter):
     def _demos(self) -> RepairDemos:
         return self.demos or RepairDemos()
 
-    def _attempts(self, case: Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
+    def _attempts(self, case: Case) -> Iterator[Tried]:
         for position in case.context.order(case.failed):
             if not case.can_edit(case.failed.steps[position]):
                 continue
@@ -155,7 +156,7 @@ class CriticAugmenter(Augmenter):
                 critique = self._critique(case, position, feedback_try)
                 feedback = output_text(critique, "feedback")
                 if not feedback:
-                    yield case.attempt(position, "unparsed", usage=usage_of(critique), detail="no feedback"), None
+                    yield case.attempt(position, "unparsed", usage=usage_of(critique), detail="no feedback"), ()
                     continue
                 usage = usage_of(critique)
                 for regeneration_try in range(self.max_regenerations):
@@ -163,25 +164,23 @@ class CriticAugmenter(Augmenter):
                     yield self._try_feedback(case, position, feedback, tries, usage)
                     usage = Usage()  # the critique is paid once
 
-    def _try_feedback(
-        self, case: Case, position: int, feedback: str, tries: tuple[int, int], usage: Usage
-    ) -> tuple[Attempt, Trajectory | None]:
+    def _try_feedback(self, case: Case, position: int, feedback: str, tries: tuple[int, int], usage: Usage) -> Tried:
         try:
             regeneration = self._regenerate(case, position, feedback, tries)
         except UnreadableValueError as error:
-            return case.attempt(position, "unparsed", feedback=feedback, usage=usage, detail=str(error)), None
+            return case.attempt(position, "unparsed", feedback=feedback, usage=usage, detail=str(error)), ()
         outputs = case.fields_of(position, regeneration)
         usage += usage_of(regeneration)
         fields: dict[str, Any] = {"feedback": feedback, "regenerated": outputs, "usage": usage}
         if outputs is None:
-            return case.attempt(position, "unparsed", **fields, detail="no new answer"), None
+            return case.attempt(position, "unparsed", **fields, detail="no new answer"), ()
         if was_cut(regeneration):
-            return case.attempt(position, "unparsed", **fields, detail="the new answer was cut off"), None
+            return case.attempt(position, "unparsed", **fields, detail="the new answer was cut off"), ()
         if outputs == case.fields_of(position):
-            return case.attempt(position, "unchanged", **fields), None
+            return case.attempt(position, "unchanged", **fields), ()
         rephrased, spent = self._rephrase(case, position, outputs, tries)
         fields |= {"rephrased": rephrased, "usage": usage + spent}
-        return case.replay_unless_leaked(position, rephrased, self.guard or LeakGuard(), tries, fields)
+        return replay_unless_leaked(case, position, rephrased, self.guard or LeakGuard(), tries, fields)
 
     def _critique(self, case: Case, position: int, feedback_try: int) -> Recording:
         inputs = critique_inputs(case.failed, case.example, position)

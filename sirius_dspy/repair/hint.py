@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import UnreadableValueError
-from sirius_dspy.plain import readable
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case, usage_of, was_cut
-from sirius_dspy.repair.context import RepairContext
-from sirius_dspy.repair.label import can_know
-from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, find_sentence
+from sirius_dspy.repair.context import RepairContext, Tried
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import free_name
-from sirius_dspy.repair.reliance import mean_difference
+from sirius_dspy.repair.targets import wrote
+from sirius_dspy.repair.trial import try_outputs
+from sirius_dspy.repair.walk import Edited, Walk
 from sirius_dspy.running.record import record
 from sirius_dspy.running.recording import Recording, Sampling
-from sirius_dspy.trajectory import Attempt, Trajectory
+from sirius_dspy.trajectory import Trajectory
 
 HINT = "hint"
 """Input field that is added to the agent's own signature."""
@@ -30,16 +29,22 @@ TRACES = LeakGuard.TRACES.replace(r"\b(feedback", r"\b(hint(?:s|ed)?|feedback")
 
 
 class HintAugmenter(Augmenter):
-    """Lets one agent answer again with part of the solution in sight, as little as suffices.
+    """Lets one agent after another answer again with part of the solution in sight, as little as suffices.
 
-    What a step should write is known for a step that gives the answer and can know it (see `LabelAugmenter`): the
-    label. For another step it is the sentence of its own inputs in which the label stands, if there is one, because
-    finding it may be that agent's work. The hint tells how this text begins: first its first letter and its length,
-    then a share of its words. The hint is in no training row, and the leak guard refuses answers that carry the label
-    ahead.
+    What a step should write is known for a step that usually writes the label and can know it (see `LabelAugmenter`):
+    the label. For another step it is the sentence of its own inputs in which the label stands, if there is one, because
+    finding it may be that agent's work. If a later step finds this sentence by itself, the earlier one has to find what
+    leads there: the one sentence that shares a word with it that no third sentence has.
+
+    The hint tells how this text begins: first its first letter and its length, then a share of its words. Last, where
+    solved runs show that the agent usually copies a sentence, the text itself takes the place of its answer. Steps are
+    helped from the first to the last. A step that wrote the text stays so while later ones are helped, and a step that
+    reads a wrong text gets no help to copy. The hint is in no training row, and the leak guard refuses answers that
+    carry the label ahead.
 
     Args:
-        shares: Shares of the text that the hints reveal, one try each; 0 reveals the first letter and the length.
+        shares: Shares of the text that the hints reveal, one try each. 0 reveals the first letter and the length, 1 is
+            the text itself. After another edit, 1 is also the label, where the step reads it.
         temperature: Of the new answer.
         guard: Decides which answers give too much away; by default a `LeakGuard` that knows of hints.
         max_repairs: Failed runs to repair in one iteration at most; `None` for all.
@@ -52,7 +57,7 @@ class HintAugmenter(Augmenter):
     def __init__(
         self,
         *,
-        shares: Sequence[float] = (0.0, 0.5),
+        shares: Sequence[float] = (0.0, 0.5, 1.0),
         temperature: float = 0.7,
         guard: Guard | None = None,
         max_repairs: int | None = None,
@@ -69,7 +74,7 @@ class HintAugmenter(Augmenter):
             SettingsError: The message names the setting.
         """
         kinds = {
-            "shares": checks.several(checks.number(0, below=1), "a list of shares below 1, such as `[0, 0.5]`"),
+            "shares": checks.several(checks.number(0, 1), "a list of shares from 0 to 1, such as `[0, 0.5, 1]`"),
             "temperature": checks.number(0),
             "guard": GUARD_KIND,
             "max_repairs": checks.optional(checks.whole(0)),
@@ -84,30 +89,50 @@ class HintAugmenter(Augmenter):
         """See `Augmenter.repair`."""
         return take_first_success(failed, self._attempts(Case(failed, example, context)))
 
-    def _attempts(self, case: Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
-        for position, step in enumerate(case.failed.steps):
-            target = _target(case, position) if case.can_edit(step) else ""
-            for number, share in enumerate(self.shares if target else ()):
-                yield self._try_hint(case, position, write_hint(target, share), number)
+    def _attempts(self, case: Case) -> Iterator[Tried]:
+        walk, position = Walk(case.failed, case), 0
+        while position < len(walk.case.failed.steps):
+            target = walk.target_of(position)
+            for number, share in enumerate(self._shares(walk, position) if target else ()):
+                edit, tried = self._try_share(walk, position, target, share, number)
+                yield tried
+                if edit is not None and wrote(edit.outputs, target):
+                    walk = walk.go_on(edit, tried[1][0])
+                    break
+            position += 1
 
-    def _try_hint(self, case: Case, position: int, hint: str, number: int) -> tuple[Attempt, Trajectory | None]:
+    def _shares(self, walk: Walk, position: int) -> Sequence[float]:
+        """The shares to reveal; the whole text only where it is a copy, and copies are what the step usually writes."""
+        return [share for share in self.shares if share < 1 or walk.copies(position)]
+
+    def _try_share(
+        self, walk: Walk, position: int, target: str, share: float, number: int
+    ) -> tuple[Edited | None, Tried]:
+        if share < 1:
+            return self._try_hint(walk, position, write_hint(target, share), number)
+        outputs: dict[str, Any] = dict.fromkeys(walk.case.gold_of(position) or {}, target)
+        return self._try_edit(walk, Edited(walk.case, position, outputs), number, {})
+
+    def _try_hint(self, walk: Walk, position: int, hint: str, number: int) -> tuple[Edited | None, Tried]:
+        case = walk.case
         signature = case.signature_of(case.failed.steps[position])
         name = free_name(HINT, signature)
         hinted = signature.append(name, dspy.InputField(desc="use it, but do not mention it"), type_=str)
         try:
             inputs = {**case.inputs_of(position), name: hint}
         except UnreadableValueError as error:
-            return case.attempt(position, "unparsed", feedback=hint, detail=str(error)), None
+            return None, (case.attempt(position, "unparsed", feedback=hint, detail=str(error)), ())
         answered = self._ask(case, position, hinted, inputs, number)
         outputs = case.fields_of(position, answered)
         fields: dict[str, Any] = {"feedback": hint, "usage": usage_of(answered)}
         if outputs is None or was_cut(answered):
-            return case.attempt(position, "unparsed", **fields, detail="no new answer"), None
-        attempt, trajectory = case.try_outputs(position, outputs, self.guard or LeakGuard(TRACES), (number, 0), fields)
-        if attempt.verdict == "repaired":
-            helped = case.log_probs(position, outputs, inputs=inputs, signature=hinted)
-            attempt = replace(attempt, reliance=mean_difference([(helped, case.log_probs(position, outputs))]))
-        return attempt, trajectory
+            return None, (case.attempt(position, "unparsed", **fields, detail="no new answer"), ())
+        return self._try_edit(walk, Edited(case, position, outputs, inputs, hinted), number, fields)
+
+    def _try_edit(self, walk: Walk, edit: Edited, number: int, fields: dict[str, Any]) -> tuple[Edited | None, Tried]:
+        guard = self.guard or LeakGuard(TRACES)
+        tried = try_outputs(edit.case, edit.position, edit.outputs, guard, (number, 0), fields)
+        return edit if tried[1] else None, walk.adopt(edit, *tried)
 
     def _ask(
         self, case: Case, position: int, hinted: type[dspy.Signature], inputs: dict[str, Any], number: int
@@ -118,18 +143,6 @@ class HintAugmenter(Augmenter):
         recording = record(predictor, inputs, sampling)
         recording.check_ended()
         return recording
-
-
-def _target(case: Case, position: int) -> str:
-    """The text of which a hint reveals a part; empty if none is known."""
-    step, gold = case.failed.steps[position], case.gold_of(position)
-    if gold is None:
-        return ""
-    label = str(readable(next(iter(gold.values())))).strip()
-    is_answer = bool(case.answer_fields(step, dict.fromkeys(case.signature_of(step).output_fields)))
-    if is_answer:
-        return label if can_know(case, position, gold) else ""
-    return find_sentence(step.inputs, label)
 
 
 def write_hint(target: str, share: float) -> str:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
 import dspy
 
 from sirius_dspy import checks
-from sirius_dspy.errors import UnreadableValueError
-from sirius_dspy.plain import canonical, to_plain
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case
-from sirius_dspy.repair.context import RepairContext
-from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, mentions_gold
-from sirius_dspy.trajectory import Attempt, Trajectory, Values
-
-LIKELIER = math.log(10)
-"""By how much the text of other agents must make the label likelier, in nats: ten times, since any text moves the
-probability a little."""
-IMPLAUSIBLE = math.log(20)
-"""By how much the agent's own answer may be likelier than the label, in nats."""
+from sirius_dspy.repair.context import RepairContext, Tried
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
+from sirius_dspy.repair.place import can_know, is_its_place
+from sirius_dspy.repair.trial import try_outputs
+from sirius_dspy.repair.walk import Edited, Walk
+from sirius_dspy.trajectory import Trajectory
 
 
 class LabelAugmenter(Augmenter):
@@ -34,7 +27,8 @@ class LabelAugmenter(Augmenter):
     would learn to ignore what it reads. The label stands in the step's inputs; or the step reads all inputs of the
     program, or only these; or, where the LM can tell, what other agents wrote makes the label ten times likelier than
     no text of theirs, and the agent's own answer is not twenty times likelier still. For a step that does not give the
-    program's answer, the leak guard demands the first of these.
+    program's answer, the leak guard demands the first of these. If the last step that can know the label has it
+    and the run still fails, the label also takes the place of the later steps, which now read it.
 
     Args:
         guard: Decides which steps may carry the label.
@@ -59,70 +53,41 @@ class LabelAugmenter(Augmenter):
         checks.check(type(self).__name__, vars(self), kinds)
 
     def num_calls(self, num_steps: int) -> tuple[int, int]:
-        """See `Augmenter.num_calls`: for each step, what follows it."""
-        return 0, sum(range(num_steps))
+        """See `Augmenter.num_calls`: for each step what follows it, twice for the first that is tried."""
+        return 0, 2 * sum(range(num_steps))
 
     def repair(self, failed: Trajectory, example: dspy.Example, context: RepairContext) -> RepairOutcome:
         """See `Augmenter.repair`."""
         return take_first_success(failed, self._attempts(Case(failed, example, context)))
 
-    def _attempts(self, case: Case) -> Iterator[tuple[Attempt, Trajectory | None]]:
-        guard = self.guard or LeakGuard()
+    def _attempts(self, case: Case) -> Iterator[Tried]:
+        is_last = True
         for position in reversed(range(len(case.failed.steps))):
-            outputs = case.gold_of(position) if case.can_edit(case.failed.steps[position]) else None
-            if outputs is None or not _is_its_place(case, position, outputs) or not can_know(case, position, outputs):
+            if (outputs := _label_of(case, position)) is None:
                 continue
-            attempt, trajectory = case.try_outputs(position, outputs, guard, (0, 0), {})
-            if attempt.verdict == "repaired":
-                attempt = replace(attempt, reliance=_surprise(case, position, outputs))
-            yield attempt, trajectory
+            walk, tried = self._write(Walk(case.failed, case), position, outputs)
+            yield tried
+            if tried[1] and is_last:  # later steps could not know the label, so this one should have handed it on
+                is_last = False
+                yield from self._hand_on(walk, position)
+
+    def _hand_on(self, walk: Walk, position: int) -> Iterator[Tried]:
+        """Write the label in the place of later steps that did not keep it."""
+        while (position := position + 1) < len(walk.case.failed.steps):
+            outputs = _label_of(walk.case, position) if walk.can_edit(position) else None
+            if outputs is not None and outputs != walk.case.fields_of(position):
+                walk, tried = self._write(walk, position, outputs)
+                yield tried
+
+    def _write(self, walk: Walk, position: int, outputs: dict[str, Any]) -> tuple[Walk, Tried]:
+        edit = Edited(walk.case, position, outputs)
+        tried = walk.adopt(edit, *try_outputs(walk.case, position, outputs, self.guard or LeakGuard(), (0, 0), {}))
+        return walk.go_on(edit, tried[1][0]) if tried[1] else walk, tried
 
 
-def _is_its_place(case: Case, position: int, outputs: Values) -> bool:
-    """Whether a step gives the answer, or wrote the label in more than half of the solved runs."""
-    steps = case.failed.steps
-    if case.answer_fields(steps[position], outputs):
-        return True
-    if case.failed.failure is not None:
-        return False  # the run broke off, so it is unknown how many steps would have followed
-    later = sum(step.predictor == steps[position].predictor for step in steps[position + 1 :])
-    share = case.context.solved.label_share(steps[position].predictor, later)
-    return share is not None and share > 0.5
-
-
-def can_know(case: Case, position: int, outputs: Values) -> bool:
-    """Whether a step can know these outputs from what it reads; see `LabelAugmenter`."""
-    step = case.failed.steps[position]
-    if mentions_gold(step.inputs, outputs):
-        return True
-    given = {name: canonical(value) for name, value in to_plain(case.example.inputs()).items()}
-    read = {name: canonical(value) for name, value in step.inputs.items()}
-    upstream = [name for name, value in read.items() if given.get(name) != value]  # equal values may be a coincidence
-    if not upstream or set(given.values()) <= set(read.values()):
-        return True
-    try:
-        inputs = case.inputs_of(position)
-    except UnreadableValueError:
-        return False
-    blank = {name: "" if name in upstream and isinstance(value, str) else value for name, value in inputs.items()}
-    return _is_plausible(case, position, outputs, blank)
-
-
-def _is_plausible(case: Case, position: int, outputs: Values, blank: Mapping[str, Any]) -> bool:
-    """Whether the label is likelier for what other agents wrote, and not far less likely than the agent's own answer.
-
-    An agent that copies a wrong name finds any other name impossible, whatever an empty text would make of it.
-    """
-    own = case.fields_of(position)
-    texts = case.log_probs(position, outputs), case.log_probs(position, outputs, inputs=blank)
-    answer = None if own is None else case.log_probs(position, own)
-    if answer is None or None in texts:
-        return False
-    label, without = (sum(text or ()) for text in texts)
-    return label - without > LIKELIER and sum(answer) - label < IMPLAUSIBLE
-
-
-def _surprise(case: Case, position: int, outputs: Values) -> float | None:
-    """The reliance of a label: with itself in sight it would be certain."""
-    alone = case.log_probs(position, outputs)
-    return None if alone is None else -sum(alone) / len(alone)
+def _label_of(case: Case, position: int) -> dict[str, Any] | None:
+    """Return the label as the outputs of a step whose place it is, and that can know it; `None` for others."""
+    outputs = case.gold_of(position) if case.can_edit(case.failed.steps[position]) else None
+    if outputs is None or not is_its_place(case, position, outputs) or not can_know(case, position, outputs):
+        return None
+    return outputs

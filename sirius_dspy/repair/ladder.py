@@ -31,6 +31,10 @@ class LadderAugmenter(Augmenter):
     program then succeeds and the leak guard finds nothing, and its help is in no training row. In later iterations, an
     example begins one rung below the one that repaired it last.
 
+    What follows an edit may succeed by luck, so a repair has to succeed twice: the program runs on once more from the
+    edited step, without help and with fresh samples. A run that does not succeed again is kept in the library, with the
+    origin `confirmation`, but it is no repair, and nothing is trained on it.
+
     Args:
         rungs: From the least help to the most.
         drop_reliant: Share of the repaired runs that is not trained on: those whose texts rely on the help most. The
@@ -38,6 +42,8 @@ class LadderAugmenter(Augmenter):
         measure: Whether to measure how much repairs rely on the help. `LocalLM` loads each model a second time for it,
             which takes some seconds per agent and iteration. Without it no repair counts as reliant, and an answering
             agent gets the label only where its inputs hold it.
+        confirmations: Tries to succeed again; the first success ends them, and if all fail, the repair is refused.
+            0 accepts every repair at once. Nothing is tried where no step follows the edited one.
         max_repairs: Failed runs to repair in one iteration at most; `None` for all.
 
     References:
@@ -51,11 +57,13 @@ class LadderAugmenter(Augmenter):
         *,
         drop_reliant: float = 0.1,
         measure: bool = True,
+        confirmations: int = 2,
         max_repairs: int | None = None,
     ) -> None:
         self.rungs = (ResampleAugmenter(), HintAugmenter(), LabelAugmenter()) if rungs is None else rungs
         self.drop_reliant = drop_reliant
         self.measure = measure
+        self.confirmations = confirmations
         self.max_repairs = max_repairs
 
     def check(self, program: dspy.Module) -> None:
@@ -71,6 +79,7 @@ class LadderAugmenter(Augmenter):
             ),
             "drop_reliant": checks.number(0, below=1),
             "measure": checks.FLAG,
+            "confirmations": checks.whole(0),
             "max_repairs": checks.optional(checks.whole(0)),
         }
         checks.check(type(self).__name__, vars(self), kinds)
@@ -81,9 +90,9 @@ class LadderAugmenter(Augmenter):
             rung.check(program)
 
     def num_calls(self, num_steps: int) -> tuple[int, int]:
-        """See `Augmenter.num_calls`: the first rung at least, all of them at most."""
+        """See `Augmenter.num_calls`: the first rung at least; all of them at most, each attempt confirmed."""
         counts = [rung.num_calls(num_steps) for rung in self.rungs]
-        return counts[0][0], sum(most for _, most in counts)
+        return counts[0][0], (1 + self.confirmations) * sum(most for _, most in counts)
 
     def learning_critic(self) -> LearningCritic | None:
         """See `Augmenter.learning_critic`: that of the first rung that has one; ladders in this one are left out."""
@@ -107,7 +116,7 @@ class LadderAugmenter(Augmenter):
         """See `Augmenter.repair`."""
         attempts: list[Attempt] = []
         trajectories: list[Trajectory] = []
-        context = replace(context, can_score=context.can_score and self.measure)
+        context = replace(context, can_score=context.can_score and self.measure, confirmations=self.confirmations)
         for rung in self.rungs[self._first_rung(failed, context) :]:
             outcome = rung.repair(failed, example, context)
             attempts += [replace(attempt, rung=rung.name) for attempt in outcome.repair.attempts]

@@ -117,8 +117,13 @@ def mentions_gold(text: Any, gold: Values) -> bool:
 
 def find_sentence(values: Values, gold: str) -> str:
     """Return the first sentence in some values that holds a gold answer; empty if none does."""
+    return next((sentence for sentence in split_sentences(values) if gold and _mentions(sentence, gold)), "")
+
+
+def split_sentences(values: Values) -> list[str]:
+    """Return the sentences in some values, each once."""
     sentences = (sentence.strip() for sentence in re.split(r"(?<=[.!?])\s+|\n+", _text(values)))
-    return next((sentence for sentence in sentences if sentence and gold and _mentions(sentence, gold)), "")
+    return list(dict.fromkeys(sentence for sentence in sentences if sentence))
 
 
 def _golds(labels: Values) -> list[str]:

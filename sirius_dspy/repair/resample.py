@@ -12,6 +12,7 @@ from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome
 from sirius_dspy.repair.case import Case
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.reliance import mean_difference
+from sirius_dspy.repair.trial import judge
 from sirius_dspy.trajectory import Attempt, Repair, Trajectory
 
 
@@ -62,14 +63,13 @@ class ResampleAugmenter(Augmenter):
         position = next((number for number, step in enumerate(failed.steps) if context.may_edit(failed, step)), None)
         for sample in range(self.samples if position is not None else 0):
             trajectory = context.rerun(failed, example, f"resample/{sample}", demos)
-            solved = trajectory.succeeded(context.threshold)
-            attempt = case.attempt(
-                position or 0, "repaired" if solved else "failed", reward=trajectory.reward, trajectory=trajectory.id
-            )
-            attempts.append(replace(attempt, reliance=_reliance(case, trajectory, demos) if solved else None))
-            trajectories.append(trajectory)
-            if solved:
+            verdict, runs = judge(case, trajectory, f"resample/{sample}")
+            attempt = case.attempt(position or 0, verdict, reward=trajectory.reward, trajectory=runs[0].id)
+            trajectories += runs
+            if verdict == "repaired":
+                attempts.append(replace(attempt, reliance=_reliance(case, trajectory, demos)))
                 break
+            attempts.append(attempt)
         repair = Repair(failed.id, tuple(attempts), failed.run, failed.iteration)
         return RepairOutcome(repair, tuple(trajectories))
 

@@ -15,6 +15,7 @@ import dspy
 from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import example_key, readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
+from sirius_dspy.repair.leak import split_sentences
 from sirius_dspy.trajectory import Step, Trajectory
 
 MOST = 2000
@@ -44,6 +45,7 @@ class SolvedRuns:
         self._runs: list[_Solved] = []
         self._counts: Counter[str] = Counter()
         self._shares: dict[tuple[str, int], float | None] = {}
+        self._copies: dict[tuple[str, str], float] = {}
         self._reading = threading.Lock()  # many repairs ask at once
 
     def __getstate__(self) -> dict[str, Any]:
@@ -92,6 +94,19 @@ class SolvedRuns:
             self._shares[key] = _share([_wrote(run, predictor, later) for run in self._read() if run.label])
         return self._shares[key]
 
+    def copy_share(self, predictor: str, name: str) -> float:
+        """Return the share of the steps of a predictor that wrote a sentence of one of their inputs, and nothing else.
+
+        Args:
+            predictor: The steps' in solved runs.
+            name: Of the input field.
+        """
+        key = (predictor, name)
+        if key not in self._copies:
+            steps = (step for run in self._read() for step in run.trajectory.steps if step.predictor == predictor)
+            self._copies[key] = _share([_copied(step, name) for step in steps]) or 0.0
+        return self._copies[key]
+
     def find_demos(self, program: dspy.Module, example: dspy.Example, number: int) -> dict[str, list[dspy.Example]]:
         """Make demonstrations of the nearest runs: of each predictor, its steps in them.
 
@@ -137,6 +152,12 @@ def _wrote(run: _Solved, predictor: str, later: int) -> bool | None:
         return None
     values = list((steps[-1 - later].outputs or {}).values())
     return len(values) == 1 and isinstance(values[0], str) and _bare(values[0]) == _bare(run.label)
+
+
+def _copied(step: Step, name: str) -> bool:
+    values = list((step.outputs or {}).values())
+    written = {_bare(sentence) for sentence in split_sentences({name: step.inputs.get(name)})}
+    return len(values) == 1 and isinstance(values[0], str) and _bare(values[0]) in written
 
 
 def _bare(text: str) -> str:

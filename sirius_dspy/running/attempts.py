@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from sirius_dspy.errors import TimeLimitError, UnfinishedError
@@ -67,6 +68,8 @@ def attempt_batches(
 ) -> Generator[list[tuple[Item, Result | Broken]], None, None]:
     """Map like `parallel_batches`; work that did not end, because an LM failed or did not answer, gives a `Broken`.
 
+    What an outage broke before it was seen to be one is done again after all others.
+
     Args:
         function: It may raise what an LM or the network raised. An LM failure that it catches itself counts as well,
             and its result is dropped.
@@ -82,7 +85,38 @@ def attempt_batches(
         RolloutError: An LM refused for lack of credentials, credit or configuration, failed many times in a row, or
             answers no call any more. What was in flight is yielded before.
     """
+    once = partial(
+        _attempt_once, function, num_threads=num_threads, patience=patience, health=health, limit=limit, held=held
+    )
+    outages = health.throttles.outages
+    broken: list[tuple[Item, Result | Broken]] = []
+    with closing(once(items, on_stop=on_stop)) as batches:
+        try:
+            for batch in batches:
+                ended: list[tuple[Item, Result | Broken]] = []
+                for item, result in batch:
+                    (broken if isinstance(result, Broken) else ended).append((item, result))
+                yield ended
+        except (Exception, KeyboardInterrupt):
+            yield broken
+            raise
+    if health.throttles.outages > outages:  # it took some failures to see that the server was down
+        yield from once([item for item, _ in broken], on_stop=on_stop)
+    elif broken:
+        yield broken
 
+
+def _attempt_once(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    num_threads: int | None,
+    patience: Patience,
+    health: Health,
+    limit: Callable[[], int] | None,
+    held: Callable[[int], bool] | None,
+    on_stop: Callable[[], None] | None,
+) -> Generator[list[tuple[Item, Result | Broken]], None, None]:
     def work(piece: _Piece[Item]) -> Result | Broken:
         with watch_over(piece.watch):
             return _attempt(function, piece)

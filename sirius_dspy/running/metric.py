@@ -36,9 +36,9 @@ def call_metric(metric: Metric, example: dspy.Example, prediction: Any, trace: A
     Raises:
         MetricError: It takes neither.
     """
-    check_metric(metric)
-    if _accepts(metric, 3) and (trace is not None or not _accepts(metric, 2)):
+    if callable(metric) and _accepts(metric, 3) and (trace is not None or not _accepts(metric, 2)):
         return metric(example, prediction, trace)
+    check_metric(metric)
     return metric(example, prediction)
 
 

@@ -26,6 +26,12 @@ Result = TypeVar("Result")
 POLL_S = 0.05
 """How often to look for an interrupt, and to ask `overdue` about the items under way."""
 
+GATHER_S = 0.0003
+"""How long to gather results after the first, for each thread: less than the threads need for the items that wait."""
+
+MAX_GATHER_S = 0.02
+"""How long to gather at most."""
+
 
 def parallel_map(
     function: Callable[[Item], Result],
@@ -57,10 +63,9 @@ def parallel_batches(
     held: Callable[[int], bool] | None = None,
     on_stop: Callable[[], None] | None = None,
 ) -> Generator[list[tuple[Item, Result]], None, None]:
-    """Map in threads that inherit the caller's context, yielding (item, result) of all that have finished by then.
+    """Map in threads that inherit the caller's context, yielding together (item, result) of those that finish together.
 
-    A batch is never waited for: it has one result where the caller is faster than the threads, and as many as finished
-    while the caller kept the batch before.
+    Results are gathered for at most 20 ms, since a caller that keeps each by itself takes the threads' time.
 
     Never more than two items per thread are taken from `items` ahead of time. On the first error, and on Ctrl-C, no
     new item starts; what is in flight is paid for, so it is awaited and yielded before the error is raised, and the
@@ -131,6 +136,7 @@ class _Pool(Generic[Item, Result]):
         self._ended: queue.SimpleQueue[Future[Result]] = queue.SimpleQueue()
         self._taken_back: deque[Item] = deque()
         self._is_announced = False
+        self._asked_overdue = 0.0
 
     def fill(self, source: Iterator[Item], limit: Callable[[], int] | None) -> None:
         """Submit as many items as there is room for, those that were taken back first."""
@@ -143,10 +149,11 @@ class _Pool(Generic[Item, Result]):
             future.add_done_callback(self._ended.put)
 
     def wait(self) -> set[Future[Result]]:
-        """Wait a moment until an item has ended, and return all that have; there may be none yet."""
+        """Wait a moment until items have ended, and return all that have; there may be none yet."""
         ended: set[Future[Result]] = set()
         with suppress(queue.Empty):
             ended.add(self._ended.get(timeout=POLL_S))
+            time.sleep(min(GATHER_S * self._threads, MAX_GATHER_S))
             while True:
                 ended.add(self._ended.get_nowait())
         return ended | self._settle_overdue()
@@ -187,8 +194,9 @@ class _Pool(Generic[Item, Result]):
 
     def _settle_overdue(self) -> set[Future[Result]]:
         """Give the items that take too long a result from outside, and return their futures."""
-        if self._overdue is None:
+        if self._overdue is None or (now := time.monotonic()) - self._asked_overdue < POLL_S:
             return set()
+        self._asked_overdue = now
         return {future for future, item in self.running.items() if future.running() and self._settle(future, item)}
 
     def _settle(self, future: Future[Result], item: Item) -> bool:

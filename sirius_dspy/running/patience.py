@@ -28,8 +28,11 @@ class Patience:
             itself (`num_retries`) count. The wait doubles each time and is never shorter than the server's
             `Retry-After`.
         call_timeout_s: Time limit for one LM call, in seconds; `None` for no limit.
-        run_timeout_s: Time limit for one run of the program with its metric, waits included, in seconds; `None` for no
-            limit.
+        run_timeout_s: Time limit for one run of the program with its metric, in seconds; `None` for no limit. Waits for
+            retries count, those for a server that is down do not.
+        outage_s: How long to wait for an LM that had answered and then answers no call any more, in seconds. Only a
+            probe now and then goes out meanwhile. By default a quarter of an hour, which most outages do not reach; 0
+            to stop as soon as ten runs in a row have failed.
         max_unfinished: Examples whose runs or repairs may stay without an end in one stage before the compile stops and
             names them. A validation is always complete.
         first_wait_s: Seconds before the first retry; up to half of them are taken off at random.
@@ -38,6 +41,7 @@ class Patience:
     retries: int = 4
     call_timeout_s: float | None = 600.0
     run_timeout_s: float | None = 3600.0
+    outage_s: float = 900.0
     max_unfinished: int = 0
     first_wait_s: float = 0.5
 
@@ -68,6 +72,7 @@ _SETTINGS = {
     "retries": checks.whole(0),
     "call_timeout_s": checks.optional(checks.number(above=0)),
     "run_timeout_s": checks.optional(checks.number(above=0)),
+    "outage_s": checks.number(0),
     "max_unfinished": checks.whole(0),
     "first_wait_s": checks.number(0),
 }

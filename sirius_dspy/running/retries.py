@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from dspy.utils.exceptions import is_retryable_lm_error
 
 from sirius_dspy.dspy_internals import is_managed
+from sirius_dspy.errors import OutageError
 from sirius_dspy.running.faults import fault_of_call
 from sirius_dspy.running.patience import Health, Patience
 from sirius_dspy.running.watch import Watch
@@ -26,14 +28,22 @@ class Retries:
     def __init__(self, watch: Watch | None, lm: Any) -> None:
         self.watch = watch or Watch(Patience(retries=0), Health())
         self._throttle = self.watch.health.throttles.of(lm)
+        self._breaker = self._throttle.breaker
         self._per_call = 1 + (lm.num_retries if is_managed(lm) else 0)
         self._failed = 0
 
     def call(self, function: Callable[[], Result]) -> Result:
-        """Call until there is an answer or no try left."""
+        """Call until there is an answer or no try left; one for which the server is down is no try.
+
+        Raises:
+            OutageError: The server was down for too long.
+        """
         while True:
+            if self._is_held_back:
+                with self._wait_for_server():
+                    self._breaker.admit(self, lambda: self.watch.is_unwanted, self.watch.patience.outage_s)
             try:
-                with self._throttle.turn(lambda: self.watch.is_unwanted), self.watch.time_call():
+                with self._learn(), self._throttle.turn(lambda: self.watch.is_unwanted), self.watch.time_call():
                     return function()
             except Exception as error:
                 if not self._may_retry(error) or not self.watch.pause(self._wait_s(error)):
@@ -43,18 +53,40 @@ class Retries:
     async def acall(self, function: Callable[[], Awaitable[Result]]) -> Result:
         """The same under asyncio."""
         while True:
+            if self._is_held_back:
+                with self._wait_for_server():
+                    await self._breaker.aadmit(self, lambda: self.watch.is_unwanted, self.watch.patience.outage_s)
             try:
-                async with self._throttle.aturn(lambda: self.watch.is_unwanted):
-                    with self.watch.time_call():
-                        return await function()
+                with self._learn():
+                    async with self._throttle.aturn(lambda: self.watch.is_unwanted):
+                        with self.watch.time_call():
+                            return await function()
             except Exception as error:
                 if not self._may_retry(error) or not await self.watch.apause(self._wait_s(error)):
                     self._give_up(error)
                     raise
 
+    @property
+    def _is_held_back(self) -> bool:
+        return self._breaker.is_down and not self._throttle.is_held
+
+    @contextmanager
+    def _wait_for_server(self) -> Iterator[None]:
+        try:
+            with self.watch.stop_clock():
+                yield
+        except OutageError as error:
+            self.watch.note_fault(error)  # also where the program catches it
+            raise
+
+    def _learn(self) -> AbstractContextManager[None]:
+        return self._breaker.learn(self, self.watch.patience.outage_s)
+
     def _may_retry(self, error: Exception) -> bool:
         if fault_of_call(error) != "transient":
             return False
+        if self._breaker.is_down:
+            return True
         self._failed += self._per_call if is_retryable_lm_error(error) else 1
         return self._failed <= self.watch.patience.retries
 

@@ -26,6 +26,7 @@ from typing import Any
 from dspy.utils.exceptions import LMError
 
 from sirius_dspy.running.faults import LONGEST_HINT_S, asked_wait_s, chain
+from sirius_dspy.running.outage import Breaker
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Throttle:
         self.name = name
         self.limit = math.inf
         """Calls that may be under way; no limit before a server was busy."""
+        self.breaker = Breaker(name)
+        """Holds the calls back while the server is down."""
         self._under_way: set[_Call] = set()
         self._too_many = math.inf
         self._refused = 1.0  # share of the last calls; a first refusal is taken for a server that refuses all
@@ -88,9 +91,14 @@ class Throttle:
         with self._learn(call):
             yield
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this context is inside a call of this LM."""
+        return self in _held.get()
+
     def _wait_s(self) -> float:
         """Return for how long no call may start; `LOOK_UP_S` where one under way must end before."""
-        if self in _held.get():
+        if self.is_held:
             return 0.0
         if (held_back := self._opens_at - time.monotonic()) > 0:
             return held_back
@@ -160,6 +168,12 @@ class Throttles:
     def __init__(self) -> None:
         self._of: dict[tuple[str, str], Throttle] = {}
         self._lock = threading.Lock()  # two threads may ask first
+
+    @property
+    def outages(self) -> int:
+        """How often a server was found to be down."""
+        with self._lock:
+            return sum(throttle.breaker.outages for throttle in self._of.values())
 
     def of(self, lm: Any) -> Throttle:
         """Return the throttle of an LM; LM objects with the same model at the same server share it."""

@@ -42,6 +42,9 @@ class Watch(BaseCallback):
         """Whether a single call used up its retries, so that there is no point in trying the whole again."""
         self.is_abandoned = False
         self._run_began: float | None = None
+        self._num_stopped = 0  # waits under way that do not count
+        self._stopped_at = 0.0
+        self._stopping = threading.Lock()  # a program may call predictors in several threads
         self._calls: dict[Any, float] = {}
         self._asked: dict[str, str] = {}
         self._unanswered: dict[str, Exception] = {}
@@ -58,6 +61,20 @@ class Watch(BaseCallback):
             yield
         finally:
             self._run_began = None
+
+    @contextmanager
+    def stop_clock(self) -> Iterator[None]:
+        """Enter around a wait that does not count as time of the run."""
+        with self._stopping:
+            self._stopped_at = self._stopped_at if self._num_stopped else time.monotonic()
+            self._num_stopped += 1
+        try:
+            yield
+        finally:
+            with self._stopping:
+                self._num_stopped -= 1
+                if self._num_stopped == 0 and self._run_began is not None:
+                    self._run_began += time.monotonic() - self._stopped_at
 
     @contextmanager
     def time_call(self) -> Iterator[None]:
@@ -111,7 +128,7 @@ class Watch(BaseCallback):
 
     def _find_slow_run(self) -> TimeLimitError | None:
         limit, began = self.patience.run_timeout_s, self._run_began
-        if limit is None or began is None or time.monotonic() - began <= limit:
+        if limit is None or began is None or self._num_stopped or time.monotonic() - began <= limit:
             return None
         return TimeLimitError(f"The run took more than {limit:g} s (`run_timeout_s`).")
 

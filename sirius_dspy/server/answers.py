@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from sirius_dspy.errors import PromptTooLongError, SiriuSError
 from sirius_dspy.redact import redact
 
 _UNREAD = (408, 413)
@@ -42,15 +43,27 @@ def error_body(status: int, message: str, code: str | None = None, param: str | 
     return {"error": {"message": redact(message), "type": kind, "param": param, "code": code}}
 
 
-async def answer_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer any error that a handler raised; what nobody foresaw is not shown to the client."""
+def explain(error: BaseException) -> BaseException:
+    """Return what an error of a model means for the client; one that nobody foresaw stays as it is."""
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, str(error), code="context_length_exceeded", param="messages")
+    return ApiError(500, str(error)) if isinstance(error, SiriuSError) else error
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Return OpenAI's form of any error; what nobody foresaw is not shown to the client."""
     if isinstance(error, ApiError):
-        body = error_body(error.status_code, error.detail, error.code, error.param)
-        headers = {"Connection": "close"} if error.status_code in _UNREAD else None
-        return JSONResponse(body, error.status_code, headers)
+        return error_body(error.status_code, error.detail, error.code, error.param)
     if isinstance(error, HTTPException):
-        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code)
-    return JSONResponse(error_body(500, "The server failed. Its log says why."), 500)
+        return error_body(error.status_code, str(error.detail))
+    return error_body(500, "The server failed. Its log says why.")
+
+
+async def answer_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer any error that a handler raised."""
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = {"Connection": "close"} if isinstance(error, ApiError) and status in _UNREAD else None
+    return JSONResponse(describe(error), status, headers)
 
 
 async def answer_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sirius_dspy.local.engine import Generation, GenerationOptions
+from sirius_dspy.local.engine import Generation, GenerationOptions, OnText
 from sirius_dspy.server.wire import Hyperparameters
 
 Messages = Sequence[Mapping[str, str]]
@@ -49,8 +49,10 @@ class Backend(Protocol):
     def models(self) -> Sequence[str]:
         """The names of the models that are there before any training."""
 
-    def complete(self, weights: Weights, messages: Messages, options: GenerationOptions) -> Generation:
-        """Continue a chat.
+    def complete(
+        self, weights: Weights, messages: Messages, options: GenerationOptions, on_text: OnText | None = None
+    ) -> Generation:
+        """Continue a chat; see `Engine.generate` for `on_text`.
 
         Raises:
             PromptTooLongError: The chat fills the context window.

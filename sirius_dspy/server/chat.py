@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import re
-import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import anyio
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
-from sirius_dspy.errors import PromptTooLongError, SiriuSError
-from sirius_dspy.local.engine import Generation, GenerationOptions
-from sirius_dspy.server.answers import ApiError
+from sirius_dspy.local.engine import Generation, GenerationOptions, OnText
+from sirius_dspy.server.answers import ApiError, explain
 from sirius_dspy.server.backend import Backend
+from sirius_dspy.server.completions import Chunks, completion
 from sirius_dspy.server.models import Models
+from sirius_dspy.server.streams import Draw, respond
 from sirius_dspy.server.wire import ChatRequest, ModelObject
 
 _MAX_TOKENS = 1024
@@ -72,23 +68,33 @@ def chat_routes(backend: Backend, models: Models) -> APIRouter:
         _check(request)
         weights = models.weights_of(models.get(request.model))
         messages = [message.plain for message in request.messages]
-        answers: list[Generation] = [Generation("", 0, 0, "stop")] * (request.n or 1)
 
-        async def draw(number: int) -> None:
-            call = partial(backend.complete, weights, messages, _options(request, number))
-            answers[number] = await anyio.to_thread.run_sync(call, limiter=turns)
+        async def draw(number: int, on_text: OnText | None = None) -> Generation:
+            call = partial(backend.complete, weights, messages, _options(request, number), on_text)
+            return await anyio.to_thread.run_sync(call, limiter=turns)
 
-        try:
-            async with anyio.create_task_group() as group:
-                for number in range(len(answers)):
-                    group.start_soon(draw, number)
-        except BaseExceptionGroup as errors:
-            raise _explain(errors) from errors
         if request.stream:
-            return StreamingResponse(_events(request, answers), media_type="text/event-stream")
-        return JSONResponse(_completion(request, answers))
+            with_usage = request.stream_options is not None and request.stream_options.include_usage
+            return await respond(draw, request.n or 1, Chunks(request.model, with_usage=with_usage))
+        return JSONResponse(completion(request.model, await _draw_all(draw, request.n or 1)))
 
     return routes
+
+
+async def _draw_all(draw: Draw, number: int) -> list[Generation]:
+    """Wait for all answers, or for the first error."""
+    answers: dict[int, Generation] = {}
+
+    async def keep(place: int) -> None:
+        answers[place] = await draw(place, None)
+
+    try:
+        async with anyio.create_task_group() as group:
+            for place in range(number):
+                group.start_soon(keep, place)
+    except BaseExceptionGroup as errors:
+        raise explain(errors.exceptions[0]) from errors
+    return [answers[place] for place in range(number)]
 
 
 def _check(request: ChatRequest) -> None:
@@ -110,58 +116,3 @@ def _options(request: ChatRequest, number: int) -> GenerationOptions:
         stop=tuple(text for text in stop if text),
         seed=None if request.seed is None else request.seed + number * 1_000_003,
     )
-
-
-def _explain(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = errors.exceptions[0]
-    if isinstance(first, PromptTooLongError):
-        return ApiError(400, str(first), code="context_length_exceeded", param="messages")
-    return ApiError(500, str(first)) if isinstance(first, SiriuSError) else first
-
-
-# Answers
-
-
-def _head(request: ChatRequest, kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{uuid4().hex}", "object": kind, "created": int(time.time()), "model": request.model}
-
-
-def _completion(request: ChatRequest, answers: list[Generation]) -> dict[str, Any]:
-    choices = [
-        {
-            "index": number,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": answer.finish_reason,
-        }
-        for number, answer in enumerate(answers)
-    ]
-    return {**_head(request, "chat.completion"), "choices": choices, "usage": _usage(answers)}
-
-
-def _usage(answers: list[Generation]) -> dict[str, int]:
-    prompt = answers[0].prompt_tokens
-    completion = sum(answer.completion_tokens for answer in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-
-
-def _events(request: ChatRequest, answers: list[Generation]) -> Iterator[str]:
-    """Yield finished answers word by word, as server-sent events."""
-    wants_usage = request.stream_options is not None and request.stream_options.include_usage
-    head = _head(request, "chat.completion.chunk") | ({"usage": None} if wants_usage else {})
-    for number, answer in enumerate(answers):
-        yield _event({**head, "choices": [_delta(number, {"role": "assistant", "content": ""})]})
-        for word in re.findall(r"\s*\S+|\s+\Z", answer.text):
-            yield _event({**head, "choices": [_delta(number, {"content": word})]})
-        yield _event({**head, "choices": [_delta(number, {}, answer.finish_reason)]})
-    if wants_usage:
-        yield _event({**head, "choices": [], "usage": _usage(answers)})
-    yield "data: [DONE]\n\n"
-
-
-def _delta(number: int, delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
-    return {"index": number, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-
-def _event(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk)}\n\n"

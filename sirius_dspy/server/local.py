@@ -11,7 +11,7 @@ from typing import Any
 from sirius_dspy.checkpoint import load_agent, verify
 from sirius_dspy.errors import PromptTooLongError, ServerError, TrainingError
 from sirius_dspy.local import LocalLM
-from sirius_dspy.local.engine import Generation, GenerationOptions
+from sirius_dspy.local.engine import Generation, GenerationOptions, OnText
 from sirius_dspy.local.lora import LoraOptions
 from sirius_dspy.local.provider import LocalProvider
 from sirius_dspy.local.serving import engines, pool_key
@@ -40,11 +40,13 @@ class LocalBackend:
         """See `Backend.models`."""
         return tuple(self._own)
 
-    def complete(self, weights: Weights, messages: Messages, options: GenerationOptions) -> Generation:
+    def complete(
+        self, weights: Weights, messages: Messages, options: GenerationOptions, on_text: OnText | None = None
+    ) -> Generation:
         """See `Backend.complete`."""
         lm = self._lm(weights)
         with engines().lend(pool_key(lm.model, lm.device)) as engine:
-            return engine.generate(engine.chat.prompt(messages), options)
+            return engine.generate(engine.chat.prompt(messages), options, on_text)
 
     def train(self, training: Training) -> float | None:
         """See `Backend.train`."""

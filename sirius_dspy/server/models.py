@@ -12,6 +12,10 @@ from sirius_dspy.server.backend import Backend, Weights
 from sirius_dspy.server.store import Records
 from sirius_dspy.server.wire import JobObject, ModelObject
 
+_PREFIX = "openai/"
+"""Trained models have it in their names. DSPy calls a trained LM as the job calls it, and without the prefix LiteLLM
+takes `ft:...` for OpenAI's only if the name of one of OpenAI's own models follows."""
+
 
 class Models:
     """Names of models to what the backend answers with.
@@ -35,12 +39,13 @@ class Models:
         yield from (model for model in self._trained if model.root in self._own)
 
     def get(self, name: str) -> ModelObject:
-        """Return a model.
+        """Return a model, called with or without LiteLLM's prefix for servers with OpenAI's API.
 
         Raises:
             ApiError: There is no such model.
         """
-        found = next((model for model in self if model.id == name), None)
+        plain = name.removeprefix(_PREFIX)
+        found = next((model for model in self if model.id.removeprefix(_PREFIX) == plain), None)
         if found is None:
             message = f"The model {name[:200]!r} does not exist. `GET /v1/models` lists those that do."
             raise ApiError(404, message, code="model_not_found", param="model")
@@ -63,7 +68,7 @@ class Models:
         model = self.get(name)
         if model.job is None:
             raise ApiError(400, f"The model {name!r} was not trained by a job, so it cannot be deleted.", param="model")
-        self._trained.remove(name)
+        self._trained.remove(model.id)
         shutil.rmtree(self.folder(model.job), ignore_errors=True)
 
     def add(self, job: JobObject, root: str) -> ModelObject:
@@ -73,6 +78,6 @@ class Models:
             job: Whose model may have been deleted meanwhile.
             root: The model from which that one, or the job, started first.
         """
-        name = f"ft:{root}:{job.user_provided_suffix or ''}:{job.id.removeprefix('ftjob-')}"
+        name = f"{_PREFIX}ft:{root}:{job.user_provided_suffix or ''}:{job.id.removeprefix('ftjob-')}"
         made = ModelObject(id=name, created=int(time.time()), owned_by="local", root=root, job=job.id)
         return self._trained.put(name, made)

@@ -17,7 +17,9 @@ from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing.engine import Prompt
 from sirius_dspy.testing.scripted import ScriptedLM, chat_reply
-from sirius_dspy.trajectory import Trajectory
+from sirius_dspy.trajectory import Origin, Trajectory
+
+REPAIRS: tuple[Origin, ...] = ("repair", "confirmation")
 
 EVERYBODY = frozenset({"analyst", "solver"})
 
@@ -60,7 +62,7 @@ class AugmenterContract:
             library.add(case.failed)
             library.add_repair(repair, trajectories)
             assert [stored.parent for stored in library.repairs()] == [case.failed.id]
-            assert library.count(origin="repair") == len({trajectory.id for trajectory in trajectories})
+            assert library.count(origin=REPAIRS) == len({trajectory.id for trajectory in trajectories})
 
     def test_agents_that_are_not_editable_keep_what_they_wrote(self, augmenter: Augmenter) -> None:
         """A frozen agent, such as a judge, is not trained."""
@@ -194,7 +196,7 @@ def _check_lineage(case: _Case, repaired: RepairOutcome, editable: frozenset[str
         assert attempt.predictor == case.failed.steps[attempt.position].predictor
         assert attempt.predictor in editable
     for trajectory in trajectories:
-        assert trajectory.origin == "repair"
+        assert trajectory.origin in REPAIRS
         assert trajectory.parent == case.failed.id
         assert trajectory.example_key == case.failed.example_key
         assert trajectory.edited is not None

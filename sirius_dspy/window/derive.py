@@ -88,5 +88,6 @@ def repairs_view(count: RepairCount) -> RepairsView:
         unparsed=verdicts.get("unparsed", 0),
         unchanged=verdicts.get("unchanged", 0),
         failed=verdicts.get("failed", 0),
+        unconfirmed=verdicts.get("unconfirmed", 0),
         repaired=verdicts.get("repaired", 0),
     )

@@ -147,7 +147,7 @@ def _runs(view: View) -> Table:
 
 
 def _repairs(view: View) -> Table:
-    verdicts = ("leaked", "diverged", "unparsed", "unchanged", "failed", "repaired")
+    verdicts = ("leaked", "diverged", "unparsed", "unchanged", "failed", "unconfirmed", "repaired")
     table = _table("Repairs", "iteration", "rung", "failed runs", "attempts", *verdicts, words=2)
     for item in view.repairs:
         counts = (item.runs, item.attempts, *(getattr(item, name) for name in verdicts))

@@ -66,6 +66,7 @@ class RepairsView:
     unparsed: int
     unchanged: int
     failed: int
+    unconfirmed: int
     repaired: int
 
 

@@ -14,8 +14,10 @@ from sirius_dspy.demo.generated import Split
 from sirius_dspy.demo.lengths import Lengths, lengths_of
 from sirius_dspy.demo.majority import best_trivial_rule
 from sirius_dspy.demo.steps import AnyStep, GoldStep, as_demonstrations, check_form, output_of
-from sirius_dspy.demo.tracking.programs import SingleTracker, TrackingTeam, write_whole
+from sirius_dspy.demo.tracking.programs import SingleTracker, write_whole
+from sirius_dspy.demo.tracking.sizes import SIZE, build_team, check_size
 from sirius_dspy.demo.tracking.story import write_story
+from sirius_dspy.demo.tracking.team_steps import is_right, team_steps
 from sirius_dspy.demo.tracking.world import World
 from sirius_dspy.errors import DatasetError
 
@@ -55,18 +57,21 @@ class TrackingTask:
         """The name of the world."""
         return self.world.name
 
-    def build(self, single: bool = False, reasoning: bool = False) -> dspy.Module:
+    def build(self, single: bool = False, reasoning: bool = False, agents: int = SIZE) -> dspy.Module:
         """Build an untrained program without LMs.
 
         Args:
-            single: Whether to build the single agent, `solver`, instead of `reader`, `tracker` and `reporter`.
+            single: Whether to build the single agent, `solver`, instead of a team.
             reasoning: Whether the single agent writes its reasoning before the answer.
+            agents: Number of agents of the team, from 2 to 5; see `sirius_dspy.demo.tracking.sizes`. By default, they
+                are `reader`, `tracker` and `reporter`.
 
         Raises:
-            DatasetError: `reasoning` is set for the team.
+            DatasetError: `reasoning` is set for the team, or `agents` is no size of a team or set for the single agent.
         """
         check_form(single, reasoning)
-        return SingleTracker(self.world, reasoning) if single else TrackingTeam(self.world)
+        check_size(agents, single)
+        return SingleTracker(self.world, reasoning) if single else build_team(self.world, agents)
 
     def examples(
         self,
@@ -100,7 +105,7 @@ class TrackingTask:
         return exact_word(example, prediction, trace)
 
     def demonstrations(
-        self, single: bool = False, reasoning: bool = False, size: int | None = None
+        self, single: bool = False, reasoning: bool = False, size: int | None = None, agents: int = SIZE
     ) -> dict[str, list[dspy.Example]]:
         """Return hand-written demonstrations for each predictor.
 
@@ -108,11 +113,15 @@ class TrackingTask:
             single: Whether they are for the single agent.
             reasoning: Whether the single agent writes its reasoning.
             size: Number of runs that they come from; by default, all.
+            agents: Number of agents of the team.
         """
         check_form(single, reasoning)
+        check_size(agents, single)
         runs = self.shown[:size]
         if not single:
-            return as_demonstrations(step for run in runs for step in self._shown_steps(run))
+            return as_demonstrations(
+                step for run in runs for step in team_steps(self.world, run.start, run.question, run.told, agents)
+            )
         return as_demonstrations(self._alone(run.example, _reasoning(run.told), reasoning) for run in runs)
 
     def majority_baseline(self, examples: Sequence[dspy.Example]) -> float:
@@ -123,17 +132,20 @@ class TrackingTask:
         """
         return best_trivial_rule(examples, self._guess)
 
-    def gold_steps(self, example: dspy.Example, single: bool = False, reasoning: bool = False) -> list[GoldStep]:
+    def gold_steps(
+        self, example: dspy.Example, single: bool = False, reasoning: bool = False, agents: int = SIZE
+    ) -> list[GoldStep]:
         """Return the steps of a run in which every agent is right.
 
         Raises:
-            DatasetError: `reasoning` is set for the team, or a part has no event.
+            DatasetError: `build` refuses the form, or a part has no event.
         """
         check_form(single, reasoning)
+        check_size(agents, single)
         told = list(self._tell(example))
         if single:
             return [self._alone(example, _reasoning(told), reasoning)]
-        return list(_team_steps(example.start, example.question, told))
+        return list(team_steps(self.world, example.start, example.question, told, agents))
 
     def oracle(self, example: dspy.Example, step: AnyStep) -> bool:
         """Return whether the output of a step is right given its own inputs.
@@ -142,14 +154,7 @@ class TrackingTask:
         """
         if step.predictor == "solver":
             return is_same_word(output_of(step, "answer"), example.answer)
-        inputs = {name: str(value) for name, value in step.inputs.items()}
-        if step.predictor == "reader":
-            event = self.world.read(inputs["part"])
-            return event is not None and is_same_word(output_of(step, "event"), self.world.write(event))
-        if step.predictor == "tracker":
-            new_holder = self.world.move(inputs["holder"], self.world.read(inputs["event"]))
-            return is_same_word(output_of(step, "new_holder"), new_holder)
-        return is_same_word(output_of(step, "answer"), inputs["holder"])
+        return is_right(self.world, step)
 
     def _guess(self, example: dspy.Example) -> tuple[str, ...]:
         return (example.start, *(self.world.read(example.parts[-1]) or ("", "")))
@@ -163,9 +168,6 @@ class TrackingTask:
             holder = self.world.move(holder, event)
             yield part, self.world.write(event), holder
 
-    def _shown_steps(self, run: Shown) -> Iterator[GoldStep]:
-        return _team_steps(run.start, run.question, run.told)
-
     def _alone(self, example: dspy.Example, text: str, reasoning: bool) -> GoldStep:
         story = write_whole(self.world, example.start, example.parts)
         outputs = {"reasoning": text} if reasoning else {}
@@ -175,15 +177,6 @@ class TrackingTask:
     def _check_holders(self, holders: int) -> None:
         if not 3 <= holders <= len(self.world.holders):
             raise DatasetError(f"`holders` is {holders!r}, expected an integer from 3 to {len(self.world.holders)}.")
-
-
-def _team_steps(start: str, question: str, told: Iterable[tuple[str, str, str]]) -> Iterator[GoldStep]:
-    holder = start
-    for part, event, new_holder in told:
-        yield GoldStep("reader", {"part": part}, {"event": event})
-        yield GoldStep("tracker", {"holder": holder, "event": event}, {"new_holder": new_holder})
-        holder = new_holder
-    yield GoldStep("reporter", {"holder": holder, "question": question}, {"answer": holder})
 
 
 def _reasoning(told: Iterable[tuple[str, str, str]]) -> str:

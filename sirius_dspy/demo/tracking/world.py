@@ -41,6 +41,10 @@ class World:
     """Instructions of the agent that follows the thing."""
     answering: str
     """Instructions of an agent that answers."""
+    naming: str
+    """Instructions of an agent that names the holders of an event."""
+    checking: str
+    """Instructions of an agent that says whether the thing moves."""
     openings: tuple[str, ...]
     """What may stand before the event in its sentence."""
     endings: tuple[str, ...]
@@ -56,6 +60,15 @@ class World:
         """Read the event in a text; `None` if it has none."""
         found = self._pattern.search(text)
         return Event(found["first"], found["second"]) if found else None
+
+    def write_names(self, event: Event) -> str:
+        """Name the two holders of the event in its order."""
+        return f"{event.first}, {event.second}"
+
+    def read_names(self, text: str) -> Event | None:
+        """Read what `write_names` writes; `None` if these are not two names."""
+        names = [name.strip(" .") for name in text.split(",")]
+        return Event(*names) if len(names) == 2 else None
 
     def move(self, holder: str, event: Event | None) -> str:
         """Return the holder after an event."""

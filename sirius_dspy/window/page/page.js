@@ -15,7 +15,7 @@ const STATES = {
   gone: ["Its process has ended without a word: call the same compile again to resume", "bad"],
   unknown: ["Not finished; whether it is at work is not known", "wait"],
 };
-const VERDICTS = ["leaked", "diverged", "unparsed", "unchanged", "failed", "repaired"];
+const VERDICTS = ["leaked", "diverged", "unparsed", "unchanged", "failed", "unconfirmed", "repaired"];
 const NAMES = { calls: "LM calls", tokens: "tokens", usd: "US dollars", seconds: "time" };
 
 const byId = (id) => document.getElementById(id);

@@ -1,0 +1,102 @@
+"""What the steps of a failed run should have written, as far as the label tells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+from sirius_dspy.plain import canonical, readable
+from sirius_dspy.repair.case import Case
+from sirius_dspy.repair.leak import find_sentence, split_sentences
+from sirius_dspy.repair.place import is_its_place
+from sirius_dspy.trajectory import Step, Values
+
+
+class Target(NamedTuple):
+    """What a step should have written."""
+
+    text: str
+    is_copied: bool
+    """Whether it is a sentence of the step's inputs, and not the label in its own place."""
+
+
+def find_targets(case: Case) -> dict[int, Target]:
+    """Return what steps should have written, by position; steps of which nothing is known are left out.
+
+    A step that gives the answer, or usually writes the label, should write the label. For another step it is the
+    sentence of its inputs that holds the label. If a later step finds the same sentence by itself, then the earlier one
+    has another task: to find what leads there, which is the one sentence with a word of it that no third sentence has,
+    such as a name.
+    """
+    targets: dict[int, Target] = {}
+    taken: list[str] = []
+    for position in reversed(range(len(case.failed.steps))):
+        target = _target(case, position, taken)
+        if target.text:
+            targets[position] = target
+        if target.is_copied and target.text in split_sentences(_given(case, position)):
+            taken.append(target.text)
+    return targets
+
+
+def follows_targets(case: Case) -> bool:
+    """Whether all steps of a run wrote what they should have written; false if that is unknown of one of them."""
+    targets = find_targets(case)
+    return all(
+        position in targets and wrote(step.outputs, targets[position].text)
+        for position, step in enumerate(case.failed.steps)
+    )
+
+
+def wrote(outputs: Values | None, target: str) -> bool:
+    """Whether some outputs are a text, but for case and final stops."""
+    values = list((outputs or {}).values())
+    return len(values) == 1 and _bare(str(readable(values[0]))) == _bare(target)
+
+
+def reads(step: Step, earlier: Step) -> bool:
+    """Whether a step reads what an earlier one wrote."""
+    written = {canonical(value) for value in (earlier.outputs or {}).values()}
+    return any(canonical(value) in written for value in step.inputs.values())
+
+
+def find_link(sentences: Sequence[str], target: str, taken: Collection[str]) -> str:
+    """Return the one sentence that shares with a target a word that no third sentence has; empty if none does.
+
+    Args:
+        sentences: Of a text.
+        target: One of them.
+        taken: Sentences that do not count.
+    """
+    holders = ([other for other in sentences if other != target and word in _words(other)] for word in _words(target))
+    linked = {found[0] for found in holders if len(found) == 1 and found[0] not in taken}
+    return linked.pop() if len(linked) == 1 else ""
+
+
+def _target(case: Case, position: int, taken: Sequence[str]) -> Target:
+    step, gold = case.failed.steps[position], case.gold_of(position)
+    if gold is None:
+        return Target("", is_copied=False)
+    label = str(readable(next(iter(gold.values())))).strip()
+    if is_its_place(case, position, gold):
+        return Target(label, is_copied=False)
+    sentences = split_sentences(_given(case, position))
+    link = find_link(sentences, taken[-1], taken) if taken and taken[-1] in sentences else ""
+    return Target(link or find_sentence(step.inputs, label), is_copied=True)
+
+
+def _given(case: Case, position: int) -> dict[str, Any]:
+    """The inputs of a step that no other step wrote."""
+    earlier = case.failed.steps[:position]
+    written = {canonical(value) for step in earlier for value in (step.outputs or {}).values()}
+    inputs = case.failed.steps[position].inputs
+    return {name: value for name, value in inputs.items() if canonical(value) not in written}
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.casefold()))
+
+
+def _bare(text: str) -> str:
+    return text.strip(" \n.").casefold()

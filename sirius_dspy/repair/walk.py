@@ -1,0 +1,101 @@
+"""Several edits of one run, from the first step to the last: each starts from the run that the one before led to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import dspy
+
+from sirius_dspy.repair.case import Case
+from sirius_dspy.repair.context import Tried
+from sirius_dspy.repair.leak import mentions_gold, split_sentences
+from sirius_dspy.repair.place import can_know
+from sirius_dspy.repair.reliance import mean_difference
+from sirius_dspy.repair.targets import Target, find_targets, reads, wrote
+from sirius_dspy.trajectory import Attempt, Trajectory
+
+
+@dataclass(frozen=True)
+class Edited:
+    """What stands in the place of a step: what it answered with a hint in sight, or the whole text."""
+
+    case: Case
+    position: int
+    outputs: dict[str, Any]
+    inputs: dict[str, Any] = field(default_factory=dict)
+    signature: type[dspy.Signature] | None = None
+    """With the hint; `None` for the whole text."""
+
+    def log_probs(self) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+        """How likely the answer is with the hint, and without it; with itself in sight, a text would be certain."""
+        alone = self.case.log_probs(self.position, self.outputs)
+        if self.signature is None:
+            return (None if alone is None else [0.0] * len(alone)), alone
+        return self.case.log_probs(self.position, self.outputs, inputs=self.inputs, signature=self.signature), alone
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The way through a failed run: what was put right so far, and how the program went on from there."""
+
+    failed: Trajectory
+    case: Case
+    edits: tuple[Edited, ...] = ()
+
+    def target_of(self, position: int) -> str:
+        """Return what the step should write; empty if that is unknown or done, or if the step cannot know it."""
+        target = self._targets.get(position)
+        if target is None or not self.can_edit(position) or self._is_right(position):
+            return ""
+        if target.is_copied:
+            return "" if self._is_misled(position) else target.text
+        return target.text if can_know(self.case, position, self.case.gold_of(position) or {}) else ""
+
+    def can_edit(self, position: int) -> bool:
+        """Whether the step may be edited, and is the same one as in the failed run."""
+        step = self.case.failed.steps[position]
+        is_same = position < len(self.failed.steps) and self.failed.steps[position].predictor == step.predictor
+        return is_same and self.case.can_edit(step)
+
+    def copies(self, position: int) -> bool:
+        """Whether the step should copy a sentence from where steps of its predictor usually do so in solved runs.
+
+        After another edit, this is also so for the label, where the step reads it.
+        """
+        target, step = self._targets[position], self.case.failed.steps[position]
+        if not target.is_copied:
+            return bool(self.edits) and mentions_gold(step.inputs, {"label": target.text})
+        solved = self.case.context.solved
+        names = (name for name, value in step.inputs.items() if target.text in split_sentences({name: value}))
+        return any(solved.copy_share(step.predictor, name) > 0.5 for name in names)
+
+    def _is_right(self, position: int) -> bool:
+        return wrote(self.case.fields_of(position), self._targets[position].text)
+
+    def _is_misled(self, position: int) -> bool:
+        """Whether the step reads what a step before it should not have written."""
+        steps = self.case.failed.steps
+        wrong = [steps[other] for other in self._targets if other < position and not self._is_right(other)]
+        return any(reads(steps[position], step) for step in wrong)
+
+    @cached_property
+    def _targets(self) -> dict[int, Target]:
+        return find_targets(self.case)
+
+    def adopt(self, edit: Edited, attempt: Attempt, runs: tuple[Trajectory, ...]) -> Tried:
+        """Make the runs of an edit those of all edits so far, which repair the failed run together."""
+        if self.edits and runs:
+            first = replace(runs[0], edited=self.edits[0].position)
+            runs = tuple(replace(run, parent=self.failed.id) for run in (first, *runs[1:]))
+            attempt = replace(attempt, trajectory=runs[0].id)
+        if attempt.verdict == "repaired":
+            pairs = [made.log_probs() for made in (*self.edits, edit)]
+            attempt = replace(attempt, reliance=mean_difference(pairs))
+        return attempt, runs
+
+    def go_on(self, edit: Edited, run: Trajectory) -> Walk:
+        """Keep an edit that wrote what it should, and go on in the run that it led to."""
+        return Walk(self.failed, replace(self.case, failed=run), (*self.edits, edit))

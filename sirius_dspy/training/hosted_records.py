@@ -1,0 +1,65 @@
+"""What a run directory keeps of a fine-tuning job at a server: enough not to pay twice, and to look at it later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sirius_dspy.files import write_text
+
+RECORD = "job.json"
+"""Name of the file in the folder of a job."""
+
+_CHARACTERS_PER_TOKEN = 4
+"""Roughly, for English texts."""
+
+
+@dataclass
+class HostedRecord:
+    """One job, as it is kept on disk. It never holds a key."""
+
+    key: str
+    """What the job is made from; a record of other rows or settings does not count."""
+    agent: str = ""
+    model: str = ""
+    """The model from which it trains."""
+    address: str = ""
+    """The server, without credentials."""
+    rows: int = 0
+    """Number of rows to train on."""
+    tokens: int = 0
+    """An estimate of the tokens of these rows."""
+    epochs: int | None = None
+    """`None` if the server chooses."""
+    created: float = 0.0
+    """When the job was prepared, in seconds since 1970."""
+    file: str = ""
+    """Id of the uploaded rows."""
+    validation: str = ""
+    """Id of the uploaded rows that are held out."""
+    job: str = ""
+    """Id of the job."""
+    trained_tokens: int | None = None
+    """What the server counted at the end, over all epochs; it charges for these."""
+
+    def write(self, folder: Path) -> None:
+        """Put the ids on disk at once: they are all that is needed not to pay twice."""
+        write_text(folder / RECORD, json.dumps(asdict(self)))
+
+
+def read_record(folder: Path) -> HostedRecord | None:
+    """Read a record; `None` if there is none, or it is damaged."""
+    try:
+        given = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return HostedRecord(**{field.name: given[field.name] for field in fields(HostedRecord) if field.name in given})
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def estimate_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Estimate the tokens of the texts of chat rows, for one epoch."""
+    contents = [message.get("content") for row in rows for message in row["messages"]]
+    return sum(len(content) for content in contents if isinstance(content, str)) // _CHARACTERS_PER_TOKEN

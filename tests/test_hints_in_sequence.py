@@ -1,0 +1,111 @@
+"""Hints for several steps of one run: what each of them should write follows from the label, backwards."""
+
+import dspy
+import pytest
+
+from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.hint import HintAugmenter
+from sirius_dspy.repair.solved import SolvedRuns
+from sirius_dspy.repair.targets import find_link
+from sirius_dspy.running.rollout import Rollouts, Task
+from sirius_dspy.testing import ScriptedLM, chat_reply
+from tests.team import exact_match
+
+pytestmark = pytest.mark.usefixtures("chat_adapter")
+
+SENTENCES = (
+    *("Ann works for Bo.", "Cy lives in Rome.", "Eve works for Cy."),
+    *("Bo lives in Lima.", "Di works for Ed.", "Ed lives in Oslo."),
+)
+EXAMPLE = dspy.Example(context=" ".join(SENTENCES), question="Where is the boss of Ann?", answer="Lima").with_inputs(
+    "context", "question"
+)
+
+
+class Hops(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.finder = dspy.Predict("context, question -> fact")
+        self.follower = dspy.Predict("context, fact -> next_fact")
+        self.answerer = dspy.Predict("fact -> answer")
+
+    def forward(self, context, question):
+        fact = self.finder(context=context, question=question).fact
+        return self.answerer(fact=self.follower(context=context, fact=fact).next_fact)
+
+
+def repair(finds, follows, shares=(0.5,), frozen=(), solved=()):
+    """Repair a run whose finder and follower are right only if their hint begins as given."""
+
+    def play(prompt):
+        hint = prompt.field("hint") or ""
+        if prompt.asks_for("answer"):
+            return chat_reply(answer=(prompt.field("fact") or "").strip(" .").split()[-1])
+        if prompt.asks_for("next_fact"):
+            is_right = follows in hint if follows else "Ann" in (prompt.field("fact") or "")
+            return chat_reply(next_fact="Bo lives in Lima." if is_right else "Cy lives in Rome.")
+        return chat_reply(fact="Ann works for Bo." if finds and finds in hint else "Eve works for Cy.")
+
+    program = Hops()
+    program.set_lm(ScriptedLM(play))
+    rollouts = Rollouts(exact_match, run="r", iteration=1, lm_kwargs={"temperature": 1.0}, num_threads=1)
+    failed = rollouts.run_one(program, Task(EXAMPLE))
+    editable = frozenset({"finder", "follower", "answerer"} - set(frozen))
+    context = RepairContext(program, rollouts, 1.0, editable, solved=SolvedRuns(lambda: solved))
+    return failed, HintAugmenter(shares=shares).repair(failed, EXAMPLE, context)
+
+
+def tried(outcome):
+    return [(attempt.predictor, attempt.feedback, attempt.verdict) for attempt in outcome.repair.attempts]
+
+
+def test_the_first_agent_is_pointed_to_the_sentence_that_leads_to_that_of_the_second():
+    _, outcome = repair(finds="Ann works", follows="")
+    assert tried(outcome) == [("finder", "It begins with 'Ann works'.", "repaired")]
+
+
+def test_where_one_right_step_is_not_enough_the_next_one_is_helped_too_and_both_are_taught():
+    failed, outcome = repair(finds="Ann works", follows="Bo lives")
+    assert tried(outcome) == [
+        ("finder", "It begins with 'Ann works'.", "failed"),
+        ("follower", "It begins with 'Bo lives'.", "repaired"),
+    ]
+    run = outcome.trajectories[-1]
+    assert (run.parent, run.edited, run.id) == (failed.id, 0, outcome.repair.attempts[-1].trajectory)
+    assert [list(step.outputs.values()) for step in run.taught_steps] == [
+        ["Ann works for Bo."],
+        ["Bo lives in Lima."],
+        ["Lima"],
+    ]
+    assert all("It begins" not in (step.prompt or "") for step in run.steps)
+
+
+@pytest.mark.parametrize("frozen", [(), ("finder",)])
+def test_a_step_that_reads_what_is_wrong_gets_no_hint(frozen):
+    _, outcome = repair(finds="", follows="Bo lives", frozen=frozen)
+    assert not outcome.repair.repaired
+    assert "follower" not in {attempt.predictor for attempt in outcome.repair.attempts}
+
+
+def solve(fact):
+    """A solved run of another example, whose finder wrote this."""
+    example = dspy.Example(context="Al works for Flo. Flo lives in Nice.", question="?", answer="Nice")
+    texts = {"fact": fact, "next_fact": "Flo lives in Nice.", "answer": "Nice"}
+    program = Hops()
+    program.set_lm(ScriptedLM(lambda prompt: chat_reply(**{n: t for n, t in texts.items() if prompt.asks_for(n)})))
+    run = Rollouts(exact_match, num_threads=1).run_one(program, Task(example.with_inputs("context", "question")))
+    return run, example.with_inputs("context", "question")
+
+
+@pytest.mark.parametrize(("fact", "is_copied"), [("Al works for Flo.", True), ("The boss is Flo.", False)])
+def test_the_whole_text_takes_the_place_of_a_step_that_usually_copies(fact, is_copied):
+    _, outcome = repair(finds="", follows="", shares=(1,), solved=[solve(fact)])
+    assert tried(outcome) == ([("finder", None, "repaired")] if is_copied else [])
+    if is_copied:
+        assert outcome.trajectories[0].taught_steps[0].outputs == {"fact": "Ann works for Bo."}
+
+
+def test_the_link_is_the_only_sentence_with_a_word_that_no_third_one_has():
+    assert find_link(SENTENCES, "Bo lives in Lima.", ()) == "Ann works for Bo."
+    assert find_link(SENTENCES, "Bo lives in Lima.", ["Ann works for Bo."]) == ""
+    assert find_link(SENTENCES[:4], "Bo lives in Lima.", ()) == ""  # `lives` links another one

@@ -1,0 +1,191 @@
+"""A server that is down for a while is waited for, and hardly asked meanwhile."""
+
+import asyncio
+import threading
+import time
+
+import dspy
+import pytest
+
+from sirius_dspy import Collect, ExperienceLibrary, SiriuS
+from sirius_dspy.errors import OutageError
+from sirius_dspy.executors import ProcessExecutor
+from sirius_dspy.running import outage
+from sirius_dspy.running.executor import started
+from sirius_dspy.running.patience import Patience
+from sirius_dspy.running.rollout import Rollouts, Task
+from sirius_dspy.testing import FaultServer, ScriptedTrainer, chat_reply
+from tests.team import exact_match, questions
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Waits and probes at a fraction of their length."""
+    monkeypatch.setattr("sirius_dspy.running.patience.LONGEST_WAIT_S", 0.002)
+    monkeypatch.setattr(outage, "FIRST_PROBE_S", 0.02)
+    monkeypatch.setattr(outage, "LOOK_UP_S", 0.01)
+    dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
+
+
+class Outage:
+    """Lets a server fail from its n-th call on, for some seconds."""
+
+    def __init__(self, after, seconds, kind="500"):
+        self.after = after
+        self.seconds = seconds
+        self.kind = kind
+        self.asked = 0
+        self.began = None
+        self.lock = threading.Lock()
+
+    def __call__(self, prompt, before):
+        with self.lock:
+            self.asked += 1
+            if self.asked <= self.after:
+                return None
+            self.began = self.began or time.monotonic()
+            return self.kind if time.monotonic() < self.began + self.seconds else None
+
+
+def predictor(server, **settings):
+    program = dspy.Predict("question -> answer")
+    program.set_lm(server.lm(**settings))
+    return program
+
+
+def answer(prompt):
+    return chat_reply(answer=prompt.field("question"))
+
+
+def collect(program, number, **settings):
+    rollouts = Rollouts(exact_match, **settings)
+    return [run for _, run in rollouts.run_all(program, [Task(example) for example in questions(number)])]
+
+
+@pytest.mark.parametrize(
+    ("threads", "kind", "retries"), [(1, "500", 0), (1, "reset", 4), (2, "429", 4), (16, "cut", 0), (16, "500", 4)]
+)
+def test_every_run_ends_and_few_calls_go_out_meanwhile(threads, kind, retries):
+    down = Outage(10, 0.6, kind)
+    with FaultServer(answer, down, retry_after=0.01) as server:
+        runs = collect(predictor(server), 40, num_threads=threads, patience=Patience(retries=retries))
+        failed = sum(server.failed.values())
+    assert sorted(run.example_key for run in runs) == sorted({run.example_key for run in runs})
+    assert len(runs) == 40
+    assert all(run.failure is None for run in runs)
+    # What shows that the server is down, what is under way then, and probes at growing intervals.
+    assert failed <= 3 * (1 + retries) + 8 + threads + 10
+
+
+def test_a_program_that_catches_everything_stores_nothing_that_did_not_happen():
+    class Stubborn(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.agent = dspy.Predict("question -> answer")
+
+        def forward(self, question):
+            try:
+                return self.agent(question=question)
+            except Exception:
+                return dspy.Prediction(answer="no idea")
+
+    program = Stubborn()
+    with FaultServer(answer, Outage(5, 0.5)) as server:
+        program.set_lm(server.lm())
+        runs = collect(program, 20, num_threads=4)
+        assert [run.prediction["answer"] for run in runs].count("no idea") == 0
+        server.faults = Outage(0, 1000)
+        found = []
+        rollouts = Rollouts(exact_match, num_threads=4, patience=Patience(outage_s=0.3))
+        rollouts.health.throttles.of(program.agent.lm).breaker._has_answered = True
+        with pytest.raises(OutageError, match="answered no call"):
+            found.extend(run for _, run in rollouts.run_all(program, [Task(example) for example in questions(20)]))
+    assert found == []
+
+
+def test_a_program_that_awaits_waits_as_well():
+    class Awaiting(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.agent = dspy.Predict("question -> answer")
+
+        async def aforward(self, question):
+            first, _ = await asyncio.gather(*(self.agent.acall(question=text) for text in (question, f"{question}!")))
+            return first
+
+    program = Awaiting()
+    down = Outage(10, 0.5)
+    with FaultServer(answer, down) as server:
+        program.set_lm(server.lm())
+        runs = collect(program, 20, num_threads=4)
+        assert sum(server.failed.values()) < 60
+    assert len(runs) == 20
+    assert all(run.failure is None for run in runs)
+
+
+def test_one_request_that_always_fails_is_no_outage():
+    def faults(prompt, before):
+        return "500" if prompt.field("question") == "q7" else None
+
+    with FaultServer(answer, faults) as server:
+        with pytest.warns(UserWarning, match="runs of 1 examples did not end"):
+            runs = collect(predictor(server), 20, num_threads=1, max_unfinished=1)
+        assert server.failed["500"] == 5
+    assert len(runs) == 19
+
+
+def test_the_time_of_an_outage_is_no_time_of_a_run():
+    with FaultServer(answer, Outage(10, 1.5)) as server:
+        runs = collect(predictor(server), 30, num_threads=4, patience=Patience(run_timeout_s=0.5))
+    assert len(runs) == 30
+
+
+def compile_team(server, run_dir, **settings):
+    return SiriuS(
+        exact_match,
+        iterations=1,
+        collect=Collect(samples=1),
+        augmenter=None,
+        num_threads=4,
+        trainer=ScriptedTrainer(lambda request: request.lm.copy(model=f"openai/{request.agent}")),
+        run_dir=run_dir,
+        **settings,
+    ).compile(predictor(server), trainset=questions(20), valset=questions(20))
+
+
+def stored(run_dir):
+    with ExperienceLibrary(run_dir / "library.sqlite") as library:
+        return {run.id for run in library.trajectories()}
+
+
+def test_a_compile_goes_on_after_an_outage_or_stops_and_resumes(tmp_path, caplog):
+    with FaultServer(answer) as server:
+        compile_team(server, tmp_path / "whole")
+        server.faults = Outage(30, 1.0, "reset")
+        compile_team(server, tmp_path / "waited")
+        assert "answers again" in caplog.text
+        server.faults = Outage(30, 1000)
+        with pytest.raises(OutageError, match=r"answered no call for .*LMServerError.*outage_s"):
+            compile_team(server, tmp_path / "stopped", patience=Patience(outage_s=0.5))
+        assert server.failed["500"] < 60
+        assert stored(tmp_path / "stopped") < stored(tmp_path / "whole")
+        server.faults = None
+        compile_team(server, tmp_path / "stopped", patience=Patience(outage_s=0.5))
+    assert stored(tmp_path / "whole") == stored(tmp_path / "waited") == stored(tmp_path / "stopped")
+
+
+def test_a_key_in_the_error_of_a_server_is_not_shown(caplog):
+    secret = "sk-proj-" + "a1B2" * 10
+    with FaultServer(answer, Outage(5, 0.3)) as server:
+        collect(predictor(server, api_key=secret), 12, num_threads=4)
+    assert "answers no call" in caplog.text
+    assert secret not in caplog.text
+
+
+def test_in_other_processes_too():
+    down = Outage(30, 2.0)
+    with FaultServer(answer, down) as server, started(ProcessExecutor(2)) as workers:
+        runs = collect(predictor(server), 60, num_threads=8, workers=workers, max_unfinished=16)
+        assert sum(server.failed.values()) < 80
+    assert len(runs) >= 44
+    assert all(run.failure is None for run in runs)
