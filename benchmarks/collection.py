@@ -13,8 +13,8 @@ on. Each side runs in a process of its own, after one run that warms it up; the 
 
 SiriuS' side records every call and keeps every run in an experience library on disk, as a compile does; DSPy's keep
 traces in memory, or only scores. With `--processes 2 4`, it is measured with a `ProcessExecutor` of so many, too, and
-with `--ray 2` with so many workers of a Ray cluster that is started on this machine. The server's model name is one that
-no price table knows, like those of local servers.
+with `--ray 2` with so many workers of a Ray cluster that is started on this machine. The server's model name is one
+that no price table knows, like those of local servers.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from sirius_dspy.trajectory import Repair, Trajectory
 T = TypeVar("T")
 
 BATCH = 500
-"""Rows that a writer of files holds at a time."""
+"""Rows that a writer holds at a time."""
 
 TRANSACTION = 5000
 """Trajectories per transaction of `add_all`. A page of an index that many of them change is written once for all."""
@@ -60,13 +60,19 @@ def insert_trajectories(connection: sa.Connection, trajectories: Iterable[Trajec
         given.setdefault(trajectory.id, trajectory)
     there = set(connection.scalars(sa.select(TRAJECTORIES.c.id).where(TRAJECTORIES.c.id.in_(given))))
     new = [trajectory for id, trajectory in given.items() if id not in there]
+    # Rows of a few at a time: Python's garbage collector takes long where many small objects are alive.
+    for batch in split_batches(new):
+        _insert_new_trajectories(connection, batch)
+    return len(new)
+
+
+def _insert_new_trajectories(connection: sa.Connection, new: Sequence[Trajectory]) -> None:
     steps = [row for trajectory in new for row in step_rows(trajectory)]
     prompts = (step.prompt for trajectory in new for step in trajectory.steps)
     requests = {row["request"]: prompt for row, prompt in zip(steps, prompts, strict=True) if prompt}
     _insert_all(connection, TRAJECTORIES, [trajectory_row(trajectory) for trajectory in new])
     _insert_all(connection, REQUESTS, [{"id": id, "prompt": JsonSource(text)} for id, text in requests.items()])
     _insert_all(connection, STEPS, steps)
-    return len(new)
 
 
 def insert_repair(connection: sa.Connection, repair: Repair) -> None:
