@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def _measure_two_writers(url: str, library: ExperienceLibrary, number: int) -> R
     before = library.count()
     total = 2 * number - number // 3
     starts = (-total, -number)
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, _processes()) as pool:
         list(pool.map(_warm_up, [url, url]))
         seconds, _ = _timed(lambda: list(pool.map(_write, [url, url], starts, [number, number])))
     if (found := library.count() - before) != total:
@@ -205,9 +206,16 @@ def _measure_reads(library: ExperienceLibrary, made: int) -> Row:
 
 
 def _measure_apart(name: str, work: Work, url: str) -> Row:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, _processes()) as pool:
         seconds, rows, megabytes = pool.submit(_in_process, work, url).result()
     return {f"{name}: rows": rows, f"{name}: seconds": seconds, f"{name}: extra MB": megabytes}
+
+
+def _processes() -> BaseContext:
+    """Return what starts processes that have imported all, and hold nothing of this one's memory."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.library"])
+    return context
 
 
 def _in_process(work: Work, url: str) -> tuple[float, int, float]:

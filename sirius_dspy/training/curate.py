@@ -29,7 +29,7 @@ from sirius_dspy.files import write_lines
 from sirius_dspy.plain import digest, text_digest
 from sirius_dspy.running.requests import Messages, prompt_text
 from sirius_dspy.training.caps import cap_groups, draw_evenly
-from sirius_dspy.training.pool import SPARE, RowPool
+from sirius_dspy.training.pool import SPARE, RowPool, open_pools
 from sirius_dspy.training.prompts import PromptProbe
 from sirius_dspy.training.weigh import PassRates, PassRateWeights
 from sirius_dspy.trajectory import IsOwn, Step, Trajectory, every_step
@@ -208,33 +208,40 @@ class Curator:
         """
         probe = PromptProbe(program)
         agent_of = {predictor: agent for agent, predictors in agents.items() for predictor in predictors}
-        pools = {predictor: RowPool(self._most_held, seed) for predictor in agent_of}
         dropped: dict[str, Counter[str]] = {agent: Counter() for agent in agents}
         rates = PassRates(agent_of, threshold)
-        for trajectory, step in _steps(_counted(trajectories, rates)):
-            agent = agent_of.get(step.predictor)
-            if agent is None or not trajectory.succeeded_for(agent, step.predictor, threshold=threshold):
-                continue
-            if not is_own(trajectory, step):
-                dropped[agent]["answered by another LM"] += 1
-                continue
-            row, reason = _row(probe, trajectory, step)
-            if row is None or (reason := self.refuse(row)):
-                dropped[agent][reason] += 1
-                continue
-            appraisal = appraise(trajectory, step)
-            if appraisal.refused:
-                dropped[agent][appraisal.refused] += 1
-                continue
-            row = replace(row, weight=row.weight * appraisal.weight)
-            dropped[agent]["duplicate"] += pools[step.predictor].add(row)
         sets = {}
-        for agent, predictors in agents.items():
-            kept = [self._kept(program, pools[predictor], seed, dropped[agent]) for predictor in predictors]
-            drawn = self._cap_agent(shuffle_rows(kept, seed), dropped[agent])
-            weighed = drawn if self.weights is None else self.weights.weigh(drawn, rates)
-            sets[agent] = TrainingSet(agent, weighed, dict(+dropped[agent]))
+        with open_pools(agent_of, self._most_held, seed) as pools:
+            for trajectory, step in _steps(_counted(trajectories, rates)):
+                agent = agent_of.get(step.predictor)
+                if agent is None or not trajectory.succeeded_for(agent, step.predictor, threshold=threshold):
+                    continue
+                if not is_own(trajectory, step):
+                    dropped[agent]["answered by another LM"] += 1
+                    continue
+                row, reason = self._appraised(probe, trajectory, step, appraise)
+                if row is None:
+                    dropped[agent][reason] += 1
+                    continue
+                dropped[agent]["duplicate"] += pools[step.predictor].add(row)
+            for agent, predictors in agents.items():
+                kept = [self._kept(program, pools[predictor], seed, dropped[agent]) for predictor in predictors]
+                drawn = self._cap_agent(shuffle_rows(kept, seed), dropped[agent])
+                weighed = drawn if self.weights is None else self.weights.weigh(drawn, rates)
+                sets[agent] = TrainingSet(agent, weighed, dict(+dropped[agent]))
         return sets
+
+    def _appraised(
+        self, probe: PromptProbe, trajectory: Trajectory, step: Step, appraise: Appraise
+    ) -> tuple[Row | None, str]:
+        """Return a step as a row with its weight, or `None` and the reason why it is left out."""
+        row, reason = _row(probe, trajectory, step)
+        if row is None or (reason := self.refuse(row)):
+            return None, reason
+        appraisal = appraise(trajectory, step)
+        if appraisal.refused:
+            return None, appraisal.refused
+        return replace(row, weight=row.weight * appraisal.weight), ""
 
     @property
     def _most_held(self) -> int | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from heapq import heappush, heappushpop
 from typing import TYPE_CHECKING
 
-from sirius_dspy.plain import text_digest
+from sirius_dspy.plain import DigestSet, text_digest
 
 if TYPE_CHECKING:  # curators use pools
     from sirius_dspy.training.curate import Row
@@ -15,20 +17,28 @@ SPARE = 8
 """How many times the rows that the cap per example keeps are held. The other limits and the seed choose among them."""
 
 
+@contextmanager
+def open_pools(predictors: Iterable[str], most: int | None, seed: int) -> Iterator[dict[str, RowPool]]:
+    """Open a pool for each predictor; see `RowPool`."""
+    with ExitStack() as opened:
+        yield {name: RowPool(most, seed, opened.enter_context(DigestSet())) for name in predictors}
+
+
 class RowPool:
     """The different rows of one predictor, at most so many of each example, whatever the order they come in.
 
     Args:
         most: Rows that are held of an example; `None` for all.
         seed: Decides which ones those are, if there are more.
+        left_out: Gets the ids of those that are not held.
     """
 
-    def __init__(self, most: int | None, seed: int) -> None:
+    def __init__(self, most: int | None, seed: int, left_out: DigestSet) -> None:
         self.rows: dict[str, Row] = {}
         """Id to row."""
         self._most = most
         self._seed = seed
-        self._left_out: set[bytes] = set()
+        self._left_out = left_out
         self._turns: dict[str, list[tuple[int, str]]] = defaultdict(list)  # of an example; a heap, the next to go first
 
     def add(self, row: Row) -> bool:
@@ -37,7 +47,7 @@ class RowPool:
         if id in self.rows:
             self.rows[id] = min(row, self.rows[id], key=lambda row: row.trajectory)  # whichever came first
             return True
-        if bytes.fromhex(id) in self._left_out:
+        if id in self._left_out:
             return True
         self.rows[id] = row
         if self._most is not None:
@@ -57,4 +67,4 @@ class RowPool:
             return
         _, last = heappushpop(turns, turn)
         del self.rows[last]
-        self._left_out.add(bytes.fromhex(last))
+        self._left_out.add(last)
