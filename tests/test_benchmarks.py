@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import library
 from tests import ROOT
 
 
