@@ -58,7 +58,9 @@ def test_kills_change_nothing():
     assert (summary["rounds that differ"], summary["rounds with more than in flight"]) == (0, 0)
 
 
-def test_a_library_is_measured_as_it_grows(tmp_path, capsys):
+@pytest.mark.slow
+def test_a_library_is_measured_as_it_grows(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(library, "READS", 20)
     numbers = tmp_path / "numbers.json"
     library.main(["--sizes", "80,120", "--only", "sqlite", "--json", str(numbers)])
     small, large = json.loads(numbers.read_text())["measures"]["sqlite"]
