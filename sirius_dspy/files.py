@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from uuid import uuid4
 
@@ -27,11 +28,16 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?\Z|.*(-[0-9a-f]{12}
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically and durably, with credentials removed."""
+    write_lines(path, [text])
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file like `write_text`, from lines that end in line breaks and are not held in memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
     try:
         with temporary.open("w", encoding="utf-8", errors="surrogatepass") as file:
-            file.write(hide(text))
+            file.writelines(map(hide, lines))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

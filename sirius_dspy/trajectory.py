@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Literal
 
 from sirius_dspy.plain import canonical as canonical
@@ -127,7 +128,7 @@ class Step:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, which shares its values with the step; `step_from_dict` gives an equal one back."""
-        record = {name: getattr(self, name) for name in _STEP_FIELDS}
+        record = dict(zip(_STEP_FIELDS, _read_step(self), strict=True))
         record["others"] = list(self.others)
         record["failure"] = self.failure and dataclasses.asdict(self.failure)
         record["usage"] = self.usage.to_dict()
@@ -135,6 +136,8 @@ class Step:
 
 
 _STEP_FIELDS = tuple(item.name for item in dataclasses.fields(Step))
+
+_read_step = attrgetter(*_STEP_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,10 +202,8 @@ class Trajectory:
     @cached_property
     def id(self) -> str:
         """Content hash; times, prices and the order of concurrent calls do not count."""
-        steps = sorted((step.content for step in self.steps), key=canonical)
-        return digest(
+        rest = canonical(
             {
-                "steps": steps,
                 "prediction": self.prediction,
                 "reward": self.reward,
                 "rewards": dict(self.rewards),
@@ -220,6 +221,9 @@ class Trajectory:
                 ],
             }
         )
+        # The canonical JSON of the whole: `steps` is the last of its keys, and its items are not written twice.
+        steps = ",".join(sorted(canonical(step.content) for step in self.steps))
+        return text_digest(f'{rest[:-1]},"steps":[{steps}]}}')
 
     @property
     def repair_lineage(self) -> Lineage:

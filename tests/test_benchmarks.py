@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks import library
 from tests import ROOT
 
 
@@ -55,3 +56,17 @@ def test_kills_change_nothing():
     summary = json.loads(done.stdout)
     assert summary["kills"] == 2
     assert (summary["rounds that differ"], summary["rounds with more than in flight"]) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_library_is_measured_as_it_grows(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(library, "READS", 20)
+    numbers = tmp_path / "numbers.json"
+    library.main(["--sizes", "80,120", "--only", "sqlite", "--json", str(numbers)])
+    small, large = json.loads(numbers.read_text())["measures"]["sqlite"]
+    assert (small["runs"], large["runs"]) == (80, 120)
+    assert 30 < small["exported: rows"] < 50  # half of the runs are successes
+    assert small["curated, a tenth: rows"] > 0
+    assert small["pruned"] > 0
+    assert all(value > 0 for name, value in large.items() if "per second" in name)
+    assert "| sqlite | 80 | 120 |" in capsys.readouterr().out

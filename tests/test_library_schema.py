@@ -1,6 +1,7 @@
 """The schema of the library: today's tables, and libraries of earlier and later versions."""
 
 import json
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +12,7 @@ import sqlalchemy
 from sirius_dspy.errors import LibraryVersionError
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.migrations import MIGRATIONS, SCHEMA_VERSION, create_runs, migrate
+from sirius_dspy.library.prune import prune_library
 from sirius_dspy.library.schema import METADATA
 from sirius_dspy.testing.library import make_repair, make_run
 
@@ -28,6 +30,59 @@ def test_the_tables_are_those_of_the_migrations(url):
         }
         assert found == {(key.parent.name, key.column.table.name) for key in table.foreign_keys}
     engine.dispose()
+
+
+def test_a_library_of_version_5_loses_an_index_that_only_pruning_used(url):
+    engine = sqlalchemy.create_engine(url)
+    with engine.begin() as connection:
+        migrate(connection, MIGRATIONS[:5])
+    assert [index["name"] for index in sqlalchemy.inspect(engine).get_indexes("steps")] == ["steps_by_request"]
+    with ExperienceLibrary(url) as library:
+        library.add_all([make_run("4", run="old"), make_run("5", run="new")])
+        assert prune_library(library, run="old").trajectories == 1
+        assert library.verify() == []
+    assert sqlalchemy.inspect(engine).get_indexes("steps") == []
+    engine.dispose()
+
+
+FILTERS = (
+    {},
+    {"run": "a"},
+    {"run": "a", "iteration": 1},
+    {"run": "a", "iteration": 1, "origin": "rollout"},
+    {"run": "a", "iteration": 1, "origin": ("rollout", "repair"), "min_reward": 1.0},
+    {"run": "a", "origin": ("rollout", "repair")},
+    {"run": "a", "example_key": "e"},
+    {"run": "a", "parent": "p"},
+)
+
+
+def test_a_library_of_version_6_reads_each_page_from_an_index_without_sorting(tmp_path):
+    """Otherwise the time per run of a list grows with the number of runs in it."""
+    url = f"sqlite:///{tmp_path / 'library.sqlite'}"
+    engine = sqlalchemy.create_engine(url)
+    with engine.begin() as connection:
+        migrate(connection, MIGRATIONS[:6])
+    engine.dispose()
+    sent = []
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", note := lambda *args: sent.append(args[2:4]))
+    try:
+        with ExperienceLibrary(url) as library:
+            library.add(make_run("4", run="a"))
+            sent.clear()
+            for filters in FILTERS:
+                list(library.entries(**filters))
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", note)
+    pages = [item for item in sent if "ORDER BY trajectories.number" in item[0]]
+    assert len(pages) == len(FILTERS)
+    with closing(sqlite3.connect(tmp_path / "library.sqlite")) as database:
+        plans = [[row[3] for row in database.execute(f"EXPLAIN QUERY PLAN {query}", values)] for query, values in pages]
+    assert all(len(plan) == 1 and re.search("(number|rowid)>[?] AND (number|rowid)<[?]", plan[0]) for plan in plans), (
+        plans
+    )
+    assert "trajectories_by_example (example_key=? AND" in plans[-2][0]
+    assert "trajectories_by_parent (parent=? AND" in plans[-1][0]
 
 
 def write_version_1(url):

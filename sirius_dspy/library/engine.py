@@ -14,7 +14,14 @@ from sirius_dspy.library.migrations import SCHEMA_VERSION, migrate, schema_versi
 from sirius_dspy.library.urls import sqlite_file
 
 LOCK_TIMEOUT_S = 60.0
-"""Seconds to wait while others write. A transaction takes milliseconds, a batch of `add_all` about a second."""
+"""Seconds to wait while others write. A transaction takes milliseconds, a batch of `add_all` some seconds."""
+
+CACHE_KIB = 128 * 1024
+"""Memory that SQLite may use for pages. Ids are hashes, so each insertion changes a page of an index anywhere: where
+those pages do not fit, the rate falls with the size of the library. The memory is only taken as pages are touched."""
+
+LOG_PAGES = 32 * 1024
+"""Pages in SQLite's log before they are moved into the file. By then a page has been changed often, and moves once."""
 
 
 def open_engine(url: sa.URL) -> sa.Engine:
@@ -82,6 +89,8 @@ def _configure_sqlite(connection: sqlite3.Connection, _: Any) -> None:
     _use_log(connection)
     connection.execute("PRAGMA synchronous = FULL")  # rollouts are paid for: a commit also survives a power cut
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
 
 
 def _use_log(connection: sqlite3.Connection) -> None:

@@ -141,10 +141,10 @@ class ExperienceLibrary:
         return [trajectory.id for trajectory, _ in stored]
 
     def add_all(self, trajectories: Iterable[Trajectory], examples: Iterable[dspy.Example] = ()) -> int:
-        """Store many trajectories, 500 in a transaction; for imports.
+        """Store many trajectories, 5,000 in a transaction; for imports.
 
         Args:
-            trajectories: Parents come before their repairs, or in the same batch. They are not held in memory.
+            trajectories: Parents come before their repairs, or in the same batch. One batch is held in memory.
             examples: The examples that the trajectories were made from.
 
         Returns:
@@ -157,7 +157,7 @@ class ExperienceLibrary:
             self._add([], storable.example_rows(batch))
         return sum(
             self._add([storable.storable_trajectory(trajectory) for trajectory in batch], [])
-            for batch in writing.split_batches(trajectories)
+            for batch in writing.split_batches(trajectories, writing.TRANSACTION)
         )
 
     def add_repair(self, repair: Repair, trajectories: Iterable[Trajectory]) -> None:

@@ -150,6 +150,22 @@ ADD_RUNGS = (
     "ALTER TABLE attempts ADD COLUMN reliance DOUBLE PRECISION",
 )
 
+# It was used only where requests are deleted, and made each insertion of a step change one more page.
+DROP_STEPS_BY_REQUEST = ("DROP INDEX steps_by_request",)
+
+# Readers go by numbers, so what they name comes before the number, and what only some of them name after it: otherwise
+# each page of a list is sorted out of all rows that are left. SQLite takes the newest of two indexes that seem equally
+# good to it, so the narrower ones are made again.
+INDEX_BY_NUMBER = (
+    "DROP INDEX trajectories_by_run",
+    "DROP INDEX trajectories_by_example",
+    "DROP INDEX trajectories_by_parent",
+    "CREATE INDEX trajectories_by_run ON trajectories (run, number, origin)",
+    "CREATE INDEX trajectories_by_iteration ON trajectories (run, iteration, number, origin)",
+    "CREATE INDEX trajectories_by_example ON trajectories (example_key, number)",
+    "CREATE INDEX trajectories_by_parent ON trajectories (parent, number)",
+)
+
 # A number that grows with each row: SQLite's own row id, PostgreSQL's identity column.
 _NUMBER = {"sqlite": "INTEGER PRIMARY KEY", "postgresql": "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"}
 
@@ -181,13 +197,31 @@ def add_rungs(connection: Connection) -> None:
     _execute(connection, ADD_RUNGS)
 
 
+def drop_steps_by_request(connection: Connection) -> None:
+    """Make version 6: no index of the steps by their request."""
+    _execute(connection, DROP_STEPS_BY_REQUEST)
+
+
+def index_by_number(connection: Connection) -> None:
+    """Make version 7: indexes of the runs in the order in which they are read."""
+    _execute(connection, INDEX_BY_NUMBER)
+
+
 def _execute(connection: Connection, statements: Sequence[str]) -> None:
     number = _NUMBER[connection.dialect.name]
     for statement in statements:
         connection.execute(text(statement.format(number=number)))
 
 
-MIGRATIONS: tuple[Migration, ...] = (create_runs, create_repairs, create_unfinished, add_requests, add_rungs)
+MIGRATIONS: tuple[Migration, ...] = (
+    create_runs,
+    create_repairs,
+    create_unfinished,
+    add_requests,
+    add_rungs,
+    drop_steps_by_request,
+    index_by_number,
+)
 """The migration at index n makes version n + 1."""
 
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -18,7 +18,11 @@ _MARKS = sa.Table("marked", sa.MetaData(), sa.Column("id", NameText, primary_key
 
 _MARKED = sa.select(_MARKS.c.id)
 
-_IS_MARKED = TRAJECTORIES.c.id.in_(_MARKED)
+
+def _is_marked(id: sa.ColumnElement[str]) -> sa.Exists:
+    """Return the condition that an id is marked; `NOT IN` would make PostgreSQL compare all with all."""
+    marks = _MARKS.alias()
+    return sa.exists().where(marks.c.id == id)
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,12 @@ def marking(connection: sa.Connection, ids: sa.Select[tuple[str]] | Iterable[str
 def spare_needed(connection: sa.Connection) -> None:
     """Take the marks off what others need: the run that a repair began with, and the runs that its attempts made."""
     child, attempted = TRAJECTORIES.alias(), TRAJECTORIES.alias()
-    parents = sa.select(child.c.parent).where(child.c.parent.is_not(None), child.c.id.not_in(_MARKED))
+    parents = sa.select(child.c.parent).where(child.c.parent.is_not(None), ~_is_marked(child.c.id))
     attempts = (
         sa.select(ATTEMPTS.c.trajectory)
         .join(REPAIRS, REPAIRS.c.id == ATTEMPTS.c.repair)
         .join(attempted, attempted.c.id == REPAIRS.c.parent)
-        .where(ATTEMPTS.c.trajectory.is_not(None), attempted.c.id.not_in(_MARKED))
+        .where(ATTEMPTS.c.trajectory.is_not(None), ~_is_marked(attempted.c.id))
     )
     while sum(connection.execute(_MARKS.delete().where(_MARKS.c.id.in_(ids))).rowcount for ids in (parents, attempts)):
         pass
@@ -61,11 +65,11 @@ def spare_needed(connection: sa.Connection) -> None:
 
 def mark_dependents(connection: sa.Connection) -> None:
     """Mark what cannot stand without a marked trajectory, or without one that is missing."""
-    ids = sa.select(TRAJECTORIES.alias().c.id)
+    parent = TRAJECTORIES.alias()
     orphans = sa.select(TRAJECTORIES.c.id).where(
         TRAJECTORIES.c.parent.is_not(None),
-        TRAJECTORIES.c.parent.in_(_MARKED) | TRAJECTORIES.c.parent.not_in(ids),
-        TRAJECTORIES.c.id.not_in(_MARKED),
+        _is_marked(TRAJECTORIES.c.parent) | ~sa.exists().where(parent.c.id == TRAJECTORIES.c.parent),
+        ~_is_marked(TRAJECTORIES.c.id),
     )
     while connection.execute(_MARKS.insert().from_select(["id"], orphans)).rowcount:
         pass
@@ -73,6 +77,8 @@ def mark_dependents(connection: sa.Connection) -> None:
 
 def remove_marked(connection: sa.Connection) -> Removed:
     """Delete what is marked, the repairs of it or with an attempt among it, and texts that nothing names any more."""
+    # Each deleted request is looked for in the steps; PostgreSQL makes no index once a table has waiting triggers.
+    connection.execute(sa.text("CREATE INDEX steps_by_request ON steps (request)"))
     broken = sa.select(ATTEMPTS.c.repair).where(ATTEMPTS.c.trajectory.in_(_MARKED))
     repairs = sa.select(REPAIRS.c.id).where(REPAIRS.c.parent.in_(_MARKED) | REPAIRS.c.id.in_(broken))
     gone = list(connection.scalars(repairs))
@@ -80,13 +86,21 @@ def remove_marked(connection: sa.Connection) -> Removed:
         part = gone[start : start + _CHUNK]
         connection.execute(ATTEMPTS.delete().where(ATTEMPTS.c.repair.in_(part)))
         connection.execute(REPAIRS.delete().where(REPAIRS.c.id.in_(part)))
-    used, kept = (sa.select(TRAJECTORIES.c.example_key).where(is_meant) for is_meant in (_IS_MARKED, ~_IS_MARKED))
-    examples = EXAMPLES.delete().where(EXAMPLES.c.key.in_(used), EXAMPLES.c.key.not_in(kept))
+    run = TRAJECTORIES.alias()
+    used, kept = (
+        sa.exists().where(run.c.example_key == EXAMPLES.c.key, is_meant)
+        for is_meant in (_is_marked(run.c.id), ~_is_marked(run.c.id))
+    )
+    examples = EXAMPLES.delete().where(used, ~kept)
     num_examples = connection.execute(examples).rowcount
     connection.execute(STEPS.delete().where(STEPS.c.trajectory.in_(_MARKED)))
-    trajectories = connection.execute(TRAJECTORIES.delete().where(_IS_MARKED)).rowcount
-    sent = sa.select(STEPS.c.request).where(STEPS.c.request.is_not(None))
-    requests = connection.execute(REQUESTS.delete().where(REQUESTS.c.id.not_in(sent))).rowcount
+    trajectories = connection.execute(TRAJECTORIES.delete().where(TRAJECTORIES.c.id.in_(_MARKED))).rowcount
+    is_sent = sa.exists().where(STEPS.c.request == REQUESTS.c.id)
+    requests = connection.execute(REQUESTS.delete().where(~is_sent)).rowcount
+    if connection.dialect.name == "postgresql":
+        # Checks the references now, and not at the end: each deleted request is looked for once more.
+        connection.execute(sa.text("SET CONSTRAINTS ALL IMMEDIATE"))
+    connection.execute(sa.text("DROP INDEX steps_by_request"))
     return Removed(trajectories, len(gone), requests, num_examples)
 
 

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cache
+from operator import attrgetter
 from typing import Any
 
 import dspy
@@ -175,8 +177,13 @@ def unfinished_row(unfinished: Unfinished) -> Row:
     return {**asdict(unfinished), "created_at": unfinished.created_at.isoformat()}
 
 
-def _pick(value: Any, names: Sequence[str]) -> Row:
-    return {name: getattr(value, name) for name in names}
+def _pick(value: Any, names: tuple[str, ...]) -> Row:
+    return dict(zip(names, _getter(names)(value), strict=True))
+
+
+@cache
+def _getter(names: tuple[str, ...]) -> attrgetter[Any]:
+    return attrgetter(*names)
 
 
 # Rows to values

@@ -14,7 +14,7 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.preferences import pair_steps
 from sirius_dspy.library.replies import ReplyWriter, answered_reply, any_reply, sent_prompt
 from sirius_dspy.library.tables import check_ending, write_table
-from sirius_dspy.plain import digest
+from sirius_dspy.plain import DigestSet, digest
 from sirius_dspy.trajectory import Attempt, Origin, Step, Trajectory
 
 Row = dict[str, Any]
@@ -200,8 +200,9 @@ class TRLExport:
 
     def _write(self, path: str | Path, columns: Sequence[str], found: Iterable[Found]) -> Exported:
         check_ending(Path(path))
-        rows = _Rows(columns, self._agent_of)
-        write_table(Path(path), rows.keep(found), (*columns, *ABOUT))
+        with DigestSet() as seen:
+            rows = _Rows(columns, self._agent_of, seen)
+            write_table(Path(path), rows.keep(found), (*columns, *ABOUT))
         left_out = {agent: dict(reasons) for agent, reasons in rows.left_out.items()}
         return Exported(Path(path), {agent: rows.counts[agent] for agent in self.agents}, left_out)
 
@@ -212,14 +213,15 @@ class _Rows:
     Args:
         columns: Those of the trainer.
         agent_of: Gives the agent of a predictor; `None` if its steps are not exported.
+        seen: Gets the content hashes of all rows.
     """
 
-    def __init__(self, columns: Sequence[str], agent_of: Callable[[str], str | None]) -> None:
+    def __init__(self, columns: Sequence[str], agent_of: Callable[[str], str | None], seen: DigestSet) -> None:
         self.columns = columns
         self.agent_of = agent_of
         self.counts: Counter[str] = Counter()
         self.left_out: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self._seen: set[str] = set()
+        self._seen = seen
 
     def keep(self, found: Iterable[Found]) -> Iterator[Row]:
         """Yield each row once, with its columns in order."""
@@ -235,10 +237,7 @@ class _Rows:
 
     def _is_known(self, agent: str, row: Row) -> bool:
         """Return whether an equal row was there before; one reply is not good and bad, so the label does not count."""
-        id = digest([agent, *(row[name] for name in self.columns if name != "label")])
-        known = id in self._seen
-        self._seen.add(id)
-        return known
+        return not self._seen.add(digest([agent, *(row[name] for name in self.columns if name != "label")]))
 
 
 def _about(run: Trajectory) -> Row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
@@ -10,22 +9,38 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.types import TypeEngine
 
 from sirius_dspy.library.rows import Row, attempt_rows, repair_row, step_rows, trajectory_row
-from sirius_dspy.library.schema import ATTEMPTS, EXAMPLES, REPAIRS, REQUESTS, STEPS, TRAJECTORIES
+from sirius_dspy.library.schema import (
+    ATTEMPTS,
+    EXAMPLES,
+    REPAIRS,
+    REQUESTS,
+    STEPS,
+    TRAJECTORIES,
+    JsonSource,
+    JsonText,
+    NameText,
+    escape_name,
+    to_json,
+)
 from sirius_dspy.redact import hide
 from sirius_dspy.trajectory import Repair, Trajectory
 
 T = TypeVar("T")
 
 BATCH = 500
-"""Trajectories per transaction of `add_all`; with one each, waiting for the disk takes most of the time."""
+"""Rows that a writer holds at a time."""
+
+TRANSACTION = 5000
+"""Trajectories per transaction of `add_all`. A page of an index that many of them change is written once for all."""
 
 
-def split_batches(values: Iterable[T]) -> Iterator[list[T]]:
-    """Yield the values in lists of `BATCH`, the last one shorter."""
+def split_batches(values: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
+    """Yield the values in lists of a size, the last one shorter."""
     remaining = iter(values)
-    while batch := list(islice(remaining, BATCH)):
+    while batch := list(islice(remaining, size)):
         yield batch
 
 
@@ -45,13 +60,19 @@ def insert_trajectories(connection: sa.Connection, trajectories: Iterable[Trajec
         given.setdefault(trajectory.id, trajectory)
     there = set(connection.scalars(sa.select(TRAJECTORIES.c.id).where(TRAJECTORIES.c.id.in_(given))))
     new = [trajectory for id, trajectory in given.items() if id not in there]
-    steps = [step for trajectory in new for step in trajectory.steps]
-    requests = {step.request: step.prompt for step in steps if step.prompt}
-    rows = [{"id": id, "prompt": json.loads(str(prompt))} for id, prompt in requests.items()]
-    _insert_all(connection, TRAJECTORIES, [trajectory_row(trajectory) for trajectory in new])
-    _insert_all(connection, REQUESTS, rows)
-    _insert_all(connection, STEPS, [row for trajectory in new for row in step_rows(trajectory)])
+    # Rows of a few at a time: Python's garbage collector takes long where many small objects are alive.
+    for batch in split_batches(new):
+        _insert_new_trajectories(connection, batch)
     return len(new)
+
+
+def _insert_new_trajectories(connection: sa.Connection, new: Sequence[Trajectory]) -> None:
+    steps = [row for trajectory in new for row in step_rows(trajectory)]
+    prompts = (step.prompt for trajectory in new for step in trajectory.steps)
+    requests = {row["request"]: prompt for row, prompt in zip(steps, prompts, strict=True) if prompt}
+    _insert_all(connection, TRAJECTORIES, [trajectory_row(trajectory) for trajectory in new])
+    _insert_all(connection, REQUESTS, [{"id": id, "prompt": JsonSource(text)} for id, text in requests.items()])
+    _insert_all(connection, STEPS, steps)
 
 
 def insert_repair(connection: sa.Connection, repair: Repair) -> None:
@@ -61,9 +82,31 @@ def insert_repair(connection: sa.Connection, repair: Repair) -> None:
 
 
 def _insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
-    """Insert rows, but those whose id is there."""
-    if rows:
-        connection.execute(_insert_new(connection.dialect.name, table), rows)
+    """Insert rows, but those whose id is there.
+
+    The values are converted here, because SQLAlchemy takes longer for that than the database for storing them.
+    """
+    if not rows:
+        return
+    names = tuple(rows[0])
+    statement = _insert_new(connection.dialect.name, table).compile(dialect=connection.dialect, column_keys=names)
+    order = statement.positiontup or names
+    columns = [_convert(table.c[name].type, [row[name] for row in rows]) for name in order]
+    converted: list[Any] = list(zip(*columns, strict=True))
+    if not statement.positional:
+        converted = [dict(zip(names, row, strict=True)) for row in converted]
+    connection.exec_driver_sql(str(statement), converted)
+
+
+def _convert(kind: TypeEngine[Any], values: list[Any]) -> list[Any]:
+    """Return the values of a column as the database takes them."""
+    convert = to_json if isinstance(kind, JsonText) else escape_name if isinstance(kind, NameText) else None
+    if convert is None:
+        return values
+    try:
+        return [None if value is None else convert(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise sa.exc.StatementError(str(error), None, None, error) from error
 
 
 def _insert(connection: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,10 +25,11 @@ from typing import Any, NamedTuple
 import dspy
 
 from sirius_dspy import checks
-from sirius_dspy.files import write_text
+from sirius_dspy.files import write_lines
 from sirius_dspy.plain import digest, text_digest
 from sirius_dspy.running.requests import Messages, prompt_text
 from sirius_dspy.training.caps import cap_groups, draw_evenly
+from sirius_dspy.training.pool import SPARE, RowPool, open_pools
 from sirius_dspy.training.prompts import PromptProbe
 from sirius_dspy.training.weigh import PassRates, PassRateWeights
 from sirius_dspy.trajectory import IsOwn, Step, Trajectory, every_step
@@ -88,18 +90,17 @@ class TrainingSet:
         A row whose weight is not 1 has its `weight` beside the `messages`.
         """
         weights = [{} if row.weight == 1 else {"weight": row.weight} for row in self.rows]
-        return [{**row, **weight} for row, weight in zip(self._messages, weights, strict=True)]
+        return [{**row, **weight} for row, weight in zip(self._messages(), weights, strict=True)]
 
-    @property
-    def _messages(self) -> list[dict[str, Any]]:
-        return [{"messages": [dict(message) for message in row.messages]} for row in self.rows]
+    def _messages(self) -> Iterator[dict[str, Any]]:
+        return ({"messages": [dict(message) for message in row.messages]} for row in self.rows)
 
     def write(self, path: Path) -> None:
         """Write OpenAI chat JSONL, and beside it `NAME.sources.jsonl` with the run of each line.
 
         There are two files because OpenAI refuses rows with anything but `messages`.
         """
-        sources = [
+        sources = (
             {
                 "row": row.id,
                 "trajectory": row.trajectory,
@@ -109,9 +110,9 @@ class TrainingSet:
                 "weight": row.weight,
             }
             for row in self.rows
-        ]
-        write_text(path, _json_lines(self._messages))
-        write_text(path.with_suffix(".sources.jsonl"), _json_lines(sources))
+        )
+        write_lines(path, _json_lines(self._messages()))
+        write_lines(path.with_suffix(".sources.jsonl"), _json_lines(sources))
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,9 @@ class Curator:
     Rows over `max_rows` or `max_per_agent` are left out evenly: each example keeps one row before any keeps a second.
     All limits but `max_per_agent` apply per predictor and not per agent, so that predictors that share weights are
     trained on the same rows as predictors with their own weights.
+
+    While runs are read, at most `8 * max_per_example` rows per predictor and example are in memory, drawn with the
+    seed. With `max_per_run`, all rows are.
     """
 
     max_per_example: int = 4
@@ -204,52 +208,61 @@ class Curator:
         """
         probe = PromptProbe(program)
         agent_of = {predictor: agent for agent, predictors in agents.items() for predictor in predictors}
-        rows: dict[str, dict[str, Row]] = {predictor: {} for predictor in agent_of}
         dropped: dict[str, Counter[str]] = {agent: Counter() for agent in agents}
         rates = PassRates(agent_of, threshold)
-        for trajectory, step in _steps(_counted(trajectories, rates)):
-            agent = agent_of.get(step.predictor)
-            if agent is None or not trajectory.succeeded_for(agent, step.predictor, threshold=threshold):
-                continue
-            if not is_own(trajectory, step):
-                dropped[agent]["answered by another LM"] += 1
-                continue
-            row, reason = _row(probe, trajectory, step)
-            if row is None or (reason := self.refuse(row)):
-                dropped[agent][reason] += 1
-                continue
-            appraisal = appraise(trajectory, step)
-            if appraisal.refused:
-                dropped[agent][appraisal.refused] += 1
-                continue
-            row = replace(row, weight=row.weight * appraisal.weight)
-            by_id = rows[step.predictor]
-            earlier = by_id.get(row.id)
-            dropped[agent]["duplicate"] += earlier is not None
-            by_id[row.id] = min(row, earlier or row, key=lambda row: row.trajectory)  # whichever came first
         sets = {}
-        for agent, predictors in agents.items():
-            kept = [self._kept(program, rows[predictor].values(), seed, dropped[agent]) for predictor in predictors]
-            drawn = self._cap_agent(shuffle_rows(kept, seed), dropped[agent])
-            weighed = drawn if self.weights is None else self.weights.weigh(drawn, rates)
-            sets[agent] = TrainingSet(agent, weighed, dict(+dropped[agent]))
+        with open_pools(agent_of, self._most_held, seed) as pools:
+            for trajectory, step in _steps(_counted(trajectories, rates)):
+                agent = agent_of.get(step.predictor)
+                if agent is None or not trajectory.succeeded_for(agent, step.predictor, threshold=threshold):
+                    continue
+                if not is_own(trajectory, step):
+                    dropped[agent]["answered by another LM"] += 1
+                    continue
+                row, reason = self._appraised(probe, trajectory, step, appraise)
+                if row is None:
+                    dropped[agent][reason] += 1
+                    continue
+                dropped[agent]["duplicate"] += pools[step.predictor].add(row)
+            for agent, predictors in agents.items():
+                kept = [self._kept(program, pools[predictor], seed, dropped[agent]) for predictor in predictors]
+                drawn = self._cap_agent(shuffle_rows(kept, seed), dropped[agent])
+                weighed = drawn if self.weights is None else self.weights.weigh(drawn, rates)
+                sets[agent] = TrainingSet(agent, weighed, dict(+dropped[agent]))
         return sets
+
+    def _appraised(
+        self, probe: PromptProbe, trajectory: Trajectory, step: Step, appraise: Appraise
+    ) -> tuple[Row | None, str]:
+        """Return a step as a row with its weight, or `None` and the reason why it is left out."""
+        row, reason = _row(probe, trajectory, step)
+        if row is None or (reason := self.refuse(row)):
+            return None, reason
+        appraisal = appraise(trajectory, step)
+        if appraisal.refused:
+            return None, appraisal.refused
+        return replace(row, weight=row.weight * appraisal.weight), ""
+
+    @property
+    def _most_held(self) -> int | None:
+        """Rows of an example that are held in memory; all of them where the runs have a limit, which comes first."""
+        return SPARE * self.max_per_example if self.max_per_run is None else None
 
     def _cap_agent(self, rows: Sequence[Row], dropped: Counter[str]) -> tuple[Row, ...]:
         kept = draw_evenly(rows, self.max_per_agent, lambda row: (row.predictor, row.example_key))
         dropped["over the cap per agent"] += len(rows) - len(kept)
         return tuple(kept)
 
-    def _kept(self, program: dspy.Module, rows: Iterable[Row], seed: int, dropped: Counter[str]) -> Sequence[Row]:
+    def _kept(self, program: dspy.Module, pool: RowPool, seed: int, dropped: Counter[str]) -> Sequence[Row]:
         """Shuffle the rows, independently of the order in which threads finished, and apply the limits."""
-        rows = sorted(rows, key=lambda row: row.id)
+        rows = [pool.rows[id] for id in sorted(pool.rows)]
         random.Random(seed).shuffle(rows)
         of_runs = cap_groups(rows, self.max_per_run, lambda row: row.trajectory)
         of_examples = cap_groups(of_runs, self.max_per_example, lambda row: row.example_key)
         balanced = self.balance(program, of_examples)
         kept = draw_evenly(balanced, self.max_rows, lambda row: row.example_key)
         dropped["over the cap per run"] += len(rows) - len(of_runs)
-        dropped["over the cap per example"] += len(of_runs) - len(of_examples)
+        dropped["over the cap per example"] += len(of_runs) - len(of_examples) + pool.num_left_out
         dropped["out of balance"] += len(of_examples) - len(balanced)
         dropped["over the cap per predictor"] += len(balanced) - len(kept)
         return kept
@@ -297,11 +310,21 @@ def _prompt(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Mes
     """Return the recorded prompt; for runs of other programs, the prompt that this one sends for the same inputs."""
     is_own = trajectory.program == probe.program_id
     if step.prompt is not None and (is_own or step.signature == probe.signature_id(step.predictor)):
-        return json.loads(step.prompt), ""
+        return _share_system(json.loads(step.prompt)), ""
     if step.signature and is_own:
         return None, "what was sent cannot be a training prompt"
     return probe.prompt(step.predictor, step.inputs)
 
 
-def _json_lines(records: Iterable[Any]) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+def _share_system(messages: list[dict[str, Any]]) -> Messages:
+    """Let all rows of a predictor hold the same system prompt, often their longest text."""
+    return [
+        {**message, "content": sys.intern(message["content"])}
+        if message.get("role") == "system" and type(message.get("content")) is str
+        else message
+        for message in messages
+    ]
+
+
+def _json_lines(records: Iterable[Any]) -> Iterator[str]:
+    return (json.dumps(record, ensure_ascii=False) + "\n" for record in records)

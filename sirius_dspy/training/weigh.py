@@ -26,18 +26,21 @@ class PassRates:
 
     agent_of: Mapping[str, str]
     threshold: float
-    _counts: dict[tuple[str, str], list[bool]] = field(default_factory=lambda: defaultdict(list))
+    _counts: dict[tuple[str, str], list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0]))
+    """Predictor and example to the numbers of successes and of runs."""
 
     def add(self, run: Trajectory) -> None:
         """Count a run; repairs count like all others, so that an example that only repairs solve is not hopeless."""
         for predictor, agent in self.agent_of.items():
             succeeded = run.succeeded_for(agent, predictor, threshold=self.threshold)
-            self._counts[predictor, run.example_key].append(succeeded)
+            counts = self._counts[predictor, run.example_key]
+            counts[0] += succeeded
+            counts[1] += 1
 
     def rate(self, row: Row) -> float:
         """Return the share of the runs of the row's example that succeeded."""
-        results = self._counts[row.predictor, row.example_key]
-        return sum(results) / len(results)
+        successes, runs = self._counts[row.predictor, row.example_key]
+        return successes / runs
 
 
 @dataclass(frozen=True)
