@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from benchmarks.soak import find_growth
 from tests import ROOT
 
 
@@ -55,3 +56,25 @@ def test_kills_change_nothing():
     summary = json.loads(done.stdout)
     assert summary["kills"] == 2
     assert (summary["rounds that differ"], summary["rounds with more than in flight"]) == (0, 0)
+
+
+def rounds_of(rss):
+    return [{"seconds": 60.0 * i, "rss MB": value} for i, value in enumerate(rss)]
+
+
+def test_growth_is_told_from_noise():
+    noise = [0.0, 3.0, 1.0, 2.0, 0.0, 1.0, 3.0, 2.0] * 4
+    assert not find_growth(rounds_of(noise), "rss MB").is_leak
+    found = find_growth(rounds_of([value + i for i, value in enumerate(noise)]), "rss MB")
+    assert found.is_leak
+    assert found.low < 60 < found.high
+
+
+@pytest.mark.slow
+def test_compiles_back_to_back_are_counted():
+    command = [sys.executable, "-m", "benchmarks.soak", "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert len(found["rounds"]) == 2
+    assert found["growth"].keys() == {"rss MB", "threads", "files", "temporary files", "children"}
+    assert found["rounds"][1]["temporary files"] == found["rounds"][1]["children"] == 0
