@@ -122,7 +122,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         time.sleep(arguments.latency_s)
         return answer(prompt)
 
-    with FaultServer(answer_slowly) as server, tempfile.TemporaryDirectory() as folder, _quiet(arguments.threads):
+    with FaultServer(answer_slowly) as server, tempfile.TemporaryDirectory() as folder, quiet(arguments.threads):
         root = Path(folder)
         with _seconds() as took:
             fit(server.lm(), data, root / "whole")
@@ -214,7 +214,8 @@ def _seconds() -> Iterator[dict[str, float]]:
 
 
 @contextmanager
-def _quiet(threads: int) -> Iterator[None]:
+def quiet(threads: int) -> Iterator[None]:
+    """Neither warnings, nor a second try with JSON where a reply does not parse."""
     adapter = dspy.ChatAdapter(use_json_adapter_fallback=False)
     with warnings.catch_warnings(), dspy.context(adapter=adapter, num_threads=threads):
         warnings.simplefilter("ignore")

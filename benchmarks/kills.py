@@ -1,12 +1,14 @@
 """A compile that is killed again and again: is everything as without the kills, and how many calls are made twice?
 
-    python -m benchmarks.kills [--kills 50] [--seed 0] [--threads 8] [--latency-s 0.02] [--library URL] [--json]
+    python -m benchmarks.kills [--kills 50] [--seed 0] [--threads 8] [--latency-s 0.02] [--json]
+    python -m benchmarks.kills --processes 2 --postgres
 
 A server on this machine counts the requests, so that a killed process takes no count with it. The compile has three
 agents, repairs by a critic, a gate and two iterations. Each round begins a new one in a process of its own, and kills
 that with SIGKILL at random moments until a process comes to the end. Then all trajectories are compared by their ids,
 and the files of training rows byte by byte, with those of a compile that nobody disturbed. A request that was made more
-often than there is repeated; only those in flight may be.
+often than there is repeated; only those in flight may be. The library is in SQLite, in a PostgreSQL server that is
+started for the measurement (`--postgres`), or in one that is there already (`--library URL`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +30,8 @@ import dspy
 import sqlalchemy as sa
 
 from benchmarks.faults import answer, examples, fit
-from sirius_dspy import ExperienceLibrary
+from benchmarks.postgres import find_programs, running_server
+from sirius_dspy import ExperienceLibrary, ProcessExecutor
 from sirius_dspy.testing import FaultServer, Prompt
 
 MAX_KILLS = 5
@@ -42,12 +46,13 @@ class Outcome(NamedTuple):
     requests: Counter[str]
 
 
-def compile_team(url: str, run_dir: Path, library: str, threads: int, number: int) -> None:
+def compile_team(url: str, run_dir: Path, library: str, threads: int, number: int, processes: int) -> None:
     """Compile against the server; the child process does nothing else."""
     dspy.configure(adapter=dspy.ChatAdapter(use_json_adapter_fallback=False))
     lm = dspy.LM("openai/served", api_base=url, api_key="none", num_retries=0, cache=False)
     opened = ExperienceLibrary(library) if library else None
-    fit(lm, examples(number), run_dir, iterations=2, num_threads=threads, library=opened)
+    executor = ProcessExecutor(processes) if processes else None
+    fit(lm, examples(number), run_dir, iterations=2, num_threads=threads, library=opened, executor=executor)
 
 
 class Rounds:
@@ -65,9 +70,11 @@ class Rounds:
         self.folder = folder
         self.random = random.Random(arguments.seed)
         self.requests: Counter[str] = Counter()
+        self.asked_at: list[float] = []
 
     def answer(self, prompt: Prompt) -> str:
         """Count a request, and answer it after a while."""
+        self.asked_at.append(time.perf_counter())
         self.requests[f"{prompt.model} {prompt.text}"] += 1
         time.sleep(self.arguments.latency_s)
         return answer(prompt)
@@ -97,8 +104,9 @@ class Rounds:
             return Outcome(ids, rows, Counter(self.requests)), kills
 
     def _begin(self, run_dir: Path, library: str) -> subprocess.Popen[str]:
-        options = [self.server.url, str(run_dir), library, str(self.arguments.threads), str(self.arguments.examples)]
-        command = [sys.executable, "-m", "benchmarks.kills", "--child", *options]
+        given = self.arguments
+        options = [self.server.url, str(run_dir), library, given.threads, given.examples, given.processes]
+        command = [sys.executable, "-m", "benchmarks.kills", "--child", *map(str, options)]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def _wait_for_work(self, child: subprocess.Popen[str]) -> None:
@@ -129,9 +137,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     with FaultServer(answer) as server, tempfile.TemporaryDirectory() as folder:
         rounds = Rounds(arguments, server, Path(folder))
         server.answer = rounds.answer
-        began = time.perf_counter()
         whole, _ = rounds.run("whole", 0.0, 0)
-        took, kills, number = time.perf_counter() - began, 0, 0
+        took, kills, number = rounds.asked_at[-1] - rounds.asked_at[0], 0, 0
         while kills < arguments.kills:
             number += 1
             found, new = rounds.run(f"round-{number}", took / 2, min(MAX_KILLS, arguments.kills - kills))
@@ -150,8 +157,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Print the figures."""
     if sys.argv[1:2] == ["--child"]:
-        url, run_dir, library, threads, number = sys.argv[2:]
-        compile_team(url, Path(run_dir), library, int(threads), int(number))
+        url, run_dir, library, threads, number, processes = sys.argv[2:]
+        compile_team(url, Path(run_dir), library, int(threads), int(number), int(processes))
         return
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
@@ -159,15 +166,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--latency-s", type=float, default=0.02)
+    parser.add_argument("--processes", type=int, default=0, help="worker processes; threads alone by default")
     parser.add_argument("--library", default="", help="URL of a PostgreSQL database; SQLite by default")
+    parser.add_argument("--postgres", action="store_true", help="start a PostgreSQL server for the library")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    programs = find_programs() if arguments.postgres else None
+    if arguments.postgres and programs is None:
+        parser.error("PostgreSQL is not installed: there is no `initdb`. Give a `--library`.")
+    database = nullcontext(arguments.library) if programs is None else running_server(programs, "fsync=off")
+    with database as arguments.library:
+        summary = measure_all(arguments)
+    print(json.dumps(summary) if arguments.json else ", ".join(f"{name}: {value}" for name, value in summary.items()))
+
+
+def measure_all(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print the figures of each round, and return those of all."""
     rounds = []
     for figures in measure(arguments):
         rounds.append(figures)
-        print(", ".join(f"{name}: {value}" for name, value in figures.items()), file=sys.stderr)
+        print(", ".join(f"{name}: {value}" for name, value in figures.items()), file=sys.stderr, flush=True)
     kills = sum(figures["kills"] for figures in rounds)
-    summary = {
+    return {
         "rounds": len(rounds),
         "kills": kills,
         "rounds that differ": sum(
@@ -175,11 +195,13 @@ def main() -> None:
             for figures in rounds
         ),
         "repeated calls per kill": round(sum(figures["repeated"] for figures in rounds) / max(kills, 1), 2),
+        "most repeated calls per kill": max(
+            (round(figures["repeated"] / figures["kills"], 2) for figures in rounds), default=0
+        ),
         "rounds with more than in flight": sum(
             figures["repeated"] > figures["at most in flight"] for figures in rounds
         ),
     }
-    print(json.dumps(summary) if arguments.json else ", ".join(f"{name}: {value}" for name, value in summary.items()))
 
 
 if __name__ == "__main__":

@@ -166,7 +166,15 @@ class AdapterError(TrainingError):
 
 
 class WorkerError(SiriuSError, RuntimeError):
-    """A process of an executor cannot load or return what it runs, or such processes died too often."""
+    """A process of an executor cannot load or return what it runs, or such processes died too often.
+
+    Attributes:
+        is_about_item: Whether one item killed its workers. Then only that item cannot be done.
+    """
+
+    def __init__(self, message: str, *, is_about_item: bool = False) -> None:
+        super().__init__(message)
+        self.is_about_item = is_about_item
 
 
 class LibraryError(SiriuSError, RuntimeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -19,6 +20,8 @@ from sirius_dspy import ProcessExecutor, Tracker
 from sirius_dspy.testing import Prompt, ToyLM
 from tests import toy
 
+NUMBER = re.compile(r"## number ## \]\]\s*(\d+)")
+
 
 @dataclass(frozen=True)
 class Noted:
@@ -30,6 +33,8 @@ class Noted:
     seconds: float = 60.0
     deadly: int | None = None
     """At this number the process is killed, the first time."""
+    poison: int | None = None
+    """At this number the process ends, every time."""
     busy: int | None = None
     """At this number the server is too busy, the first time, and asks to wait for a while."""
     latency_s: float = 0.0
@@ -40,6 +45,8 @@ class Noted:
         number = int(prompt.field("number") or -1) if prompt.asks_for("doubled") else -1
         if number == self.deadly and self.is_first("deadly"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if number == self.poison:
+            os._exit(1)
         if number == self.busy and self.is_first("busy"):
             raise LMRateLimitError("busy", model="toy", status=429, retry_after=200)
         time.sleep(self.seconds if number == self.slow else self.latency_s)
@@ -64,6 +71,11 @@ class Noted:
 
     def processes(self) -> set[int]:
         return {process for _, process, _ in self._lines()}
+
+    def asked_numbers(self) -> list[tuple[int, int]]:
+        """The process and the number of each request to double one."""
+        lines = [(process, NUMBER.search(asked[2])) for kind, process, asked in self._lines() if kind == "asked"]
+        return [(process, int(found[1])) for process, found in lines if found]
 
     def _lines(self) -> list[Any]:
         text = self.log.read_text(encoding="utf-8") if self.log.exists() else ""

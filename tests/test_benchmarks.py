@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from benchmarks import library
+from benchmarks.soak import find_growth
 from tests import ROOT
 
 
@@ -70,3 +71,25 @@ def test_a_library_is_measured_as_it_grows(monkeypatch, tmp_path, capsys):
     assert small["pruned"] > 0
     assert all(value > 0 for name, value in large.items() if "per second" in name)
     assert "| sqlite | 80 | 120 |" in capsys.readouterr().out
+
+
+def rounds_of(rss):
+    return [{"seconds": 60.0 * i, "rss MB": value} for i, value in enumerate(rss)]
+
+
+def test_growth_is_told_from_noise():
+    noise = [0.0, 3.0, 1.0, 2.0, 0.0, 1.0, 3.0, 2.0] * 4
+    assert not find_growth(rounds_of(noise), "rss MB").is_leak
+    found = find_growth(rounds_of([value + i for i, value in enumerate(noise)]), "rss MB")
+    assert found.is_leak
+    assert found.low < 60 < found.high
+
+
+@pytest.mark.slow
+def test_compiles_back_to_back_are_counted():
+    command = [sys.executable, "-m", "benchmarks.soak", "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)
+    assert len(found["rounds"]) == 2
+    assert found["growth"].keys() == {"rss MB", "threads", "files", "temporary files", "children"}
+    assert found["rounds"][1]["temporary files"] == found["rounds"][1]["children"] == 0

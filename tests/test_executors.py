@@ -31,6 +31,7 @@ from sirius_dspy.executors.packing import pack, unpack
 from sirius_dspy.running.executor import started
 from sirius_dspy.running.faults import asked_wait_s, describe_error, fault_of_call
 from sirius_dspy.running.rollout import Rollouts, Task
+from sirius_dspy.trajectory import example_key
 from tests import ROOT, toy
 from tests.shipped import Noted, broken_metric, team
 from tests.wait import wait_until
@@ -97,6 +98,37 @@ def test_workers_that_die_again_and_again_end_the_compile(tmp_path):
     skill = Noted(tmp_path / "log", deadly=5)
     with pytest.raises(WorkerError, match="died again and again"):
         compiled(tmp_path / "run", skill, executor=ProcessExecutor(1, max_restarts=0))
+
+
+def test_an_item_that_kills_its_workers_is_put_aside(tmp_path):
+    skill, found = Noted(tmp_path / "log", poison=2, latency_s=0.05), []
+    with pytest.raises(UnfinishedError, match=r"'number': 2.*WorkerError: It killed 3 worker processes") as caught:
+        found += collect(skill, range(12), executor=ProcessExecutor(2, max_restarts=0))
+    assert caught.value.reasons == {"WorkerError": 1}
+    assert caught.value.examples == (example_key(toy.examples([2])[0]),)
+    poisoned = [process for process, number in skill.asked_numbers() if number == 2]
+    assert len(poisoned) == len(set(poisoned)) == 3
+    assert [number for process, number in skill.asked_numbers() if process == poisoned[-1]] == [2]
+
+
+def test_a_compile_goes_on_without_an_example_that_kills_its_workers(tmp_path, with_threads):
+    skill = Noted(tmp_path / "log", poison=2)
+    settings = {"executor": ProcessExecutor(1, max_restarts=0), "patience": Patience(max_unfinished=1)}
+    with pytest.warns(UserWarning, match="a worker process failed.*The compile goes on without them"):
+        compiled(tmp_path / "run", skill, **settings)
+    with open_library(tmp_path / "run") as library:
+        lost = library.unfinished()
+        keys = {run.example_key for run in library.trajectories()}
+    key = example_key(toy.examples([2])[0])
+    assert {(run.example_key, run.kind) for run in lost} == {(key, "WorkerError")}
+    assert key not in keys
+    assert {example_key(example) for example in toy.examples()} - keys == {key}
+
+
+def test_where_all_items_kill_their_workers_it_is_not_the_items(tmp_path, monkeypatch):
+    monkeypatch.setattr("sirius_dspy.executors.losses.IN_A_ROW", 1)
+    with pytest.raises(WorkerError, match="died again and again"):
+        list(collect(Noted(tmp_path / "log", poison=2), [2] * 6, executor=ProcessExecutor(1)))
 
 
 def test_evaluation(tmp_path):

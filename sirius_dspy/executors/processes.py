@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any
 
 from sirius_dspy import checks
 from sirius_dspy.dspy_internals import usage_tracker
 from sirius_dspy.errors import WorkerError
 from sirius_dspy.executors.answers import take_answer
-from sirius_dspy.executors.frames import Sender, receive
+from sirius_dspy.executors.child import Child, Expected
+from sirius_dspy.executors.losses import Losses
 from sirius_dspy.executors.packing import pack
 from sirius_dspy.executors.shipment import Shipment, ShippingExecutor
 from sirius_dspy.running.executor import Item, Result, Shipped, Workers
 from sirius_dspy.running.patience import Patience
 
-END_S = 5.0
-"""How long a worker may take to end by itself."""
+SUSPICIOUS = 2
+"""Workers that an item must have lost before it runs alone."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,8 @@ class ProcessExecutor(ShippingExecutor):
     Attributes:
         processes: How many.
         max_restarts: How many workers may die and be replaced in one compile, e.g. for lack of memory. What such a
-            worker had begun is done by another one.
+            worker had begun is done by another one. An item that was under way in two of them runs alone afterwards;
+            if it kills that worker, too, it is put aside as unfinished, and the workers that it killed do not count.
     """
 
     processes: int = 2
@@ -74,11 +71,13 @@ class _Crew(Workers):
 
     def __init__(self, number: int, max_restarts: int) -> None:
         self._number = number
-        self._restarts_left = max_restarts
-        self._children: list[_Child] = []
+        self._children: list[Child] = []
         self._numbers = itertools.count()
         self._has_ended = False
-        self._lock = threading.Lock()  # protects the list and the count of restarts
+        self._lock = threading.Lock()  # protects the lists
+        self._alone: Child | None = None
+        self._being_alone = threading.Lock()  # one at a time, since workers may die for lack of memory
+        self.losses = Losses(max_restarts)
         self.trackers: dict[int, Any] = {}
         """Number of a function to what hears of its usage."""
 
@@ -93,33 +92,63 @@ class _Crew(Workers):
         finally:
             self.tell("forget", number)
 
-    def choose(self) -> tuple[_Child, Expected]:
+    def choose(self) -> tuple[Child, Expected]:
         """The process with the least to do, which gets one item more; missing ones are started.
 
         Raises:
             WorkerError: Too many have died, or the crew was stopped.
         """
         with self._lock:
-            alive = [child for child in self._children if not child.is_lost]
-            self._restarts_left -= len(self._children) - len(alive)
-            self._children = alive
-            if self._has_ended:
-                raise WorkerError("The workers were stopped.")
-            if self._restarts_left < 0:
-                raise WorkerError(
-                    "Worker processes died again and again, e.g. for lack of memory; their last words are above. All "
-                    "finished runs are kept. Lower `processes` or `num_threads`, or raise `max_restarts`, then run "
-                    "the same `compile` again to resume."
-                )
+            for child in self._children:
+                if child.is_lost:
+                    self.losses.note(child)
+            self._children = [child for child in self._children if not child.is_lost]
+            self._check()
             while len(self._children) < self._number:
-                self._children.append(_Child(self.trackers))
+                self._children.append(Child(self.trackers))
             chosen = min(self._children, key=lambda child: child.num_pending)
             return chosen, chosen.expect()
+
+    @contextmanager
+    def isolate(self) -> Iterator[tuple[Child, Expected]]:
+        """A process of its own for one item, which ends with the context.
+
+        Raises:
+            WorkerError: Too many have died, or the crew was stopped.
+        """
+        with self._being_alone:
+            with self._lock:
+                self._check()
+                child = self._alone = Child(self.trackers)
+            try:
+                yield child, child.expect()
+            finally:
+                child.close()
+                child.wait()
+                self._alone = None
+
+    def check(self) -> None:
+        """Raise an error if no item can be done any more.
+
+        Raises:
+            WorkerError: Too many have died, or the crew was stopped.
+        """
+        with self._lock:
+            self._check()
+
+    def _check(self) -> None:
+        if self._has_ended:
+            raise WorkerError("The workers were stopped.")
+        self.losses.check()
+
+    @property
+    def _all(self) -> list[Child]:
+        return [*self._children, *([] if self._alone is None else [self._alone])]
 
     def tell(self, *message: Any) -> None:
         """Send a message about a function to all processes that know it."""
         with self._lock:
-            children = list(self._children)
+            children = self._all
         for child in children:
             child.tell(*message)
 
@@ -127,18 +156,11 @@ class _Crew(Workers):
         """End all processes; items under way are lost."""
         with self._lock:
             self._has_ended = True
-            children, self._children = self._children, []
+            children, self._children = self._all, []
         for child in children:
             child.close()
         for child in children:
             child.wait()
-
-
-class Expected(NamedTuple):
-    """An item under way."""
-
-    number: int
-    answer: Future[bytes | None]
 
 
 class _Shipped(Shipped[Item, Result]):
@@ -150,15 +172,40 @@ class _Shipped(Shipped[Item, Result]):
         self._lock = threading.Lock()  # it is packed once, when the first item comes
 
     def __call__(self, item: Item) -> Result:
-        packed, is_again = pack(item), False
-        while True:
+        data, lost = pack(item), list[Child]()
+        while len(lost) < SUSPICIOUS:
             child, expected = self._crew.choose()
-            child.send_item(expected.number, self._number, self._pack(), packed, is_again)
-            answer = expected.answer.result()
+            answer = self._send(child, expected, data, is_again=bool(lost))
             if answer is not None:
-                result: Result = take_answer(answer)
-                return result
-            is_again = True
+                return self._take(answer, lost)
+            if expected.number in child.lost_items:
+                lost.append(child)
+        return self._run_alone(data, lost)
+
+    def _run_alone(self, data: bytes, lost: list[Child]) -> Result:
+        """Run an item with nothing beside it, to learn whether it is this item that kills workers."""
+        with self._crew.isolate() as (child, expected):
+            answer = self._send(child, expected, data, is_again=True)
+        if answer is not None:
+            return self._take(answer, lost)
+        self._crew.check()
+        if expected.number not in child.lost_items:
+            self._crew.losses.note(child)
+            return self._run_alone(data, lost)
+        self._crew.losses.explain(lost)
+        raise WorkerError(
+            f"It killed {len(lost) + 1} worker processes, the last one with nothing else under way",
+            is_about_item=True,
+        )
+
+    def _send(self, child: Child, expected: Expected, data: bytes, *, is_again: bool) -> bytes | None:
+        child.send_item(expected.number, self._number, self._pack(), data, is_again)
+        return expected.answer.result()
+
+    def _take(self, answer: bytes, lost: list[Child]) -> Result:
+        self._crew.losses.clear(lost)
+        result: Result = take_answer(answer)
+        return result
 
     def _pack(self) -> bytes:
         with self._lock:
@@ -167,98 +214,3 @@ class _Shipped(Shipped[Item, Result]):
 
     def leave(self) -> None:
         self._crew.tell("leave", self._number)
-
-
-class _Child:
-    """One process."""
-
-    def __init__(self, trackers: Mapping[int, Any]) -> None:
-        self._trackers = trackers
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "sirius_dspy.executors.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            start_new_session=True,  # a Ctrl-C at the terminal must not reach it
-        )
-        self._input = cast(BinaryIO, self._process.stdin)
-        self._output = io.BufferedReader(cast(io.RawIOBase, self._process.stdout))
-        self._sender = Sender(self._input)
-        self._sending = threading.Lock()  # protects the set: a function comes before its first item
-        self._known: set[int] = set()
-        self._numbers = itertools.count()
-        self._lock = threading.Lock()  # protects what follows
-        self._pending: dict[int, Future[bytes | None]] = {}
-        self.is_lost = False
-        threading.Thread(target=self._listen, name="worker", daemon=True).start()
-
-    @property
-    def num_pending(self) -> int:
-        """Items under way."""
-        return len(self._pending)
-
-    def expect(self) -> Expected:
-        """Return the number of a new item, and its answer to come; the answer is `None` if the process ends before."""
-        with self._lock:
-            number, answer = next(self._numbers), Future[bytes | None]()
-            self._pending[number] = answer
-            if self.is_lost:
-                self._give_up()
-        return Expected(number, answer)
-
-    def send_item(self, item: int, function: int, shipment: bytes, data: bytes, is_again: bool) -> None:
-        """Send an item, after its function."""
-        with self._sending, suppress(OSError, ValueError):  # if it has ended, nobody waits for it in vain
-            if function not in self._known:
-                self._known.add(function)
-                self._sender.send("learn", function, shipment)
-            self._sender.send("run", item, function, data, is_again)
-
-    def tell(self, kind: str, function: int) -> None:
-        """Send a message about a function, if the process knows it."""
-        with self._sending, suppress(OSError, ValueError):
-            if function in self._known:
-                self._sender.send(kind, function)
-
-    def close(self) -> None:
-        """Let the process end: it does so when its input does."""
-        with self._sending, suppress(OSError):
-            self._input.close()
-
-    def wait(self) -> None:
-        """Wait until the process has ended."""
-        try:
-            self._process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _listen(self) -> None:
-        """Receive messages until the process ends."""
-        while (message := self._receive()) is not None:
-            kind, number, *values = message
-            if kind == "usage":
-                if (tracker := self._trackers.get(number)) is not None:
-                    tracker.add_usage(*values)
-                continue
-            with self._lock:
-                answer = self._pending.pop(number)
-            answer.set_result(values[0])
-        with self._lock:
-            self.is_lost = True
-            self._give_up()
-        self.close()
-        self._output.close()
-        self._process.wait()
-
-    def _receive(self) -> tuple[Any, ...] | None:
-        try:
-            return receive(self._output)
-        except OSError:
-            return None
-
-    def _give_up(self) -> None:
-        for answer in self._pending.values():
-            answer.set_result(None)
-        self._pending.clear()

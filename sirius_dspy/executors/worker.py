@@ -33,6 +33,8 @@ def _serve(requests: Any, answers: Sender) -> None:
         answers.send("usage", number, lm, dict(entry))
 
     runner = Runner(note_usage)
+    with suppress(OSError):
+        answers.send("ready", 0)
     while (message := receive(requests)) is not None:
         kind, *values = message
         if kind == "run":

@@ -204,7 +204,7 @@ class _Copier:
         return False
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=128)  # it keeps the classes, and a signature takes tens of kilobytes
 def _is_installed(cls: type) -> bool:
     """Whether a class comes with Python or with an installed package, rather than from the user's own code."""
     module: types.ModuleType | None = sys.modules.get(cls.__module__)

@@ -52,7 +52,7 @@ def restore_values(values: Values, fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=128)  # it keeps the classes, and each takes tens of kilobytes
 def signature_digest(signature: type[dspy.Signature]) -> str:
     """Identify what a signature asks for: instructions, and of each field its name, type, description and side."""
     fields = [_describe_field(name, info) for name, info in signature.fields.items()]

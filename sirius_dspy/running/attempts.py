@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
 
-from sirius_dspy.errors import TimeLimitError, UnfinishedError
+from sirius_dspy.errors import TimeLimitError, UnfinishedError, WorkerError
 from sirius_dspy.running.faults import describe_error, fault_of, raise_if_systemic, raise_sirius_error
 from sirius_dspy.running.parallel import parallel_batches
 from sirius_dspy.running.patience import Health, Patience
@@ -163,6 +163,10 @@ def _attempt(function: Callable[[Item], Result], piece: _Piece[Item]) -> Result 
             if watch.is_abandoned:
                 raise
             return _broken(raised, watch)
+        except WorkerError as raised:
+            if not raised.is_about_item:
+                raise
+            return Broken(describe_error(raised))  # the LMs are as well as before
         except Exception as raised:
             raise_sirius_error(raised)
             if fault_of(raised) not in ("transient", "systemic"):

@@ -75,7 +75,7 @@ def _describe(unfinished: list[tuple[dspy.Example, Unfinished]], reasons: Counte
     lines = [f"{shorten_example(example)}: {run.kind}: {run.message[:200]}" for example, run in unfinished[:5]]
     if len(unfinished) > 5:
         lines.append(f"and {len(unfinished) - 5} more")
+    culprits = "the LM, the network or a worker process" if "WorkerError" in reasons else "the LM or the network"
     return (
-        f"The runs of {len(unfinished)} examples did not end, because the LM or the network failed ({kinds}): "
-        f"{'; '.join(lines)}."
+        f"The runs of {len(unfinished)} examples did not end, because {culprits} failed ({kinds}): {'; '.join(lines)}."
     )
