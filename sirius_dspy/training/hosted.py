@@ -8,16 +8,17 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.redact import redact
-from sirius_dspy.training.hosted_job import OPENAI, HostedJob, address_of, client_of, id_in, is_hosted
+from sirius_dspy.training.hosted_job import OPENAI, HostedJob, address_of, client_of, is_hosted
 from sirius_dspy.training.hosted_records import HostedRecord, estimate_tokens
-from sirius_dspy.training.refusals import explain, explain_failure, is_transient
+from sirius_dspy.training.hosted_wait import Wait
+from sirius_dspy.training.refusals import explain, explain_failure
 from sirius_dspy.training.trainers import (
     OPENAI_LEAST_ROWS,
     ProviderTrainer,
@@ -28,17 +29,9 @@ from sirius_dspy.training.trainers import (
 )
 from sirius_dspy.trajectory import digest
 
-if TYPE_CHECKING:
-    from openai.types.fine_tuning import FineTuningJob
-
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
-
-ENDED = ("succeeded", "failed", "cancelled")
-"""States of a job that no longer change."""
-
-_LONGEST_PAUSE_S = 60.0
 
 _SETTINGS = {
     "hyperparameters": checks.optional(checks.table("a mapping of names to values, such as `{'n_epochs': 3}`")),
@@ -154,6 +147,8 @@ class HostedTrainer(Trainer):
         record = job.record
         job.read()
         try:
+            if record.is_denied:
+                job.find_denied()
             if record.file and not record.job:
                 record.job = job.find()  # the last call may have been killed before it read the answer
             if held_out and not record.validation:
@@ -201,7 +196,7 @@ class HostedTrainer(Trainer):
     def _finish(self, job: HostedJob) -> dspy.LM:
         """Wait for the end of a job, and return the new LM."""
         try:
-            ended = self._wait(job)
+            ended = Wait(job, self.poll_s, self.patience_s, self.longest_s).until_end()
         except KeyboardInterrupt:
             text = (
                 "Job %s goes on at the server. The same `compile` takes it up; `sirius-dspy jobs` shows or cancels it."
@@ -216,33 +211,3 @@ class HostedTrainer(Trainer):
         job.write()
         logger.info("Job %s was trained on %s tokens, over all epochs.", job.record.job, ended.trained_tokens)
         return job.request.lm.copy(model=f"openai/{ended.fine_tuned_model.removeprefix('openai/')}")
-
-    def _wait(self, job: HostedJob) -> FineTuningJob:
-        import openai
-
-        began = time.monotonic()
-        lost_at: float | None = None
-        pause = self.poll_s
-        while True:
-            try:
-                found = job.client.fine_tuning.jobs.retrieve(job.record.job)
-                id_in(found)
-                job.report()
-                if found.status in ENDED:
-                    return found
-                lost_at, pause = None, self.poll_s
-            except (openai.OpenAIError, ValueError) as error:  # the latter for a body that is no JSON
-                if isinstance(error, openai.NotFoundError):
-                    job.forget()
-                if not is_transient(error):
-                    raise job.failure(explain(error)) from error
-                lost_at = lost_at or time.monotonic()
-                if time.monotonic() - lost_at > self.patience_s:
-                    raise job.failure(f"the server has not answered for {self.patience_s:g} seconds.") from error
-                pause = min(2 * pause, max(_LONGEST_PAUSE_S, self.poll_s))
-            if self.longest_s is not None and time.monotonic() - began > self.longest_s:
-                raise job.failure(
-                    f"it has not ended after {self.longest_s:g} seconds, and goes on at the server. "
-                    "`sirius-dspy jobs RUN_DIR --cancel ID` ends it."
-                )
-            time.sleep(pause)

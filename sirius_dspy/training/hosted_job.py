@@ -58,13 +58,14 @@ class HostedJob:
         if found is not None and found.key == self.record.key:
             self.record.file, self.record.validation, self.record.job = found.file, found.validation, found.job
             self.record.created = found.created or self.record.created
+            self.record.is_denied = found.is_denied
 
     def write(self) -> None:
         """Put the record on disk."""
         self.record.write(self.request.workdir)
 
     def forget(self) -> None:
-        """Remove the record of a job that cannot be taken up."""
+        """Remove the record of a job that ended without a model."""
         self.path.unlink(missing_ok=True)
 
     def upload(self, rows: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -80,6 +81,15 @@ class HostedJob:
             if found.training_file == self.record.file:
                 return found.id
         return ""
+
+    def find_denied(self) -> None:
+        """Look on its file for a job that the server denied; without one, the rows have to be uploaded again."""
+        found = self.find()
+        if not found:
+            text = "The server at %s has no job on the rows of agent %r any more, so that another one is started."
+            logger.warning(text, self.record.address, self.request.agent)
+            self.record.file = self.record.validation = ""
+        self.record.job, self.record.is_denied = found, False
 
     def create(self, hyperparameters: Mapping[str, Any]) -> str:
         """Create the job. After an answer that was lost, look for it before another one is created."""

@@ -42,6 +42,8 @@ class HostedRecord:
     """Id of the uploaded rows that are held out."""
     job: str = ""
     """Id of the job."""
+    is_denied: bool = False
+    """Whether the server said, several times, that it does not know the job."""
     trained_tokens: int | None = None
     """What the server counted at the end, over all epochs; it charges for these."""
 
