@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 
@@ -64,3 +65,102 @@ def test_a_job_that_the_server_has_lost_is_made_again(tmp_path, quick):
         assert trainer.train(request(tmp_path, lm_at(url))).model.endswith("ftjob-1")
     first, second = fake.jobs.values()
     assert not {first["training_file"], first["validation_file"]} & {second["training_file"], second["validation_file"]}
+
+
+# Events
+
+
+def event(number, data=None, message="Step"):
+    fixed = {"object": "fine_tuning.job.event", "created_at": number, "level": "info", "type": "metrics"}
+    return {"id": f"e{number}", "message": message, "data": data, **fixed}
+
+
+STEP = {"step": 1, "train_loss": 0.5, "total_steps": 4}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (404, "<html>no such site</html>"),
+        (405, {"detail": "Method Not Allowed"}),
+        (501, {"error": {"message": "not implemented", "type": "server_error"}}),
+        (200, None),
+        (200, "a page"),
+        (200, {"object": "list", "data": None}),
+        (200, {"object": "list", "data": [None, "text", {"message": "no id"}], "has_more": True}),
+    ],
+    ids=["404", "405", "501", "null", "no JSON", "no list", "no events"],
+)
+def test_events_that_cannot_be_read_cost_no_job(tmp_path, quick, caplog, answer):
+    fake = FakeOpenAI(["running", "running", "succeeded"])
+    with disturbed(fake, [("/events", answer, False)] * 99) as url, caplog.at_level(logging.WARNING):
+        assert HostedTrainer(patience_s=0).train(request(tmp_path, lm_at(url))).model.endswith("ftjob-0")
+    assert caplog.text.count("its losses cannot be shown") <= 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"step": 2, "train_loss": None},
+        {"step": "1/10", "train_loss": 0.4},
+        {"step": None, "train_loss": 0.4},
+        {"step": 2, "train_loss": {}},
+        {"step": 2, "train_loss": float("nan")},
+        {"step": 10**400, "train_loss": 0.4, "valid_loss": "low"},
+        ["no mapping"],
+    ],
+)
+def test_a_report_that_cannot_be_read_is_left_out(tmp_path, quick, data):
+    fake, reports = FakeOpenAI(["running", "succeeded"]), []
+    page = {"object": "list", "data": [event(3, STEP | {"step": "3"}), event(2, data), event(1, STEP)]}
+    with disturbed(fake, [("/events", (200, page | {"has_more": False}), False)] * 9) as url:
+        HostedTrainer(patience_s=0).train(request(tmp_path, lm_at(url), reports=reports))
+    assert reports == [(1, 4, 0.5), (3, 4, 0.5)]
+
+
+def always_the_same(entries, asked):
+    """A list of a server that knows no pages; only after many requests does it say that it has no more."""
+
+    def answer(body):
+        asked.append(1)
+        return {"object": "list", "data": entries(), **({"has_more": False} if len(asked) > 20 else {})}
+
+    return answer
+
+
+def test_events_without_pages_are_read_once(tmp_path, quick):
+    fake, asked, reports = FakeOpenAI(["queued", "running", "succeeded"]), [], []
+    page = always_the_same(lambda: [event(1, STEP)], asked)
+    fake.routes[6] = ("GET", r"/v1/fine_tuning/jobs/(.+)/events", lambda body, name: page(body))
+    with fake.serving() as url:
+        HostedTrainer().train(request(tmp_path, lm_at(url), reports=reports))
+    assert (len(asked), reports) == (3, [(1, 4, 0.5)])  # twice at the first look, and once at the second
+
+
+def test_jobs_without_pages_are_searched_once(tmp_path, quick):
+    fake, asked = FakeOpenAI(["succeeded"]), []
+    page = always_the_same(lambda: [fake.job(name) for name in fake.jobs], asked)
+    fake.routes[4] = ("GET", r"/v1/fine_tuning/jobs", page)
+    with fake.serving() as url:
+        HostedTrainer()._start(request(tmp_path, lm_at(url), "other"))  # a job on another file
+        with disturbed(fake, [("POST /v1/fine_tuning/jobs", (500, {}), False)]) as disturbed_url:
+            assert HostedTrainer().train(request(tmp_path, lm_at(disturbed_url))).model.endswith("ftjob-1")
+    assert len(asked) == 2
+
+
+def test_a_job_is_found_on_a_later_page(tmp_path, quick):
+    fake = FakeOpenAI(["succeeded"])
+
+    pages = iter([(1, True), (0, False)])
+
+    def listed(body):
+        number, has_more = next(pages)
+        return {"object": "list", "data": [fake.job(f"ftjob-{number}")], "has_more": has_more}
+
+    fake.routes[4] = ("GET", r"/v1/fine_tuning/jobs", listed)
+    with fake.serving() as url:
+        job = HostedTrainer()._start(request(tmp_path, lm_at(url)))
+        HostedTrainer()._start(request(tmp_path, lm_at(url), "other"))
+        job.path.write_text(json.dumps({**json.loads(job.path.read_text()), "job": ""}))
+        assert HostedTrainer().train(request(tmp_path, lm_at(url))).model.endswith("ftjob-0")
+    assert len(fake.jobs) == 2
