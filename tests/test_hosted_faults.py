@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import pytest
 
@@ -164,3 +165,57 @@ def test_a_job_is_found_on_a_later_page(tmp_path, quick):
         job.path.write_text(json.dumps({**json.loads(job.path.read_text()), "job": ""}))
         assert HostedTrainer().train(request(tmp_path, lm_at(url))).model.endswith("ftjob-0")
     assert len(fake.jobs) == 2
+
+
+# The longest wait
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """Pauses only move the clock."""
+    made, honest = [], time.time
+
+    def sleep(seconds):
+        assert len(made) < 100, "this waits for ever"
+        made.append(seconds)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "time", lambda: honest() + sum(made))
+    return made
+
+
+def test_the_longest_wait_counts_from_the_creation_of_each_job(tmp_path, pauses):
+    class Slow(FakeOpenAI):
+        def job(self, name):
+            has_ended = name == "ftjob-0" and sum(pauses) >= 5000
+            return super().job(name) | ({"status": "succeeded", "fine_tuned_model": "ft:m"} if has_ended else {})
+
+    with Slow(["running"]).serving() as url:
+        asked = [request(tmp_path, lm_at(url), agent) for agent in ("analyst", "solver")]
+        trained = HostedTrainer(poll_s=1000, longest_s=5500).train_all(asked)
+        assert next(trained).model == "openai/ft:m"
+        with pytest.raises(TrainingError, match=r"'solver'.*has not ended after 5500 seconds"):
+            next(trained)
+    assert pauses == [*[1000] * 5, pytest.approx(500, abs=60)]
+
+
+def test_the_longest_wait_goes_on_counting_after_a_restart(tmp_path, pauses):
+    fake = FakeOpenAI(["running"])
+    with fake.serving() as url:
+        HostedTrainer()._start(request(tmp_path, lm_at(url)))
+        time.sleep(5000)
+        with pytest.raises(TrainingError, match="has not ended after 4000 seconds"):
+            HostedTrainer(longest_s=4000).train(request(tmp_path, lm_at(url)))
+        assert pauses == [5000]  # it looked once, and did not wait
+        fake.jobs["ftjob-0"]["left"] = ["succeeded"]
+        assert HostedTrainer(longest_s=4000).train(request(tmp_path, lm_at(url))).model.endswith("ftjob-0")
+
+
+def test_a_job_that_could_not_be_created_has_not_begun(tmp_path, pauses):
+    fake = FakeOpenAI(["running", "running", "succeeded"])
+    refusal = (429, {"error": {"message": "too many jobs", "code": "exceeded_quota"}})
+    with disturbed(fake, [("POST /v1/fine_tuning/jobs", refusal, False)]) as url:
+        with pytest.raises(TrainingError, match="may not run more jobs now"):
+            HostedTrainer().train(request(tmp_path, lm_at(url)))
+        time.sleep(50_000)
+        assert HostedTrainer(longest_s=4000).train(request(tmp_path, lm_at(url))).model.endswith("ftjob-0")

@@ -60,8 +60,9 @@ class HostedTrainer(Trainer):
         patience_s: Seconds for which the server may be out of reach while jobs run.
         validation: Share of the rows of each agent that is held out, drawn by the seed. The server reports its loss on
             them, which is logged. 0 by default, since these rows are not trained on.
-        longest_s: Seconds after which a job that has not ended is an error; `None` waits for as long as it takes. The
-            job goes on, and the next call waits for it again.
+        longest_s: Seconds from the creation of a job after which it is an error that it has not ended; `None` waits for
+            as long as it takes. The job goes on: a later call takes it up if it has ended, and a larger value waits
+            for it again.
 
     References:
         https://platform.openai.com/docs/api-reference/fine-tuning
@@ -158,6 +159,8 @@ class HostedTrainer(Trainer):
                 record.file = job.upload(rows, f"{job.suffix}.jsonl")
                 job.write()
             if not record.job:
+                record.created = time.time()
+                job.write()
                 record.job = job.create(settings)
         except (openai.OpenAIError, ValueError) as error:
             raise job.failure(explain(error)) from error

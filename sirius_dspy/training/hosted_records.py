@@ -35,7 +35,7 @@ class HostedRecord:
     epochs: int | None = None
     """`None` if the server chooses."""
     created: float = 0.0
-    """When the job was prepared, in seconds since 1970."""
+    """When the job was created, or first prepared, in seconds since 1970."""
     file: str = ""
     """Id of the uploaded rows."""
     validation: str = ""

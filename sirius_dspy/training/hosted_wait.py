@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ class Wait:
         job: It.
         poll_s: See `HostedTrainer`, as for the next two.
         patience_s: How long the server may be out of reach.
-        longest_s: How long the job may take.
+        longest_s: How long after its creation the job is waited for.
     """
 
     job: HostedJob
@@ -41,7 +42,6 @@ class Wait:
     longest_s: float | None
 
     def __post_init__(self) -> None:
-        self._began = time.monotonic()
         self._heard()
 
     def until_end(self) -> FineTuningJob:
@@ -57,12 +57,17 @@ class Wait:
                 self.job.report()
                 if found.status in ENDED:
                     return found
-            if self.longest_s is not None and time.monotonic() - self._began > self.longest_s:
+            left_s = self._left_s()
+            if left_s <= 0:
                 raise self.job.failure(
                     f"it has not ended after {self.longest_s:g} seconds, and goes on at the server. "
-                    "`sirius-dspy jobs RUN_DIR --cancel ID` ends it."
+                    "`sirius-dspy jobs RUN_DIR --cancel ID` ends it. To wait longer, raise `longest_s`, which "
+                    "`accept_changes=['trainer']` allows."
                 )
-            time.sleep(self._pause_s)
+            time.sleep(min(self._pause_s, left_s))
+
+    def _left_s(self) -> float:
+        return math.inf if self.longest_s is None else self.job.record.created + self.longest_s - time.time()
 
     def _look(self) -> FineTuningJob | None:
         """Return the job as it is now; `None` if the server does not tell at the moment."""
