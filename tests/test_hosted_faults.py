@@ -7,11 +7,13 @@ import logging
 import time
 
 import pytest
+from typer.testing import CliRunner
 
 from sirius_dspy import HostedTrainer
+from sirius_dspy.cli import app
 from sirius_dspy.errors import TrainingError
 from tests.openai_server import FakeOpenAI
-from tests.test_hosted import disturbed, lm_at, quick, request
+from tests.test_hosted import KEY, disturbed, lm_at, quick, request
 
 __all__ = ["quick"]
 
@@ -165,6 +167,27 @@ def test_a_job_is_found_on_a_later_page(tmp_path, quick):
         job.path.write_text(json.dumps({**json.loads(job.path.read_text()), "job": ""}))
         assert HostedTrainer().train(request(tmp_path, lm_at(url))).model.endswith("ftjob-0")
     assert len(fake.jobs) == 2
+
+
+# The listing
+
+
+def test_jobs_at_an_address_with_credentials_are_asked_for(tmp_path, quick, monkeypatch):
+    fake = FakeOpenAI(["running"])
+    with fake.serving() as url:
+        address = url.replace("://", "://reader:correct-horse-7@")
+        HostedTrainer()._start(request(tmp_path / "weights" / "iteration-1", lm_at(address)))
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", address)
+        fake.jobs["ftjob-0"]["left"] = ["queued"]
+        done = CliRunner().invoke(app, ["jobs", str(tmp_path), "--json"])
+        cancelled = CliRunner().invoke(app, ["jobs", str(tmp_path), "--cancel", "ftjob-0"])
+    assert json.loads(done.stdout)["jobs"][0]["state"] == "queued", done.stderr
+    assert "'cancelled'" in cancelled.stderr
+    assert (
+        "correct-horse-7"
+        not in done.output + cancelled.output + (tmp_path / "weights/iteration-1/solver/job.json").read_text()
+    )
 
 
 # The longest wait
