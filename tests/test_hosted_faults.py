@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from sirius_dspy import HostedTrainer
 from sirius_dspy.cli import app
 from sirius_dspy.errors import TrainingError
+from sirius_dspy.testing import ToyLM
 from tests.openai_server import FakeOpenAI
-from tests.test_hosted import KEY, disturbed, lm_at, quick, request
+from tests.test_hosted import KEY, ROWS, disturbed, lm_at, quick, request
 
 __all__ = ["quick"]
 
@@ -242,3 +243,44 @@ def test_a_job_that_could_not_be_created_has_not_begun(tmp_path, pauses):
             HostedTrainer().train(request(tmp_path, lm_at(url)))
         time.sleep(50_000)
         assert HostedTrainer(longest_s=4000).train(request(tmp_path, lm_at(url))).model.endswith("ftjob-0")
+
+
+# Agents that are trained on this machine
+
+
+def test_local_agents_behind_hosted_ones_are_trained_while_those_run(tmp_path, pauses):
+    of_last, of_local = [], []
+
+    class Patient(FakeOpenAI):
+        def job(self, name):
+            is_over = of_last and of_local and len(self.jobs) == 2
+            return super().job(name) | ({"status": "succeeded", "fine_tuned_model": f"ft:{name}"} if is_over else {})
+
+    with Patient(["running"]).serving() as url:
+        local = request(tmp_path, ToyLM(), "local", reports=of_local)
+        last = request(tmp_path, ToyLM(), "last", ROWS[:4], reports=of_last)
+        hosted = [request(tmp_path, lm_at(url), agent) for agent in ("first", "second")]
+        trained = [lm.model for lm in HostedTrainer().train_all([hosted[0], local, hosted[1], last])]
+    alone = [HostedTrainer().train(each).model for each in (local, last)]
+    assert trained == ["openai/ft:ftjob-0", alone[0], "openai/ft:ftjob-1", alone[1]]
+    assert alone[0] != alone[1]
+    assert pauses == []  # no job had to be waited for any more
+
+
+def test_a_local_failure_leaves_the_hosted_jobs_running(tmp_path, quick):
+    fake = FakeOpenAI(["running", "succeeded"])
+    with fake.serving() as url:
+        hosted, local = request(tmp_path, lm_at(url), "hosted"), request(tmp_path, ToyLM(fail_training=True), "local")
+        with pytest.raises(TrainingError, match="'local'"):
+            next(HostedTrainer().train_all([hosted, local]))
+        assert HostedTrainer().train(hosted).model.endswith("ftjob-0")
+    assert (len(fake.jobs), fake.cancelled) == (1, [])
+
+
+def test_an_agent_of_another_service_waits_for_its_turn(tmp_path, quick):
+    elsewhere = request(tmp_path, ToyLM(writes_weights=False, fail_training=True), "elsewhere")
+    with FakeOpenAI(["succeeded"]).serving() as url:
+        trained = HostedTrainer().train_all([request(tmp_path, lm_at(url), "hosted"), elsewhere])
+        assert next(trained).model.endswith("ftjob-0")  # kept before the other service is paid
+        with pytest.raises(TrainingError, match="'elsewhere'"):
+            next(trained)

@@ -51,7 +51,8 @@ class HostedTrainer(Trainer):
     go on, and so does the waiting.
 
     An LM with an `api_base` is fine-tuned there, with the LM's `api_key`; otherwise at OpenAI, or at `OPENAI_BASE_URL`.
-    Agents with other LMs, such as `LocalLM`, are trained by `ProviderTrainer` in the meantime.
+    Agents with other LMs are trained by `ProviderTrainer`: with a provider that writes weights on this machine, such as
+    that of `LocalLM`, while the jobs run; with any other one, when it is their turn.
 
     Args:
         hyperparameters: Of the jobs, such as `{"n_epochs": 3}`; the server chooses by default.
@@ -124,13 +125,19 @@ class HostedTrainer(Trainer):
         return next(self.train_all([request]))
 
     def train_all(self, requests: Sequence[TrainingRequest]) -> Iterator[dspy.LM]:
-        """See `Trainer.train_all`. All hosted jobs are started before anything waits for one of them."""
+        """See `Trainer.train_all`. All hosted jobs are started before anything waits, or trains on this machine."""
         for request in requests:
             self.check_rows(request.agent, request.lm, len(request.rows))
         jobs = {id(request): self._start(request) for request in requests if is_hosted(request.lm)}
-        others = self._others.train_all([request for request in requests if id(request) not in jobs])
+        others = [request for request in requests if id(request) not in jobs]
+        here = self._others.train_all([request for request in others if _is_trained_here(request)])
+        elsewhere = self._others.train_all([request for request in others if not _is_trained_here(request)])
         for request in requests:
-            yield self._finish(jobs[id(request)]) if id(request) in jobs else next(others)
+            if id(request) in jobs:
+                here = iter(list(here))
+                yield self._finish(jobs[id(request)])
+            else:
+                yield next(here if _is_trained_here(request) else elsewhere)
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`."""
@@ -214,3 +221,8 @@ class HostedTrainer(Trainer):
         job.write()
         logger.info("Job %s was trained on %s tokens, over all epochs.", job.record.job, ended.trained_tokens)
         return job.request.lm.copy(model=f"openai/{ended.fine_tuned_model.removeprefix('openai/')}")
+
+
+def _is_trained_here(request: TrainingRequest) -> bool:
+    """Return whether the weights will be on this machine: then nothing is paid for twice after a kill."""
+    return bool(getattr(request.lm.provider, "writes_weights", False))
