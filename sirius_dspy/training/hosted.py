@@ -8,16 +8,17 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.redact import redact
-from sirius_dspy.training.hosted_job import OPENAI, HostedJob, address_of, client_of, id_in, is_hosted
+from sirius_dspy.training.hosted_job import OPENAI, HostedJob, address_of, client_of, is_hosted
 from sirius_dspy.training.hosted_records import HostedRecord, estimate_tokens
-from sirius_dspy.training.refusals import explain, explain_failure, is_transient
+from sirius_dspy.training.hosted_wait import Wait
+from sirius_dspy.training.refusals import explain, explain_failure
 from sirius_dspy.training.trainers import (
     OPENAI_LEAST_ROWS,
     ProviderTrainer,
@@ -28,17 +29,9 @@ from sirius_dspy.training.trainers import (
 )
 from sirius_dspy.trajectory import digest
 
-if TYPE_CHECKING:
-    from openai.types.fine_tuning import FineTuningJob
-
 logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
-
-ENDED = ("succeeded", "failed", "cancelled")
-"""States of a job that no longer change."""
-
-_LONGEST_PAUSE_S = 60.0
 
 _SETTINGS = {
     "hyperparameters": checks.optional(checks.table("a mapping of names to values, such as `{'n_epochs': 3}`")),
@@ -58,7 +51,8 @@ class HostedTrainer(Trainer):
     go on, and so does the waiting.
 
     An LM with an `api_base` is fine-tuned there, with the LM's `api_key`; otherwise at OpenAI, or at `OPENAI_BASE_URL`.
-    Agents with other LMs, such as `LocalLM`, are trained by `ProviderTrainer` in the meantime.
+    Agents with other LMs are trained by `ProviderTrainer`: with a provider that writes weights on this machine, such as
+    that of `LocalLM`, while the jobs run; with any other one, when it is their turn.
 
     Args:
         hyperparameters: Of the jobs, such as `{"n_epochs": 3}`; the server chooses by default.
@@ -67,8 +61,9 @@ class HostedTrainer(Trainer):
         patience_s: Seconds for which the server may be out of reach while jobs run.
         validation: Share of the rows of each agent that is held out, drawn by the seed. The server reports its loss on
             them, which is logged. 0 by default, since these rows are not trained on.
-        longest_s: Seconds after which a job that has not ended is an error; `None` waits for as long as it takes. The
-            job goes on, and the next call waits for it again.
+        longest_s: Seconds from the creation of a job after which it is an error that it has not ended; `None` waits for
+            as long as it takes. The job goes on: a later call takes it up if it has ended, and a larger value waits
+            for it again.
 
     References:
         https://platform.openai.com/docs/api-reference/fine-tuning
@@ -130,13 +125,19 @@ class HostedTrainer(Trainer):
         return next(self.train_all([request]))
 
     def train_all(self, requests: Sequence[TrainingRequest]) -> Iterator[dspy.LM]:
-        """See `Trainer.train_all`. All hosted jobs are started before anything waits for one of them."""
+        """See `Trainer.train_all`. All hosted jobs are started before anything waits, or trains on this machine."""
         for request in requests:
             self.check_rows(request.agent, request.lm, len(request.rows))
         jobs = {id(request): self._start(request) for request in requests if is_hosted(request.lm)}
-        others = self._others.train_all([request for request in requests if id(request) not in jobs])
+        others = [request for request in requests if id(request) not in jobs]
+        here = self._others.train_all([request for request in others if _is_trained_here(request)])
+        elsewhere = self._others.train_all([request for request in others if not _is_trained_here(request)])
         for request in requests:
-            yield self._finish(jobs[id(request)]) if id(request) in jobs else next(others)
+            if id(request) in jobs:
+                here = iter(list(here))
+                yield self._finish(jobs[id(request)])
+            else:
+                yield next(here if _is_trained_here(request) else elsewhere)
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`."""
@@ -154,6 +155,8 @@ class HostedTrainer(Trainer):
         record = job.record
         job.read()
         try:
+            if record.is_denied:
+                job.find_denied()
             if record.file and not record.job:
                 record.job = job.find()  # the last call may have been killed before it read the answer
             if held_out and not record.validation:
@@ -163,6 +166,8 @@ class HostedTrainer(Trainer):
                 record.file = job.upload(rows, f"{job.suffix}.jsonl")
                 job.write()
             if not record.job:
+                record.created = time.time()
+                job.write()
                 record.job = job.create(settings)
         except (openai.OpenAIError, ValueError) as error:
             raise job.failure(explain(error)) from error
@@ -201,7 +206,7 @@ class HostedTrainer(Trainer):
     def _finish(self, job: HostedJob) -> dspy.LM:
         """Wait for the end of a job, and return the new LM."""
         try:
-            ended = self._wait(job)
+            ended = Wait(job, self.poll_s, self.patience_s, self.longest_s).until_end()
         except KeyboardInterrupt:
             text = (
                 "Job %s goes on at the server. The same `compile` takes it up; `sirius-dspy jobs` shows or cancels it."
@@ -217,32 +222,7 @@ class HostedTrainer(Trainer):
         logger.info("Job %s was trained on %s tokens, over all epochs.", job.record.job, ended.trained_tokens)
         return job.request.lm.copy(model=f"openai/{ended.fine_tuned_model.removeprefix('openai/')}")
 
-    def _wait(self, job: HostedJob) -> FineTuningJob:
-        import openai
 
-        began = time.monotonic()
-        lost_at: float | None = None
-        pause = self.poll_s
-        while True:
-            try:
-                found = job.client.fine_tuning.jobs.retrieve(job.record.job)
-                id_in(found)
-                job.report()
-                if found.status in ENDED:
-                    return found
-                lost_at, pause = None, self.poll_s
-            except (openai.OpenAIError, ValueError) as error:  # the latter for a body that is no JSON
-                if isinstance(error, openai.NotFoundError):
-                    job.forget()
-                if not is_transient(error):
-                    raise job.failure(explain(error)) from error
-                lost_at = lost_at or time.monotonic()
-                if time.monotonic() - lost_at > self.patience_s:
-                    raise job.failure(f"the server has not answered for {self.patience_s:g} seconds.") from error
-                pause = min(2 * pause, max(_LONGEST_PAUSE_S, self.poll_s))
-            if self.longest_s is not None and time.monotonic() - began > self.longest_s:
-                raise job.failure(
-                    f"it has not ended after {self.longest_s:g} seconds, and goes on at the server. "
-                    "`sirius-dspy jobs RUN_DIR --cancel ID` ends it."
-                )
-            time.sleep(pause)
+def _is_trained_here(request: TrainingRequest) -> bool:
+    """Return whether the weights will be on this machine: then nothing is paid for twice after a kill."""
+    return bool(getattr(request.lm.provider, "writes_weights", False))

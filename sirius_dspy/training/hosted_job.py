@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,12 @@ from dspy.clients.openai import OpenAIProvider
 from sirius_dspy.errors import TrainingError
 from sirius_dspy.redact import redact, remember_secrets
 from sirius_dspy.training.hosted_records import RECORD, HostedRecord, read_record
-from sirius_dspy.training.refusals import is_transient
+from sirius_dspy.training.refusals import explain, is_transient
 from sirius_dspy.training.trainers import TrainingRequest
 
 if TYPE_CHECKING:
     import openai
+    from openai.pagination import SyncCursorPage
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,10 @@ class HostedJob:
     request: TrainingRequest
     client: openai.OpenAI
     record: HostedRecord
-    seen: str = ""
-    """Id of the last event that was reported."""
+    seen: set[str] = field(default_factory=set)
+    """Ids of the events that were reported."""
+    is_silent: bool = False
+    """Whether the log says that events cannot be read."""
 
     @property
     def path(self) -> Path:
@@ -58,13 +62,14 @@ class HostedJob:
         if found is not None and found.key == self.record.key:
             self.record.file, self.record.validation, self.record.job = found.file, found.validation, found.job
             self.record.created = found.created or self.record.created
+            self.record.is_denied = found.is_denied
 
     def write(self) -> None:
         """Put the record on disk."""
         self.record.write(self.request.workdir)
 
     def forget(self) -> None:
-        """Remove the record of a job that cannot be taken up."""
+        """Remove the record of a job that ended without a model."""
         self.path.unlink(missing_ok=True)
 
     def upload(self, rows: Sequence[Mapping[str, Any]], name: str) -> str:
@@ -74,12 +79,19 @@ class HostedJob:
 
     def find(self) -> str:
         """Return the id of a job on the uploaded file, which no other job has; empty if there is none."""
-        page = self.client.fine_tuning.jobs.list(limit=100)
-        data_in(page)
-        for found in page:  # and of the pages after it
+        for found in pages_of(lambda: self.client.fine_tuning.jobs.list(limit=100), set()):
             if found.training_file == self.record.file:
                 return found.id
         return ""
+
+    def find_denied(self) -> None:
+        """Look on its file for a job that the server denied; without one, the rows have to be uploaded again."""
+        found = self.find()
+        if not found:
+            text = "The server at %s has no job on the rows of agent %r any more, so that another one is started."
+            logger.warning(text, self.record.address, self.request.agent)
+            self.record.file = self.record.validation = ""
+        self.record.job, self.record.is_denied = found, False
 
     def create(self, hyperparameters: Mapping[str, Any]) -> str:
         """Create the job. After an answer that was lost, look for it before another one is created."""
@@ -103,34 +115,39 @@ class HostedJob:
         return _persist(once, self.find)
 
     def report(self) -> None:
-        """Pass on what the server has reported since the last time: losses to the progress, the rest to the log."""
+        """Pass on what the server has reported since the last time: losses to the progress, the rest to the log.
+
+        Nothing that the server says here, or does not say, changes the job. So what cannot be read is left out.
+        """
         for event in reversed(self._fresh_events()):
-            data = event.data if isinstance(event.data, Mapping) else {}
-            if {"step", "train_loss"} <= data.keys():
-                step = int(data["step"])
-                self.request.on_progress(step, int(data.get("total_steps") or step), float(data["train_loss"]))
-            elif event.message:
-                logger.info("Job %s of agent %r: %s", self.record.job, self.request.agent, redact(event.message))
-            loss = data.get("full_valid_loss", data.get("valid_loss"))
-            if loss is not None:
-                text = "Job %s of agent %r: the loss on the rows that are held out is %.4f."
-                logger.info(text, self.record.job, self.request.agent, float(loss))
-            self.seen = event.id
+            self._report_one(event.message, event.data if isinstance(event.data, Mapping) else {})
+
+    def _report_one(self, message: object, data: Mapping[str, Any]) -> None:
+        step, loss = _number(data.get("step")), _number(data.get("train_loss"))
+        if step is not None and loss is not None:
+            self.request.on_progress(int(step), int(_number(data.get("total_steps")) or step), loss)
+        elif isinstance(message, str) and message:
+            logger.info("Job %s of agent %r: %s", self.record.job, self.request.agent, redact(message))
+        of_all, of_some = _number(data.get("full_valid_loss")), _number(data.get("valid_loss"))
+        if (held_out := of_some if of_all is None else of_all) is not None:
+            text = "Job %s of agent %r: the loss on the rows that are held out is %.4f."
+            logger.info(text, self.record.job, self.request.agent, held_out)
 
     def _fresh_events(self) -> list[Any]:
-        """Return the events that were not seen, newest first; none if the server has no events."""
+        """Return the events that were not seen, newest first; none if the server does not tell."""
         import openai
 
+        events = self.client.with_options(max_retries=0).fine_tuning.jobs  # the next look is the next try
+        seen = set(self.seen)
         try:
-            page = self.client.fine_tuning.jobs.list_events(self.record.job, limit=100)
-        except openai.NotFoundError:
+            fresh = list(pages_of(lambda: events.list_events(self.record.job, limit=100), seen))
+        except (openai.OpenAIError, ValueError) as error:
+            if not self.is_silent:
+                text = "Job %s of agent %r: its losses cannot be shown, but it goes on. %s"
+                logger.warning(text, self.record.job, self.request.agent, explain(error))
+            self.is_silent = True
             return []
-        data_in(page)
-        fresh: list[Any] = []
-        for event in page:  # and of the pages after it
-            if event.id == self.seen:
-                break
-            fresh.append(event)
+        self.seen = seen
         return fresh
 
     def failure(self, reason: str) -> TrainingError:
@@ -171,11 +188,45 @@ def id_in(answer: Any) -> str:
     return str(answer.id)
 
 
-def data_in(answer: Any) -> list[Any]:
-    """Return the list in an answer; see `id_in`."""
-    if not isinstance(getattr(answer, "data", None), list):
-        raise ValueError(f"the server answered {str(answer)[:200]!r}")
-    return list(answer.data)
+def pages_of(ask: Callable[[], SyncCursorPage[Any]], seen: set[str]) -> Iterator[Any]:
+    """Yield the entries of all pages of a list, and end at a page with nothing new.
+
+    A server may ignore which page it is asked for, or never say that one is the last.
+
+    Args:
+        ask: Returns the first page.
+        seen: The ids that are known already; those that are yielded are added.
+
+    Raises:
+        ValueError: The answer is no list; see `id_in`.
+    """
+    page = _page(ask)
+    while True:
+        fresh = [entry for entry in page.data if isinstance(getattr(entry, "id", None), str) and entry.id not in seen]
+        seen.update(entry.id for entry in fresh)
+        yield from fresh
+        if not (fresh and page.has_next_page()):
+            return
+        page = _page(page.get_next_page)
+
+
+def _page(ask: Callable[[], SyncCursorPage[Any]]) -> SyncCursorPage[Any]:
+    try:
+        page = ask()
+    except AttributeError as error:  # the client's, for a body such as `null`
+        raise ValueError("the server answered something that is no list") from error
+    if not isinstance(getattr(page, "data", None), list):
+        raise ValueError(f"the server answered {str(page)[:200]!r}")
+    return page
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number, and `None` for anything else that a server may send."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def is_hosted(lm: dspy.LM) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sirius_dspy.errors import RunDirError, TrainingError
+from sirius_dspy.redact import redact
 from sirius_dspy.training.hosted_job import default_address, id_in
 from sirius_dspy.training.hosted_records import RECORD, HostedRecord, read_record
 from sirius_dspy.training.refusals import explain
@@ -104,7 +105,7 @@ def _ask(record: HostedRecord, *, cancel: bool = False) -> tuple[str, int | None
     if (reason := _why_not(record.address, os.environ)) is not None:
         raise TrainingError(reason, agent=record.agent)
     try:
-        with openai.OpenAI(base_url=record.address, max_retries=2, timeout=30.0) as client:
+        with openai.OpenAI(base_url=default_address(), max_retries=2, timeout=30.0) as client:
             call = client.fine_tuning.jobs.cancel if cancel else client.fine_tuning.jobs.retrieve
             answer = call(record.job)
             id_in(answer)
@@ -115,7 +116,7 @@ def _ask(record: HostedRecord, *, cancel: bool = False) -> tuple[str, int | None
 
 def _why_not(address: str, environment: Mapping[str, str]) -> str | None:
     """Return why the server of a job cannot be asked."""
-    if address != default_address():
+    if address != redact(default_address()):  # records hold no credentials, which an address may
         return f"To ask the server, set OPENAI_BASE_URL to {address!r}, and {_KEY} to its key."
     return None if environment.get(_KEY) else f"To ask the server at {address!r}, set {_KEY}."
 

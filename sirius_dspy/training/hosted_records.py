@@ -35,13 +35,15 @@ class HostedRecord:
     epochs: int | None = None
     """`None` if the server chooses."""
     created: float = 0.0
-    """When the job was prepared, in seconds since 1970."""
+    """When the job was created, or first prepared, in seconds since 1970."""
     file: str = ""
     """Id of the uploaded rows."""
     validation: str = ""
     """Id of the uploaded rows that are held out."""
     job: str = ""
     """Id of the job."""
+    is_denied: bool = False
+    """Whether the server said, several times, that it does not know the job."""
     trained_tokens: int | None = None
     """What the server counted at the end, over all epochs; it charges for these."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sirius_dspy.redact import redact
 
 _REASONS = {
@@ -34,6 +36,23 @@ def is_transient(error: Exception) -> bool:
     )
 
 
+def is_denial(error: Exception) -> bool:
+    """Return whether the server itself says that there is no such job, in the form of OpenAI's errors.
+
+    The 404 page of a proxy, or of another service at the address, has another form.
+    """
+    import openai
+
+    if not isinstance(error, openai.NotFoundError):
+        return False
+    try:
+        body = error.response.json()
+    except ValueError:
+        return False
+    said = body.get("error") if isinstance(body, Mapping) else None
+    return isinstance(said, Mapping) and all(isinstance(said.get(name), str) for name in ("message", "type"))
+
+
 def explain(error: Exception) -> str:
     """Say in plain words why a server refused, with its own message."""
     import openai
@@ -52,6 +71,8 @@ def explain(error: Exception) -> str:
         return f"The server cannot be reached ({said})."
     if isinstance(error, openai.APIStatusError):
         return f"The server refused: {said}"
+    if isinstance(error, ValueError):  # no JSON
+        return f"{said}."
     return f"{said} Set OPENAI_API_KEY, or the `api_key` of the LM."
 
 
