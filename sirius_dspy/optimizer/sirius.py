@@ -28,12 +28,13 @@ from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator
 from sirius_dspy.training.prompts import check_adapter
-from sirius_dspy.training.trainers import ProviderTrainer, Trainer
+from sirius_dspy.training.suitable import SuitableTrainer
+from sirius_dspy.training.trainers import Trainer
 
 COLLECT = Collect()
 AUGMENTER = SuitableAugmenter()
 CURATOR = Curator()
-TRAINER = ProviderTrainer()
+TRAINER = SuitableTrainer()
 GATE = ValsetGate()
 PATIENCE = Patience()
 
@@ -58,7 +59,8 @@ class SiriuS(Teleprompter):
             `LadderAugmenter` if all trained agents have small local models, which cannot criticize, and otherwise the
             paper's `CriticAugmenter`.
         curator: Chooses the rows to train on.
-        trainer: Fine-tunes an agent; the default does so through the provider of its LM.
+        trainer: Fine-tunes the agents; the default, `SuitableTrainer()`, trains each as its LM needs: on this machine,
+            at OpenAI or a server with its API, with vLLM, or through its DSPy provider.
         gate: Decides which new weights are kept; `None` keeps all of them.
         agents: Agent name to the predictors that share one set of weights; every other predictor is an agent of its
             own. `SharedWeights()` gives all of them one set.

@@ -38,6 +38,9 @@ Row = Mapping[str, Any]
 ENDED = ("succeeded", "failed", "cancelled")
 """States of a job that no longer change."""
 
+_FIRST_PAUSE_S = 0.5
+"""A small server may be done before a long pause is over."""
+
 _LONGEST_PAUSE_S = 60.0
 
 _SETTINGS = {
@@ -63,7 +66,8 @@ class HostedTrainer(Trainer):
     Args:
         hyperparameters: Of the jobs, such as `{"n_epochs": 3}`; the server chooses by default.
         train_from: See `Trainer.train_from`.
-        poll_s: Seconds between two looks at a job.
+        poll_s: Seconds between two looks at a job. The first pause is half a second, and each is twice as long as the
+            one before it, up to this.
         patience_s: Seconds for which the server may be out of reach while jobs run.
         validation: Share of the rows of each agent that is held out, drawn by the seed. The server reports its loss on
             them, which is logged. 0 by default, since these rows are not trained on.
@@ -125,6 +129,14 @@ class HostedTrainer(Trainer):
         """See `Trainer.trains_on_images`."""
         return is_hosted(lm) or self._others.trains_on_images(lm)
 
+    def is_priced(self, lm: dspy.LM) -> bool:
+        """See `Trainer.is_priced`; what a server charges, if anything, only its owner knows."""
+        return is_hosted(lm) or self._others.is_priced(lm)
+
+    def order(self, requests: Sequence[TrainingRequest]) -> list[TrainingRequest]:
+        """See `Trainer.order`; hosted jobs come last."""
+        return sorted(self._others.order(requests), key=lambda request: is_hosted(request.lm))
+
     def train(self, request: TrainingRequest) -> dspy.LM:
         """See `Trainer.train`."""
         return next(self.train_all([request]))
@@ -133,10 +145,18 @@ class HostedTrainer(Trainer):
         """See `Trainer.train_all`. All hosted jobs are started before anything waits for one of them."""
         for request in requests:
             self.check_rows(request.agent, request.lm, len(request.rows))
-        jobs = {id(request): self._start(request) for request in requests if is_hosted(request.lm)}
-        others = self._others.train_all([request for request in requests if id(request) not in jobs])
+        hosted = self.start_all([request for request in requests if is_hosted(request.lm)])
+        others = self._others.train_all([request for request in requests if not is_hosted(request.lm)])
         for request in requests:
-            yield self._finish(jobs[id(request)]) if id(request) in jobs else next(others)
+            yield next(hosted if is_hosted(request.lm) else others)
+
+    def start_all(self, requests: Sequence[TrainingRequest]) -> Iterator[dspy.LM]:
+        """Start hosted jobs, and return what waits for them, one after another.
+
+        Raises:
+            TrainingError: A job could not be started. Those before it go on, and the next call takes them up.
+        """
+        return map(self._finish, [self._start(request) for request in requests])
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`."""
@@ -222,15 +242,16 @@ class HostedTrainer(Trainer):
 
         began = time.monotonic()
         lost_at: float | None = None
-        pause = self.poll_s
+        pause = min(_FIRST_PAUSE_S, self.poll_s)
         while True:
+            longest = self.poll_s
             try:
                 found = job.client.fine_tuning.jobs.retrieve(job.record.job)
                 id_in(found)
                 job.report()
                 if found.status in ENDED:
                     return found
-                lost_at, pause = None, self.poll_s
+                lost_at = None
             except (openai.OpenAIError, ValueError) as error:  # the latter for a body that is no JSON
                 if isinstance(error, openai.NotFoundError):
                     job.forget()
@@ -239,10 +260,11 @@ class HostedTrainer(Trainer):
                 lost_at = lost_at or time.monotonic()
                 if time.monotonic() - lost_at > self.patience_s:
                     raise job.failure(f"the server has not answered for {self.patience_s:g} seconds.") from error
-                pause = min(2 * pause, max(_LONGEST_PAUSE_S, self.poll_s))
+                longest = max(_LONGEST_PAUSE_S, self.poll_s)
             if self.longest_s is not None and time.monotonic() - began > self.longest_s:
                 raise job.failure(
                     f"it has not ended after {self.longest_s:g} seconds, and goes on at the server. "
                     "`sirius-dspy jobs RUN_DIR --cancel ID` ends it."
                 )
             time.sleep(pause)
+            pause = min(2 * pause, longest)
