@@ -29,6 +29,7 @@ from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator
 from sirius_dspy.training.prompts import check_adapter
 from sirius_dspy.training.suitable import SuitableTrainer
+from sirius_dspy.training.tools import check_tools
 from sirius_dspy.training.trainers import Trainer
 
 COLLECT = Collect()
@@ -243,6 +244,7 @@ class SiriuS(Teleprompter):
             adapter=adapter,
             run_dir=RunDir(_folder(settings.run_dir)),
         )
+        check_tools(student, plan.trained, plan.start, adapter)
         prepare.check_parts(plan.student, settings, plan.trained, plan.start)
         prepare.check_schedule(settings.collect.schedule, plan.unique_trainset, settings.iterations)
         prepare.check_media(student, train, plan.trained, plan.start, settings.trainer)

@@ -193,7 +193,7 @@ class HostedTrainer(Trainer):
 
     def _split(self, request: TrainingRequest) -> tuple[list[Row], list[Row]]:
         """Return the rows to train on, and those that are held out."""
-        rows = [{"messages": row["messages"]} for row in request.rows]
+        rows = [{"messages": _only_last_learned(row["messages"])} for row in request.rows]
         places = random.Random(request.seed).sample(range(len(rows)), self._num_held_out(len(rows)))
         held_out = set(places)
         return [row for place, row in enumerate(rows) if place not in held_out], [rows[place] for place in places]
@@ -268,3 +268,9 @@ class HostedTrainer(Trainer):
                 )
             time.sleep(pause)
             pause = min(2 * pause, longest)
+
+
+def _only_last_learned(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Exclude earlier replies, such as those of a `dspy.History`, from the loss; OpenAI trains on all by default."""
+    earlier = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages[:-1]]
+    return [*earlier, messages[-1]]
