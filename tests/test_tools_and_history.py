@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sirius_dspy import Collect, HostedTrainer, SiriuS
-from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.plain import to_plain
+from sirius_dspy import Collect, CriticAugmenter, HostedTrainer, SiriuS
+from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
+from sirius_dspy.plain import from_plain, to_plain
 from sirius_dspy.running.requests import listen
 from sirius_dspy.testing import ToyLM, chat_reply
 from sirius_dspy.training.prompts import PromptProbe
@@ -55,9 +55,9 @@ def skill(prompt):
     return chat_reply(calls=CALLS) if prompt.asks_for("calls") else chat_reply(answer="noon")
 
 
-def compiled_by(run_dir, program, examples):
-    fixed = {"iterations": 1, "collect": Collect(samples=1), "augmenter": None, "num_threads": 1}
-    optimizer = SiriuS(lambda example, prediction, trace=None: True, run_dir=run_dir, **fixed)
+def compiled_by(run_dir, program, examples, metric=lambda example, prediction: True, augmenter=None):
+    settings = {"iterations": 1, "collect": Collect(samples=1), "num_threads": 1}
+    optimizer = SiriuS(metric, run_dir=run_dir, augmenter=augmenter, **settings)
     return optimizer.compile(program, trainset=examples, valset=examples)
 
 
@@ -79,6 +79,36 @@ def test_tool_calls_that_are_text_become_rows(tmp_path):
     assert [message["role"] for message in row] == ["system", "user", "assistant"]
     assert "search" in row[1]["content"]
     assert "Zürich" in row[-1]["content"]
+
+
+def planned(prompt):
+    """Searches for the right town only after advice."""
+    if prompt.asks_for("feedback"):
+        return chat_reply(feedback="Search for Zürich.")
+    if prompt.asks_for("rewritten"):
+        return chat_reply(rewritten=prompt.field("text"))
+    if prompt.asks_for("calls"):
+        town = "Zürich" if prompt.field("feedback") else "Bern"
+        return chat_reply(calls=json.dumps({"tool_calls": [{"name": "search", "args": {"query": town}}]}))
+    return chat_reply(answer="right" if "Zürich" in prompt.field("calls") else "wrong")
+
+
+def test_a_step_that_called_the_wrong_tool_is_repaired(tmp_path):
+    program, examples = asking(Calling(skill=planned))
+    compiled = compiled_by(
+        tmp_path, program, examples, lambda example, prediction: prediction.answer == "right", CriticAugmenter()
+    )
+    assert compiled(question="When?").answer == "right"
+    (row,) = rows_of(tmp_path, "planner")
+    assert "tell the time" in row[1]["content"].lower()
+    assert "Zürich" in row[-1]["content"]
+
+
+def test_a_stored_tool_describes_itself_but_cannot_be_called():
+    restored = from_plain(json.loads(json.dumps(to_plain(dspy.Tool(search)))))
+    assert (str(restored), restored.args) == (str(dspy.Tool(search)), {"query": {"type": "string"}})
+    with pytest.raises(UnreadableValueError, match="does not hold its function"):
+        restored.func(query="x")
 
 
 def native():
