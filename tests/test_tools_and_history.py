@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sirius_dspy import Collect, CriticAugmenter, HostedTrainer, SiriuS
+from sirius_dspy import Collect, CriticAugmenter, HostedTrainer, SiriuS, open_export
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import from_plain, to_plain
 from sirius_dspy.running.requests import listen
@@ -109,6 +109,17 @@ def test_a_stored_tool_describes_itself_but_cannot_be_called():
     assert (str(restored), restored.args) == (str(dspy.Tool(search)), {"query": {"type": "string"}})
     with pytest.raises(UnreadableValueError, match="does not hold its function"):
         restored.func(query="x")
+
+
+def test_tool_calls_are_exported_as_the_text_that_a_row_has(tmp_path):
+    program, examples = asking(Calling(skill=skill))
+    compiled_by(tmp_path, program, examples)
+    export = open_export(tmp_path, adapter=dspy.settings.adapter)
+    export.to_sft(tmp_path / "sft.jsonl")
+    export.library.close()
+    written = [json.loads(line) for line in (tmp_path / "sft.jsonl").read_text(encoding="utf-8").splitlines()]
+    (row,) = [row["prompt"] + row["completion"] for row in written if row["agent"] == "planner"]
+    assert [row] == rows_of(tmp_path, "planner")
 
 
 def native():
