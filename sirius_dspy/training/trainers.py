@@ -206,8 +206,9 @@ class ProviderTrainer(Trainer):
         """See `Trainer.train_all`. Neighbors with the same base and provider are trained together if it can do that.
 
         A provider can if it has `finetune_all(model, train_data, train_kwargs)`, which takes a list of rows and a table
-        of settings for each agent and returns the ids of the new weights, of all agents or of none. A subclass with its
-        own `train` trains one after another.
+        of settings for each agent and returns the ids of the new weights, of all agents or of none. Providers that are
+        different objects count as the same if both have an equal `trains_like`. A subclass with its own `train` trains
+        one after another.
         """
         if type(self).train is not ProviderTrainer.train:
             yield from super().train_all(requests)
@@ -264,7 +265,8 @@ def _shared_base(request: TrainingRequest) -> Hashable:
     """Equal for requests that may be trained together."""
     provider = request.lm.provider
     is_able = callable(getattr(provider, "finetune_all", None))
-    return (id(provider), request.lm.finetuning_model or request.lm.model) if is_able else id(request)
+    trains_like = getattr(provider, "trains_like", id(provider))
+    return (trains_like, request.lm.finetuning_model or request.lm.model) if is_able else id(request)
 
 
 def _rows(request: TrainingRequest) -> list[dict[str, Any]]:
