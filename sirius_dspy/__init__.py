@@ -45,6 +45,7 @@ from sirius_dspy.training.balanced import BalancedCurator
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
 from sirius_dspy.training.hosted import HostedTrainer
 from sirius_dspy.training.preferences import PreferenceTrainer
+from sirius_dspy.training.suitable import SuitableTrainer
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
 from sirius_dspy.training.weigh import PassRateWeights
 from sirius_dspy.trajectory import Attempt, Edit, Repair, Step, Trajectory
@@ -108,6 +109,7 @@ __all__ = [
     "Standing",
     "Step",
     "StepCredit",
+    "SuitableTrainer",
     "TRLExport",
     "Tracker",
     "Trackers",

@@ -325,7 +325,7 @@ def without_seconds(critic):
     ("augmenter", "said"),
     [
         (CriticAugmenter(training=CriticTraining()), "`critic` is None: each agent advises itself"),
-        (CriticAugmenter(ScriptedLM([]), training=CriticTraining()), "but ProviderTrainer cannot fine-tune its LM"),
+        (CriticAugmenter(ScriptedLM([]), training=CriticTraining()), "but SuitableTrainer cannot fine-tune its LM"),
         (CriticAugmenter(critic_of(), training=CriticTraining(held_out=0)), "`held_out` of CriticTraining is 0"),
         (LadderAugmenter([CriticAugmenter(training=CriticTraining())]), "`critic` is None: each agent advises itself"),
         (LadderAugmenter([CriticAugmenter(ScriptedLM([]), training=CriticTraining())]), "cannot fine-tune"),

@@ -131,7 +131,7 @@ def begins(
 ):
     """Whether the folder takes a compile with these settings; no LM is called."""
     data = {name: options.pop(name, examples(range(2))) for name in ("trainset", "valset")}
-    made = optimizer(run_dir, tracker=Stopping(), **options)
+    made = optimizer(run_dir, tracker=Stopping(), **{"trainer": ProviderTrainer(), **options})
     made.metric = metric
     with dspy.context(adapter=adapter):
         try:

@@ -89,6 +89,8 @@ GOOD = json.dumps({"messages": ROWS[0]})
         (json.dumps({"messages": [*ROWS[0], {"role": "tool", "content": "x"}]}), "Line 3, message 3: the role"),
         (json.dumps({"messages": [{"role": "user", "content": []}, ROWS[0][1]]}), "Line 3, message 1: the content"),
         (json.dumps({"messages": [{"role": "user"}, ROWS[0][1]]}), "Line 3, message 1: expected the fields"),
+        (json.dumps({"messages": [ROWS[0][0], {**ROWS[0][1], "weight": 0}]}), "the last reply has the weight 0"),
+        (json.dumps({"messages": [{**ROWS[0][0], "weight": 0}, ROWS[0][1]]}), "message 1: only .* 'assistant'"),
         (json.dumps({"messages": [{"role": "user", "content": "\ud800"}, ROWS[0][1]]}), "message 1: the content"),
     ],
 )
@@ -97,6 +99,12 @@ def test_a_line_that_cannot_be_trained_on_is_named(idle, line, problem):
     with pytest.raises(openai.BadRequestError, match=problem) as caught:
         idle.files.create(file=("rows.jsonl", content), purpose="fine-tune")
     assert caught.value.code == "invalid_training_file"
+
+
+def test_earlier_replies_of_a_chat_may_have_the_weight_zero(idle):
+    chat = [ROWS[0][0], {**ROWS[0][1], "weight": 0}, *ROWS[1]]
+    content = json.dumps({"messages": chat}).encode()
+    assert idle.files.create(file=("rows.jsonl", content), purpose="fine-tune").status == "processed"
 
 
 def test_an_empty_file_and_another_purpose_are_refused(idle):

@@ -17,6 +17,8 @@ from dspy.clients.utils_finetune import find_data_error_chat
 
 from sirius_dspy import Collect, Curator, SiriuS
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
+from sirius_dspy.local.lora import LoraOptions
+from sirius_dspy.local.provider import LocalProvider
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, ToyLM, TrainerContract, chat_reply
 from sirius_dspy.training.trainers import ProviderTrainer, TrainingRequest
@@ -337,6 +339,7 @@ def test_no_agent_is_trained_where_one_has_too_few_rows(openai_at, tmp_path):
             iterations=1,
             collect=Collect(samples=1),
             augmenter=None,
+            trainer=ProviderTrainer(),  # `HostedTrainer` asks for ten rows only at OpenAI itself
             num_threads=2,
             run_dir=tmp_path,
         )
@@ -427,6 +430,25 @@ def test_neighbors_with_the_same_base_are_trained_in_one_call(tmp_path):
     ((model, data, _),) = provider.calls
     assert model == first.model
     assert data == [[dict(row) for row in each.rows] for each in asked[:2]]
+
+
+def test_providers_that_train_alike_train_together(tmp_path):
+    first, second, other = Together(), Together(), Together()
+    for provider, likeness in ((first, "a"), (second, "a"), (other, "b")):
+        provider.trains_like = likeness
+    asked = [replace(request(own(provider), tmp_path), agent="x") for provider in (first, other, second)]
+    trainer = ProviderTrainer()
+    assert len(list(trainer.train_all(trainer.order(asked)))) == 3
+    ((_, data, _),) = first.calls
+    assert len(data) == 2
+    assert second.calls == []
+
+
+def test_local_lms_of_one_kind_train_alike():
+    one, other = LocalProvider(LoraOptions(rank=4)), LocalProvider(LoraOptions(rank=4))
+    assert one.trains_like == other.trains_like
+    assert one.trains_like != LocalProvider(LoraOptions(rank=8)).trains_like
+    assert one.trains_like != LocalProvider(LoraOptions(rank=4), device="cuda:1").trains_like
 
 
 def test_a_failed_call_names_all_its_agents(tmp_path):

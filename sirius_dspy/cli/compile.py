@@ -35,7 +35,8 @@ from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.curate import Curator
-from sirius_dspy.training.trainers import ProviderTrainer
+from sirius_dspy.training.suitable import SuitableTrainer
+from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainFrom
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def compile_program(
                 collect=Collect(samples, temperature, until_solved, _demos(demos)),
                 augmenter=_augmenter(critic, settings, max_repairs) if repair else None,
                 curator=Curator(max_per_example, max_rows, cumulative),
-                trainer=ProviderTrainer(values_in(train_settings, "--train-setting"), train_from=train_from),
+                trainer=_trainer(values_in(train_settings, "--train-setting"), train_from),
                 gate=ValsetGate(min_gain) if gate else None,
                 agents=agents_of(members, shared=shared_weights),
                 frozen=names_in(frozen),
@@ -150,6 +151,11 @@ def compile_program(
             )
         with dspy.context(adapter=make_adapter(adapter, student)):
             (_print_plan if dry_run else _run)(job, notes, as_json=as_json)
+
+
+def _trainer(settings: dict[str, Any], train_from: TrainFrom) -> Trainer:
+    """Return what fits each LM; settings of a provider are for `lm.finetune`."""
+    return ProviderTrainer(settings, train_from=train_from) if settings else SuitableTrainer(train_from=train_from)
 
 
 def _print_plan(job: Job, notes: Console, *, as_json: bool) -> None:

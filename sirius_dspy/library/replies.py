@@ -11,10 +11,12 @@ import dspy
 from dspy.adapters.base import Adapter
 from dspy.signatures import make_signature
 
-from sirius_dspy.plain import readable
+from sirius_dspy.plain import from_plain, readable
 from sirius_dspy.trajectory import Step
 
 Message = dict[str, str]
+
+_TOOL_CALLS = f"{dspy.ToolCalls.__module__}:{dspy.ToolCalls.__qualname__}"
 
 WriteReply = Callable[[Step], tuple[str | None, str]]
 """Gives the reply that represents the outputs of a step, or `None` and the reason why there is none."""
@@ -23,8 +25,8 @@ WriteReply = Callable[[Step], tuple[str | None, str]]
 class ReplyWriter:
     """A `WriteReply` that knows the adapter only.
 
-    The types of the fields are taken from their values, which is enough for text, numbers, lists and tables. Values of
-    classes need the program's signatures, and have no reply here.
+    The types of the fields are taken from their values, which is enough for text, numbers, lists, tables and
+    `dspy.ToolCalls`. Values of other classes need the program's signatures, and have no reply here.
 
     Args:
         adapter: The one that the program was run with.
@@ -35,8 +37,9 @@ class ReplyWriter:
 
     def __call__(self, step: Step) -> tuple[str | None, str]:
         """Return the reply of a step, or `None` and the reason."""
-        outputs = {name: value for name, value in (step.outputs or {}).items() if name != "logprobs"}
-        if readable(outputs) != outputs:
+        outputs = {name: _restore(value) for name, value in (step.outputs or {}).items() if name != "logprobs"}
+        plain = {name: value for name, value in outputs.items() if not isinstance(value, dspy.ToolCalls)}
+        if readable(plain) != plain:
             return None, "holds a value of a class"
         signature = _signature_of(tuple((name, type(value)) for name, value in outputs.items()))
         try:  # adapters may raise anything; such a reply is no row
@@ -74,6 +77,12 @@ def sent_prompt(step: Step) -> tuple[list[Message] | None, str]:
     if not all(isinstance(message["content"], str) for message in messages):
         return None, "has images or other media"
     return [{"role": message["role"], "content": message["content"]} for message in messages], ""
+
+
+def _restore(value: Any) -> Any:
+    """Make tool calls again, and return anything else as it is stored."""
+    is_calls = isinstance(value, dict) and value.get("class") == _TOOL_CALLS
+    return from_plain(value, dspy.ToolCalls) if is_calls else value
 
 
 @lru_cache(maxsize=256)

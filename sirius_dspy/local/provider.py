@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -106,6 +106,11 @@ class LocalProvider(Provider):
         self.device = device
         self.finetunable = True
         self.TrainingJob = LocalTrainingJob
+
+    @property
+    def trains_like(self) -> Hashable:
+        """Equal for providers that train in the same way, so that agents with LMs of their own are trained together."""
+        return type(self), self.options, self.device
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LocalProvider:
         return self

@@ -125,14 +125,15 @@ class Estimator:
         """Fine-tune the critic, if there is enough advice to learn from, and repair."""
         units = self._num_failed(iteration)
         if critic is not None and iteration > 1:
-            yield StagePlan(iteration, "train critic", Range(0, 1, 1), usd=Range.exactly(0.0))
+            yield StagePlan(iteration, "train critic", Range(0, 1, 1), usd=self._usd_of_jobs([critic.lm]))
             units += units * Range(0, critic.training.held_out, critic.training.held_out)  # both critics repair these
         yield self._runs(iteration, "repair", units, self._per_repair(iteration))
 
     def _learn(self, iteration: int, evaluations: int) -> Iterable[StagePlan]:
         """Fine-tune, and let the gate choose."""
         num_val = len(self.plan.unique_valset)
-        yield StagePlan(iteration, "train", Range.exactly(len(self.plan.trained)), usd=Range.exactly(0.0))
+        usd = self._usd_of_jobs(self.plan.start[agent] for agent in self.plan.trained)
+        yield StagePlan(iteration, "train", Range.exactly(len(self.plan.trained)), usd=usd)
         units = Range(num_val, num_val, num_val * evaluations)
         yield self._runs(iteration, "evaluate", units, self._per_run("validation", iteration))
 
@@ -153,6 +154,10 @@ class Estimator:
         bounds = [(list(least), prompt.low, completion.low), (mean, prompt.likely, completion.likely)]
         bounds.append((list(most), prompt.high, completion.high))
         return Range(*((price[0] * tokens + price[1] * written) / 1e6 for price, tokens, written in bounds))
+
+    def _usd_of_jobs(self, lms: Iterable[dspy.LM]) -> Range | None:
+        """Nothing for jobs on this machine; nobody knows what a hosted one will cost."""
+        return None if any(map(self.plan.settings.trainer.is_priced, lms)) else Range.exactly(0.0)
 
     def _valuation(self, iteration: int, credit: Credit) -> StagePlan:
         """All steps of the successful runs, and of the failed ones that will be repaired."""

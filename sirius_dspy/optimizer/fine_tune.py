@@ -160,8 +160,9 @@ def _base(session: Session, agent: str) -> dspy.LM:
 def _train_missing(session: Session, iteration: int, sets: Sequence[tuple[TrainingSet, dspy.LM]]) -> dict[str, Job]:
     """Fine-tune agents, each from an LM; a result is on disk before the next one is asked for."""
     losses: dict[str, list[float]] = {rows.agent: [] for rows, _ in sets}
-    requests = [_request(session, iteration, rows, base, losses[rows.agent]) for rows, base in sets]
-    lms = iter(session.settings.trainer.train_all(requests))
+    trainer = session.settings.trainer
+    requests = trainer.order([_request(session, iteration, rows, base, losses[rows.agent]) for rows, base in sets])
+    lms = iter(trainer.train_all(requests))
     jobs: dict[str, Job] = {}
     for request in requests:
         session.account.check()

@@ -28,12 +28,14 @@ from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator
 from sirius_dspy.training.prompts import check_adapter
-from sirius_dspy.training.trainers import ProviderTrainer, Trainer
+from sirius_dspy.training.suitable import SuitableTrainer
+from sirius_dspy.training.tools import check_tools
+from sirius_dspy.training.trainers import Trainer
 
 COLLECT = Collect()
 AUGMENTER = SuitableAugmenter()
 CURATOR = Curator()
-TRAINER = ProviderTrainer()
+TRAINER = SuitableTrainer()
 GATE = ValsetGate()
 PATIENCE = Patience()
 
@@ -58,7 +60,8 @@ class SiriuS(Teleprompter):
             `LadderAugmenter` if all trained agents have small local models, which cannot criticize, and otherwise the
             paper's `CriticAugmenter`.
         curator: Chooses the rows to train on.
-        trainer: Fine-tunes an agent; the default does so through the provider of its LM.
+        trainer: Fine-tunes the agents; the default, `SuitableTrainer()`, trains each as its LM needs: on this machine,
+            at OpenAI or a server with its API, with vLLM, or through its DSPy provider.
         gate: Decides which new weights are kept; `None` keeps all of them.
         agents: Agent name to the predictors that share one set of weights; every other predictor is an agent of its
             own. `SharedWeights()` gives all of them one set.
@@ -241,6 +244,7 @@ class SiriuS(Teleprompter):
             adapter=adapter,
             run_dir=RunDir(_folder(settings.run_dir)),
         )
+        check_tools(student, plan.trained, plan.start, adapter)
         prepare.check_parts(plan.student, settings, plan.trained, plan.start)
         prepare.check_schedule(settings.collect.schedule, plan.unique_trainset, settings.iterations)
         prepare.check_media(student, train, plan.trained, plan.start, settings.trainer)

@@ -19,6 +19,8 @@ from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain.classes import BUILTINS, MAPPINGS, SEQUENCES, TEXT_TYPES, TYPE, URLS, class_of, classes_in
 from sirius_dspy.plain.frames import read_absent, read_frame, read_time
 
+_TOOL = f"{dspy.Tool.__module__}:{dspy.Tool.__qualname__}"
+
 _READERS = {kind.__name__: read for kind, read in TEXT_TYPES.items()}
 
 
@@ -100,6 +102,8 @@ def _read(value: Any, classes: Mapping[str, type]) -> Any:
 
 def _read_tagged(tagged: Mapping[str, Any], classes: Mapping[str, type]) -> Any:
     kind, value = tagged[TYPE], tagged["value"]
+    if kind == "model" and tagged["class"] == _TOOL:
+        return _read_tool(tagged, classes)
     if kind in _CLASS_READERS:
         return _CLASS_READERS[kind](tagged, _read(value, classes), classes)
     if kind in _READERS:
@@ -128,6 +132,17 @@ def _read_pairs(pairs: Any, classes: Mapping[str, type]) -> Any:
 def _read_enum(tagged: Mapping[str, Any], value: Any, classes: Mapping[str, type]) -> Any:
     kind = class_of(tagged, classes, enum.Enum)
     return kind(value) if tagged["name"] is None else kind[tagged["name"]]
+
+
+def _read_tool(tagged: Mapping[str, Any], classes: Mapping[str, type]) -> dspy.Tool:
+    """Read what a tool says of itself, which is all that a prompt needs: its function is not stored."""
+    said = {name: item for name, item in tagged["value"].items() if name not in ("func", "arg_types")}
+    tool: dspy.Tool = _read_model(tagged, {**_read(said, classes), "func": _call_nothing, "arg_types": {}}, classes)
+    return tool
+
+
+def _call_nothing(**arguments: Any) -> Any:
+    raise UnreadableValueError("This tool was read from storage, which does not hold its function. Use the program's.")
 
 
 def _read_model(tagged: Mapping[str, Any], value: Any, classes: Mapping[str, type]) -> Any:

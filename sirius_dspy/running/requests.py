@@ -31,7 +31,7 @@ class Request:
 
     messages: Messages
     has_tools: bool
-    """Whether native tools were sent beside the messages, which a training row cannot hold."""
+    """Whether native tools, or messages with native tool calls, were sent, which a training row cannot hold."""
     finish: str
     """Why the LM stopped, in its own word; empty if it did not say."""
 
@@ -58,7 +58,8 @@ class Listener:
     def add_request(self, entry: Mapping[str, Any]) -> None:
         """Note an entry of an LM's history."""
         messages = entry.get("messages") or [{"role": "user", "content": entry.get("prompt") or ""}]
-        request = Request(messages, bool((entry.get("kwargs") or {}).get("tools")), _finish(entry.get("response")))
+        has_tools = bool((entry.get("kwargs") or {}).get("tools")) or any(map(_is_of_tools, messages))
+        request = Request(messages, has_tools, _finish(entry.get("response")))
         with self._lock:
             self.requests.append(request)
             self.is_void = not _has_token_count(entry)
@@ -119,6 +120,11 @@ def _alias_class(kind: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
             listener.add_request(entry)
 
     return type(kind.__name__, (kind,), {"update_history": update_history, "__module__": kind.__module__})
+
+
+def _is_of_tools(message: Mapping[str, Any]) -> bool:
+    """Whether a message is a native tool call, or the result of one."""
+    return message.get("role") == "tool" or bool(message.get("tool_calls"))
 
 
 def _has_token_count(entry: Mapping[str, Any]) -> bool:

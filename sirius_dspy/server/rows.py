@@ -47,15 +47,19 @@ def _read_row(number: int, line: bytes) -> list[dict[str, str]]:
     if not isinstance(row, dict) or set(row) != {"messages"} or not isinstance(row["messages"], list):
         raise _wrong(f'Line {number} is not of the form {{"messages": [...]}}, without other fields.')
     messages = [_read_message(f"Line {number}, message {place}", item) for place, item in enumerate(row["messages"], 1)]
+    if row["messages"] and row["messages"][-1].get("weight") == 0:
+        raise _wrong(f"Line {number}: the last reply has the weight 0, but it alone is trained on.")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
         raise _wrong(f"Line {number} needs a prompt and, as its last message, the reply of the role 'assistant'.")
     return messages
 
 
 def _read_message(place: str, message: Any) -> dict[str, str]:
-    if not isinstance(message, dict) or set(message) != {"role", "content"}:
+    if not isinstance(message, dict) or set(message) - {"weight"} != {"role", "content"}:
         raise _wrong(f"{place}: expected the fields 'role' and 'content' and no others. Only texts are trained on.")
     role, content = message["role"], message["content"]
+    if "weight" in message and (role != "assistant" or message["weight"] not in (0, 1)):
+        raise _wrong(f"{place}: only a message of the role 'assistant' may have a 'weight', 0 or 1.")
     if role not in _ROLES:
         raise _wrong(f"{place}: the role is none of {', '.join(_ROLES)}.")
     if not isinstance(content, str) or not _is_text(content):

@@ -57,7 +57,8 @@ class HostedTrainer(Trainer):
     Args:
         hyperparameters: Of the jobs, such as `{"n_epochs": 3}`; the server chooses by default.
         train_from: See `Trainer.train_from`.
-        poll_s: Seconds between two looks at a job.
+        poll_s: Seconds between two looks at a job. The first pause is half a second, and each is twice as long as the
+            one before it, up to this.
         patience_s: Seconds for which the server may be out of reach while jobs run.
         validation: Share of the rows of each agent that is held out, drawn by the seed. The server reports its loss on
             them, which is logged. 0 by default, since these rows are not trained on.
@@ -120,6 +121,14 @@ class HostedTrainer(Trainer):
         """See `Trainer.trains_on_images`."""
         return is_hosted(lm) or self._others.trains_on_images(lm)
 
+    def is_priced(self, lm: dspy.LM) -> bool:
+        """See `Trainer.is_priced`; what a server charges, if anything, only its owner knows."""
+        return is_hosted(lm) or self._others.is_priced(lm)
+
+    def order(self, requests: Sequence[TrainingRequest]) -> list[TrainingRequest]:
+        """See `Trainer.order`; hosted jobs come last."""
+        return sorted(self._others.order(requests), key=lambda request: is_hosted(request.lm))
+
     def train(self, request: TrainingRequest) -> dspy.LM:
         """See `Trainer.train`."""
         return next(self.train_all([request]))
@@ -128,16 +137,24 @@ class HostedTrainer(Trainer):
         """See `Trainer.train_all`. All hosted jobs are started before anything waits, or trains on this machine."""
         for request in requests:
             self.check_rows(request.agent, request.lm, len(request.rows))
-        jobs = {id(request): self._start(request) for request in requests if is_hosted(request.lm)}
-        others = [request for request in requests if id(request) not in jobs]
+        hosted = self.start_all([request for request in requests if is_hosted(request.lm)])
+        others = [request for request in requests if not is_hosted(request.lm)]
         here = self._others.train_all([request for request in others if _is_trained_here(request)])
         elsewhere = self._others.train_all([request for request in others if not _is_trained_here(request)])
         for request in requests:
-            if id(request) in jobs:
+            if is_hosted(request.lm):
                 here = iter(list(here))
-                yield self._finish(jobs[id(request)])
+                yield next(hosted)
             else:
                 yield next(here if _is_trained_here(request) else elsewhere)
+
+    def start_all(self, requests: Sequence[TrainingRequest]) -> Iterator[dspy.LM]:
+        """Start hosted jobs, and return what waits for them, one after another.
+
+        Raises:
+            TrainingError: A job could not be started. Those before it go on, and the next call takes them up.
+        """
+        return map(self._finish, [self._start(request) for request in requests])
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`."""
@@ -178,7 +195,7 @@ class HostedTrainer(Trainer):
 
     def _split(self, request: TrainingRequest) -> tuple[list[Row], list[Row]]:
         """Return the rows to train on, and those that are held out."""
-        rows = [{"messages": row["messages"]} for row in request.rows]
+        rows = [{"messages": _only_last_learned(row["messages"])} for row in request.rows]
         places = random.Random(request.seed).sample(range(len(rows)), self._num_held_out(len(rows)))
         held_out = set(places)
         return [row for place, row in enumerate(rows) if place not in held_out], [rows[place] for place in places]
@@ -226,3 +243,9 @@ class HostedTrainer(Trainer):
 def _is_trained_here(request: TrainingRequest) -> bool:
     """Return whether the weights will be on this machine: then nothing is paid for twice after a kill."""
     return bool(getattr(request.lm.provider, "writes_weights", False))
+
+
+def _only_last_learned(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Exclude earlier replies, such as those of a `dspy.History`, from the loss; OpenAI trains on all by default."""
+    earlier = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages[:-1]]
+    return [*earlier, messages[-1]]

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 ENDED = ("succeeded", "failed", "cancelled")
 """States of a job that no longer change."""
 
+_FIRST_PAUSE_S = 0.5
+"""A small server may be done before a long pause is over; the pause doubles up to `poll_s`."""
+
 _LONGEST_PAUSE_S = 60.0
 
 _DENIALS = 3
@@ -42,6 +45,7 @@ class Wait:
     longest_s: float | None
 
     def __post_init__(self) -> None:
+        self._usual_pause_s = min(_FIRST_PAUSE_S, self.poll_s)
         self._heard()
 
     def until_end(self) -> FineTuningJob:
@@ -90,7 +94,8 @@ class Wait:
     def _heard(self) -> None:
         self._lost_at: float | None = None
         self._denials = 0
-        self._pause_s = self.poll_s
+        self._pause_s = self._usual_pause_s
+        self._usual_pause_s = min(2 * self._usual_pause_s, self.poll_s)
 
     def _count_denial(self, error: Exception) -> None:
         self._denials += 1

@@ -85,6 +85,13 @@ class Trainer(ABC):
         for request in requests:
             yield self.train(request)
 
+    def order(self, requests: Sequence[TrainingRequest]) -> list[TrainingRequest]:
+        """Return the requests in the order in which `train_all` is to yield their LMs, here as they are.
+
+        A trainer whose jobs partly run elsewhere puts these last, so that nothing waits for them that need not.
+        """
+        return list(requests)
+
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """Return the LM of a job that finished before a restart.
 
@@ -111,6 +118,10 @@ class Trainer(ABC):
 
     def trains_on_images(self, lm: dspy.LM) -> bool:
         """Return whether rows may contain images, here false. If not, agents that read images are refused."""
+        return False
+
+    def is_priced(self, lm: dspy.LM) -> bool:
+        """Return whether a job costs money that no price table knows, here false. If so, plans say so."""
         return False
 
 
@@ -168,6 +179,17 @@ class ProviderTrainer(Trainer):
         """Return whether the LM's provider accepts rows with images: OpenAI's does, and any that declares it."""
         return isinstance(lm.provider, OpenAIProvider) or bool(getattr(lm.provider, "trains_on_images", False))
 
+    def is_priced(self, lm: dspy.LM) -> bool:
+        """Return whether the LM's provider is OpenAI's."""
+        return isinstance(lm.provider, OpenAIProvider)
+
+    def order(self, requests: Sequence[TrainingRequest]) -> list[TrainingRequest]:
+        """See `Trainer.order`; requests that can be trained together become neighbors."""
+        groups: dict[Hashable, list[TrainingRequest]] = {}
+        for request in requests:
+            groups.setdefault(_shared_base(request), []).append(request)
+        return list(itertools.chain.from_iterable(groups.values()))
+
     def train(self, request: TrainingRequest) -> dspy.LM:
         """See `Trainer.train`; an interrupt cancels the job before it propagates."""
         self.check_rows(request.agent, request.lm, len(request.rows))
@@ -184,8 +206,9 @@ class ProviderTrainer(Trainer):
         """See `Trainer.train_all`. Neighbors with the same base and provider are trained together if it can do that.
 
         A provider can if it has `finetune_all(model, train_data, train_kwargs)`, which takes a list of rows and a table
-        of settings for each agent and returns the ids of the new weights, of all agents or of none. A subclass with its
-        own `train` trains one after another.
+        of settings for each agent and returns the ids of the new weights, of all agents or of none. Providers that are
+        different objects count as the same if both have an equal `trains_like`. A subclass with its own `train` trains
+        one after another.
         """
         if type(self).train is not ProviderTrainer.train:
             yield from super().train_all(requests)
@@ -242,7 +265,8 @@ def _shared_base(request: TrainingRequest) -> Hashable:
     """Equal for requests that may be trained together."""
     provider = request.lm.provider
     is_able = callable(getattr(provider, "finetune_all", None))
-    return (id(provider), request.lm.finetuning_model or request.lm.model) if is_able else id(request)
+    trains_like = getattr(provider, "trains_like", id(provider))
+    return (trains_like, request.lm.finetuning_model or request.lm.model) if is_able else id(request)
 
 
 def _rows(request: TrainingRequest) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import dspy
 from dspy.clients.provider import Provider
 
 from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.training.trainers import Trainer
 from sirius_dspy.vllm.canary import Canary
 from sirius_dspy.vllm.server import VLLMServer
 
@@ -17,7 +18,13 @@ PREFIX = "openai/"
 
 
 class VLLMProvider(Provider):
-    """Loads the adapter of an LM into its server, and unloads it. It trains nothing; see `VLLMTrainer`."""
+    """Loads the adapter of an LM into its server, and unloads it. Its `trainer` trains."""
+
+    def trainer(self) -> Trainer:
+        """Return the trainer for its LMs, here `VLLMTrainer()`; `SiriuS` asks if it was given none."""
+        from sirius_dspy.vllm.trainer import VLLMTrainer  # it needs `VLLMLM`
+
+        return VLLMTrainer()
 
     def launch(  # type: ignore[override]  # DSPy declares it static and calls it on the instance
         self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None
