@@ -45,8 +45,9 @@ class Wait:
     longest_s: float | None
 
     def __post_init__(self) -> None:
-        self._usual_pause_s = min(_FIRST_PAUSE_S, self.poll_s)
-        self._heard()
+        self._usual_pause_s = self._pause_s = min(_FIRST_PAUSE_S, self.poll_s)
+        self._lost_at: float | None = None
+        self._denials = 0
 
     def until_end(self) -> FineTuningJob:
         """Return the job once it has ended.
@@ -92,7 +93,7 @@ class Wait:
         return found
 
     def _heard(self) -> None:
-        self._lost_at: float | None = None
+        self._lost_at = None
         self._denials = 0
         self._pause_s = self._usual_pause_s
         self._usual_pause_s = min(2 * self._usual_pause_s, self.poll_s)
