@@ -5,6 +5,7 @@ import pytest
 
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.hint import HintAugmenter
+from sirius_dspy.repair.leak import split_sentences
 from sirius_dspy.repair.solved import SolvedRuns
 from sirius_dspy.repair.targets import find_link
 from sirius_dspy.running.rollout import Rollouts, Task
@@ -105,7 +106,21 @@ def test_the_whole_text_takes_the_place_of_a_step_that_usually_copies(fact, is_c
         assert outcome.trajectories[0].taught_steps[0].outputs == {"fact": "Ann works for Bo."}
 
 
-def test_the_link_is_the_only_sentence_with_a_word_that_no_third_one_has():
+def test_the_link_is_the_only_other_sentence_with_a_name_of_the_target():
     assert find_link(SENTENCES, "Bo lives in Lima.", ()) == "Ann works for Bo."
     assert find_link(SENTENCES, "Bo lives in Lima.", ["Ann works for Bo."]) == ""
-    assert find_link(SENTENCES[:4], "Bo lives in Lima.", ()) == ""  # `lives` links another one
+    assert find_link(SENTENCES[:4], "Bo lives in Lima.", ()) == "Ann works for Bo."  # `lives` links nothing
+    assert find_link(["Flat 7 is Ann's.", "The key of 7 is red."], "The key of 7 is red.", ()) == "Flat 7 is Ann's."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ann works for Bo. Bo lives in Lima. Cy met Bo at noon. Di sings in town.",
+        "Ann's boss is Bo. Bo lives in Lima. Cy knows Bo.",
+        "Ann serves Bo Smith. Bo Smith's office is in Lima. Al Reed's office is near Rome. Bo Smith likes tea.",
+    ],
+)
+def test_a_name_that_several_sentences_have_links_none_of_them_and_no_other_word_does(text):
+    sentences = split_sentences({"context": text})
+    assert find_link(sentences, sentences[1], ()) == ""

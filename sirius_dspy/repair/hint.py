@@ -34,7 +34,7 @@ class HintAugmenter(Augmenter):
     What a step should write is known for a step that usually writes the label and can know it (see `LabelAugmenter`):
     the label. For another step it is the sentence of its own inputs in which the label stands, if there is one, because
     finding it may be that agent's work. If a later step finds this sentence by itself, the earlier one has to find what
-    leads there: the one sentence that shares a word with it that no third sentence has.
+    leads there: the only other sentence that has a name or number of it.
 
     The hint tells how this text begins: first its first letter and its length, then a share of its words. Last, where
     solved runs show that the agent usually copies a sentence, the text itself takes the place of its answer. Steps are

@@ -26,8 +26,7 @@ def find_targets(case: Case) -> dict[int, Target]:
 
     A step that gives the answer, or usually writes the label, should write the label. For another step it is the
     sentence of its inputs that holds the label. If a later step finds the same sentence by itself, then the earlier one
-    has another task: to find what leads there, which is the one sentence with a word of it that no third sentence has,
-    such as a name.
+    has another task: to find what leads there, which is the only other sentence with a name or number of it.
     """
     targets: dict[int, Target] = {}
     taken: list[str] = []
@@ -62,15 +61,19 @@ def reads(step: Step, earlier: Step) -> bool:
 
 
 def find_link(sentences: Sequence[str], target: str, taken: Collection[str]) -> str:
-    """Return the one sentence that shares with a target a word that no third sentence has; empty if none does.
+    """Return the one other sentence with a name or number of a target; empty if several sentences have one of these.
 
     Args:
-        sentences: Of a text.
+        sentences: Of a text. A name is a word that one of them has with a capital letter, and not as its first word.
         target: One of them.
-        taken: Sentences that do not count.
+        taken: Sentences that lead on from the target, and not to it.
     """
-    holders = ([other for other in sentences if other != target and word in _words(other)] for word in _words(target))
-    linked = {found[0] for found in holders if len(found) == 1 and found[0] not in taken}
+    names = {word for sentence in sentences for word in _words(sentence)[1:] if word[0].isupper()}
+    shared = {word for word in _words(target) if word in names or word[0].isdigit()}
+    holders = [[other for other in sentences if other != target and word in _words(other)] for word in shared]
+    if any(len(found) > 1 for found in holders):
+        return ""
+    linked = {other for found in holders for other in found if other not in taken}
     return linked.pop() if len(linked) == 1 else ""
 
 
@@ -94,8 +97,8 @@ def _given(case: Case, position: int) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if canonical(value) not in written}
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
 
 
 def _bare(text: str) -> str:
