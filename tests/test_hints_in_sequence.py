@@ -35,7 +35,7 @@ class Hops(dspy.Module):
         return self.answerer(fact=self.follower(context=context, fact=fact).next_fact)
 
 
-def repair(finds, follows, shares=(0.5,), frozen=(), solved=()):
+def repair(finds, follows, shares=(0.5,), frozen=(), solved=(), example=EXAMPLE):
     """Repair a run whose finder and follower are right only if their hint begins as given."""
 
     def play(prompt):
@@ -50,10 +50,10 @@ def repair(finds, follows, shares=(0.5,), frozen=(), solved=()):
     program = Hops()
     program.set_lm(ScriptedLM(play))
     rollouts = Rollouts(exact_match, run="r", iteration=1, lm_kwargs={"temperature": 1.0}, num_threads=1)
-    failed = rollouts.run_one(program, Task(EXAMPLE))
+    failed = rollouts.run_one(program, Task(example))
     editable = frozenset({"finder", "follower", "answerer"} - set(frozen))
     context = RepairContext(program, rollouts, 1.0, editable, solved=SolvedRuns(lambda: solved))
-    return failed, HintAugmenter(shares=shares).repair(failed, EXAMPLE, context)
+    return failed, HintAugmenter(shares=shares).repair(failed, example, context)
 
 
 def tried(outcome):
@@ -124,3 +124,9 @@ def test_the_link_is_the_only_other_sentence_with_a_name_of_the_target():
 def test_a_name_that_several_sentences_have_links_none_of_them_and_no_other_word_does(text):
     sentences = split_sentences({"context": text})
     assert find_link(sentences, sentences[1], ()) == ""
+
+
+def test_where_names_tell_nothing_the_first_agent_gets_no_hint():
+    context = EXAMPLE.context + " Cy met Bo at noon."
+    _, outcome = repair(finds="", follows="Bo lives", example=EXAMPLE.copy(context=context))
+    assert [name for name, _, _ in tried(outcome)] == ["follower"]

@@ -85,8 +85,9 @@ def _target(case: Case, position: int, taken: Sequence[str]) -> Target:
     if is_its_place(case, position, gold):
         return Target(label, is_copied=False)
     sentences = split_sentences(_given(case, position))
-    link = find_link(sentences, taken[-1], taken) if taken and taken[-1] in sentences else ""
-    return Target(link or find_sentence(step.inputs, label), is_copied=True)
+    is_taken = len(sentences) > 1 and taken and taken[-1] in sentences
+    text = find_link(sentences, taken[-1], taken) if is_taken else find_sentence(step.inputs, label)
+    return Target(text, is_copied=True)
 
 
 def _given(case: Case, position: int) -> dict[str, Any]:
