@@ -67,10 +67,10 @@ def test_where_nothing_follows_there_is_nothing_to_confirm():
     assert (len(runs), left) == (1, ["Ann"])
 
 
-def test_where_every_step_wrote_what_the_label_tells_luck_is_out_of_the_question():
-    verdicts, runs, left = repair(RUNGS[1], ["Omar", "Ann"], confirmations=2, facts="Omar likes milk.")
-    assert verdicts == ["repaired"]
-    assert (len(runs), left) == (1, ["Ann"])
+def test_a_sentence_that_holds_the_label_is_no_proof():
+    verdicts, runs, _ = repair(RUNGS[1], ["Omar", "Ann", "Omar"], confirmations=1, facts="Omar likes milk.")
+    assert verdicts == ["unconfirmed", "repaired"]
+    assert [run.reward for run in runs[:2]] == [1.0, 0.0]
 
 
 def test_it_can_be_left_out():

@@ -116,8 +116,9 @@ def mentions_gold(text: Any, gold: Values) -> bool:
 
 
 def find_sentence(values: Values, gold: str) -> str:
-    """Return the first sentence in some values that holds a gold answer; empty if none does."""
-    return next((sentence for sentence in split_sentences(values) if gold and _mentions(sentence, gold)), "")
+    """Return the first sentence in some values that holds a gold answer, preferably no question; empty if none does."""
+    found = [sentence for sentence in split_sentences(values) if gold and _mentions(sentence, gold)]
+    return min(found, key=lambda sentence: sentence.endswith("?"), default="")
 
 
 def split_sentences(values: Values) -> list[str]:

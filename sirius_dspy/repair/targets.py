@@ -39,15 +39,6 @@ def find_targets(case: Case) -> dict[int, Target]:
     return targets
 
 
-def follows_targets(case: Case) -> bool:
-    """Whether all steps of a run wrote what they should have written; false if that is unknown of one of them."""
-    targets = find_targets(case)
-    return all(
-        position in targets and wrote(step.outputs, targets[position].text)
-        for position, step in enumerate(case.failed.steps)
-    )
-
-
 def wrote(outputs: Values | None, target: str) -> bool:
     """Whether some outputs are a text, but for case and final stops."""
     values = list((outputs or {}).values())
