@@ -35,7 +35,7 @@ class Hops(dspy.Module):
         return self.answerer(fact=self.follower(context=context, fact=fact).next_fact)
 
 
-def repair(finds, follows, shares=(0.5,), frozen=(), solved=(), example=EXAMPLE):
+def repair(finds, follows, shares=(0.5,), frozen=(), solved=(), example=EXAMPLE, program=None):
     """Repair a run whose finder and follower are right only if their hint begins as given."""
 
     def play(prompt):
@@ -47,7 +47,7 @@ def repair(finds, follows, shares=(0.5,), frozen=(), solved=(), example=EXAMPLE)
             return chat_reply(next_fact="Bo lives in Lima." if is_right else "Cy lives in Rome.")
         return chat_reply(fact="Ann works for Bo." if finds and finds in hint else "Eve works for Cy.")
 
-    program = Hops()
+    program = program or Hops()
     program.set_lm(ScriptedLM(play))
     rollouts = Rollouts(exact_match, run="r", iteration=1, lm_kwargs={"temperature": 1.0}, num_threads=1)
     failed = rollouts.run_one(program, Task(example))
@@ -130,3 +130,26 @@ def test_where_names_tell_nothing_the_first_agent_gets_no_hint():
     context = EXAMPLE.context + " Cy met Bo at noon."
     _, outcome = repair(finds="", follows="Bo lives", example=EXAMPLE.copy(context=context))
     assert [name for name, _, _ in tried(outcome)] == ["follower"]
+
+
+@pytest.mark.parametrize("wrap", [lambda fact: f"Fact: {fact}", lambda fact: [fact]], ids=["text", "list"])
+def test_a_wrong_text_misleads_also_inside_another_one(wrap):
+    class Wrapping(Hops):
+        def forward(self, context, question):
+            fact = self.finder(context=context, question=question).fact
+            return self.answerer(fact=self.follower(context=context, fact=wrap(fact)).next_fact)
+
+    _, outcome = repair(finds="", follows="Bo lives", program=Wrapping())
+    assert "follower" not in {attempt.predictor for attempt in outcome.repair.attempts}
+    _, outcome = repair(finds="Ann works", follows="Bo lives", program=Wrapping())
+    assert [name for name, _, _ in tried(outcome)] == ["finder", "follower"]
+
+
+def test_a_wrong_text_misleads_nobody_who_reads_it_in_the_example_alone():
+    class Apart(Hops):
+        def forward(self, context, question):
+            self.finder(context=context, question=question)
+            return self.answerer(fact=self.follower(context=context, fact=question).next_fact)
+
+    _, outcome = repair(finds="", follows="Bo lives", program=Apart())
+    assert ("follower", "It begins with 'Bo lives'.", "repaired") in tried(outcome)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sirius_dspy.plain import canonical, readable
+from sirius_dspy.plain import readable
 from sirius_dspy.repair.case import Case
 from sirius_dspy.repair.leak import find_sentence, split_sentences
 from sirius_dspy.repair.place import is_its_place
-from sirius_dspy.trajectory import Step, Values
+from sirius_dspy.repair.sources import Sources
+from sirius_dspy.trajectory import Values
 
 
 class Target(NamedTuple):
@@ -30,11 +31,13 @@ def find_targets(case: Case) -> dict[int, Target]:
     """
     targets: dict[int, Target] = {}
     taken: list[str] = []
+    sources = Sources(case)
     for position in reversed(range(len(case.failed.steps))):
-        target = _target(case, position, taken)
+        given = split_sentences(sources.given_inputs(position))
+        target = _target(case, position, given, taken)
         if target.text:
             targets[position] = target
-        if target.is_copied and target.text in split_sentences(_given(case, position)):
+        if target.is_copied and target.text in given:
             taken.append(target.text)
     return targets
 
@@ -43,12 +46,6 @@ def wrote(outputs: Values | None, target: str) -> bool:
     """Whether some outputs are a text, but for case and final stops."""
     values = list((outputs or {}).values())
     return len(values) == 1 and _bare(str(readable(values[0]))) == _bare(target)
-
-
-def reads(step: Step, earlier: Step) -> bool:
-    """Whether a step reads what an earlier one wrote."""
-    written = {canonical(value) for value in (earlier.outputs or {}).values()}
-    return any(canonical(value) in written for value in step.inputs.values())
 
 
 def find_link(sentences: Sequence[str], target: str, taken: Collection[str]) -> str:
@@ -68,25 +65,16 @@ def find_link(sentences: Sequence[str], target: str, taken: Collection[str]) -> 
     return linked.pop() if len(linked) == 1 else ""
 
 
-def _target(case: Case, position: int, taken: Sequence[str]) -> Target:
+def _target(case: Case, position: int, sentences: Sequence[str], taken: Sequence[str]) -> Target:
     step, gold = case.failed.steps[position], case.gold_of(position)
     if gold is None:
         return Target("", is_copied=False)
     label = str(readable(next(iter(gold.values())))).strip()
     if is_its_place(case, position, gold):
         return Target(label, is_copied=False)
-    sentences = split_sentences(_given(case, position))
     is_taken = len(sentences) > 1 and taken and taken[-1] in sentences
     text = find_link(sentences, taken[-1], taken) if is_taken else find_sentence(step.inputs, label)
     return Target(text, is_copied=True)
-
-
-def _given(case: Case, position: int) -> dict[str, Any]:
-    """The inputs of a step that no other step wrote."""
-    earlier = case.failed.steps[:position]
-    written = {canonical(value) for step in earlier for value in (step.outputs or {}).values()}
-    inputs = case.failed.steps[position].inputs
-    return {name: value for name, value in inputs.items() if canonical(value) not in written}
 
 
 def _words(text: str) -> list[str]:

@@ -14,7 +14,8 @@ from sirius_dspy.repair.context import Tried
 from sirius_dspy.repair.leak import mentions_gold, split_sentences
 from sirius_dspy.repair.place import can_know
 from sirius_dspy.repair.reliance import mean_difference
-from sirius_dspy.repair.targets import Target, find_targets, reads, wrote
+from sirius_dspy.repair.sources import Sources
+from sirius_dspy.repair.targets import Target, find_targets, wrote
 from sirius_dspy.trajectory import Attempt, Trajectory
 
 
@@ -77,13 +78,15 @@ class Walk:
 
     def _is_misled(self, position: int) -> bool:
         """Whether the step reads what a step before it should not have written."""
-        steps = self.case.failed.steps
-        wrong = [steps[other] for other in self._targets if other < position and not self._is_right(other)]
-        return any(reads(steps[position], step) for step in wrong)
+        return any(n in self._targets and not self._is_right(n) for n in self._sources.find(position))
 
     @cached_property
     def _targets(self) -> dict[int, Target]:
         return find_targets(self.case)
+
+    @cached_property
+    def _sources(self) -> Sources:
+        return Sources(self.case)
 
     def adopt(self, edit: Edited, attempt: Attempt, runs: tuple[Trajectory, ...]) -> Tried:
         """Make the runs of an edit those of all edits so far, which repair the failed run together."""
