@@ -85,6 +85,7 @@ class Step:
     """Id of the LM that was asked; of local weights, it holds their content hash."""
     failure: Failure | None = None
     source: Source = "live"
+    """`edited` is also a step between two edits of a repair that wrote by itself what an edit would have put there."""
     usage: Usage = Usage()
     seconds: float = 0.0
     started: int = 0
@@ -263,13 +264,17 @@ class Trajectory:
     def taught_steps(self) -> tuple[Step, ...]:
         """The steps that may become training rows: all of a rollout, the edited one and later ones of a repair.
 
+        Between several edits, nothing shows that a step was right: what followed it was replaced.
+
         References:
             Algorithm 2 of SiriuS (arXiv:2502.04780): a repair of agent k feeds agents k..K.
         """
         if self.edited is None:
             return self.steps
-        edited = self.steps[self.edited]
-        return tuple(step for step in self.steps if step is edited or step.started >= edited.ended)
+        first = self.steps[self.edited]
+        edits = [step for step in self.steps if step is first or step.source == "edited"]
+        end = max(step.ended for step in edits)
+        return tuple(step for step in self.steps if step in edits or step.started >= end)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, which shares its values with the trajectory; `from_dict` gives an equal one back."""

@@ -18,18 +18,19 @@ pytestmark = pytest.mark.usefixtures("chat_adapter")
 EXAMPLE = dspy.Example(question="Ann likes tea. Omar likes milk. Who?", answer="Omar").with_inputs("question")
 
 
-def repair(rung, answers, confirmations, facts="It is Omar who likes milk."):
+def repair(rung, answers, confirmations, facts="It is Omar who likes milk.", temperature=1.0, asked=None):
     """Repair a run with one rung; the solver's answers come one after another, that of the failed run first."""
-    left = ["Ann", *answers]
+    left, temperatures = ["Ann", *answers], [] if asked is None else asked
 
     def play(prompt):
         if prompt.asks_for("answer"):
+            temperatures.append(prompt.temperature)
             return chat_reply(answer=left.pop(0))
         return chat_reply(facts=facts if prompt.field("hint") else "Nothing.")
 
     program = Team()
     program.set_lm(ScriptedLM(play))
-    rollouts = Rollouts(exact_match, run="r", iteration=1, lm_kwargs={"temperature": 1.0}, num_threads=1)
+    rollouts = Rollouts(exact_match, run="r", iteration=1, lm_kwargs={"temperature": temperature}, num_threads=1)
     failed = rollouts.run_one(program, Task(EXAMPLE))
     context = RepairContext(program, rollouts, 1.0, frozenset({"analyst", "solver"}))
     outcome = LadderAugmenter([rung], confirmations=confirmations).repair(failed, EXAMPLE, context)
@@ -61,16 +62,24 @@ def test_the_confirmation_keeps_what_the_edited_step_wrote():
     assert {run.parent for run in runs} == {runs[0].parent}
 
 
+@pytest.mark.parametrize(("temperature", "confirming"), [(0, 1.0), (0.3, 0.3)])
+def test_the_confirmation_is_sampled_even_if_the_samples_are_not(temperature, confirming):
+    asked = []
+    repair(RUNGS[1], ["Omar", "Omar"], confirmations=1, temperature=temperature, asked=asked)
+    assert asked[1] != confirming
+    assert asked[2] == confirming
+
+
 def test_where_nothing_follows_there_is_nothing_to_confirm():
     verdicts, runs, left = repair(LabelAugmenter(), ["Ann"], confirmations=2)
     assert verdicts == ["repaired"]
     assert (len(runs), left) == (1, ["Ann"])
 
 
-def test_where_every_step_wrote_what_the_label_tells_luck_is_out_of_the_question():
-    verdicts, runs, left = repair(RUNGS[1], ["Omar", "Ann"], confirmations=2, facts="Omar likes milk.")
-    assert verdicts == ["repaired"]
-    assert (len(runs), left) == (1, ["Ann"])
+def test_a_sentence_that_holds_the_label_is_no_proof():
+    verdicts, runs, _ = repair(RUNGS[1], ["Omar", "Ann", "Omar"], confirmations=1, facts="Omar likes milk.")
+    assert verdicts == ["unconfirmed", "repaired"]
+    assert [run.reward for run in runs[:2]] == [1.0, 0.0]
 
 
 def test_it_can_be_left_out():

@@ -5,6 +5,7 @@ import pytest
 
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.hint import HintAugmenter
+from sirius_dspy.repair.leak import split_sentences
 from sirius_dspy.repair.solved import SolvedRuns
 from sirius_dspy.repair.targets import find_link
 from sirius_dspy.running.rollout import Rollouts, Task
@@ -34,7 +35,7 @@ class Hops(dspy.Module):
         return self.answerer(fact=self.follower(context=context, fact=fact).next_fact)
 
 
-def repair(finds, follows, shares=(0.5,), frozen=(), solved=()):
+def repair(finds, follows, shares=(0.5,), frozen=(), solved=(), example=EXAMPLE, program=None):
     """Repair a run whose finder and follower are right only if their hint begins as given."""
 
     def play(prompt):
@@ -46,13 +47,13 @@ def repair(finds, follows, shares=(0.5,), frozen=(), solved=()):
             return chat_reply(next_fact="Bo lives in Lima." if is_right else "Cy lives in Rome.")
         return chat_reply(fact="Ann works for Bo." if finds and finds in hint else "Eve works for Cy.")
 
-    program = Hops()
+    program = program or Hops()
     program.set_lm(ScriptedLM(play))
     rollouts = Rollouts(exact_match, run="r", iteration=1, lm_kwargs={"temperature": 1.0}, num_threads=1)
-    failed = rollouts.run_one(program, Task(EXAMPLE))
+    failed = rollouts.run_one(program, Task(example))
     editable = frozenset({"finder", "follower", "answerer"} - set(frozen))
     context = RepairContext(program, rollouts, 1.0, editable, solved=SolvedRuns(lambda: solved))
-    return failed, HintAugmenter(shares=shares).repair(failed, EXAMPLE, context)
+    return failed, HintAugmenter(shares=shares).repair(failed, example, context)
 
 
 def tried(outcome):
@@ -105,7 +106,50 @@ def test_the_whole_text_takes_the_place_of_a_step_that_usually_copies(fact, is_c
         assert outcome.trajectories[0].taught_steps[0].outputs == {"fact": "Ann works for Bo."}
 
 
-def test_the_link_is_the_only_sentence_with_a_word_that_no_third_one_has():
+def test_the_link_is_the_only_other_sentence_with_a_name_of_the_target():
     assert find_link(SENTENCES, "Bo lives in Lima.", ()) == "Ann works for Bo."
     assert find_link(SENTENCES, "Bo lives in Lima.", ["Ann works for Bo."]) == ""
-    assert find_link(SENTENCES[:4], "Bo lives in Lima.", ()) == ""  # `lives` links another one
+    assert find_link(SENTENCES[:4], "Bo lives in Lima.", ()) == "Ann works for Bo."  # `lives` links nothing
+    assert find_link(["Flat 7 is Ann's.", "The key of 7 is red."], "The key of 7 is red.", ()) == "Flat 7 is Ann's."
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Ann works for Bo. Bo lives in Lima. Cy met Bo at noon. Di sings in town.",
+        "Ann's boss is Bo. Bo lives in Lima. Cy knows Bo.",
+        "Ann serves Bo Smith. Bo Smith's office is in Lima. Al Reed's office is near Rome. Bo Smith likes tea.",
+    ],
+)
+def test_a_name_that_several_sentences_have_links_none_of_them_and_no_other_word_does(text):
+    sentences = split_sentences({"context": text})
+    assert find_link(sentences, sentences[1], ()) == ""
+
+
+def test_where_names_tell_nothing_the_first_agent_gets_no_hint():
+    context = EXAMPLE.context + " Cy met Bo at noon."
+    _, outcome = repair(finds="", follows="Bo lives", example=EXAMPLE.copy(context=context))
+    assert [name for name, _, _ in tried(outcome)] == ["follower"]
+
+
+@pytest.mark.parametrize("wrap", [lambda fact: f"Fact: {fact}", lambda fact: [fact]], ids=["text", "list"])
+def test_a_wrong_text_misleads_also_inside_another_one(wrap):
+    class Wrapping(Hops):
+        def forward(self, context, question):
+            fact = self.finder(context=context, question=question).fact
+            return self.answerer(fact=self.follower(context=context, fact=wrap(fact)).next_fact)
+
+    _, outcome = repair(finds="", follows="Bo lives", program=Wrapping())
+    assert "follower" not in {attempt.predictor for attempt in outcome.repair.attempts}
+    _, outcome = repair(finds="Ann works", follows="Bo lives", program=Wrapping())
+    assert [name for name, _, _ in tried(outcome)] == ["finder", "follower"]
+
+
+def test_a_wrong_text_misleads_nobody_who_reads_it_in_the_example_alone():
+    class Apart(Hops):
+        def forward(self, context, question):
+            self.finder(context=context, question=question)
+            return self.answerer(fact=self.follower(context=context, fact=question).next_fact)
+
+    _, outcome = repair(finds="", follows="Bo lives", program=Apart())
+    assert ("follower", "It begins with 'Bo lives'.", "repaired") in tried(outcome)

@@ -1,6 +1,7 @@
 """The ladder of help: a fresh sample, a hint, the label; the least that suffices, and nothing of it in a row."""
 
 from dataclasses import replace
+from typing import Any
 
 import dspy
 import pytest
@@ -430,3 +431,29 @@ def test_the_most_reliant_repairs_are_refused():
 
 def test_solved_runs_of_an_empty_library_show_nothing():
     assert SolvedRuns().find_demos(Team(), questions(1)[0], 4) == {}
+
+
+class Page:
+    """A value that is stored as text only."""
+
+    def __str__(self):
+        return "page 1"
+
+
+class WithPage(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.analyst = dspy.Predict("question -> facts")
+        fields = {"page": (Any, dspy.InputField()), "facts": (str, dspy.InputField())}
+        self.solver = dspy.Predict(dspy.Signature({**fields, "answer": (str, dspy.OutputField())}))
+
+    def forward(self, question):
+        return self.solver(page=Page(), facts=self.analyst(question=question).facts)
+
+
+@pytest.mark.parametrize("lm", [ScriptedLM, ScoringLM])
+def test_inputs_that_cannot_be_restored_are_not_measured(lm):
+    failed, context = fail(play(facts="Omar likes milk."), program=WithPage(), lm=lm)
+    outcome = LabelAugmenter().repair(failed, EXAMPLE, context)
+    assert verdicts(outcome) == [("solver", "repaired")]
+    assert outcome.repair.attempts[0].reliance is None

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.leak import LeakGuard, find_sentence
 from sirius_dspy.trajectory import Failure, Step
 
 
@@ -159,3 +159,8 @@ def test_an_agent_whose_work_the_answer_is_may_state_it():
     assert guard.leak({"working": "2 + 3 = 5"}, step, {"answer": "5"}, answers=False) == ""
     assert "gold answer '5'" in guard.leak({"working": "2 + 3 = 5"}, other, {"answer": "5"}, answers=False)
     assert "correction" in guard.leak({"working": "Corrected: 5"}, step, {"answer": "5"}, answers=False)
+
+
+def test_the_sentence_that_holds_the_answer_is_a_question_only_if_no_other_does():
+    assert find_sentence({"text": "Is it Lima or Rome? Ann is in Lima. Lima is hot."}, "Lima") == "Ann is in Lima."
+    assert find_sentence({"text": "Is it Lima or Rome? It is hot."}, "Lima") == "Is it Lima or Rome?"

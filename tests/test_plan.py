@@ -7,7 +7,7 @@ import json
 import dspy
 import pytest
 
-from sirius_dspy import Budget, Collect, CriticAugmenter, ExperienceLibrary, Plan
+from sirius_dspy import Budget, Collect, CriticAugmenter, ExperienceLibrary, LadderAugmenter, Plan
 from sirius_dspy.errors import DatasetError, SettingsError
 from sirius_dspy.testing import Prompt, ScriptedTrainer, ToyLM, chat_reply
 from tests.toy import ADAPTER, examples, optimizer, student
@@ -81,6 +81,17 @@ def check_estimate(make, program, trainset, valset, tmp_path):
 
 def test_earlier_runs_make_the_plan_right_within_a_fifth(tmp_path):
     check_estimate(optimizer, student, examples(), examples(), tmp_path)
+
+
+def test_runs_that_confirmed_earlier_repairs_are_planned_too(tmp_path):
+    settings = {"iterations": 1, "augmenter": LadderAugmenter([CriticAugmenter()])}
+    with ExperienceLibrary(tmp_path / "library.sqlite") as library:
+        made = optimizer(tmp_path / "first", library=library, **settings)
+        result = made.compile(student(), trainset=examples(), valset=examples()).detailed_results
+        again = optimizer(tmp_path / "second", library=library, **settings)
+        plan = again.plan(student(), trainset=examples(), valset=examples())
+    stages = {(stage.iteration, stage.stage): stage for stage in plan.stages}
+    assert stages[1, "repair"].calls.likely == pytest.approx(spent(result)[1, "repair"][0])
 
 
 class Relay(dspy.Module):

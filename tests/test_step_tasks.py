@@ -219,9 +219,16 @@ def test_other_sizes_are_refused(agents):
             refuse(agents=agents)
 
 
-def test_a_single_agent_has_no_team_size():
-    with pytest.raises(DatasetError, match="`agents` is 2 with `single`"):
-        tracking.crown.build(single=True, agents=2)
+def test_a_recipe_may_set_the_size_of_its_team():
+    recipe = Recipe.from_file(ROOT / "recipes" / "laptop_team_sizes.toml")
+    task = Task.of(replace(recipe, task=replace(recipe.task, build={"agents": 4})), files={})
+    team = task.build()
+    assert list(task.demonstrations(team)) == ["reader", "namer", "tracker", "reporter"]
+    assert set(task.demonstrations(team)["tracker"][0]) == {"holder", "names", "new_holder"}
+    assert "namer" not in task.demonstrations(task.build(agents=3), {"agents": 3})
+    assert recipe.single is not None
+    alone = task.single(recipe.single)
+    assert list(task.single_demonstrations(alone, recipe.single)) == ["solver"]
 
 
 @pytest.mark.parametrize("agents", [2, 5])

@@ -211,6 +211,18 @@ def test_a_repair_without_feedback_is_no_row_for_sdpo(library, export, tmp_path)
     assert (done.num_rows, done.left_out) == (0, {"solver": {"repaired without feedback": 1}})
 
 
+def test_advice_stands_under_the_prompt_for_which_it_was_given(library, export, tmp_path):
+    failed = make_run("5", 0.0, steps=(asked("5"), asked("5", occurrence=1)))
+    steps = (asked("4", source="edited"), asked("8", occurrence=1, prompt=OTHER_PROMPT, source="edited"))
+    good = make_run("8", steps=steps, origin="repair", parent=failed.id, edited=0)
+    attempts = (Attempt(0, "solver", "failed", "Add."), Attempt(1, "solver", "repaired", "Even.", trajectory=good.id))
+    library.add(failed, EXAMPLE)
+    library.add_repair(Repair(failed.id, attempts), [good])
+    export.to_sdpo(tmp_path / "sdpo.jsonl")
+    (row,) = lines(tmp_path / "sdpo.jsonl")
+    assert (row["prompt"][-1]["content"], row["privileged_context"]) == ("3+3?", "Even.")
+
+
 def test_values_that_are_no_text_are_written_as_the_adapter_does(library, export, tmp_path):
     outputs = {"number": 4, "words": ["a", "b"], "is_right": True, "table": {"x": 1.5}}
     library.add(make_run(steps=(asked(outputs=outputs),)))

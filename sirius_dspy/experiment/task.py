@@ -97,11 +97,14 @@ class Task:
 
         Args:
             program: The team.
-            build: The variant's arguments of `build`; the task's `demonstrations` gets those that it accepts.
+            build: The variant's arguments of `build`, which override the recipe's. The task's `demonstrations` gets
+                those of both that it accepts.
         """
         demos = {name: _examples(rows) for name, rows in self.recipe.demonstrations.items()}
         make = getattr(self.source, "demonstrations", None)
-        demos = demos or (make(**_accepted(make, build or {})) if callable(make) else {})
+        demos = demos or (
+            make(**_accepted(make, {**self.recipe.task.build, **(build or {})})) if callable(make) else {}
+        )
         return {name: demos[name] for name in predictor_names(program) if demos.get(name)}
 
     def single_demonstrations(self, program: dspy.Module, table: SingleTable) -> Demos:
@@ -110,7 +113,8 @@ class Task:
         if table.demonstrations:
             return {name: _examples(table.demonstrations)}
         make = getattr(self.source, "demonstrations", None)
-        arguments = _accepted(make, {**table.build, "single": True}) if callable(make) else {}
+        given = {**self.recipe.task.build, **table.build, "single": True}
+        arguments = _accepted(make, given) if callable(make) else {}
         demos = make(**arguments) if callable(make) and "single" in arguments else {}
         return {name: demos[name]} if demos.get(name) else {}
 

@@ -176,8 +176,10 @@ class TRLExport:
         return step.predictor, {"prompt": prompt, "completion": completion, **_about(run)}, ""
 
     def _advice(self, failed: Trajectory, attempt: Attempt) -> Found:
-        step = failed.steps[attempt.position]
-        if not self._is_own(failed, step):
+        """Return advice under the prompt of the run that it led to: earlier edits may have changed what was asked."""
+        run = failed if attempt.trajectory is None else self.library.get(attempt.trajectory)
+        step = run.steps[attempt.position]
+        if not self._is_own(run, step):
             return step.predictor, None, "answered by another LM"
         prompt, reason = sent_prompt(step)
         if prompt is None:

@@ -247,7 +247,7 @@ class Estimator:
         return _PerRun(calls, once.prompt * share * Range(1.0, 2.0, 4.0), once.completion * share)
 
     def _earlier_repairs(self, library: ExperienceLibrary, iteration: int) -> _PerRun | None:
-        reruns = self._earlier("repair", iteration)
+        reruns = [*self._earlier("repair", iteration), *self._earlier("confirmation", iteration)]
         runs = {run.run for run in self._earlier("rollout", iteration)}
         repairs = [
             item for run in sorted(runs) for item in islice(library.repairs(run=run, iteration=iteration), RECENT)

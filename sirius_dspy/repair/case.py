@@ -8,10 +8,11 @@ from typing import Any
 
 import dspy
 
+from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.context import RepairContext
-from sirius_dspy.repair.reliance import score_reply
+from sirius_dspy.repair.reliance import score_reply, scorer_of
 from sirius_dspy.repair.solved import only_label
 from sirius_dspy.running.recording import Recording
 from sirius_dspy.trajectory import Attempt, Step, Trajectory, Usage, Values, Verdict
@@ -95,18 +96,21 @@ class Case:
         signature: type[dspy.Signature] | None = None,
         demos: Sequence[dspy.Example] = (),
     ) -> Sequence[float] | None:
-        """How likely the agent is to write these outputs in a step, per token in nats; see `score_reply`."""
-        if not self.context.can_score:
-            return None
+        """How likely the agent is to write these outputs in a step, per token in nats; see `score_reply`.
+
+        Returns:
+            `None` if the LM cannot score, or a value cannot be restored.
+        """
         step = self.failed.steps[position]
+        if not self.context.can_score or scorer_of(self.lm_of(step)) is None:
+            return None
         own = self.signature_of(step)
-        return score_reply(
-            self.lm_of(step),
-            signature or own,
-            self.inputs_of(position) if inputs is None else inputs,
-            restore_values(outputs, own.output_fields),
-            demos,
-        )
+        try:
+            read = self.inputs_of(position) if inputs is None else inputs
+            written = restore_values(outputs, own.output_fields)
+        except UnreadableValueError:
+            return None
+        return score_reply(self.lm_of(step), signature or own, read, written, demos)
 
 
 def output_text(recording: Recording, name: str) -> str:

@@ -19,6 +19,9 @@ from sirius_dspy.trajectory import Attempt, Edit, IsOwn, Origin, Step, Trajector
 Tried = tuple[Attempt, tuple[Trajectory, ...]]
 """An attempt with the runs that it made: that of its edit first, then those that were to confirm it."""
 
+CONFIRMING = 1.0
+"""Temperature at which a repair is asked again if samples have a temperature of 0; the default of `Collect`."""
+
 
 @dataclass(frozen=True)
 class RepairContext:
@@ -113,6 +116,9 @@ class RepairContext:
     def run_on(self, failed: Trajectory, example: dspy.Example, run: Trajectory, key: str) -> Trajectory:
         """Run the program again from the edited step of a repaired run on, without help, and score it.
 
+        The LM arguments are those of samples after the first, but their temperature is not 0, at which what follows the
+        edit would always be the same.
+
         Args:
             failed: The run that was repaired.
             example: The one it was made from.
@@ -127,7 +133,10 @@ class RepairContext:
             UnfinishedError: An LM or the network failed.
             RolloutError: An LM refused for lack of credentials, credit or configuration.
         """
-        sampling = Sampling(self.key(failed, example, key), self.rollouts.lm_kwargs, self.rollouts.demos)
+        kwargs = dict(self.rollouts.lm_kwargs)
+        if kwargs.get("temperature") == 0:
+            kwargs["temperature"] = CONFIRMING
+        sampling = Sampling(self.key(failed, example, key), kwargs, self.rollouts.demos)
         recording = rerun(self.program, copy_example(example).inputs(), run, run.edited or 0, sampling)
         return self._score(failed, example, recording, origin="confirmation")
 

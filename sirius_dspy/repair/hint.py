@@ -34,12 +34,13 @@ class HintAugmenter(Augmenter):
     What a step should write is known for a step that usually writes the label and can know it (see `LabelAugmenter`):
     the label. For another step it is the sentence of its own inputs in which the label stands, if there is one, because
     finding it may be that agent's work. If a later step finds this sentence by itself, the earlier one has to find what
-    leads there: the one sentence that shares a word with it that no third sentence has.
+    leads there: the only other sentence that has a name or number of it.
 
     The hint tells how this text begins: first its first letter and its length, then a share of its words. Last, where
     solved runs show that the agent usually copies a sentence, the text itself takes the place of its answer. Steps are
     helped from the first to the last. A step that wrote the text stays so while later ones are helped, and a step that
-    reads a wrong text gets no help to copy. The hint is in no training row, and the leak guard refuses answers that
+    reads a wrong text gets no help to copy. Of the steps between those that were helped, only those become rows that
+    wrote what they should. The hint is in no training row, and the leak guard refuses answers that
     carry the label ahead.
 
     Args:
@@ -97,7 +98,7 @@ class HintAugmenter(Augmenter):
                 edit, tried = self._try_share(walk, position, target, share, number)
                 yield tried
                 if edit is not None and wrote(edit.outputs, target):
-                    walk = walk.go_on(edit, tried[1][0])
+                    walk = walk.go_on(edit, tried[1])
                     break
             position += 1
 

@@ -82,7 +82,7 @@ class LabelAugmenter(Augmenter):
     def _write(self, walk: Walk, position: int, outputs: dict[str, Any]) -> tuple[Walk, Tried]:
         edit = Edited(walk.case, position, outputs)
         tried = walk.adopt(edit, *try_outputs(walk.case, position, outputs, self.guard or LeakGuard(), (0, 0), {}))
-        return walk.go_on(edit, tried[1][0]) if tried[1] else walk, tried
+        return walk.go_on(edit, tried[1]) if tried[1] else walk, tried
 
 
 def _label_of(case: Case, position: int) -> dict[str, Any] | None:

@@ -43,7 +43,8 @@ class LadderAugmenter(Augmenter):
             which takes some seconds per agent and iteration. Without it no repair counts as reliant, and an answering
             agent gets the label only where its inputs hold it.
         confirmations: Tries to succeed again; the first success ends them, and if all fail, the repair is refused.
-            0 accepts every repair at once. Nothing is tried where no step follows the edited one.
+            0 accepts every repair at once. Nothing is tried where no step follows the edited one. The temperature is
+            that of `Collect`, or 1 if that is 0.
         max_repairs: Failed runs to repair in one iteration at most; `None` for all.
 
     References:

@@ -116,8 +116,9 @@ def mentions_gold(text: Any, gold: Values) -> bool:
 
 
 def find_sentence(values: Values, gold: str) -> str:
-    """Return the first sentence in some values that holds a gold answer; empty if none does."""
-    return next((sentence for sentence in split_sentences(values) if gold and _mentions(sentence, gold)), "")
+    """Return the first sentence in some values that holds a gold answer, preferably no question; empty if none does."""
+    found = [sentence for sentence in split_sentences(values) if gold and _mentions(sentence, gold)]
+    return min(found, key=lambda sentence: sentence.endswith("?"), default="")
 
 
 def split_sentences(values: Values) -> list[str]:
@@ -126,9 +127,20 @@ def split_sentences(values: Values) -> list[str]:
     return list(dict.fromkeys(sentence for sentence in sentences if sentence))
 
 
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield the values in a plain value, without keys."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from leaves(item)
+    else:
+        yield value
+
+
 def _golds(labels: Values) -> list[str]:
     """Label values that can be recognized in a text, also those in lists of accepted answers."""
-    return [text for value in _leaves(readable(labels)) if value is not None and (text := _written(value).strip())]
+    return [text for value in leaves(readable(labels)) if value is not None and (text := _written(value).strip())]
 
 
 def _written(value: Any) -> str:
@@ -151,15 +163,4 @@ def _runs_on(character: str) -> bool:
 
 
 def _text(value: Any) -> str:
-    return "\n".join(map(str, _leaves(readable(value))))
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """The values in a plain value, without keys."""
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
+    return "\n".join(map(str, leaves(readable(value))))

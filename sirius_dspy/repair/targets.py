@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sirius_dspy.plain import canonical, readable
+from sirius_dspy.plain import readable
 from sirius_dspy.repair.case import Case
 from sirius_dspy.repair.leak import find_sentence, split_sentences
 from sirius_dspy.repair.place import is_its_place
-from sirius_dspy.trajectory import Step, Values
+from sirius_dspy.repair.sources import Sources
+from sirius_dspy.trajectory import Values
 
 
 class Target(NamedTuple):
@@ -26,27 +27,19 @@ def find_targets(case: Case) -> dict[int, Target]:
 
     A step that gives the answer, or usually writes the label, should write the label. For another step it is the
     sentence of its inputs that holds the label. If a later step finds the same sentence by itself, then the earlier one
-    has another task: to find what leads there, which is the one sentence with a word of it that no third sentence has,
-    such as a name.
+    has another task: to find what leads there, which is the only other sentence with a name or number of it.
     """
     targets: dict[int, Target] = {}
     taken: list[str] = []
+    sources = Sources(case)
     for position in reversed(range(len(case.failed.steps))):
-        target = _target(case, position, taken)
+        given = split_sentences(sources.given_inputs(position))
+        target = _target(case, position, given, taken)
         if target.text:
             targets[position] = target
-        if target.is_copied and target.text in split_sentences(_given(case, position)):
+        if target.is_copied and target.text in given:
             taken.append(target.text)
     return targets
-
-
-def follows_targets(case: Case) -> bool:
-    """Whether all steps of a run wrote what they should have written; false if that is unknown of one of them."""
-    targets = find_targets(case)
-    return all(
-        position in targets and wrote(step.outputs, targets[position].text)
-        for position, step in enumerate(case.failed.steps)
-    )
 
 
 def wrote(outputs: Values | None, target: str) -> bool:
@@ -55,47 +48,37 @@ def wrote(outputs: Values | None, target: str) -> bool:
     return len(values) == 1 and _bare(str(readable(values[0]))) == _bare(target)
 
 
-def reads(step: Step, earlier: Step) -> bool:
-    """Whether a step reads what an earlier one wrote."""
-    written = {canonical(value) for value in (earlier.outputs or {}).values()}
-    return any(canonical(value) in written for value in step.inputs.values())
-
-
 def find_link(sentences: Sequence[str], target: str, taken: Collection[str]) -> str:
-    """Return the one sentence that shares with a target a word that no third sentence has; empty if none does.
+    """Return the one other sentence with a name or number of a target; empty if several sentences have one of these.
 
     Args:
-        sentences: Of a text.
+        sentences: Of a text. A name is a word that one of them has with a capital letter, and not as its first word.
         target: One of them.
-        taken: Sentences that do not count.
+        taken: Sentences that lead on from the target, and not to it.
     """
-    holders = ([other for other in sentences if other != target and word in _words(other)] for word in _words(target))
-    linked = {found[0] for found in holders if len(found) == 1 and found[0] not in taken}
+    names = {word for sentence in sentences for word in _words(sentence)[1:] if word[0].isupper()}
+    shared = {word for word in _words(target) if word in names or word[0].isdigit()}
+    holders = [[other for other in sentences if other != target and word in _words(other)] for word in shared]
+    if any(len(found) > 1 for found in holders):
+        return ""
+    linked = {other for found in holders for other in found if other not in taken}
     return linked.pop() if len(linked) == 1 else ""
 
 
-def _target(case: Case, position: int, taken: Sequence[str]) -> Target:
+def _target(case: Case, position: int, sentences: Sequence[str], taken: Sequence[str]) -> Target:
     step, gold = case.failed.steps[position], case.gold_of(position)
     if gold is None:
         return Target("", is_copied=False)
     label = str(readable(next(iter(gold.values())))).strip()
     if is_its_place(case, position, gold):
         return Target(label, is_copied=False)
-    sentences = split_sentences(_given(case, position))
-    link = find_link(sentences, taken[-1], taken) if taken and taken[-1] in sentences else ""
-    return Target(link or find_sentence(step.inputs, label), is_copied=True)
+    is_taken = len(sentences) > 1 and taken and taken[-1] in sentences
+    text = find_link(sentences, taken[-1], taken) if is_taken else find_sentence(step.inputs, label)
+    return Target(text, is_copied=True)
 
 
-def _given(case: Case, position: int) -> dict[str, Any]:
-    """The inputs of a step that no other step wrote."""
-    earlier = case.failed.steps[:position]
-    written = {canonical(value) for step in earlier for value in (step.outputs or {}).values()}
-    inputs = case.failed.steps[position].inputs
-    return {name: value for name, value in inputs.items() if canonical(value) not in written}
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.casefold()))
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
 
 
 def _bare(text: str) -> str:

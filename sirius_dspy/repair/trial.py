@@ -11,7 +11,6 @@ from sirius_dspy.plain import to_plain
 from sirius_dspy.repair.case import Case
 from sirius_dspy.repair.context import Tried
 from sirius_dspy.repair.leak import Guard
-from sirius_dspy.repair.targets import follows_targets
 from sirius_dspy.trajectory import Edit, Trajectory, Values, Verdict
 
 Tries = tuple[int, int]
@@ -58,8 +57,8 @@ def judge(case: Case, run: Trajectory, key: str) -> tuple[Verdict, tuple[Traject
     """Say whether a run repairs a failed one: it succeeded, and so does what follows its edit once more.
 
     What follows the edit may have been lucky, so it is sampled again without help, as samples after the first are,
-    until one of the tries succeeds. Nothing has to be confirmed where nothing follows, or where the label tells of
-    every step what it should have written, and it did.
+    until one of the tries succeeds. Nothing has to be confirmed where nothing follows. That a step wrote what the label
+    tells is no proof: many a sentence holds a short label.
 
     Args:
         case: The failed run.
@@ -77,7 +76,7 @@ def judge(case: Case, run: Trajectory, key: str) -> tuple[Verdict, tuple[Traject
     context = case.context
     if not run.succeeded(context.threshold):
         return "failed", (run,)
-    if not context.confirmations or len(run.taught_steps) == 1 or follows_targets(replace(case, failed=run)):
+    if not context.confirmations or len(run.taught_steps) == 1:
         return "repaired", (run,)
     made: list[Trajectory] = []
     for number in range(context.confirmations):

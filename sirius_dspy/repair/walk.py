@@ -14,7 +14,8 @@ from sirius_dspy.repair.context import Tried
 from sirius_dspy.repair.leak import mentions_gold, split_sentences
 from sirius_dspy.repair.place import can_know
 from sirius_dspy.repair.reliance import mean_difference
-from sirius_dspy.repair.targets import Target, find_targets, reads, wrote
+from sirius_dspy.repair.sources import Sources
+from sirius_dspy.repair.targets import Target, find_targets, wrote
 from sirius_dspy.trajectory import Attempt, Trajectory
 
 
@@ -77,18 +78,20 @@ class Walk:
 
     def _is_misled(self, position: int) -> bool:
         """Whether the step reads what a step before it should not have written."""
-        steps = self.case.failed.steps
-        wrong = [steps[other] for other in self._targets if other < position and not self._is_right(other)]
-        return any(reads(steps[position], step) for step in wrong)
+        return any(n in self._targets and not self._is_right(n) for n in self._sources.find(position))
 
     @cached_property
     def _targets(self) -> dict[int, Target]:
         return find_targets(self.case)
 
+    @cached_property
+    def _sources(self) -> Sources:
+        return Sources(self.case)
+
     def adopt(self, edit: Edited, attempt: Attempt, runs: tuple[Trajectory, ...]) -> Tried:
         """Make the runs of an edit those of all edits so far, which repair the failed run together."""
         if self.edits and runs:
-            first = replace(runs[0], edited=self.edits[0].position)
+            first = replace(self._mark_taught(runs[0], edit.position), edited=self.edits[0].position)
             runs = tuple(replace(run, parent=self.failed.id) for run in (first, *runs[1:]))
             attempt = replace(attempt, trajectory=runs[0].id)
         if attempt.verdict == "repaired":
@@ -96,6 +99,20 @@ class Walk:
             attempt = replace(attempt, reliance=mean_difference(pairs))
         return attempt, runs
 
-    def go_on(self, edit: Edited, run: Trajectory) -> Walk:
-        """Keep an edit that wrote what it should, and go on in the run that it led to."""
-        return Walk(self.failed, replace(self.case, failed=run), (*self.edits, edit))
+    def _mark_taught(self, run: Trajectory, end: int) -> Trajectory:
+        """Let the earlier edits of a run stand as such, with the steps between them that wrote what they should."""
+        edited = {made.position for made in self.edits}
+        between = range(self.edits[0].position, end)
+        edited |= {position for position in between if position in self._targets and self._is_right(position)}
+        same = {number for number in edited if run.steps[number].content == self.case.failed.steps[number].content}
+        steps = (replace(step, source="edited") if n in same else step for n, step in enumerate(run.steps))
+        return replace(run, steps=tuple(steps))
+
+    def go_on(self, edit: Edited, runs: Sequence[Trajectory]) -> Walk:
+        """Keep an edit that wrote what it should, and go on in a failed run that it led to.
+
+        Args:
+            edit: What was put right.
+            runs: Its run, and those that were to confirm it: the last of them failed.
+        """
+        return Walk(self.failed, replace(self.case, failed=runs[-1]), (*self.edits, edit))

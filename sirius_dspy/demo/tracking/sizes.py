@@ -117,13 +117,11 @@ def build_team(world: World, agents: int) -> dspy.Module:
     return _TEAMS[agents](world)
 
 
-def check_size(agents: int, single: bool) -> None:
+def check_size(agents: int) -> None:
     """Refuse a number of agents that no team has.
 
     Raises:
-        DatasetError: There is no such team, or the number is set for the single agent.
+        DatasetError: There is no such team.
     """
-    if single and agents != SIZE:
-        raise DatasetError(f"`agents` is {agents!r} with `single`. The single agent works alone; leave `agents` out.")
     if agents not in _TEAMS:
         raise DatasetError(f"`agents` is {agents!r}, expected one of {list(_TEAMS)}. Set `single` for one agent.")

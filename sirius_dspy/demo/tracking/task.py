@@ -61,16 +61,16 @@ class TrackingTask:
         """Build an untrained program without LMs.
 
         Args:
-            single: Whether to build the single agent, `solver`, instead of a team.
+            single: Whether to build the single agent, `solver`, instead of a team, whatever `agents` is.
             reasoning: Whether the single agent writes its reasoning before the answer.
             agents: Number of agents of the team, from 2 to 5; see `sirius_dspy.demo.tracking.sizes`. By default, they
                 are `reader`, `tracker` and `reporter`.
 
         Raises:
-            DatasetError: `reasoning` is set for the team, or `agents` is no size of a team or set for the single agent.
+            DatasetError: `reasoning` is set for the team, or `agents` is no size of a team.
         """
         check_form(single, reasoning)
-        check_size(agents, single)
+        check_size(agents)
         return SingleTracker(self.world, reasoning) if single else build_team(self.world, agents)
 
     def examples(
@@ -116,7 +116,7 @@ class TrackingTask:
             agents: Number of agents of the team.
         """
         check_form(single, reasoning)
-        check_size(agents, single)
+        check_size(agents)
         runs = self.shown[:size]
         if not single:
             return as_demonstrations(
@@ -141,7 +141,7 @@ class TrackingTask:
             DatasetError: `build` refuses the form, or a part has no event.
         """
         check_form(single, reasoning)
-        check_size(agents, single)
+        check_size(agents)
         told = list(self._tell(example))
         if single:
             return [self._alone(example, _reasoning(told), reasoning)]
