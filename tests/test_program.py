@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import threading
 import warnings
+import weakref
 from collections import OrderedDict, deque, namedtuple
 from types import SimpleNamespace
 
@@ -17,7 +19,15 @@ from hypothesis import strategies as st
 
 from sirius_dspy import Collect
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.program import copy_program, hidden_predictors, lms_of, predictor_names, set_lms
+from sirius_dspy.program import (
+    copy_program,
+    hidden_predictors,
+    lms_of,
+    predictor_names,
+    program_fingerprint,
+    set_lms,
+    signature_digest,
+)
 from sirius_dspy.running.record import record
 from sirius_dspy.testing import ScriptedLM, ToyLM, chat_reply
 from tests.toy import ADAPTER, exact, optimizer
@@ -434,3 +444,14 @@ def test_the_student_stays_as_it_was_whatever_its_lists_hold(tmp_path):
     assert {name: (part, part.lm, part.demos) for name, part in predictor_names(program).items()} == before
     assert program.asked == []
     assert exact(trainset[0], compiled(question="q0"))
+
+
+def test_signatures_of_programs_that_are_gone_are_not_kept():
+    signature = dspy.Signature("question -> answer", "Answer in a word that nobody else asks for.")
+    program = copy_program(predictor := dspy.Predict(signature))
+    assert program_fingerprint(program) == program_fingerprint(predictor)
+    signature_digest(signature)
+    gone = weakref.ref(signature)
+    del signature, program, predictor
+    gc.collect()
+    assert gone() is None

@@ -15,6 +15,7 @@ from typing import Any, cast
 import dspy
 import pydantic
 
+from sirius_dspy.program.class_cache import cached_by_class
 from sirius_dspy.program.predictors import lms_of, predictor_names, set_lms
 from sirius_dspy.program.structure import CODE, CONTAINERS, PLAIN, children, walk
 
@@ -204,7 +205,7 @@ class _Copier:
         return False
 
 
-@functools.lru_cache(maxsize=128)  # it keeps the classes, and a signature takes tens of kilobytes
+@cached_by_class
 def _is_installed(cls: type) -> bool:
     """Whether a class comes with Python or with an installed package, rather than from the user's own code."""
     module: types.ModuleType | None = sys.modules.get(cls.__module__)

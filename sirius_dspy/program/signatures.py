@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ import dspy
 
 from sirius_dspy.dspy_internals import field_role
 from sirius_dspy.graph.agents import AgentGraph
+from sirius_dspy.program.class_cache import cached_by_class
 from sirius_dspy.trajectory import Values, digest, from_plain
 
 
@@ -52,7 +52,7 @@ def restore_values(values: Values, fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@functools.lru_cache(maxsize=128)  # it keeps the classes, and each takes tens of kilobytes
+@cached_by_class
 def signature_digest(signature: type[dspy.Signature]) -> str:
     """Identify what a signature asks for: instructions, and of each field its name, type, description and side."""
     fields = [_describe_field(name, info) for name, info in signature.fields.items()]
