@@ -59,7 +59,7 @@ class Rounds:
     """Compiles that are killed.
 
     Args:
-        arguments: Of the command line.
+        arguments: Those of the command line.
         server: That all of them ask.
         folder: For their run directories.
     """

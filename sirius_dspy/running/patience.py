@@ -92,11 +92,11 @@ class Health:
 
     @property
     def outages(self) -> int:
-        """How often a server was found to be down, here or by a worker in another process."""
+        """Grows whenever a server is found to be down, and with each item of another process that saw it."""
         return self.throttles.outages + self._outages_elsewhere
 
     def note_outage(self) -> None:
-        """Note that a worker in another process found a server to be down."""
+        """Note an item of another process during which a server was found to be down."""
         with self._lock:
             self._outages_elsewhere += 1
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from dspy.utils.exceptions import is_retryable_lm_error
 
 from sirius_dspy.dspy_internals import is_managed
-from sirius_dspy.errors import OutageError
 from sirius_dspy.running.faults import fault_of_call
 from sirius_dspy.running.patience import Health, Patience
 from sirius_dspy.running.watch import Watch
@@ -40,7 +39,7 @@ class Retries:
         """
         while True:
             if self._is_held_back:
-                with self._wait_for_server():
+                with self.watch.wait_for_server():
                     self._breaker.admit(self, lambda: self.watch.is_unwanted, self.watch.patience.outage_s)
             try:
                 with self._learn(), self._throttle.turn(lambda: self.watch.is_unwanted), self.watch.time_call():
@@ -54,7 +53,7 @@ class Retries:
         """The same under asyncio."""
         while True:
             if self._is_held_back:
-                with self._wait_for_server():
+                with self.watch.wait_for_server():
                     await self._breaker.aadmit(self, lambda: self.watch.is_unwanted, self.watch.patience.outage_s)
             try:
                 with self._learn():
@@ -71,15 +70,6 @@ class Retries:
     @property
     def _is_held_back(self) -> bool:
         return self._breaker.is_down and not self._throttle.is_held
-
-    @contextmanager
-    def _wait_for_server(self) -> Iterator[None]:
-        try:
-            with self.watch.stop_clock():
-                yield
-        except OutageError as error:
-            self.watch.note_fault(error)  # also where the program catches it
-            raise
 
     def _learn(self) -> AbstractContextManager[None]:
         return self._breaker.learn(self, self.watch.patience.outage_s)
@@ -99,4 +89,4 @@ class Retries:
         if (fault := fault_of_call(error)) in ("transient", "systemic"):
             self.watch.note_fault(error)
             self.watch.has_retried |= fault == "transient"
-            self.watch.waits_for_server |= self._breaker.has_answered and self.watch.patience.outage_s > 0
+            self.watch.note_failed_server(self._breaker)

@@ -26,12 +26,9 @@ from typing import Any
 from dspy.utils.exceptions import LMError
 
 from sirius_dspy.running.faults import LONGEST_HINT_S, asked_wait_s, chain
-from sirius_dspy.running.outage import Breaker
+from sirius_dspy.running.outage import LOOK_UP_S, Breaker
 
 logger = logging.getLogger(__name__)
-
-LOOK_UP_S = 0.1
-"""How often a call that waits for its turn looks whether it is still wanted."""
 
 BUSY = (429, 503, 529)
 """HTTP states of a server that has too much to do."""

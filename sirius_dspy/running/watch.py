@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from itertools import count
 from typing import Any
@@ -15,11 +15,8 @@ from dspy.utils.callback import BaseCallback
 
 from sirius_dspy.errors import OutageError, RolloutError, TimeLimitError
 from sirius_dspy.running.faults import fault_of_call
-from sirius_dspy.running.outage import Breaker
+from sirius_dspy.running.outage import LOOK_UP_S, Breaker
 from sirius_dspy.running.patience import Health, Patience
-
-LOOK_UP_S = 0.1
-"""How often a wait under asyncio looks whether it is still wanted."""
 
 
 class Watch(BaseCallback):
@@ -66,13 +63,19 @@ class Watch(BaseCallback):
             self._run_began = None
 
     @contextmanager
-    def stop_clock(self) -> Iterator[None]:
-        """Enter around a wait that does not count as time of the run."""
+    def wait_for_server(self) -> Iterator[None]:
+        """Enter around a wait for a server that is down, which is no time of the run.
+
+        If it ends in an `OutageError`, that is noted as well: the program, or DSPy, may catch it.
+        """
         with self._stopping:
             self._stopped_at = self._stopped_at if self._num_stopped else time.monotonic()
             self._num_stopped += 1
         try:
             yield
+        except OutageError as error:
+            self.note_fault(error)
+            raise
         finally:
             with self._stopping:
                 self._num_stopped -= 1
@@ -162,6 +165,10 @@ class Watch(BaseCallback):
         """Note the failure of an LM that has no tries left."""
         self._faults.append(error)
 
+    def note_failed_server(self, breaker: Breaker) -> None:
+        """Note whose server failed a call; see `waits_for_server`."""
+        self.waits_for_server |= breaker.has_answered and self.patience.outage_s > 0
+
     def reset(self) -> None:
         """Forget the failures, before all of the work is done again."""
         self._faults.clear()
@@ -172,11 +179,8 @@ class Watch(BaseCallback):
         asked = repr([instance.model, inputs.get("prompt"), inputs.get("messages")])
         breaker = self.health.throttles.of(instance).breaker
         if breaker.is_down:
-            try:
-                with self.stop_clock():
-                    breaker.admit(asked, lambda: self.is_unwanted, self.patience.outage_s)
-            except OutageError as error:  # DSPy would catch it
-                self.note_fault(error)
+            with suppress(OutageError), self.wait_for_server():
+                breaker.admit(asked, lambda: self.is_unwanted, self.patience.outage_s)
         self._asked[call_id] = asked, breaker
         self._calls[call_id] = time.monotonic()
 
@@ -192,7 +196,7 @@ class Watch(BaseCallback):
             self._unanswered.pop(asked, None)
         elif isinstance(exception, Exception) and fault_of_call(exception) in ("transient", "systemic"):
             self._unanswered[asked] = exception
-            self.waits_for_server |= breaker.has_answered and self.patience.outage_s > 0
+            self.note_failed_server(breaker)
 
 
 _WATCH: ContextVar[Watch | None] = ContextVar("sirius_watch", default=None)

@@ -123,7 +123,7 @@ class HostedTrainer(Trainer):
 
     def is_priced(self, lm: dspy.LM) -> bool:
         """See `Trainer.is_priced`; what a server charges, if anything, only its owner knows."""
-        return is_hosted(lm) or self._others.is_priced(lm)
+        return is_hosted(lm)
 
     def order(self, requests: Sequence[TrainingRequest]) -> list[TrainingRequest]:
         """See `Trainer.order`; hosted jobs come last."""

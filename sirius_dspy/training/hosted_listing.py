@@ -75,8 +75,19 @@ def list_jobs(run_dir: Path, usd_per_million: float | None = None) -> tuple[list
                 problem = str(error)
         tokens = trained if trained is not None else record.epochs and record.tokens * record.epochs
         usd = None if usd_per_million is None or tokens is None else tokens * usd_per_million / 1e6
-        fixed = (iteration, state, record.rows, tokens, trained is not None, usd, record.created)
-        listed.append(ListedJob(record.job, record.agent, *fixed))
+        listed.append(
+            ListedJob(
+                job=record.job,
+                agent=record.agent,
+                iteration=iteration,
+                state=state,
+                rows=record.rows,
+                tokens=tokens,
+                is_final=trained is not None,
+                usd=usd,
+                created=record.created,
+            )
+        )
     return listed, problem
 
 
