@@ -56,10 +56,10 @@ def asked_and_answered(log: Path) -> tuple[Counter[str], Counter[str]]:
 
 
 def compile_noted(run_dir: Path) -> dspy.Module:
-    """A compile with repairs, a gate and two iterations, which does not retry."""
+    """A compile with repairs, a gate and two iterations, which neither retries nor waits for a server that is down."""
     dspy.configure(adapter=toy.ADAPTER)
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    patience = Patience(retries=0)
+    patience = Patience(retries=0, outage_s=0)
     optimizer = toy.optimizer(run_dir, patience=patience)
     return optimizer.compile(toy.student(), trainset=toy.examples(), valset=toy.examples(range(4, 12)))
 
