@@ -5,7 +5,7 @@
 
 A server on this machine answers every call after the same time, so the ideal is known: with as many runs in flight as
 `--in-flight`, `--calls` calls take `calls / in-flight * latency` seconds. The program has three agents that hand a text
-on. Each side runs in a process of its own, after one run that warms it up; the sides take turns. What is printed:
+on. Each side runs in a process of its own, after some runs that warm it up; the sides take turns. What is printed:
 
 - *wall / ideal*: seconds from the first call to the last result, as a multiple of the ideal.
 - *CPU ms per call*: of the process that collects, without the server's and those of other workers.
@@ -39,6 +39,9 @@ from benchmarks.latency_server import serve
 
 AGENTS = 3
 
+WARM_UP = 16
+"""Runs before the clock starts; with several workers, each of them gets some."""
+
 NAMES = {
     "sockets": "bare asyncio sockets",
     "evaluate": "dspy.Evaluate",
@@ -54,7 +57,7 @@ def measure_side(side: str, url: str, runs: int, in_flight: int) -> dict[str, fl
     """Collect runs, and return what it took."""
     with ExitStack() as stack:
         work = _sockets(url, in_flight) if side == "sockets" else _dspy_side(side, url, in_flight, stack)
-        work(1)
+        work(WARM_UP)
         began, cpu = time.perf_counter(), time.process_time()
         work(runs)
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
