@@ -153,3 +153,41 @@ def test_a_wrong_text_misleads_nobody_who_reads_it_in_the_example_alone():
 
     _, outcome = repair(finds="", follows="Bo lives", program=Apart())
     assert ("follower", "It begins with 'Bo lives'.", "repaired") in tried(outcome)
+
+
+class Ages(dspy.Module):
+    """Finder -> Reader, which writes a value of some type."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.finder = dspy.Predict("context -> fact")
+        self.reader = dspy.Predict(f"fact -> value: {kind.__name__}")
+
+    def forward(self, context):
+        return self.reader(fact=self.finder(context=context).fact)
+
+
+def values_match(example, prediction, trace=None):
+    return example.value == prediction.value
+
+
+@pytest.mark.parametrize(("kind", "gold", "wrong"), [(int, 12, "7"), (float, 4.0, "7.5"), (str, "red", "blue")])
+def test_after_another_edit_a_label_keeps_its_type(kind, gold, wrong):
+    def play(context, fact, value):
+        program = Ages(kind)
+        texts = {"fact": fact, "value": value}
+        program.set_lm(ScriptedLM(lambda prompt: chat_reply(**{n: t for n, t in texts.items() if prompt.asks_for(n)})))
+        example = dspy.Example(context=context, value=gold).with_inputs("context")
+        return program, rollouts.run_one(program, Task(example)), example
+
+    rollouts = Rollouts(values_match, num_threads=1)
+    _, run, example = play("Al is 3. Bo is 4.", "Al is 3.", gold)
+    solved = SolvedRuns(lambda: [(run, example)])
+    program, failed, example = play(f"Ann has {gold}. Bo sleeps.", "Bo sleeps.", wrong)
+    context = RepairContext(program, rollouts, 1.0, frozenset({"finder", "reader"}), solved=solved)
+    outcome = HintAugmenter(shares=(1,)).repair(failed, example, context)
+    assert [attempt.verdict for attempt in outcome.repair.attempts] == ["failed", "repaired"]
+    assert [step.outputs for step in outcome.trajectories[-1].taught_steps] == [
+        {"fact": f"Ann has {gold}."},
+        {"value": gold},
+    ]

@@ -12,6 +12,7 @@ from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.context import RepairContext
+from sirius_dspy.repair.leak import as_written
 from sirius_dspy.repair.reliance import score_reply, scorer_of
 from sirius_dspy.repair.solved import only_label
 from sirius_dspy.running.recording import Recording
@@ -65,7 +66,7 @@ class Case:
     def gold_of(self, position: int) -> dict[str, Any] | None:
         """The label as the outputs of a step that has one output field; `None` if it cannot be these.
 
-        A field takes the label of its name, or else the only label there is.
+        A field takes the label of its name, or else the only label there is, if that is of its type or can be its text.
         """
         step, labels = self.failed.steps[position], to_plain(self.example.labels())
         fields = self.signature_of(step).output_fields
@@ -74,8 +75,10 @@ class Case:
         name = next(iter(fields))
         if name in labels:
             return {name: labels[name]}
-        label = only_label(self.example)
-        return {name: label} if label and fields[name].annotation is str else None
+        label, kind = only_label(self.example), fields[name].annotation
+        if label is not None and kind is str:
+            return {name: as_written(label)}
+        return {name: label} if kind in (int, float) and type(label) is kind else None
 
     def inputs_of(self, position: int) -> dict[str, Any]:
         """The inputs of a step, as its predictor was called with them.

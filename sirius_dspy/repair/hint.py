@@ -111,8 +111,7 @@ class HintAugmenter(Augmenter):
     ) -> tuple[Edited | None, Tried]:
         if share < 1:
             return self._try_hint(walk, position, write_hint(target, share), number)
-        outputs: dict[str, Any] = dict.fromkeys(walk.case.gold_of(position) or {}, target)
-        return self._try_edit(walk, Edited(walk.case, position, outputs), number, {})
+        return self._try_edit(walk, Edited(walk.case, position, walk.whole_text_of(position)), number, {})
 
     def _try_hint(self, walk: Walk, position: int, hint: str, number: int) -> tuple[Edited | None, Tried]:
         case = walk.case
@@ -156,8 +155,9 @@ def write_hint(target: str, share: float) -> str:
     """
     words = target.split()
     if share <= 0:
-        length = f"{len(words)} words" if len(words) > 1 else f"{len(target)} letters"
-        return f"It begins with {target[0]!r} and has {length}."
+        unit = "word" if len(words) > 1 else "letter" if target.isalpha() else "character"
+        number = len(words) if len(words) > 1 else len(target)
+        return f"It begins with {target[0]!r} and has {number} {unit}{'s' if number > 1 else ''}."
     units, joint = (words, " ") if len(words) > 1 else (list(target), "")
     shown = min(max(1, round(share * len(units))), max(1, len(units) - 1))
     return f"It begins with {joint.join(units[:shown])!r}."

@@ -140,10 +140,10 @@ def leaves(value: Any) -> Iterator[Any]:
 
 def _golds(labels: Values) -> list[str]:
     """Label values that can be recognized in a text, also those in lists of accepted answers."""
-    return [text for value in leaves(readable(labels)) if value is not None and (text := _written(value).strip())]
+    return [text for value in leaves(readable(labels)) if value is not None and (text := as_written(value).strip())]
 
 
-def _written(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A value as an LM would write it: 4, where a label says 4.0."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
@@ -151,10 +151,18 @@ def _written(value: Any) -> str:
 def _mentions(text: str, gold: str) -> bool:
     """Whether the text holds the gold answer as words or numbers of its own: 12 is not in 120, nor in 3.12."""
     text, gold = (re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", item) for item in (text, gold))  # 1,200 is 1200
-    words = r"\s+".join(map(re.escape, gold.split()))
+    words = _number_pattern(gold) or r"\s+".join(map(re.escape, gold.split()))
     before = "" if _runs_on(gold[0]) else r"(?<![\w.])"
     after = "" if _runs_on(gold[-1]) else r"(?!\w|\.\d)"
     return re.search(before + words + after, text, re.IGNORECASE) is not None
+
+
+def _number_pattern(text: str) -> str:
+    """Return what matches a number however many zeros end it, 4 and 4.0; empty for other texts."""
+    if not (number := re.fullmatch(r"(-?\d+)(?:\.(\d+))?", text.strip(), re.ASCII)):
+        return ""
+    whole, decimals = number[1], (number[2] or "").rstrip("0")
+    return rf"{whole}\.{decimals}0*" if decimals else rf"{whole}(?:\.0+)?"
 
 
 def _runs_on(character: str) -> bool:

@@ -15,7 +15,7 @@ import dspy
 from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import example_key, readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
-from sirius_dspy.repair.leak import split_sentences
+from sirius_dspy.repair.leak import as_written, split_sentences
 from sirius_dspy.trajectory import Step, Trajectory
 
 MOST = 2000
@@ -26,7 +26,7 @@ class _Solved(NamedTuple):
     trajectory: Trajectory
     words: frozenset[str]
     """Of its example."""
-    label: str
+    label: str | float | None
     """Of its example; see `only_label`."""
 
 
@@ -86,12 +86,12 @@ class SolvedRuns:
                 the order in which they began, so for these the share is a mean over them.
 
         Returns:
-            The share among the runs that have this step, and an example with one label that is a text; `None` if there
-            are none.
+            The share among the runs that have this step, and an example with one label that is a text or a number;
+            `None` if there are none.
         """
         key = (predictor, later)
         if key not in self._shares:
-            self._shares[key] = _share([_wrote(run, predictor, later) for run in self._read() if run.label])
+            self._shares[key] = _share([_wrote(run, predictor, later) for run in self._read() if run.label is not None])
         return self._shares[key]
 
     def copy_share(self, predictor: str, name: str) -> float:
@@ -134,10 +134,12 @@ class SolvedRuns:
         return sum(math.log(total / (self._counts[word] + 0.5)) ** 2 for word in words)
 
 
-def only_label(example: dspy.Example) -> str:
-    """Return the label of an example that has one, which is a text; otherwise an empty text."""
-    labels = list(to_plain(example.labels()).values())
-    return labels[0] if len(labels) == 1 and isinstance(labels[0], str) and labels[0].strip() else ""
+def only_label(example: dspy.Example) -> str | float | None:
+    """Return the label of an example that has one, which is a text or a number; otherwise `None`."""
+    labels = list(readable(to_plain(example.labels())).values())
+    label = labels[0] if len(labels) == 1 else None
+    is_usable = bool(label.strip()) if isinstance(label, str) else type(label) in (int, float)
+    return label if is_usable else None
 
 
 def _share(found: Sequence[bool | None]) -> float | None:
@@ -151,7 +153,8 @@ def _wrote(run: _Solved, predictor: str, later: int) -> bool | None:
     if later >= len(steps):
         return None
     values = list((steps[-1 - later].outputs or {}).values())
-    return len(values) == 1 and isinstance(values[0], str) and _bare(values[0]) == _bare(run.label)
+    is_text = len(values) == 1 and type(values[0]) in (str, int, float)
+    return is_text and _bare(as_written(values[0])) == _bare(as_written(run.label))
 
 
 def _copied(step: Step, name: str) -> bool:

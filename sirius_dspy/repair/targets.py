@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sirius_dspy.plain import readable
 from sirius_dspy.repair.case import Case
@@ -45,7 +46,7 @@ def find_targets(case: Case) -> dict[int, Target]:
 def wrote(outputs: Values | None, target: str) -> bool:
     """Whether some outputs are a text, but for case and final stops."""
     values = list((outputs or {}).values())
-    return len(values) == 1 and _bare(str(readable(values[0]))) == _bare(target)
+    return len(values) == 1 and _bare(_as_text(values[0])) == _bare(target)
 
 
 def find_link(sentences: Sequence[str], target: str, taken: Collection[str]) -> str:
@@ -69,12 +70,18 @@ def _target(case: Case, position: int, sentences: Sequence[str], taken: Sequence
     step, gold = case.failed.steps[position], case.gold_of(position)
     if gold is None:
         return Target("", is_copied=False)
-    label = str(readable(next(iter(gold.values())))).strip()
+    label = _as_text(next(iter(gold.values()))).strip()
     if is_its_place(case, position, gold):
         return Target(label, is_copied=False)
     is_taken = len(sentences) > 1 and taken and taken[-1] in sentences
     text = find_link(sentences, taken[-1], taken) if is_taken else find_sentence(step.inputs, label)
     return Target(text, is_copied=True)
+
+
+def _as_text(value: Any) -> str:
+    """A value as adapters write it: lists and dictionaries are JSON."""
+    plain = readable(value)
+    return json.dumps(plain, ensure_ascii=False) if isinstance(plain, list | dict) else str(plain)
 
 
 def _words(text: str) -> list[str]:

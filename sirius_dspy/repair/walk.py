@@ -73,6 +73,11 @@ class Walk:
         names = (name for name, value in step.inputs.items() if target.text in split_sentences({name: value}))
         return any(solved.copy_share(step.predictor, name) > 0.5 for name in names)
 
+    def whole_text_of(self, position: int) -> dict[str, Any]:
+        """Return what the step should write, as its outputs: a label keeps its type."""
+        gold, target = self.case.gold_of(position) or {}, self._targets[position]
+        return dict.fromkeys(gold, target.text) if target.is_copied else gold
+
     def _is_right(self, position: int) -> bool:
         return wrote(self.case.fields_of(position), self._targets[position].text)
 
