@@ -191,3 +191,55 @@ def test_after_another_edit_a_label_keeps_its_type(kind, gold, wrong):
         {"fact": f"Ann has {gold}."},
         {"value": gold},
     ]
+
+
+class Thinkers(dspy.Module):
+    """Finder -> Answerer, which both think before they write."""
+
+    def __init__(self):
+        super().__init__()
+        self.finder = dspy.ChainOfThought("context, question -> fact")
+        self.answerer = dspy.ChainOfThought("question, context, fact -> answer: int")
+
+    def forward(self, context, question):
+        fact = self.finder(context=context, question=question).fact
+        return self.answerer(question=question, context=context, fact=fact)
+
+
+@pytest.mark.parametrize(
+    ("finds", "answers", "expected"),
+    [
+        ("Ann is", "", ["finder.predict: `fact` begins with 'Ann is'."]),
+        ("nothing", "12", ["finder.predict: `fact` begins with 'A' and has 3 words."]),
+        (
+            "Ann is",
+            "is '12'",
+            [
+                "finder.predict: `fact` begins with 'Ann is'.",
+                "answerer.predict: `answer` begins with '1' and has 2 characters.",
+                "answerer.predict: `answer` begins with '1'.",
+                "answerer.predict: `answer` is '12'.",
+            ],
+        ),
+    ],
+)
+def test_an_agent_that_thinks_first_is_told_what_to_write_and_thinks_again(finds, answers, expected):
+    def play(prompt):
+        hint = prompt.field("hint") or ""
+        if prompt.asks_for("fact"):
+            return chat_reply(reasoning="Who?", fact="Ann is 12." if finds in hint else "Bo is 7.")
+        is_right = answers in hint if answers else "Ann" in (prompt.field("fact") or "")
+        return chat_reply(reasoning="How old?", answer=12 if is_right else 7)
+
+    program = Thinkers()
+    program.set_lm(ScriptedLM(play))
+    example = dspy.Example(context="Bo is 7. Ann is 12.", question="How old is Ann?", answer=12)
+    example = example.with_inputs("context", "question")
+    rollouts = Rollouts(exact_match, run="r", iteration=1, lm_kwargs={"temperature": 1.0}, num_threads=1)
+    failed = rollouts.run_one(program, Task(example))
+    context = RepairContext(program, rollouts, 1.0, frozenset({"finder.predict", "answerer.predict"}))
+    outcome = HintAugmenter().repair(failed, example, context)
+    hints = [f"{predictor}: {hint}" for predictor, hint, _ in tried(outcome)]
+    assert [hint for hint in expected if hint not in hints] == []
+    assert outcome.repair.repaired == (finds != "nothing" or answers == "12")
+    assert all("begins" not in (step.prompt or "") for run in outcome.trajectories for step in run.steps)

@@ -14,7 +14,7 @@ from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.leak import as_written
 from sirius_dspy.repair.reliance import score_reply, scorer_of
-from sirius_dspy.repair.solved import only_label
+from sirius_dspy.repair.solved import REASONING, only_label
 from sirius_dspy.running.recording import Recording
 from sirius_dspy.trajectory import Attempt, Step, Trajectory, Usage, Values, Verdict
 
@@ -64,21 +64,32 @@ class Case:
         return Attempt(position, self.failed.steps[position].predictor, verdict, **fields)
 
     def gold_of(self, position: int) -> dict[str, Any] | None:
-        """The label as the outputs of a step that has one output field; `None` if it cannot be these.
+        """The label as all that a step writes; `None` if it has other output fields, or no place for a label."""
+        gold = self.gold_field(position)
+        return dict([gold]) if gold and not self.writes_more(position) else None
 
-        A field takes the label of its name, or else the only label there is, if that is of its type or can be its text.
+    def gold_field(self, position: int) -> tuple[str, Any] | None:
+        """The output field of a step that may have to hold the label, and the label for it.
+
+        It is the field with the name of a label, or else, of a step with one field besides its thoughts, this one. Then
+        the label is the only one there is, if that is of the field's type or can be its text.
         """
-        step, labels = self.failed.steps[position], to_plain(self.example.labels())
-        fields = self.signature_of(step).output_fields
-        if len(fields) != 1:
+        labels, fields = to_plain(self.example.labels()), self.signature_of(self.failed.steps[position]).output_fields
+        named = [name for name in fields if name in labels]
+        written = named if len(named) == 1 else [name for name in fields if name != REASONING]
+        if len(written) != 1:
             return None
-        name = next(iter(fields))
+        name = written[0]
         if name in labels:
-            return {name: labels[name]}
+            return name, labels[name]
         label, kind = only_label(self.example), fields[name].annotation
         if label is not None and kind is str:
-            return {name: as_written(label)}
-        return {name: label} if kind in (int, float) and type(label) is kind else None
+            return name, as_written(label)
+        return (name, label) if kind in (int, float) and type(label) is kind else None
+
+    def writes_more(self, position: int) -> bool:
+        """Whether a step has more than one output field, such as its thoughts and an answer."""
+        return len(self.signature_of(self.failed.steps[position]).output_fields) > 1
 
     def inputs_of(self, position: int) -> dict[str, Any]:
         """The inputs of a step, as its predictor was called with them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import dspy
@@ -14,7 +14,7 @@ from sirius_dspy.repair.case import Case, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext, Tried
 from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
 from sirius_dspy.repair.prompts import free_name
-from sirius_dspy.repair.targets import wrote
+from sirius_dspy.repair.targets import Target, wrote
 from sirius_dspy.repair.trial import try_outputs
 from sirius_dspy.repair.walk import Edited, Walk
 from sirius_dspy.running.record import record
@@ -37,7 +37,8 @@ class HintAugmenter(Augmenter):
     leads there: the only other sentence that has a name or number of it.
 
     The hint tells how this text begins: first its first letter and its length, then a share of its words. Last, where
-    solved runs show that the agent usually copies a sentence, the text itself takes the place of its answer. Steps are
+    solved runs show that the agent usually copies a sentence, the text itself takes the place of its answer. An agent
+    that thinks first, as those of `dspy.ChainOfThought` do, is told the text and writes its thoughts itself. Steps are
     helped from the first to the last. A step that wrote the text stays so while later ones are helped, and a step that
     reads a wrong text gets no help to copy. Of the steps between those that were helped, only those become rows that
     wrote what they should. The hint is in no training row, and the leak guard refuses answers that
@@ -93,24 +94,30 @@ class HintAugmenter(Augmenter):
     def _attempts(self, case: Case) -> Iterator[Tried]:
         walk, position = Walk(case.failed, case), 0
         while position < len(walk.case.failed.steps):
-            target = walk.target_of(position)
-            for number, share in enumerate(self._shares(walk, position) if target else ()):
-                edit, tried = self._try_share(walk, position, target, share, number)
-                yield tried
-                if edit is not None and wrote(edit.outputs, target):
-                    walk = walk.go_on(edit, tried[1])
-                    break
+            if (target := walk.target_of(position)) is not None:
+                walk = yield from self._help(walk, position, target)
             position += 1
 
+    def _help(self, walk: Walk, position: int, target: Target) -> Generator[Tried, None, Walk]:
+        """Help one step with more and more of the text, until it writes it; the walk then goes on from there."""
+        for number, share in enumerate(self._shares(walk, position)):
+            edit, tried = self._try_share(walk, position, target, share, number)
+            yield tried
+            if edit is not None and wrote(edit.outputs, target):
+                return walk.go_on(edit, tried[1])
+        return walk
+
     def _shares(self, walk: Walk, position: int) -> Sequence[float]:
-        """The shares to reveal; the whole text only where it is a copy, and copies are what the step usually writes."""
+        """The shares to reveal; the whole text only where the step usually writes copies, or thinks first."""
         return [share for share in self.shares if share < 1 or walk.copies(position)]
 
     def _try_share(
-        self, walk: Walk, position: int, target: str, share: float, number: int
+        self, walk: Walk, position: int, target: Target, share: float, number: int
     ) -> tuple[Edited | None, Tried]:
-        if share < 1:
-            return self._try_hint(walk, position, write_hint(target, share), number)
+        writes_more = walk.case.writes_more(position)
+        if share < 1 or writes_more:
+            hint = write_hint(target.text, share, f"`{target.field}`" if writes_more else "It")
+            return self._try_hint(walk, position, hint, number)
         return self._try_edit(walk, Edited(walk.case, position, walk.whole_text_of(position)), number, {})
 
     def _try_hint(self, walk: Walk, position: int, hint: str, number: int) -> tuple[Edited | None, Tried]:
@@ -145,19 +152,22 @@ class HintAugmenter(Augmenter):
         return recording
 
 
-def write_hint(target: str, share: float) -> str:
+def write_hint(target: str, share: float, subject: str = "It") -> str:
     """Write a hint that reveals a share of a text.
 
     Args:
         target: The text.
-        share: 0 reveals its first letter and its length; more reveals that share of its words, or of the letters of a
-            single one, but never all.
+        share: 0 reveals its first letter and its length, 1 the text; what is between reveals that share of its words,
+            or of the letters of a single one, but never all.
+        subject: What the hint calls the text.
     """
+    if share >= 1:
+        return f"{subject} is {target!r}."
     words = target.split()
     if share <= 0:
         unit = "word" if len(words) > 1 else "letter" if target.isalpha() else "character"
         number = len(words) if len(words) > 1 else len(target)
-        return f"It begins with {target[0]!r} and has {number} {unit}{'s' if number > 1 else ''}."
+        return f"{subject} begins with {target[0]!r} and has {number} {unit}{'s' if number > 1 else ''}."
     units, joint = (words, " ") if len(words) > 1 else (list(target), "")
     shown = min(max(1, round(share * len(units))), max(1, len(units) - 1))
-    return f"It begins with {joint.join(units[:shown])!r}."
+    return f"{subject} begins with {joint.join(units[:shown])!r}."

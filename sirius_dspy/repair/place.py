@@ -41,6 +41,8 @@ def can_know(case: Case, position: int, outputs: Values) -> bool:
     upstream = [name for name, value in read.items() if given.get(name) != value]  # equal values may be a coincidence
     if not upstream or set(given.values()) <= set(read.values()):
         return True
+    if case.writes_more(position):
+        return False  # how likely the label is depends on the agent's thoughts
     try:
         inputs = case.inputs_of(position)
     except UnreadableValueError:

@@ -16,7 +16,10 @@ from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import example_key, readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.leak import as_written, split_sentences
-from sirius_dspy.trajectory import Step, Trajectory
+from sirius_dspy.trajectory import Step, Trajectory, Values
+
+REASONING = "reasoning"
+"""The output field in which DSPy's modules let an agent think before it writes the others."""
 
 MOST = 2000
 """Runs that are kept: enough to find near ones, few enough to compare with each."""
@@ -142,6 +145,11 @@ def only_label(example: dspy.Example) -> str | float | None:
     return label if is_usable else None
 
 
+def written_values(outputs: Values | None) -> list[Any]:
+    """Return the outputs of a step without its thoughts."""
+    return [value for name, value in (outputs or {}).items() if name != REASONING]
+
+
 def _share(found: Sequence[bool | None]) -> float | None:
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None
@@ -152,13 +160,13 @@ def _wrote(run: _Solved, predictor: str, later: int) -> bool | None:
     steps = [step for step in run.trajectory.steps if step.predictor == predictor]
     if later >= len(steps):
         return None
-    values = list((steps[-1 - later].outputs or {}).values())
+    values = written_values(steps[-1 - later].outputs)
     is_text = len(values) == 1 and type(values[0]) in (str, int, float)
     return is_text and _bare(as_written(values[0])) == _bare(as_written(run.label))
 
 
 def _copied(step: Step, name: str) -> bool:
-    values = list((step.outputs or {}).values())
+    values = written_values(step.outputs)
     written = {_bare(sentence) for sentence in split_sentences({name: step.inputs.get(name)})}
     return len(values) == 1 and isinstance(values[0], str) and _bare(values[0]) in written
 

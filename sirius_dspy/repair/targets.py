@@ -18,6 +18,8 @@ from sirius_dspy.trajectory import Values
 class Target(NamedTuple):
     """What a step should have written."""
 
+    field: str
+    """The output field for it."""
     text: str
     is_copied: bool
     """Whether it is a sentence of the step's inputs, and not the label in its own place."""
@@ -36,17 +38,17 @@ def find_targets(case: Case) -> dict[int, Target]:
     for position in reversed(range(len(case.failed.steps))):
         given = split_sentences(sources.given_inputs(position))
         target = _target(case, position, given, taken)
-        if target.text:
-            targets[position] = target
+        if target is None:
+            continue
+        targets[position] = target
         if target.is_copied and target.text in given:
             taken.append(target.text)
     return targets
 
 
-def wrote(outputs: Values | None, target: str) -> bool:
-    """Whether some outputs are a text, but for case and final stops."""
-    values = list((outputs or {}).values())
-    return len(values) == 1 and _bare(_as_text(values[0])) == _bare(target)
+def wrote(outputs: Values | None, target: Target) -> bool:
+    """Whether a step wrote what it should, but for case and final stops."""
+    return target.field in (outputs or {}) and _bare(_as_text((outputs or {})[target.field])) == _bare(target.text)
 
 
 def find_link(sentences: Sequence[str], target: str, taken: Collection[str]) -> str:
@@ -66,16 +68,16 @@ def find_link(sentences: Sequence[str], target: str, taken: Collection[str]) -> 
     return linked.pop() if len(linked) == 1 else ""
 
 
-def _target(case: Case, position: int, sentences: Sequence[str], taken: Sequence[str]) -> Target:
-    step, gold = case.failed.steps[position], case.gold_of(position)
+def _target(case: Case, position: int, sentences: Sequence[str], taken: Sequence[str]) -> Target | None:
+    step, gold = case.failed.steps[position], case.gold_field(position)
     if gold is None:
-        return Target("", is_copied=False)
-    label = _as_text(next(iter(gold.values()))).strip()
-    if is_its_place(case, position, gold):
-        return Target(label, is_copied=False)
+        return None
+    field, label = gold[0], _as_text(gold[1]).strip()
+    if is_its_place(case, position, dict([gold])):
+        return Target(field, label, is_copied=False) if label else None
     is_taken = len(sentences) > 1 and taken and taken[-1] in sentences
     text = find_link(sentences, taken[-1], taken) if is_taken else find_sentence(step.inputs, label)
-    return Target(text, is_copied=True)
+    return Target(field, text, is_copied=True) if text else None
 
 
 def _as_text(value: Any) -> str:

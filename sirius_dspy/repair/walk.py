@@ -46,14 +46,15 @@ class Walk:
     case: Case
     edits: tuple[Edited, ...] = ()
 
-    def target_of(self, position: int) -> str:
-        """Return what the step should write; empty if that is unknown or done, or if the step cannot know it."""
+    def target_of(self, position: int) -> Target | None:
+        """Return what the step should write; `None` if that is unknown or done, or if the step cannot know it."""
         target = self._targets.get(position)
         if target is None or not self.can_edit(position) or self._is_right(position):
-            return ""
+            return None
         if target.is_copied:
-            return "" if self._is_misled(position) else target.text
-        return target.text if can_know(self.case, position, self.case.gold_of(position) or {}) else ""
+            return None if self._is_misled(position) else target
+        gold = self.case.gold_field(position)
+        return target if can_know(self.case, position, dict([gold] if gold else [])) else None
 
     def can_edit(self, position: int) -> bool:
         """Whether the step may be edited, and is the same one as in the failed run."""
@@ -64,22 +65,24 @@ class Walk:
     def copies(self, position: int) -> bool:
         """Whether the step should copy a sentence from where steps of its predictor usually do so in solved runs.
 
-        After another edit, this is also so for the label, where the step reads it.
+        After another edit, this is also so for the label, where the step reads it. One that writes more than the label
+        has to think about it anyway.
         """
         target, step = self._targets[position], self.case.failed.steps[position]
         if not target.is_copied:
-            return bool(self.edits) and mentions_gold(step.inputs, {"label": target.text})
+            reads = bool(self.edits) and mentions_gold(step.inputs, {"label": target.text})
+            return reads or self.case.writes_more(position)
         solved = self.case.context.solved
         names = (name for name, value in step.inputs.items() if target.text in split_sentences({name: value}))
         return any(solved.copy_share(step.predictor, name) > 0.5 for name in names)
 
     def whole_text_of(self, position: int) -> dict[str, Any]:
-        """Return what the step should write, as its outputs: a label keeps its type."""
+        """Return what the step should write, as all of its outputs: a label keeps its type."""
         gold, target = self.case.gold_of(position) or {}, self._targets[position]
         return dict.fromkeys(gold, target.text) if target.is_copied else gold
 
     def _is_right(self, position: int) -> bool:
-        return wrote(self.case.fields_of(position), self._targets[position].text)
+        return wrote(self.case.fields_of(position), self._targets[position])
 
     def _is_misled(self, position: int) -> bool:
         """Whether the step reads what a step before it should not have written."""
