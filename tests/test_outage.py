@@ -134,6 +134,41 @@ def test_one_request_that_always_fails_is_no_outage():
     assert len(runs) == 19
 
 
+@pytest.mark.parametrize("threads", [1, 4, 16])
+@pytest.mark.parametrize("which", [range(24, 40), range(0, 40, 3)], ids=["the last ones", "every third"])
+def test_requests_that_always_fail_are_no_outage_even_if_no_other_call_is_left(which, threads):
+    ill = {f"q{number}" for number in which}
+
+    def faults(prompt, before):
+        return "500" if prompt.field("question") in ill else None
+
+    with FaultServer(answer, faults) as server:
+        settings = {"num_threads": threads, "patience": Patience(retries=2), "max_unfinished": len(ill)}
+        with pytest.warns(UserWarning, match=f"runs of {len(ill)} examples did not end"):
+            runs = collect(predictor(server), 40, **settings)
+        # Three tries each, twice, and some more of those that were under way when the server seemed to be down.
+        assert server.failed["500"] <= 2 * (3 * len(ill) + 2 * threads + 8)
+        probes = server.calls - server.failed["500"] - (40 - len(ill))
+        assert 0 <= probes <= len(ill)
+    assert len(runs) == 40 - len(ill)
+
+
+def test_requests_of_a_judge_that_always_fail_are_no_outage():
+    def faults(prompt, before):
+        return "500" if int((prompt.field("question") or "q0")[1:]) >= 14 else None
+
+    with FaultServer(answer) as server, FaultServer(answer, faults) as court:
+        judge = predictor(court)
+
+        def metric(example, prediction, trace=None):
+            return judge(question=prediction.answer).answer == example.answer
+
+        rollouts = Rollouts(metric, num_threads=4, patience=Patience(retries=1), max_unfinished=6)
+        with pytest.warns(UserWarning, match="runs of 6 examples did not end"):
+            runs = list(rollouts.run_all(predictor(server), [Task(example) for example in questions(20)]))
+    assert len(runs) == 14
+
+
 def test_the_time_of_an_outage_is_no_time_of_a_run():
     with FaultServer(answer, Outage(10, 3.0)) as server:
         runs = collect(predictor(server), 30, num_threads=4, patience=Patience(run_timeout_s=1.5))
@@ -235,7 +270,7 @@ def fail(breaker, call, outage_s=1000):
 
 def answered():
     breaker = outage.Breaker("m")
-    with breaker.learn(object(), 1000):
+    with breaker.learn(outage.Asked(), 1000):
         pass
     return breaker
 
@@ -244,21 +279,23 @@ def test_failures_of_long_ago_do_not_count(monkeypatch):
     monkeypatch.setattr(outage, "MEMORY_S", 0.1)
     breaker = answered()
     for _ in range(7):
-        fail(breaker, object())
+        fail(breaker, outage.Asked())
     time.sleep(0.15)
-    fail(breaker, object())
+    fail(breaker, outage.Asked())
     assert not breaker.is_down
     for _ in range(7):
-        fail(breaker, object())
+        fail(breaker, outage.Asked())
     assert breaker.is_down
     breaker._probe_at = 0
-    breaker.admit("probe", lambda: False, 0.2)  # the wait counts from now, not from the first failure
+    breaker.hold_back(
+        outage.Asked(), lambda: False, 0.2, lambda known: None
+    )  # the wait counts from now, not from the first failure
 
 
 def test_calls_that_were_given_up_here_say_nothing_about_the_server():
     breaker = answered()
     for _ in range(20):
-        with pytest.raises(TimeLimitError), breaker.learn(object(), 1000):
+        with pytest.raises(TimeLimitError), breaker.learn(outage.Asked(), 1000):
             raise TimeLimitError("too long")
     assert not breaker.is_down
 

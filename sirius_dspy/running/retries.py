@@ -10,7 +10,10 @@ from dspy.utils.exceptions import is_retryable_lm_error
 
 from sirius_dspy.dspy_internals import is_managed
 from sirius_dspy.running.faults import fault_of_call
+from sirius_dspy.running.known import KnownRequest
+from sirius_dspy.running.outage import Asked
 from sirius_dspy.running.patience import Health, Patience
+from sirius_dspy.running.requests import Messages
 from sirius_dspy.running.watch import Watch
 
 Result = TypeVar("Result")
@@ -28,6 +31,8 @@ class Retries:
         self.watch = watch or Watch(Patience(retries=0), Health())
         self._throttle = self.watch.health.throttles.of(lm)
         self._breaker = self._throttle.breaker
+        self._lm = lm
+        self._asked = Asked()
         self._per_call = 1 + (lm.num_retries if is_managed(lm) else 0)
         self._failed = 0
 
@@ -40,7 +45,7 @@ class Retries:
         while True:
             if self._is_held_back:
                 with self.watch.wait_for_server():
-                    self._breaker.admit(self, lambda: self.watch.is_unwanted, self.watch.patience.outage_s)
+                    self._breaker.hold_back(*self._hold, self.watch.probe)
             try:
                 with self._learn(), self._throttle.turn(lambda: self.watch.is_unwanted), self.watch.time_call():
                     return function()
@@ -54,7 +59,7 @@ class Retries:
         while True:
             if self._is_held_back:
                 with self.watch.wait_for_server():
-                    await self._breaker.aadmit(self, lambda: self.watch.is_unwanted, self.watch.patience.outage_s)
+                    await self._breaker.ahold_back(*self._hold, self.watch.aprobe)
             try:
                 with self._learn():
                     async with self._throttle.aturn(lambda: self.watch.is_unwanted):
@@ -67,17 +72,25 @@ class Retries:
                     self._give_up(error)
                     raise
 
+    def remember(self, messages: Messages) -> None:
+        """Keep a request that was answered, to send it again when the server seems to be down."""
+        self._breaker.known = KnownRequest.of(self._lm, messages)
+
     @property
     def _is_held_back(self) -> bool:
         return self._breaker.is_down and not self._throttle.is_held
 
+    @property
+    def _hold(self) -> tuple[Asked, Callable[[], bool], float]:
+        return self._asked, lambda: self.watch.is_unwanted, self.watch.patience.outage_s
+
     def _learn(self) -> AbstractContextManager[None]:
-        return self._breaker.learn(self, self.watch.patience.outage_s)
+        return self._breaker.learn(self._asked, self.watch.patience.outage_s)
 
     def _may_retry(self, error: Exception) -> bool:
         if fault_of_call(error) != "transient":
             return False
-        if self._breaker.is_down:
+        if self._breaker.is_down and not self._asked.is_at_fault:
             return True
         self._failed += self._per_call if is_retryable_lm_error(error) else 1
         return self._failed <= self.watch.patience.retries

@@ -104,7 +104,11 @@ class _TappedCall:
                     completions += self.base(lm, {**kwargs}, self.signature, demos, self.inputs)
                 return completions
 
-            return Retries(self.tape.watch, self.lm).call(send)
+            retries = Retries(self.tape.watch, self.lm)
+            outputs = retries.call(send)
+            if listener.requests:
+                retries.remember(listener.requests[0].messages)
+            return outputs
 
     async def aask(self, lm_kwargs: dict[str, Any]) -> Outputs:
         """Like `ask`, awaiting the LM."""
@@ -119,7 +123,11 @@ class _TappedCall:
                     completions += await self.base.acall(lm, {**kwargs}, self.signature, demos, self.inputs)
                 return completions
 
-            return await Retries(self.tape.watch, self.lm).acall(send)
+            retries = Retries(self.tape.watch, self.lm)
+            outputs = await retries.acall(send)
+            if listener.requests:
+                retries.remember(listener.requests[0].messages)
+            return outputs
 
     def _prepare(self, lm_kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         demos, kwargs = list(self.tape.demos(self.call, self._demos)), self.tape.lm_kwargs(self.call, lm_kwargs)

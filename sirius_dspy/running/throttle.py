@@ -168,7 +168,7 @@ class Throttles:
 
     @property
     def outages(self) -> int:
-        """How often a server was found to be down."""
+        """How often a server seemed to be down."""
         with self._lock:
             return sum(throttle.breaker.outages for throttle in self._of.values())
 

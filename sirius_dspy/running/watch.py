@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 from dspy.utils.callback import BaseCallback
 
 from sirius_dspy.errors import OutageError, RolloutError, TimeLimitError
 from sirius_dspy.running.faults import fault_of_call
-from sirius_dspy.running.outage import LOOK_UP_S, Breaker
+from sirius_dspy.running.known import KnownRequest
+from sirius_dspy.running.outage import LOOK_UP_S, Asked, Breaker
 from sirius_dspy.running.patience import Health, Patience
 
 
@@ -46,7 +48,8 @@ class Watch(BaseCallback):
         self._stopped_at = 0.0
         self._stopping = threading.Lock()  # a program may call predictors in several threads
         self._calls: dict[Any, float] = {}
-        self._asked: dict[str, tuple[str, Breaker]] = {}
+        self._direct: dict[str, _DirectCall] = {}
+        self._tries: defaultdict[str, Asked] = defaultdict(Asked)
         self._unanswered: dict[str, Exception] = {}
         self._numbers = count()
 
@@ -98,6 +101,16 @@ class Watch(BaseCallback):
             self.health.note_answer()
         finally:
             self._calls.pop(key, None)
+
+    def probe(self, known: KnownRequest) -> None:
+        """Send a known request, which has the time limit of a call."""
+        with self.time_call():
+            known.send(without=self)
+
+    async def aprobe(self, known: KnownRequest) -> None:
+        """The same without blocking the event loop."""
+        with self.time_call():
+            await known.asend(without=self)
 
     def find_overdue(self) -> TimeLimitError | None:
         """Return the time limit that the work has passed, if any.
@@ -176,27 +189,38 @@ class Watch(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         """DSPy calls this before each LM call that does not come from a predictor of the program."""
-        asked = repr([instance.model, inputs.get("prompt"), inputs.get("messages")])
-        breaker = self.health.throttles.of(instance).breaker
+        prompt, messages = inputs.get("prompt"), inputs.get("messages")
+        known = KnownRequest.of(instance, messages or [{"role": "user", "content": prompt}])
+        breaker, text = self.health.throttles.of(instance).breaker, repr([instance.model, prompt, messages])
+        self._direct[call_id] = _DirectCall(text, known, breaker)
         if breaker.is_down:
             with suppress(OutageError), self.wait_for_server():
-                breaker.admit(asked, lambda: self.is_unwanted, self.patience.outage_s)
-        self._asked[call_id] = asked, breaker
+                breaker.hold_back(self._tries[text], lambda: self.is_unwanted, self.patience.outage_s, self.probe)
         self._calls[call_id] = time.monotonic()
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: BaseException | None = None) -> None:
         """DSPy calls this after it. A request that is sent again and answered then has not failed."""
         began = self._calls.pop(call_id, 0.0)
-        if (known := self._asked.pop(call_id, None)) is None:
+        if (direct := self._direct.pop(call_id, None)) is None:
             return
-        asked, breaker = known
-        breaker.note_end(asked, began, exception, self.patience.outage_s)
+        text, known, breaker = direct
+        breaker.note_end(self._tries[text], began, exception, self.patience.outage_s)
         if exception is None:
             self.health.note_answer()
-            self._unanswered.pop(asked, None)
+            self._unanswered.pop(text, None)
+            breaker.known = known
         elif isinstance(exception, Exception) and fault_of_call(exception) in ("transient", "systemic"):
-            self._unanswered[asked] = exception
+            self._unanswered[text] = exception
             self.note_failed_server(breaker)
+
+
+class _DirectCall(NamedTuple):
+    """A call under way that is not recorded."""
+
+    text: str
+    """Of what is asked, the same for all tries."""
+    known: KnownRequest
+    breaker: Breaker
 
 
 _WATCH: ContextVar[Watch | None] = ContextVar("sirius_watch", default=None)
