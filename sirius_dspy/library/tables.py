@@ -51,9 +51,20 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], columns: Seque
     import pyarrow
     import pyarrow.parquet
 
-    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    # With tools, messages have different fields, and arguments different types, which no struct can hold.
+    is_native = "tools" in columns
+    text = [("role", pyarrow.string()), ("content", pyarrow.string())]
+    message = pyarrow.json_(pyarrow.string()) if is_native else pyarrow.struct(text)
     kinds = {"label": pyarrow.bool_(), **dict.fromkeys(_CHATS, pyarrow.list_(message))}
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in columns])
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for batch in split_batches(rows):
+        for batch in split_batches(map(_with_json, rows) if is_native else rows):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
+
+
+def _with_json(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row with its messages as JSON texts."""
+    return {
+        name: [json.dumps(message, ensure_ascii=False) for message in value] if name in _CHATS else value
+        for name, value in row.items()
+    }
