@@ -11,6 +11,8 @@ from dspy.adapters.base import Adapter
 from sirius_dspy.dspy_internals import native_tool_call
 from sirius_dspy.running.prompt import Message
 
+_TOOL_CALLS = f"{dspy.ToolCalls.__module__}:{dspy.ToolCalls.__qualname__}"
+
 
 def tool_calls_field(signature: type[dspy.Signature]) -> str:
     """Return the output field that takes tool calls; empty if there is none."""
@@ -40,3 +42,15 @@ def native_reply(adapter: Adapter, signature: type[dspy.Signature], outputs: Map
             for number, call in enumerate(calls)
         ]
     return reply
+
+
+def without_ids(plain: Any) -> Any:
+    """Return plain values with the names and arguments of tool calls in their place: ids are new in every reply."""
+    if isinstance(plain, list):
+        return [without_ids(item) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if plain.get("class") == _TOOL_CALLS:
+        calls = [call["value"] for call in plain["value"]["tool_calls"]]
+        return [{"name": call["name"], "args": call["args"]} for call in calls]
+    return {name: without_ids(item) for name, item in plain.items()}

@@ -6,10 +6,16 @@ import dspy
 
 
 class ToolCallingLM(dspy.LM):
-    """A `dspy.LM` of which it is known that it calls tools natively.
+    """A `dspy.LM` of a server that calls tools natively, though DSPy does not know it.
 
-    DSPy looks up by its name what an LM can do, and knows no fine-tuned ones. Their adapter would ask them to write
-    tool calls as text, which is not what they were trained on.
+    DSPy looks up by its name what an LM can do, and knows neither fine-tuned ones nor those of your own server. An
+    adapter would ask them to write tool calls as text, and fine-tuned ones were not trained on that. `HostedTrainer`
+    returns such LMs where the untrained ones called tools natively.
+
+    Examples:
+        ```python
+        lm = ToolCallingLM("openai/Qwen/Qwen3-0.6B", api_base="http://localhost:8000/v1", api_key="none")
+        ```
     """
 
     @property

@@ -17,7 +17,7 @@ from dspy.signatures import make_signature
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import coerce, to_plain
 from sirius_dspy.program import predictor_names, program_fingerprint, restore_values, signature_digest, signature_of
-from sirius_dspy.running.native import native_reply, tool_calls_field
+from sirius_dspy.running.native import native_reply, without_ids
 from sirius_dspy.running.prompt import Message as ChatMessage
 from sirius_dspy.running.prompt import SentPrompt
 from sirius_dspy.running.requests import Listener, alias_lm, listen
@@ -96,7 +96,8 @@ class PromptProbe:
         with _unheard(), contextlib.suppress(Exception):  # as above
             reply = native_reply(self.adapter, signature, outputs)
             answered = self._call(predictor, inputs, reply)
-            if _without_ids(signature, answered) == _without_ids(signature, outputs):
+            given, read = ({name: values[name] for name in signature.output_fields} for values in (outputs, answered))
+            if without_ids(to_plain(given)) == without_ids(to_plain(read)):
                 return reply, ""
         return None, "does not parse back"
 
@@ -162,15 +163,6 @@ class _AnswerWith:
     def complete(self, request: Request) -> Response:
         """Return the reply; DSPy calls this."""
         return Response(id=None, model=request.model, message=self.message, finish_reason="stop", usage=RequestUsage())
-
-
-def _without_ids(signature: type[dspy.Signature], outputs: Mapping[str, Any]) -> Any:
-    """Return outputs as plain values, without the ids of tool calls, which mean nothing."""
-    plain = {name: to_plain(outputs[name]) for name in signature.output_fields}
-    field = tool_calls_field(signature)
-    if isinstance(outputs[field], dspy.ToolCalls):
-        plain[field] = [[call.name, to_plain(call.args)] for call in outputs[field].tool_calls]
-    return plain
 
 
 def check_adapter(adapter: Adapter) -> None:
