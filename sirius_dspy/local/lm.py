@@ -193,8 +193,19 @@ class LocalLM(dspy.LM):
             PromptTooLongError: Prompt and reply do not fit into the context window.
             RolloutError: The engine failed.
         """
+        return self.score_row({"messages": [*messages, {"role": "assistant", "content": reply}]})
+
+    def score_row(self, row: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return how likely the model is to give the reply of a training row; see `score`.
+
+        Args:
+            row: `messages`, the last of which is the reply, and `tools` if they were offered natively.
+        """
+        *messages, reply = row["messages"]
+        tools = row.get("tools", ())
         with engines().lend(scoring_key(self.model, self.device)) as engine:
-            return tuple(engine.score(engine.chat.prompt(list(messages)), reply))
+            chat = engine.chat
+            return tuple(engine.score(chat.prompt(messages, tools), chat.reply_text(messages, reply, tools)))
 
     def _add_seed(self, prompt: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Use the rollout id of a call as its seed, unless it has one: DSPy hides rollout ids from the engine."""
