@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -255,5 +256,21 @@ def _is_trained_here(request: TrainingRequest) -> bool:
 
 def _only_last_learned(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Exclude earlier replies, such as those of a `dspy.History`, from the loss; OpenAI trains on all by default."""
-    earlier = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages[:-1]]
+    sent = map(_as_dspy_sends_it, messages[:-1])
+    earlier = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in sent]
     return [*earlier, messages[-1]]
+
+
+def _as_dspy_sends_it(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message of an adapter as DSPy sends it to OpenAI's API: results without names, arguments compact."""
+    if message["role"] == "tool":
+        return {name: part for name, part in message.items() if name != "name"}
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [_compact(call) for call in message["tool_calls"]]}
+
+
+def _compact(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call["function"]
+    arguments = json.dumps(json.loads(function["arguments"]), separators=(",", ":"))
+    return {**call, "function": {**function, "arguments": arguments}}
