@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 
+import dspy
 import pytest
 
+from sirius_dspy import LocalLM, ProviderTrainer
 from sirius_dspy.errors import UnreadableModelError
+from sirius_dspy.local.chat import load_chat
+from sirius_dspy.local.engine import Generation
 from sirius_dspy.local.lora import to_tokens
+from sirius_dspy.local.models import find
 from sirius_dspy.local.preferences import to_pair
+from sirius_dspy.local.tool_calls import read_reply
+from tests.native import ADAPTER, rows_of, run_of, search
 from tests.test_local_chat import CHATML, build
+from tests.tiny_models import build_tokenizer, write_model
 
 TOKENS = [("<|im_start|>", True), ("<|im_end|>", True), ("<tool_call>", False), ("</tool_call>", False)]
 HERMES = (
@@ -125,3 +133,67 @@ def test_rows_without_tools_are_the_same_under_both_templates(chat, tmp_path):
     other = build(tmp_path, CHATML, TOKENS, "<|im_end|>")
     row = {"messages": [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here."}]}
     assert to_tokens(chat, row) == to_tokens(other, row)
+
+
+# Inference
+
+
+def function(name, **arguments):
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments}, ensure_ascii=False)}\n</tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (function("now"), ("", [("now", {})])),
+        (f"Look.\n{function('search', q='</tool_call>')}", ("Look.", [("search", {"q": "</tool_call>"})])),
+        (f"{function('a', x={'y': [1, None]})}\n{function('b')}", ("", [("a", {"x": {"y": [1, None]}}), ("b", {})])),
+        ("no call", ("no call", [])),
+        ("<tool_call>\n{broken\n</tool_call>", ("<tool_call>\n{broken\n</tool_call>", [])),
+        ("<tool_call>\n[1]\n</tool_call>", ("<tool_call>\n[1]\n</tool_call>", [])),
+        (f"{function('a')} and more", (f"{function('a')} and more", [])),
+    ],
+)
+def test_calls_are_read_from_a_reply_and_what_is_broken_stays_text(text, expected):
+    assert read_reply(text) == expected
+
+
+def test_a_template_whose_calls_cannot_be_read_calls_no_tools(chat, tmp_path):
+    assert chat.calls_tools
+    other = HERMES.replace("<tool_call>", "[CALL]").replace("</tool_call>", "[/CALL]")
+    called = build(tmp_path, other, TOKENS, "<|im_end|>")
+    assert (called.renders_tools, called.calls_tools) == (True, False)
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    pytest.importorskip("torch")
+    folder = write_model(tmp_path_factory.mktemp("calling") / "model", "llama", max_position_embeddings=4096)
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = HERMES
+    tokenizer.model_max_length = 4096
+    tokenizer.save_pretrained(str(folder))
+    return LocalLM(folder, device="cpu", max_tokens=4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_local_agent_is_trained_on_the_prompt_that_its_engine_got(lm, monkeypatch):
+    """The engine's prompts, token by token, are those of the training rows."""
+    prompts, replies = [], [function("search", query="Zürich"), function("submit", answer="right")]
+
+    def generate(self, prompt, options, on_text=None):
+        prompts.append(tuple(self.chat.encode(prompt)))
+        return Generation(replies[len(prompts) - 1], 1, 1, "stop")
+
+    monkeypatch.setattr("sirius_dspy.local.batching.BatchingEngine.generate", generate)
+    program = dspy.ReActV2("question -> answer", tools=[search])
+    with dspy.context(adapter=ADAPTER):
+        assert lm.supports_function_calling
+        run = run_of(program, lm, question="?")
+        rows = rows_of(program, run)
+    assert ProviderTrainer().trains_on_tools(lm)
+    tokens = [to_tokens(load_chat(find(lm.path)), row) for row in rows]
+    assert [row.prompt for row in tokens] == prompts
+    chat = load_chat(find(lm.path))
+    assert [chat.decode(row.completion) for row in tokens] == replies

@@ -24,6 +24,7 @@ from sirius_dspy.errors import MissingDependencyError, UnreadableModelError
 from sirius_dspy.local import control, tools
 from sirius_dspy.local.gguf_header import read_header
 from sirius_dspy.local.home import INSTALL, home, new_folder
+from sirius_dspy.local.tool_calls import read_reply
 from sirius_dspy.local.weights import TOKENIZER_FILES, Weights, isolated, no_template, read_context
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,16 @@ class Chat:
     def renders_tools(self) -> bool:
         """Whether the chat template writes tools, tool calls and their results."""
         return tools.renders_tools(self._render)
+
+    @cached_property
+    def calls_tools(self) -> bool:
+        """Whether the template writes tool calls in a form in which they can be read from a reply."""
+        if not self.renders_tools:
+            return False
+        calls = [(name, {"argument": {"text": "ä", "numbers": [1, None]}}) for name in ("first", "second")]
+        written = [{"function": {"name": name, "arguments": arguments}} for name, arguments in calls]
+        reply = {"role": "assistant", "content": "", "tool_calls": written}
+        return read_reply(self.reply_text([{"role": "user", "content": ""}], reply))[1] == calls
 
     def prompt(self, messages: Messages, offered: Tools = ()) -> str:
         """Render the prompt for the assistant's reply, or for its continuation if the last message is the assistant's.

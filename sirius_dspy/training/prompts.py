@@ -105,7 +105,8 @@ class PromptProbe:
         """Call a predictor whose LM gives this reply."""
         called = self.predictors[predictor]
         like = called.lm or dspy.settings.lm
-        engine = _AnswerWith(reply).like(like)
+        is_native = getattr(self.adapter, "use_native_function_calling", False)
+        engine = _AnswerWith(reply).like(like, with_tools=is_native)
         lm = alias_lm(dspy.LM(getattr(like, "model", "probe/none"), engine=engine, cache=False))
         with dspy.context(adapter=self.adapter):
             return called(**inputs, lm=lm, demos=[], config={"n": 1})
@@ -154,9 +155,15 @@ class _AnswerWith:
         ]
         self.message = Message.assistant([*text, *calls])
 
-    def like(self, lm: Any) -> _AnswerWith:
-        """Declare the capabilities of an LM, because adapters write other prompts for some of them."""
-        for ability in ("supports_function_calling", "supports_reasoning", "supports_response_schema"):
+    def like(self, lm: Any, *, with_tools: bool) -> _AnswerWith:
+        """Declare the capabilities of an LM, because adapters write other prompts for some of them.
+
+        Args:
+            lm: The LM.
+            with_tools: Whether to ask it if it calls tools natively, for which local models read their chat template.
+        """
+        native = ["supports_function_calling"] if with_tools else []
+        for ability in ("supports_reasoning", "supports_response_schema", *native):
             setattr(self, ability, getattr(lm, ability, False))
         return self
 
