@@ -16,6 +16,7 @@ from sirius_dspy.running.prompt import SentPrompt
 from sirius_dspy.running.recording import Sampling
 from sirius_dspy.running.replay import replay
 from sirius_dspy.testing import chat_reply
+from sirius_dspy.training.balanced import BalancedCurator
 from sirius_dspy.training.curate import Curator
 from sirius_dspy.trajectory import Edit
 from tests.native import ADAPTER, TOOLS, Watched, calls_of, now, planner, rows_of, run_of, search, turn
@@ -144,6 +145,15 @@ def test_calls_without_ids_get_some():
     text = json.dumps(dict(step.outputs)).replace('"id": "a"', '"id": null').replace('"id": "b"', '"id": null')
     (row,) = rows_of(program, replace(run, steps=(replace(step, outputs=json.loads(text)),)))
     assert [call["id"] for call in row["messages"][-1]["tool_calls"]] == ["call_0", "call_1"]
+
+
+def test_replies_with_calls_are_one_value_of_a_balanced_field():
+    program = planner("question, tools: list[dspy.Tool] -> answer, calls: dspy.ToolCalls")
+    lm = Watched(*[[chat_reply(answer=answer)] for answer in ("yes", "yes", "no")], ["", ("a", "now", {})])
+    runs = [run_of(program, lm, question=f"{number}?", tools=TOOLS) for number in range(4)]
+    runs = [replace(run, example_key=str(number)) for number, run in enumerate(runs)]
+    (found,) = BalancedCurator().curate(program, runs, {"self": ["self"]}, threshold=1.0).values()
+    assert (len(found.rows), found.dropped) == (3, {"out of balance": 1})
 
 
 # Storage, replay

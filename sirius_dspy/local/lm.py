@@ -77,7 +77,8 @@ class LocalEngine:
         options = _options(request)
         messages, tools = _messages(request), offered_tools(request)
         with engines().lend(pool_key(request.model, self.device)) as engine:
-            if has_tools({"messages": messages, "tools": tools}) and not engine.chat.calls_tools:
+            is_able = engine.chat.calls_tools if tools else engine.chat.renders_tools
+            if has_tools({"messages": messages, "tools": tools}) and not is_able:
                 raise lm15.UnsupportedFeatureError(_NO_TOOLS.format(request.model), feature="tools")
             try:
                 generation = engine.generate(engine.chat.prompt(messages, tools), options)
