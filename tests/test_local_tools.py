@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from pathlib import Path
 
 import dspy
 import pytest
@@ -163,6 +165,29 @@ def test_a_template_whose_calls_cannot_be_read_calls_no_tools(chat, tmp_path):
     other = HERMES.replace("<tool_call>", "[CALL]").replace("</tool_call>", "[/CALL]")
     called = build(tmp_path, other, TOKENS, "<|im_end|>")
     assert (called.renders_tools, called.calls_tools) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("qwen2_5", (True, True)),
+        ("qwen3", (True, True)),
+        ("glm4moe", (True, False)),
+        ("llama3_1", (False, False)),  # one call at most
+        ("llama3", (False, False)),
+        ("phi3", (False, False)),
+    ],
+)
+def test_known_templates_are_told_apart(name, expected, tmp_path):
+    """Those of published models, of which TRL has copies."""
+    found = importlib.util.find_spec("trl")
+    assert found is not None
+    template = Path(found.submodule_search_locations[0], "chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
+    chat = build(tmp_path, template, TOKENS, "<|im_end|>")
+    assert (chat.renders_tools, chat.calls_tools) == expected
+    if chat.calls_tools:
+        text = decoded(chat, to_tokens(chat, ROW).completion).removesuffix("<|im_end|>")
+        assert read_reply(text)[1] == [("search", {"query": "Zürich"}), ("search", {"query": {"a": [1, None]}})]
 
 
 @pytest.fixture(scope="module")

@@ -31,10 +31,10 @@ def map_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def renders_tools(render: Render) -> bool:
-    """Return whether a template writes the tools, the calls in and before a reply, and the results of calls."""
+    """Return whether a template writes the tools, several calls in and before a reply, and the results of calls."""
     texts = ("offered_tool", "described", "first_call", "first_value", "first_result", "last_call", "last_value")
     offered, described, first, value, result, last, last_value = texts
-    messages = [*_turn(first, value, result), _calls(last, last_value)]
+    messages = [*_turn(first, value, result), _calls(last, last_value, number=2)]  # some templates refuse two calls
     try:
         prompt = render(messages[:-1], [_tool(offered, described)], is_prompt=True)
         whole = render(messages, [_tool(offered, described)])
@@ -61,9 +61,9 @@ def _turn(name: str, value: str, result: str) -> Sequence[dict[str, Any]]:
     )
 
 
-def _calls(name: str, value: str) -> dict[str, Any]:
+def _calls(name: str, value: str, number: int = 1) -> dict[str, Any]:
     call = {"id": "call_0", "type": "function", "function": {"name": name, "arguments": {"argument": value}}}
-    return {"role": "assistant", "content": "", "tool_calls": [call]}
+    return {"role": "assistant", "content": "", "tool_calls": [call] * number}
 
 
 def _tool(name: str, description: str) -> dict[str, Any]:
