@@ -168,35 +168,28 @@ def as_sent(messages):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # TRL sets what Transformers renamed
-@pytest.mark.parametrize("to", ["sft", "dpo", "kto"])
-def test_the_trainers_of_trl_train_on_tool_calls(repaired, tmp_path, to):
+def test_a_trainer_of_trl_trains_on_tool_calls(repaired, tmp_path):
     import datasets
     import transformers
     import trl
 
     export, path = open_export(repaired[0]), tmp_path / "rows.parquet"
     with export.library:
-        getattr(export, f"to_{to}")(path)
+        export.to_sft(path)
     found = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     rows = found.filter(lambda row: row["agent"] == "planner")
     folder = write_model(tmp_path / "model", "llama", max_position_embeddings=4096)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = HERMES
-    models = [transformers.AutoModelForCausalLM.from_pretrained(folder) for _ in range(2)]
-    args = getattr(trl, f"{to.upper()}Config")(
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    args = trl.SFTConfig(
         **{"output_dir": str(tmp_path / "out"), "max_length": 4096, "per_device_train_batch_size": 2, "max_steps": 1},
         **{"report_to": "none", "save_strategy": "no", "bf16": False, "use_cpu": True, "disable_tqdm": True},
     )
-    reference = {} if to == "sft" else {"ref_model": models[1]}
-    parts = {"model": models[0], "args": args, "train_dataset": rows, "processing_class": tokenizer, **reference}
-    trainer = getattr(trl, f"{to.upper()}Trainer")(**parts)
-    first = trainer.train_dataset[0]
-    written = tokenizer.decode(
-        [*first.get("prompt_ids", ()), *first.get("chosen_ids", ()), *first.get("input_ids", ())]
-    )
-    if to != "kto":
-        assert '"arguments": {"query": "Zürich", "options": {"deep": [1, null]}}' in written
-        assert '"description": "Tell the time."' in written
+    trainer = trl.SFTTrainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
+    written = tokenizer.decode(trainer.train_dataset[0]["input_ids"])
+    assert '"arguments": {"query": "Zürich", "options": {"deep": [1, null]}}' in written
+    assert '"description": "Tell the time."' in written
     assert trainer.train().global_step == 1
 
 
