@@ -9,7 +9,6 @@ from functools import cache
 import dspy
 from dspy.signatures import make_signature
 
-from sirius_dspy.plain import canonical
 from sirius_dspy.training.prompts import PromptProbe
 from sirius_dspy.trajectory import Step, Trajectory, Usage
 
@@ -44,7 +43,7 @@ def build() -> Team:
     """Make the program, and find out its prompts."""
     program, adapter = _Program(), dspy.ChatAdapter()
     probe = PromptProbe(program)
-    prompts = {name: canonical(probe.prompt(name, {"text": "TEXT"})[0]) for name in AGENTS}
+    prompts = {name: prompt.text for name in AGENTS if (prompt := probe.prompt(name, {"text": "TEXT"})[0])}
     signatures = {name: probe.signature_id(name) for name in AGENTS}
     return Team(program, adapter, probe.program_id, signatures, prompts)
 

@@ -207,7 +207,7 @@ def measure_together(lm: LocalLM, repeats: int) -> Rate:
 
 def training_row(chat: Chat, example: dict[str, str]) -> TokenRow:
     """The row of an example as tokens."""
-    return to_tokens(chat, chat_row(example)["messages"])
+    return to_tokens(chat, chat_row(example))
 
 
 def chat_row(example: dict[str, str]) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def measure_jobs(lm: LocalLM, repeats: int) -> Rate:
     chat = load_chat(resolve(lm.model))
     rows = [[chat_row(statements(100 * agent + seed, 3 + seed % 5)) for seed in range(48)] for agent in range(2)]
     options = {"epochs": 1, "stop_loss": 0}
-    tokens = sum(len(to_tokens(chat, row["messages"])) for part in rows for row in part)
+    tokens = sum(len(to_tokens(chat, row)) for part in rows for row in part)
 
     def train(parts: Sequence[Sequence[Any]]) -> None:
         end_idle()  # a job that could go on in the process of the one before would have no start

@@ -44,6 +44,7 @@ from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.balanced import BalancedCurator
 from sirius_dspy.training.curate import Curator, Row, TrainingSet
 from sirius_dspy.training.hosted import HostedTrainer
+from sirius_dspy.training.hosted_lm import ToolCallingLM
 from sirius_dspy.training.preferences import PreferenceTrainer
 from sirius_dspy.training.suitable import SuitableTrainer
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainingRequest
@@ -111,6 +112,7 @@ __all__ = [
     "StepCredit",
     "SuitableTrainer",
     "TRLExport",
+    "ToolCallingLM",
     "Tracker",
     "Trackers",
     "Trainer",

@@ -6,11 +6,12 @@ A new version of DSPy may move or rename any of it. Then this is the one file to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import dspy
 from dspy._vendor.lm15.transports import StdlibTransport
+from dspy.adapters.base import Adapter, _tool_call_as_openai_message_tool_call
 from dspy.adapters.chat_adapter import FieldInfoWithName as FieldInfoWithName
 from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER as CUSTOM_TYPE_START_IDENTIFIER
 from dspy.adapters.utils import apply_output_field_defaults as apply_output_field_defaults
@@ -130,6 +131,20 @@ def public_error(error: Exception, model: str, provider: str) -> Exception:
 def has_listed_price(provider: str, model: str) -> bool:
     """Whether DSPy's table has an entry for a model, by which it could tell the cost of a reply."""
     return bool(model_info(provider, model))
+
+
+# Native tool calls
+
+
+def sent_signature(adapter: Adapter, lm: Any, signature: Any, inputs: Mapping[str, Any]) -> Any:
+    """The signature by which an adapter writes its messages: without the fields that it hands to the LM natively."""
+    return adapter._call_preprocess(lm, {}, signature, dict(inputs))
+
+
+def native_tool_call(call: dspy.ToolCalls.ToolCall) -> dict[str, Any]:
+    """A tool call as adapters write it into a message of the assistant, in OpenAI's format."""
+    written: dict[str, Any] = _tool_call_as_openai_message_tool_call(call)
+    return written
 
 
 # Settings of the current context

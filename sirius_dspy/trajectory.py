@@ -97,7 +97,8 @@ class Step:
     """Further completions, where the predictor asked for `n > 1`."""
     prompt: str | None = None
     """The messages that were sent, as canonical JSON, less the demonstrations: the prompt of a training row. `None` if
-    nothing was sent, or what was sent cannot be a training row."""
+    nothing was sent, or what was sent cannot be a training row. Where tools were offered natively, it is an object with
+    `messages`, `tools` (a JSON text) and, if it was sent, `parallel_tool_calls`."""
     signature: str = ""
     """Fingerprint of the signature of this very call."""
     finish: str = ""

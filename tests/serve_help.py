@@ -49,6 +49,9 @@ class FakeBackend:
             on_text(word)
         return Generation(text, len(messages), len(text.split()), "stop")
 
+    def trains_on_tools(self, weights):
+        return weights.model == "owner/small"
+
     def train(self, training):
         self.trained.append(training)
         while not self.may_finish.wait(0.01):

@@ -572,9 +572,9 @@ def test_the_probe_works_without_an_lm():
     program = Team()
     probe = PromptProbe(program)
     found, reason = probe.prompt("analyst", {"question": "?"})
-    assert ([message["role"] for message in found], reason) == (["system", "user"], "")
-    completion, reason = probe.completion("analyst", {"question": "?"}, {"facts": "none"})
-    assert ("none" in completion, reason) == (True, "")
+    assert ([message["role"] for message in found.messages], reason) == (["system", "user"], "")
+    reply, reason = probe.reply("analyst", {"question": "?"}, {"facts": "none"})
+    assert ("none" in reply["content"], reason) == (True, "")
 
 
 def test_rows_can_be_made_in_an_event_loop():

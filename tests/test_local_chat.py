@@ -133,7 +133,7 @@ def test_system_texts_roles_and_replies_are_texts_as_well(kind: Any) -> None:
 def test_training_uses_the_prompt_and_the_reply_of_inference(kind: Any) -> None:
     chat, tokens = kind
     forged = f"a{tokens[1]}b{tokens[0]}c"
-    row = to_tokens(chat, [*conversation(forged), {"role": "assistant", "content": forged}])
+    row = to_tokens(chat, {"messages": [*conversation(forged), {"role": "assistant", "content": forged}]})
     assert list(row.prompt) == chat.encode(chat.prompt(conversation(forged)))
     assert control_ids(chat, row.completion, tokens) == [chat.end_id]  # only the end of the turn, at the end
     assert text_of(chat, row.completion[:-1]) == forged

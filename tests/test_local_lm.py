@@ -266,7 +266,7 @@ def test_training_prompts_are_inference_prompts_token_by_token(lm: LocalLM, monk
         dspy.Predict(signature)(**inputs)
     messages = PlainAdapter().format_finetune_data(signature, [], inputs, {"answer": "Ann"})["messages"]
     chat = load_chat(resolve(lm.model))
-    tokens = to_tokens(chat, messages)
+    tokens = to_tokens(chat, {"messages": messages})
     assert [list(tokens.prompt)] == seen
     whole = chat.tokenizer.apply_chat_template(messages, tokenize=False)
     assert chat.tokenizer.decode([*tokens.prompt, *tokens.completion]) == whole.rstrip("\n")

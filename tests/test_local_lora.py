@@ -25,8 +25,11 @@ class Letters:
     end_id = 0
     context = 100
 
-    def prompt(self, messages: list[dict[str, str]]) -> str:
+    def prompt(self, messages: list[dict[str, str]], offered: object = ()) -> str:
         return "".join(f"<{message['role'][0]}>{message['content']}" for message in messages) + "<a>"
+
+    def reply_text(self, messages: list[dict[str, str]], reply: dict[str, str], offered: object = ()) -> str:
+        return reply["content"]
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) for letter in text]
@@ -40,7 +43,7 @@ MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": 
 
 
 def test_a_row_is_the_inference_prompt_then_the_reply_then_the_end_of_the_turn() -> None:
-    row = to_tokens(CHAT, MESSAGES)
+    row = to_tokens(CHAT, {"messages": MESSAGES})
     assert "".join(map(chr, row.prompt)) == CHAT.prompt(MESSAGES[:-1]) == "<u>hi<a>"
     assert row.completion == (ord("y"), ord("o"), 0)
     assert len(row) == 11
@@ -49,11 +52,11 @@ def test_a_row_is_the_inference_prompt_then_the_reply_then_the_end_of_the_turn()
 @pytest.mark.parametrize("messages", [[], MESSAGES[:1], MESSAGES[1:], [*MESSAGES, MESSAGES[0]]])
 def test_a_row_without_a_reply_is_refused(messages: list[dict[str, str]]) -> None:
     with pytest.raises(ValueError, match="expected a prompt and, last, one 'assistant' message"):
-        to_tokens(CHAT, messages)
+        to_tokens(CHAT, {"messages": messages})
 
 
 def test_long_rows_are_left_out_and_counted_never_cut(caplog: pytest.LogCaptureFixture) -> None:
-    short, long = to_tokens(CHAT, MESSAGES), TokenRow((1,) * 50, (2, 0))
+    short, long = to_tokens(CHAT, {"messages": MESSAGES}), TokenRow((1,) * 50, (2, 0))
     assert drop_long_rows([short, long], 20) == [short]
     assert "1 of 2 training rows" in caplog.text
     with pytest.raises(TrainingError, match=r"All 1 .*the shortest has 52"):
@@ -81,7 +84,8 @@ def test_a_missing_package_is_said_with_its_install_line(monkeypatch: pytest.Mon
 
 
 def test_a_job_survives_the_way_to_the_child(tmp_path: Path) -> None:
-    tasks = [TrainingTask([to_tokens(CHAT, MESSAGES, 0.5)], LoraOptions(seed=seed), tmp_path) for seed in (4, 5)]
+    row = to_tokens(CHAT, {"messages": MESSAGES, "weight": 0.5})
+    tasks = [TrainingTask([row], LoraOptions(seed=seed), tmp_path) for seed in (4, 5)]
     job = TrainingJob(tmp_path / "a.gguf", None, tmp_path, tasks, "n")
     assert TrainingJob.from_json(job.to_json()) == job
     kept = dataclasses.replace(job, training_copy=tmp_path / "copy")

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from sirius_dspy import Collect, Curator, ExperienceLibrary, PlainAdapter, SiriuS
 from sirius_dspy.errors import NoSuccessError
-from sirius_dspy.running.requests import prompt_text
+from sirius_dspy.running.prompt import SentPrompt
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ToyLM, chat_reply
 from sirius_dspy.training.curate import TrainingSet
@@ -240,8 +240,9 @@ def test_the_prompt_and_the_end_of_a_reply_are_kept_under_asyncio_as_well(asynch
         ((_, run),) = Rollouts(yes).run_all(program, [Task(questions(1)[0])])
     (step,) = run.steps
     assert step.finish == "stop"
-    assert step.prompt == prompt_text(
-        [{"role": item["role"], "content": item["content"]} for item in json.loads(step.prompt)]
+    assert (
+        step.prompt
+        == SentPrompt([{"role": item["role"], "content": item["content"]} for item in json.loads(step.prompt)]).text
     )
     assert lm.requests[0].user == json.loads(step.prompt)[-1]["content"]
 

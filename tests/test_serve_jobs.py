@@ -74,6 +74,13 @@ def test_a_file_is_kept_listed_and_deleted(client):
 
 
 GOOD = json.dumps({"messages": ROWS[0]})
+TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def tool_row(arguments='{"query": "Zürich"}', **settings):
+    called = [{"id": "call_0", "type": "function", "function": {"name": "search", "arguments": arguments}}]
+    reply = {"role": "assistant", "content": None, "tool_calls": called}
+    return json.dumps({"messages": [ROWS[0][0], reply], **settings})
 
 
 @pytest.mark.parametrize(
@@ -82,11 +89,18 @@ GOOD = json.dumps({"messages": ROWS[0]})
         ("{", "Line 3 is not valid JSON"),
         ("[" * 100_000, "Line 3 is not valid JSON"),
         ("[]", "Line 3 is not of the form"),
-        ('{"messages": [], "tools": []}', "Line 3 is not of the form"),
+        ('{"messages": [], "functions": []}', "Line 3 is not of the form"),
         ('{"messages": []}', "Line 3 needs a prompt"),
         (json.dumps({"messages": ROWS[0][:1]}), "Line 3 needs a prompt"),
         (json.dumps({"messages": ROWS[0][1:]}), "Line 3 needs a prompt"),
-        (json.dumps({"messages": [*ROWS[0], {"role": "tool", "content": "x"}]}), "Line 3, message 3: the role"),
+        (json.dumps({"messages": [*ROWS[0], {"role": "tool", "content": "x"}]}), "message 3: expected the fields"),
+        (json.dumps({"messages": [{"role": "bard", "content": "x"}, ROWS[0][1]]}), "message 1: the role"),
+        (tool_row(tools=[{"type": "function"}]), "Line 3: .*tools.* is not a list"),
+        (tool_row(tools=[]), "Line 3: .*tools.* is not a list"),
+        (tool_row(tools=TOOLS, parallel_tool_calls=1), "Line 3: .*parallel_tool_calls.* is not true"),
+        (tool_row(parallel_tool_calls=True), "Line 3: .*parallel_tool_calls.* is not true"),
+        (tool_row(tools=TOOLS, arguments="[1]"), "Line 3, message 2: .*tool_calls.* is not a list"),
+        (tool_row(tools=TOOLS, arguments={"query": "x"}), "Line 3, message 2: .*tool_calls.* is not a list"),
         (json.dumps({"messages": [{"role": "user", "content": []}, ROWS[0][1]]}), "Line 3, message 1: the content"),
         (json.dumps({"messages": [{"role": "user"}, ROWS[0][1]]}), "Line 3, message 1: expected the fields"),
         (json.dumps({"messages": [ROWS[0][0], {**ROWS[0][1], "weight": 0}]}), "the last reply has the weight 0"),
@@ -105,6 +119,21 @@ def test_earlier_replies_of_a_chat_may_have_the_weight_zero(idle):
     chat = [ROWS[0][0], {**ROWS[0][1], "weight": 0}, *ROWS[1]]
     content = json.dumps({"messages": chat}).encode()
     assert idle.files.create(file=("rows.jsonl", content), purpose="fine-tune").status == "processed"
+
+
+def test_rows_with_tools_are_trained_on_where_the_model_writes_them(client, backend):
+    row = json.loads(tool_row(tools=TOOLS, parallel_tool_calls=False))
+    result = {"role": "tool", "tool_call_id": "call_0", "name": "search", "content": "a town"}
+    longer = {**row, "messages": [*row["messages"], result, *ROWS[1]]}
+    content = "\n".join([GOOD, "", json.dumps(row), json.dumps(longer)]).encode()
+    file = client.files.create(file=("rows.jsonl", content), purpose="fine-tune").id
+    with pytest.raises(openai.BadRequestError, match=r"Line 3 of 'file-.*chat template of 'tiny'") as refused:
+        client.fine_tuning.jobs.create(model="tiny", training_file=file)
+    assert refused.value.code == "invalid_training_file"
+    job = client.fine_tuning.jobs.create(model="owner/small", training_file=file)
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "succeeded")
+    (training,) = backend.trained
+    assert training.rows == [{"messages": ROWS[0]}, row, longer]
 
 
 def test_an_empty_file_and_another_purpose_are_refused(idle):
@@ -135,7 +164,7 @@ def test_a_job_trains_a_model_that_answers(client, backend):
     assert ask(client, done.fine_tuned_model) == "You said: Hello I learned from 12 rows."
     assert client.models.list().data[-1].id == done.fine_tuned_model
     (training,) = backend.trained
-    assert training.rows == ROWS
+    assert training.rows == [{"messages": row} for row in ROWS]
     assert training.seed == 7
     assert (training.hyperparameters.n_epochs, training.hyperparameters.batch_size) == (2, "auto")
     assert training.hyperparameters.learning_rate_multiplier == 0.5
@@ -174,7 +203,7 @@ def test_a_loss_that_is_no_number_is_left_out(client, backend):
 
 def test_a_validation_file_is_measured(client, backend):
     job = wait(client, start(client, validation_file=upload(client, ROWS[:2]).id))
-    assert backend.trained[0].validation == ROWS[:2]
+    assert backend.trained[0].validation == [{"messages": row} for row in ROWS[:2]]
     (checkpoint,) = client.fine_tuning.jobs.checkpoints.list(job.id)
     assert checkpoint.fine_tuned_model_checkpoint == job.fine_tuned_model
     assert checkpoint.metrics.full_valid_loss == 0.25

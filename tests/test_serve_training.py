@@ -26,7 +26,7 @@ class MemoryBackend(FakeBackend):
 
     def train(self, training):
         loss = super().train(training)
-        (training.folder / "rows.json").write_text(json.dumps(training.rows))
+        (training.folder / "rows.json").write_text(json.dumps([row["messages"] for row in training.rows]))
         return loss
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sirius_dspy import Collect, CriticAugmenter, HostedTrainer, SiriuS, open_export
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import from_plain, to_plain
-from sirius_dspy.running.requests import listen
 from sirius_dspy.testing import ToyLM, chat_reply
 from sirius_dspy.training.prompts import PromptProbe
 from tests.openai_server import FakeOpenAI
@@ -156,9 +155,9 @@ def test_the_reply_of_a_row_parses_back_into_the_tool_calls(calls):
         program = Desk()
         outputs = {"calls": dspy.ToolCalls.from_dict_list([{"name": name, "args": args} for name, args in calls])}
         inputs = {"question": "When?", "tools": [dspy.Tool(search)]}
-        text, reason = PromptProbe(program).completion("planner", to_plain(inputs), to_plain(outputs))
+        reply, reason = PromptProbe(program).reply("planner", to_plain(inputs), to_plain(outputs))
         assert reason == ""
-        parsed = dspy.settings.adapter.parse(program.planner.signature, text)["calls"]
+        parsed = dspy.settings.adapter.parse(program.planner.signature, reply["content"])["calls"]
     assert [(call.name, call.args) for call in parsed.tool_calls] == calls
 
 
@@ -186,13 +185,3 @@ def test_only_the_last_reply_is_learned_at_a_server(tmp_path):
     (sent,) = fake.files.values()
     weights = [message.get("weight") for message in json.loads(sent)["messages"]]
     assert weights == [None, 0, None, None]
-
-
-@pytest.mark.parametrize(
-    "message",
-    [{"role": "tool", "content": "noon"}, {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
-)
-def test_a_prompt_with_native_tool_calls_is_no_training_prompt(message):
-    with listen() as listener:
-        listener.add_request({"messages": [{"role": "user", "content": "?"}, message], "kwargs": {}})
-    assert listener.requests[0].has_tools

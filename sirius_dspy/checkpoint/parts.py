@@ -58,6 +58,7 @@ _LMS = {
         frozenset({"device", "lora"}),
         ids=r"local/[^/@]+@[0-9a-f]{12}",  # others are paths, or would be downloaded
     ),
+    "sirius_dspy.training.hosted_lm.ToolCallingLM": _Kind("sirius_dspy.training.hosted_lm", "ToolCallingLM"),
     "sirius_dspy.testing.scripted.ScriptedLM": _Kind(
         "sirius_dspy.testing.scripted", "ScriptedLM", frozenset({"answers"}), frozenset({"latency_s"})
     ),

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sirius_dspy.library.replies import Message, WriteReply, answered_reply, any_reply, sent_prompt
+from sirius_dspy.library.replies import WriteReply, answered_reply, any_reply, sent_prompt
+from sirius_dspy.library.trl_rows import trl_messages, trl_tools
+from sirius_dspy.running.prompt import Message, SentPrompt, row_id
 from sirius_dspy.trajectory import IsOwn, Step, Trajectory
 
 
@@ -15,10 +17,10 @@ class PreferencePair:
     """A step of a failed run and the same step of the run that repaired it: one prompt, two replies."""
 
     predictor: str
-    prompt: list[Message]
-    chosen: str
+    prompt: SentPrompt
+    chosen: Message
     """What the agent replied in the repaired run."""
-    rejected: str
+    rejected: Message
     """What the agent replied in the failed run; if that did not parse, as it was written."""
     trajectory: str
     """Id of the repaired run."""
@@ -28,9 +30,10 @@ class PreferencePair:
     def row(self) -> dict[str, Any]:
         """The pair in TRL's conversational format."""
         return {
-            "prompt": self.prompt,
-            "chosen": [{"role": "assistant", "content": self.chosen}],
-            "rejected": [{"role": "assistant", "content": self.rejected}],
+            "prompt": trl_messages(self.prompt.messages),
+            "chosen": trl_messages([self.chosen]),
+            "rejected": trl_messages([self.rejected]),
+            **trl_tools(self.prompt),
         }
 
 
@@ -64,7 +67,7 @@ def _pair(
     rejected, reason = any_reply(earlier, write)
     if rejected is None:
         return None, f"failed run: {reason}"
-    if chosen.strip() == rejected.strip():
+    if _said(chosen) == _said(rejected):
         return None, "same reply in both runs"
     return PreferencePair(step.predictor, prompt, chosen, rejected, repaired.id, repaired.example_key), ""
 
@@ -73,3 +76,8 @@ def _same_step(failed: Trajectory, step: Step) -> Step | None:
     """Return the step of the failed run with the same predictor and prompt, of several the one with its occurrence."""
     asked = [other for other in failed.steps if (other.predictor, other.prompt) == (step.predictor, step.prompt)]
     return min(asked, key=lambda other: other.occurrence != step.occurrence, default=None)
+
+
+def _said(reply: Message) -> str:
+    """Return the content hash of a reply, without what means nothing: space around it, and the ids of tool calls."""
+    return row_id({"messages": [{**reply, "content": (reply["content"] or "").strip()}]})

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sirius_dspy.errors import LibraryError
 from sirius_dspy.library.export import whole_file
 from sirius_dspy.library.writing import split_batches
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _CHATS = ("prompt", "completion", "chosen", "rejected")
 """Columns that hold messages."""
@@ -51,9 +54,35 @@ def _write_parquet(path: Path, rows: Iterable[Mapping[str, Any]], columns: Seque
     import pyarrow
     import pyarrow.parquet
 
-    message = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    # With tools, messages have different fields, and arguments different types, which no struct can hold.
+    is_native = "tools" in columns
+    text = [("role", pyarrow.string()), ("content", pyarrow.string())]
+    message = pyarrow.string() if is_native else pyarrow.struct(text)
     kinds = {"label": pyarrow.bool_(), **dict.fromkeys(_CHATS, pyarrow.list_(message))}
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in columns])
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for batch in split_batches(rows):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema))
+    written = _with_json_type(pyarrow.RecordBatch.from_pylist([], schema)).schema if is_native else schema
+    with pyarrow.parquet.ParquetWriter(path, written) as writer:
+        for rows_of_batch in split_batches(map(_with_json, rows) if is_native else rows):
+            batch = pyarrow.RecordBatch.from_pylist(rows_of_batch, schema)
+            writer.write_batch(_with_json_type(batch) if is_native else batch)
+
+
+def _with_json(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a row with its messages as JSON texts."""
+    return {
+        name: [json.dumps(message, ensure_ascii=False) for message in value] if name in _CHATS else value
+        for name, value in row.items()
+    }
+
+
+def _with_json_type(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Return a batch whose messages have Arrow's type for JSON, by which `datasets` reads them as tables."""
+    import pyarrow
+
+    def convert(column: Any) -> Any:
+        values = pyarrow.ExtensionArray.from_storage(pyarrow.json_(), column.values)
+        return pyarrow.ListArray.from_arrays(column.offsets, values)
+
+    names = batch.schema.names
+    columns = [convert(batch[name]) if name in _CHATS else batch[name] for name in names]
+    return pyarrow.RecordBatch.from_arrays(columns, names)

@@ -14,7 +14,9 @@ from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.preferences import pair_steps
 from sirius_dspy.library.replies import ReplyWriter, answered_reply, any_reply, sent_prompt
 from sirius_dspy.library.tables import check_ending, write_table
+from sirius_dspy.library.trl_rows import trl_messages, trl_tools
 from sirius_dspy.plain import DigestSet, digest
+from sirius_dspy.running.prompt import Message
 from sirius_dspy.trajectory import Attempt, Origin, Step, Trajectory
 
 Row = dict[str, Any]
@@ -25,6 +27,9 @@ Found = tuple[str, Row | None, str]
 ABOUT = ("agent", "example", "trajectory")
 """Columns of every export besides those of the trainer, which ignores them: the agent, the key of the example, and the
 id of the run."""
+
+TOOLS = "tools"
+"""Column of the tools that were offered natively, as JSON; null where there were none."""
 
 ORIGINS: tuple[Origin, ...] = ("rollout", "repair")
 """Validation runs are not for training."""
@@ -54,6 +59,7 @@ class TRLExport:
     demonstrations, and help that was given in a repair never stands in them. Replies are written by the adapter. Rows
     are streamed, so memory does not grow with the library. The columns `agent`, `example` and `trajectory` come with
     those of the trainer: each agent is trained on its own rows, `dataset.filter(lambda row: row["agent"] == "solver")`.
+    If the adapter calls tools natively, there is also the column `tools`, and messages hold tool calls and results.
 
     Attributes:
         library: Where the runs are.
@@ -166,14 +172,14 @@ class TRLExport:
     def _repaired(self) -> Iterator[tuple[Trajectory, Trajectory]]:
         return self.library.pairs(threshold=self.threshold, run=self.run, iteration=self.iteration)
 
-    def _completion(self, run: Trajectory, step: Step, reply: str | None, reason: str) -> Found:
+    def _completion(self, run: Trajectory, step: Step, reply: Message | None, reason: str) -> Found:
         if not self._is_own(run, step):
             return step.predictor, None, "answered by another LM"
         prompt, no_prompt = sent_prompt(step)
         if prompt is None or reply is None:
             return step.predictor, None, no_prompt or reason
-        completion = [{"role": "assistant", "content": reply}]
-        return step.predictor, {"prompt": prompt, "completion": completion, **_about(run)}, ""
+        row = {"prompt": trl_messages(prompt.messages), "completion": trl_messages([reply]), **trl_tools(prompt)}
+        return step.predictor, {**row, **_about(run)}, ""
 
     def _advice(self, failed: Trajectory, attempt: Attempt) -> Found:
         """Return advice under the prompt of the run that it led to: earlier edits may have changed what was asked."""
@@ -186,7 +192,8 @@ class TRLExport:
             return step.predictor, None, reason
         if not attempt.feedback:
             return step.predictor, None, "repaired without feedback"
-        return step.predictor, {"prompt": prompt, "privileged_context": attempt.feedback, **_about(failed)}, ""
+        row = {"prompt": trl_messages(prompt.messages), "privileged_context": attempt.feedback, **trl_tools(prompt)}
+        return step.predictor, {**row, **_about(failed)}, ""
 
     @staticmethod
     def _labeled(found: Iterable[Found], *, label: bool) -> Iterator[Found]:
@@ -202,6 +209,8 @@ class TRLExport:
 
     def _write(self, path: str | Path, columns: Sequence[str], found: Iterable[Found]) -> Exported:
         check_ending(Path(path))
+        is_native = bool(getattr(self.adapter, "use_native_function_calling", False))
+        columns = (*columns, TOOLS) if is_native else columns
         with DigestSet() as seen:
             rows = _Rows(columns, self._agent_of, seen)
             write_table(Path(path), rows.keep(found), (*columns, *ABOUT))
@@ -231,15 +240,17 @@ class _Rows:
             agent = self.agent_of(predictor)
             if agent is None:
                 continue
+            if row is not None and TOOLS in row and TOOLS not in self.columns:
+                row, reason = None, "offered tools natively, as the adapter does not"
             if row is None or self._is_known(agent, row):
                 self.left_out[agent][reason or "duplicate"] += 1
                 continue
             self.counts[agent] += 1
-            yield {name: {**row, "agent": agent}[name] for name in (*self.columns, *ABOUT)}
+            yield {name: {TOOLS: None, **row, "agent": agent}[name] for name in (*self.columns, *ABOUT)}
 
     def _is_known(self, agent: str, row: Row) -> bool:
         """Return whether an equal row was there before; one reply is not good and bad, so the label does not count."""
-        return not self._seen.add(digest([agent, *(row[name] for name in self.columns if name != "label")]))
+        return not self._seen.add(digest([agent, *(row.get(name) for name in self.columns if name != "label")]))
 
 
 def _about(run: Trajectory) -> Row:

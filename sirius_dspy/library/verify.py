@@ -16,7 +16,7 @@ from sirius_dspy.library.queries import PAGE, equal_columns
 from sirius_dspy.library.rows import Rows, load_repairs, load_trajectories, repair_id
 from sirius_dspy.library.schema import EXAMPLES, METADATA, REPAIRS, STEPS, TRAJECTORIES
 from sirius_dspy.plain import digest, text_digest
-from sirius_dspy.running.requests import prompt_text
+from sirius_dspy.running.prompt import SentPrompt, row_id
 
 RESTORE = "Restore it from a backup, or start again in another `run_dir`."
 
@@ -120,10 +120,10 @@ def find_row_problems(database: Database, path: Path) -> list[str]:
 
 def _find_row_problem(database: Database, row: Any, source: Any) -> str:
     try:
-        messages, request = row["messages"], source["request"]
-        if digest(messages) != source["row"]:
+        request = source["request"]
+        if row_id(row) != source["row"]:
             return "is not the one that was written."
-        if request and text_digest(prompt_text(messages[:-1])) != request:
+        if request and text_digest(SentPrompt.of_row(row).text) != request:
             return "has another prompt than the one that was sent."
         run = source["trajectory"]
         query = sa.select(STEPS.c.request).where(STEPS.c.trajectory == run, STEPS.c.predictor == source["predictor"])

@@ -21,15 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from sirius_dspy.errors import MissingDependencyError, UnreadableModelError
-from sirius_dspy.local import control
+from sirius_dspy.local import control, tools
 from sirius_dspy.local.gguf_header import read_header
 from sirius_dspy.local.home import INSTALL, home, new_folder
+from sirius_dspy.local.tool_calls import read_reply
 from sirius_dspy.local.weights import TOKENIZER_FILES, Weights, isolated, no_template, read_context
 
 logger = logging.getLogger(__name__)
 
-Messages = Sequence[Mapping[str, str]]
-"""Chat messages with `role` and `content`."""
+Messages = Sequence[Mapping[str, Any]]
+"""Chat messages with `role` and `content`, and in OpenAI's format native tool calls and their results."""
+
+Tools = Sequence[Mapping[str, Any]]
+"""Schemas of tools that are offered natively, in OpenAI's format."""
 
 _loading = threading.Lock()  # allows one conversion, and one import of Transformers, which is not thread-safe
 
@@ -69,18 +73,67 @@ class Chat:
         """The token that ends a turn, as text."""
         return str(self.tokenizer.convert_ids_to_tokens(self.end_id))
 
-    def prompt(self, messages: Messages) -> str:
+    @cached_property
+    def renders_tools(self) -> bool:
+        """Whether the chat template writes tools, tool calls and their results."""
+        return tools.renders_tools(self._render)
+
+    @cached_property
+    def calls_tools(self) -> bool:
+        """Whether the template writes tool calls in a form in which they can be read from a reply."""
+        if not self.renders_tools:
+            return False
+        calls = [(name, {"argument": {"text": "ä", "numbers": [1, None]}}) for name in ("first", "second")]
+        written = [{"function": {"name": name, "arguments": arguments}} for name, arguments in calls]
+        reply = {"role": "assistant", "content": "", "tool_calls": written}
+        return read_reply(self.reply_text([{"role": "user", "content": ""}], reply))[1] == calls
+
+    def prompt(self, messages: Messages, offered: Tools = ()) -> str:
         """Render the prompt for the assistant's reply, or for its continuation if the last message is the assistant's.
 
         The result is for `encode`: texts in messages that look like control tokens are marked as text.
+
+        Args:
+            messages: The conversation.
+            offered: The tools that the assistant may call; the template must write them (`renders_tools`).
         """
         unfinished = messages[-1]["role"] == "assistant"
+        marked = [self._mark(message) for message in messages]
+        return self._render(marked, self._mark_tools(offered), is_prompt=not unfinished, is_unfinished=unfinished)
+
+    def reply_text(self, messages: Messages, reply: Mapping[str, Any], offered: Tools = ()) -> str:
+        """Return the text with which the model gives a reply: its content or, as the template writes them, its calls.
+
+        Args:
+            messages: The conversation before it.
+            reply: A message of the assistant.
+            offered: The tools that it may call.
+
+        Raises:
+            UnreadableModelError: The template writes the conversation in another way where the reply follows.
+        """
+        if not reply.get("tool_calls"):
+            return str(reply["content"])
+        prompt = self.prompt(messages, offered)
+        marked = [*(self._mark(message) for message in messages), tools.template_message(reply)]
+        whole = self._render(marked, self._mark_tools(offered))
+        if not whole.startswith(prompt):
+            raise UnreadableModelError(
+                f"The chat template in {str(self.folder)!r} cannot be trained on tool calls: what it writes before a "
+                "reply with tool calls is not the prompt of that reply."
+            )
+        return whole[len(prompt) :].rpartition(self.end_text)[0]
+
+    def _render(
+        self, messages: Messages, offered: Tools = (), *, is_prompt: bool = False, is_unfinished: bool = False
+    ) -> str:
         return str(
             self.tokenizer.apply_chat_template(
-                [self._mark(message) for message in messages],
+                list(messages),
+                tools=list(offered) or None,
                 tokenize=False,
-                add_generation_prompt=not unfinished,
-                continue_final_message=unfinished,
+                add_generation_prompt=is_prompt,
+                continue_final_message=is_unfinished,
             )
         )
 
@@ -96,10 +149,13 @@ class Chat:
         """Return the text of token ids, without special tokens."""
         return str(self.tokenizer.backend_tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _mark(self, message: Mapping[str, str]) -> dict[str, str]:
+    def _mark(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """Mark the control tokens in every part of a message."""
         marker = self._of_replies if message["role"] == "assistant" else self._of_others
-        return {name: marker.mark(text) for name, text in message.items()}
+        return {name: tools.map_texts(part, marker.mark) for name, part in tools.template_message(message).items()}
+
+    def _mark_tools(self, offered: Tools) -> Tools:
+        return [tools.map_texts(dict(tool), self._of_others.mark) for tool in offered]
 
     @cached_property
     def _of_others(self) -> control.Marker:
@@ -127,15 +183,14 @@ class Chat:
     def _render_markup(self, *, with_replies: bool) -> str:
         """Render empty messages to get the template's markup, leaving out roles that the template refuses."""
         roles = ("system", "user", "assistant", "user") if with_replies else ("system", "user")
+        of_tools = tools.markup(self._render) if with_replies else ""
         for taken in (roles, roles[1:], ("user",)):
-            messages = [{"role": role, "content": ""} for role in taken]
             try:
-                return str(
-                    self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=with_replies)
-                )
+                empty = [{"role": role, "content": ""} for role in taken]
+                return self._render(empty, is_prompt=with_replies) + of_tools
             except Exception as error:  # templates may raise anything
                 logger.debug("The chat template does not take the roles %s: %s", taken, error)
-        return ""
+        return of_tools
 
 
 def _is_markup(token: str, written: str) -> bool:

@@ -18,18 +18,25 @@ from dspy import lm15
 
 from sirius_dspy import checks
 from sirius_dspy.errors import PromptTooLongError
+from sirius_dspy.local.chat import load_chat
 from sirius_dspy.local.devices import DEVICE, Device
 from sirius_dspy.local.engine import Generation, GenerationOptions
-from sirius_dspy.local.lora import LoraOptions, check_quantization
+from sirius_dspy.local.lora import LoraOptions, check_quantization, has_tools
 from sirius_dspy.local.models import find, resolve
 from sirius_dspy.local.provider import LocalProvider
 from sirius_dspy.local.serving import engines, pool_key, scoring_key
+from sirius_dspy.local.tool_calls import message_parts, offered_tools, tool_messages
 
 _draws: contextvars.ContextVar[Iterator[int]] = contextvars.ContextVar("sirius_dspy_draws")
 """Numbers the candidates of one call with `n > 1`, which DSPy requests one by one with the same seed."""
 
 _REFUSED = ("response_format", "logprobs", "tool_choice", "reasoning", "frequency_penalty", "presence_penalty")
 
+
+_NO_TOOLS = (
+    "The chat template of {!r} does not write tools, or not in a form in which calls can be read. Let the model write "
+    "tool calls as text with `use_native_function_calling=False`."
+)
 
 _SETTINGS = {
     "model": checks.PATH,
@@ -68,13 +75,17 @@ class LocalEngine:
     def complete(self, request: lm15.Request) -> lm15.Response:
         """Answer one request. Thread-safe."""
         options = _options(request)
-        messages = _messages(request)
+        messages, tools = _messages(request), offered_tools(request)
         with engines().lend(pool_key(request.model, self.device)) as engine:
+            is_able = engine.chat.calls_tools if tools else engine.chat.renders_tools
+            if has_tools({"messages": messages, "tools": tools}) and not is_able:
+                raise lm15.UnsupportedFeatureError(_NO_TOOLS.format(request.model), feature="tools")
             try:
-                generation = engine.generate(engine.chat.prompt(messages), options)
+                generation = engine.generate(engine.chat.prompt(messages, tools), options)
             except PromptTooLongError as error:
                 raise lm15.ContextLengthError(str(error)) from error
-        return _response(request.model, generation)
+        number = sum(len(message.get("tool_calls", ())) for message in messages)
+        return _response(request.model, generation, message_parts(generation.text, number) if tools else None)
 
 
 class AsyncLocalEngine(LocalEngine):
@@ -158,6 +169,11 @@ class LocalLM(dspy.LM):
         return resolve(self.model).folder
 
     @property
+    def supports_function_calling(self) -> bool:
+        """Whether the model calls tools natively: its chat template writes them, and calls as Qwen's does."""
+        return load_chat(resolve(self.model)).calls_tools
+
+    @property
     def is_small(self) -> bool:
         """Whether the model is too small to criticize others, by the size of its files: less than two GiB."""
         return resolve(self.model).num_bytes < 2 << 30
@@ -193,8 +209,19 @@ class LocalLM(dspy.LM):
             PromptTooLongError: Prompt and reply do not fit into the context window.
             RolloutError: The engine failed.
         """
+        return self.score_row({"messages": [*messages, {"role": "assistant", "content": reply}]})
+
+    def score_row(self, row: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return how likely the model is to give the reply of a training row; see `score`.
+
+        Args:
+            row: `messages`, the last of which is the reply, and `tools` if they were offered natively.
+        """
+        *messages, reply = row["messages"]
+        tools = row.get("tools", ())
         with engines().lend(scoring_key(self.model, self.device)) as engine:
-            return tuple(engine.score(engine.chat.prompt(list(messages)), reply))
+            chat = engine.chat
+            return tuple(engine.score(chat.prompt(messages, tools), chat.reply_text(messages, reply, tools)))
 
     def _add_seed(self, prompt: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Use the rollout id of a call as its seed, unless it has one: DSPy hides rollout ids from the engine."""
@@ -237,8 +264,11 @@ def _async_threads() -> ThreadPoolExecutor:
 def _options(request: lm15.Request) -> GenerationOptions:
     config = request.config
     refused = [name for name in _REFUSED if getattr(config, name, None)]
-    if refused or request.tools:
-        feature = f"config.{refused[0]}" if refused else "tools"
+    choice = config.tool_choice
+    if choice is not None and choice.mode == "auto" and not choice.allowed:
+        refused.remove("tool_choice")
+    if refused:
+        feature = f"config.{refused[0]}"
         raise lm15.UnsupportedFeatureError(f"A local model does not support {feature!r}. Remove it.", feature=feature)
     given = {name: getattr(config, name) for name in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
     try:
@@ -258,8 +288,12 @@ def _with_draw(options: GenerationOptions) -> GenerationOptions:
     return dataclasses.replace(options, seed=options.seed + draw * 1_000_003)
 
 
-def _messages(request: lm15.Request) -> list[dict[str, str]]:
-    messages = [{"role": message.role, "content": _text(message.text)} for message in request.messages]
+def _messages(request: lm15.Request) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = []
+    names: dict[str, str] = {}
+    for message in request.messages:
+        of_tools = tool_messages(message, names)
+        messages += of_tools or [{"role": message.role, "content": _text(message.text)}]
     if request.system is None:
         return messages
     parts = [lm15.TextPart(request.system)] if isinstance(request.system, str) else request.system
@@ -273,11 +307,13 @@ def _text(text: str | None) -> str:
     return text
 
 
-def _response(model_id: str, generation: Generation) -> lm15.Response:
+def _response(model_id: str, generation: Generation, parts: list[Any] | None) -> lm15.Response:
+    message = lm15.Message.assistant(parts or [lm15.TextPart(generation.text)])
+    has_calls = any(isinstance(part, lm15.ToolCallPart) for part in message.parts)
     return lm15.Response(
         id=None,
         model=model_id,
-        message=lm15.Message.assistant([lm15.TextPart(generation.text)]),
-        finish_reason=generation.finish_reason,
+        message=message,
+        finish_reason="tool_call" if has_calls and generation.finish_reason == "stop" else generation.finish_reason,
         usage=lm15.Usage(input_tokens=generation.prompt_tokens, output_tokens=generation.completion_tokens),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sirius_dspy import checks
-from sirius_dspy.errors import MissingDependencyError, SettingsError, TrainingError
+from sirius_dspy.errors import MissingDependencyError, SettingsError, TrainingError, UnreadableModelError
 from sirius_dspy.local.chat import Chat
 from sirius_dspy.local.home import INSTALL
 from sirius_dspy.local.weights import Weights
@@ -119,22 +119,42 @@ class TokenRow:
         return len(self.prompt) + len(self.completion)
 
 
-def to_tokens(chat: Chat, messages: Sequence[Mapping[str, str]], weight: float = 1.0) -> TokenRow:
+def to_tokens(chat: Chat, row: Mapping[str, Any]) -> TokenRow:
     """Tokenize one chat row, whose last message is the reply to learn.
 
     The prompt comes from the same function as at inference. The completion is the reply and the end-of-turn token,
     where the engine stops; the line break that a template writes after it is never generated.
 
+    Args:
+        chat: Of the weights.
+        row: `messages`, `tools` if tools were offered natively, and `weight` if it is not 1.
+
     Raises:
         ValueError: The last message is not the assistant's, or it is the only one.
+        UnreadableModelError: The chat template does not write tools.
     """
-    roles = [message["role"] for message in messages]
+    roles = [message["role"] for message in row["messages"]]
     if len(roles) < 2 or roles[-1] != "assistant":
         raise ValueError(
             f"A training row has the roles {roles!r}; expected a prompt and, last, one 'assistant' message."
         )
-    prompt = chat.encode(chat.prompt(messages[:-1]))
-    return TokenRow(tuple(prompt), tuple(chat.encode_completion(messages[-1]["content"])), weight)
+    if has_tools(row) and not chat.renders_tools:
+        raise UnreadableModelError(
+            f"The chat template in {str(chat.folder)!r} does not write tools and tool calls, so the model cannot be "
+            "trained on them. Choose a model whose template does."
+        )
+    *messages, reply = row["messages"]
+    tools = row.get("tools", ())
+    prompt = chat.encode(chat.prompt(messages, tools))
+    completion = chat.encode_completion(chat.reply_text(messages, reply, tools))
+    return TokenRow(tuple(prompt), tuple(completion), row.get("weight", 1.0))
+
+
+def has_tools(row: Mapping[str, Any]) -> bool:
+    """Return whether a chat row has native tools, tool calls or their results."""
+    return bool(row.get("tools")) or any(
+        message["role"] == "tool" or message.get("tool_calls") for message in row["messages"]
+    )
 
 
 def drop_long_rows(rows: Sequence[TokenRow], max_length: int) -> list[TokenRow]:

@@ -89,11 +89,15 @@ class TokenPair:
 def to_pair(chat: Chat, pair: Mapping[str, Any]) -> TokenPair:
     """Tokenize one pair in TRL's conversational format: `prompt`, `chosen` and `rejected` are lists of messages.
 
+    Tools that were offered natively are in `tools`, as JSON.
+
     Raises:
         ValueError: A reply is not one message of the assistant.
     """
-    chosen = to_tokens(chat, [*pair["prompt"], *pair["chosen"]])
-    rejected = to_tokens(chat, [*pair["prompt"], *pair["rejected"]])
+    tools = json.loads(pair.get("tools") or "[]")
+    chosen, rejected = (
+        to_tokens(chat, {"messages": [*pair["prompt"], *pair[name]], "tools": tools}) for name in ("chosen", "rejected")
+    )
     return TokenPair(chosen.prompt, chosen.completion, rejected.completion)
 
 

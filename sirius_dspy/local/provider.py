@@ -126,6 +126,10 @@ class LocalProvider(Provider):
         lora.check_packages()
         lora.check_bitsandbytes(self.options)
 
+    def trains_on_tools(self, model: str) -> bool:
+        """Return whether rows may hold native tool calls: the model's chat template must write them."""
+        return load_chat(resolve(model)).renders_tools
+
     def launch(  # type: ignore[override]  # DSPy declares it static and calls it on the instance
         self, lm: dspy.LM, launch_kwargs: dict[str, Any] | None = None
     ) -> None:
@@ -236,7 +240,7 @@ class _Order:
             TrainingError: No row can be trained on.
         """
         chat = load_chat(base)
-        tokens = [lora.to_tokens(chat, row["messages"], row.get("weight", 1.0)) for row in rows]
+        tokens = [lora.to_tokens(chat, row) for row in rows]
         kept = lora.drop_long_rows(tokens, min(settings.options.max_length, chat.context))
         key = digest({"base": base.digits, "rows": list(rows), "options": dataclasses.asdict(settings.options)})
         return cls(kept, len(tokens) - len(kept), settings, settings.output_dir or home("models", key[:16]), key)

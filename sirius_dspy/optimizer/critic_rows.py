@@ -58,8 +58,8 @@ def _row(session: Session, probe: PromptProbe, repair: Repair, attempt: Attempt)
         return None
     inputs = critique_inputs(failed, example, attempt.position)
     prompt, _ = probe.prompt(_PREDICTOR, inputs)
-    completion, _ = probe.completion(_PREDICTOR, inputs, {"feedback": attempt.feedback})
-    if prompt is None or completion is None:
+    reply, _ = probe.reply(_PREDICTOR, inputs, {"feedback": attempt.feedback})
+    if prompt is None or reply is None:
         return None
-    messages = (*prompt, {"role": "assistant", "content": completion})
+    messages = (*prompt.messages, reply)
     return Row(messages, attempt.predictor, attempt.trajectory or "", failed.example_key)

@@ -62,8 +62,10 @@ def open_export(
 
 
 def _adapter_of(identity: Mapping[str, Any]) -> Adapter:
+    settings = identity.get("adapter_settings") or {}
+    is_native = bool(settings.get("use_native_function_calling", False))
     for kind in _KNOWN:
-        if adapter_name(adapter := kind()) == identity["adapter"]:
+        if adapter_name(adapter := kind(use_native_function_calling=is_native)) == identity["adapter"]:
             return adapter
     raise LibraryError(
         f"The compile was run with the adapter {identity['adapter']!r}. Use "

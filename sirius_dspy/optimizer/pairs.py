@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sirius_dspy.library.preferences import pair_steps
+from sirius_dspy.library.replies import has_native_tools
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.plain import digest
+from sirius_dspy.running.prompt import Message
 from sirius_dspy.training.prompts import PromptProbe
 from sirius_dspy.trajectory import Step, Trajectory
 
@@ -18,8 +20,9 @@ def preference_pairs(session: Session, iteration: int, agent: str) -> list[dict[
     """
     probe = PromptProbe(session.weights.program)
 
-    def write(step: Step) -> tuple[str | None, str]:
-        return probe.completion(step.predictor, step.inputs, step.outputs or {})
+    def write(step: Step) -> tuple[Message | None, str]:
+        is_native = has_native_tools(step)
+        return probe.reply(step.predictor, step.inputs, step.outputs or {}, is_native=is_native)
 
     def is_own(trajectory: Trajectory, step: Step) -> bool:
         return step.predictor in session.plan.trained[agent] and session.weights.answered(trajectory, step)

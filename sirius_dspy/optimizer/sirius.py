@@ -244,7 +244,7 @@ class SiriuS(Teleprompter):
             adapter=adapter,
             run_dir=RunDir(_folder(settings.run_dir)),
         )
-        check_tools(student, plan.trained, plan.start, adapter)
+        check_tools(student, train, plan.trained, plan.start, adapter, settings.trainer)
         prepare.check_parts(plan.student, settings, plan.trained, plan.start)
         prepare.check_schedule(settings.collect.schedule, plan.unique_trainset, settings.iterations)
         prepare.check_media(student, train, plan.trained, plan.start, settings.trainer)

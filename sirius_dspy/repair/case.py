@@ -15,6 +15,7 @@ from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.leak import as_written
 from sirius_dspy.repair.reliance import score_reply, scorer_of
 from sirius_dspy.repair.solved import REASONING, only_label
+from sirius_dspy.running.native import without_ids
 from sirius_dspy.running.recording import Recording
 from sirius_dspy.trajectory import Attempt, Step, Trajectory, Usage, Values, Verdict
 
@@ -42,6 +43,11 @@ class Case:
         outputs = step.outputs if answered is None else answered.steps[0].outputs if answered.steps else None
         fields = self.signature_of(step).output_fields
         return None if outputs is None else {name: value for name, value in outputs.items() if name in fields}
+
+    def is_unchanged(self, position: int, outputs: Values) -> bool:
+        """Whether outputs say what the failed step did; the ids of tool calls do not count."""
+        earlier = self.fields_of(position)
+        return without_ids(dict(outputs)) == without_ids(earlier)
 
     def lm_of(self, step: Step) -> dspy.LM:
         """The LM of the step's predictor."""

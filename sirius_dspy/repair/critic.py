@@ -176,7 +176,7 @@ class CriticAugmenter(Augmenter):
             return case.attempt(position, "unparsed", **fields, detail="no new answer"), ()
         if was_cut(regeneration):
             return case.attempt(position, "unparsed", **fields, detail="the new answer was cut off"), ()
-        if outputs == case.fields_of(position):
+        if case.is_unchanged(position, outputs):
             return case.attempt(position, "unchanged", **fields), ()
         rephrased, spent = self._rephrase(case, position, outputs, tries)
         fields |= {"rephrased": rephrased, "usage": usage + spent}

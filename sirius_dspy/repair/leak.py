@@ -16,6 +16,7 @@ from typing import Any
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.plain import readable
+from sirius_dspy.running.native import without_ids
 from sirius_dspy.trajectory import Step, Values
 
 
@@ -171,4 +172,4 @@ def _runs_on(character: str) -> bool:
 
 
 def _text(value: Any) -> str:
-    return "\n".join(map(str, leaves(readable(value))))
+    return "\n".join(map(str, leaves(readable(without_ids(value)))))

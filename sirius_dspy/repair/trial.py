@@ -23,7 +23,7 @@ Fields = Mapping[str, Any]
 def try_outputs(case: Case, position: int, outputs: Values, guard: Guard, tries: Tries, fields: Fields) -> Tried:
     """Replace the outputs of a step by others as they are; see `replay_unless_leaked`."""
     fields = {"regenerated": outputs, "rephrased": outputs, **fields}
-    if outputs == case.fields_of(position):
+    if case.is_unchanged(position, outputs):
         return case.attempt(position, "unchanged", **fields), ()
     return replay_unless_leaked(case, position, outputs, guard, tries, fields)
 

@@ -9,7 +9,7 @@ instead.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,19 +19,17 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, LMProviderError
 
 from sirius_dspy.dspy_internals import has_server, usage_tracker
-from sirius_dspy.plain import canonical, to_plain
+from sirius_dspy.running.prompt import SentPrompt
 from sirius_dspy.trajectory import Usage
-
-Messages = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Request:
     """One request to an LM that was answered."""
 
-    messages: Messages
-    has_tools: bool
-    """Whether native tools, or messages with native tool calls, were sent, which a training row cannot hold."""
+    prompt: SentPrompt
+    is_forced: bool
+    """Whether the LM was told which tool to call, or to call one or none: a training row cannot say so."""
     finish: str
     """Why the LM stopped, in its own word; empty if it did not say."""
 
@@ -58,8 +56,10 @@ class Listener:
     def add_request(self, entry: Mapping[str, Any]) -> None:
         """Note an entry of an LM's history."""
         messages = entry.get("messages") or [{"role": "user", "content": entry.get("prompt") or ""}]
-        has_tools = bool((entry.get("kwargs") or {}).get("tools")) or any(map(_is_of_tools, messages))
-        request = Request(messages, has_tools, _finish(entry.get("response")))
+        kwargs = entry.get("kwargs") or {}
+        prompt = SentPrompt(messages, tuple(kwargs.get("tools") or ()), kwargs.get("parallel_tool_calls"))
+        is_forced = bool(prompt.tools) and kwargs.get("tool_choice") not in (None, "auto")
+        request = Request(prompt, is_forced, _finish(entry.get("response")))
         with self._lock:
             self.requests.append(request)
             self.is_void = not _has_token_count(entry)
@@ -122,11 +122,6 @@ def _alias_class(kind: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
     return type(kind.__name__, (kind,), {"update_history": update_history, "__module__": kind.__module__})
 
 
-def _is_of_tools(message: Mapping[str, Any]) -> bool:
-    """Whether a message is a native tool call, or the result of one."""
-    return message.get("role") == "tool" or bool(message.get("tool_calls"))
-
-
 def _has_token_count(entry: Mapping[str, Any]) -> bool:
     """Whether the server counted tokens; the entry itself says nothing of a reply that came out of a cache."""
     response = entry.get("response")
@@ -151,8 +146,3 @@ def _finish(response: Any) -> str:
     if choices:
         first = choices[0]
     return str(_read(first, "finish_reason") or "")
-
-
-def prompt_text(messages: Messages) -> str:
-    """Messages as they are stored and compared: canonical JSON of their roles and contents."""
-    return canonical([{"role": item["role"], "content": to_plain(item.get("content") or "")} for item in messages])

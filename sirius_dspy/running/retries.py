@@ -13,7 +13,7 @@ from sirius_dspy.running.faults import fault_of_call
 from sirius_dspy.running.known import KnownRequest
 from sirius_dspy.running.outage import Asked
 from sirius_dspy.running.patience import Health, Patience
-from sirius_dspy.running.requests import Messages
+from sirius_dspy.running.prompt import Messages
 from sirius_dspy.running.watch import Watch
 
 Result = TypeVar("Result")

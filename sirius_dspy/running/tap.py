@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import dspy
 from dspy.adapters.base import Adapter
 
+from sirius_dspy.dspy_internals import sent_signature
 from sirius_dspy.running.direct import direct_lm
-from sirius_dspy.running.requests import Listener, Request, alias_lm, listen, prompt_text, refuse_empty_body
+from sirius_dspy.running.requests import Listener, Request, alias_lm, listen, refuse_empty_body
 from sirius_dspy.running.retries import Retries
 from sirius_dspy.running.tape import Tape
 
@@ -107,7 +109,7 @@ class _TappedCall:
             retries = Retries(self.tape.watch, self.lm)
             outputs = retries.call(send)
             if listener.requests:
-                retries.remember(listener.requests[0].messages)
+                retries.remember(listener.requests[0].prompt.messages)
             return outputs
 
     async def aask(self, lm_kwargs: dict[str, Any]) -> Outputs:
@@ -126,7 +128,7 @@ class _TappedCall:
             retries = Retries(self.tape.watch, self.lm)
             outputs = await retries.acall(send)
             if listener.requests:
-                retries.remember(listener.requests[0].messages)
+                retries.remember(listener.requests[0].prompt.messages)
             return outputs
 
     def _prepare(self, lm_kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -152,11 +154,12 @@ class _TappedCall:
         Demonstrations are cut out of it: what is left must be what the adapter writes without them, or there is no such
         prompt.
         """
-        if request.has_tools:
+        if request.is_forced:
             return None
+        prompt = request.prompt
         if not self.call.num_demos:
-            return prompt_text(request.messages)
-        bare = self.base.format(self.signature, [], dict(self.inputs))
-        sent = list(request.messages)
-        kept = sent[:1] + sent[len(sent) - len(bare) + 1 :]
-        return prompt_text(bare) if len(bare) > 1 and kept == bare else None
+            return prompt.text
+        signature = sent_signature(self.base, self.lm, self.signature, self.inputs) if prompt.tools else self.signature
+        bare = self.base.format(signature, [], dict(self.inputs))
+        kept = [*prompt.messages[:1], *prompt.messages[len(prompt.messages) - len(bare) + 1 :]]
+        return replace(prompt, messages=bare).text if len(bare) > 1 and kept == bare else None

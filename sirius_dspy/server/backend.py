@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sirius_dspy.local.engine import Generation, GenerationOptions, OnText
 from sirius_dspy.server.wire import Hyperparameters
@@ -29,9 +29,9 @@ class Training:
     """One fine-tuning job, as its backend sees it."""
 
     start: Weights
-    rows: Sequence[Messages]
-    """Chats; the last message of each is the reply to learn."""
-    validation: Sequence[Messages]
+    rows: Sequence[Mapping[str, Any]]
+    """Chats in `messages`, the last of which is the reply to learn; with `tools` if they were offered natively."""
+    validation: Sequence[Mapping[str, Any]]
     """Chats that are not trained on; the loss on them is measured at the end."""
     hyperparameters: Hyperparameters
     seed: int
@@ -58,6 +58,9 @@ class Backend(Protocol):
             PromptTooLongError: The chat fills the context window.
             SiriuSError: The model cannot answer.
         """
+
+    def trains_on_tools(self, weights: Weights) -> bool:
+        """Return whether rows may hold native tools, tool calls and their results."""
 
     def train(self, training: Training) -> float | None:
         """Train, write the weights into the job's folder, and return the loss on the validation rows if there are any.

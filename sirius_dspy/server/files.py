@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sirius_dspy.server.answers import ApiError
-from sirius_dspy.server.rows import read_rows
+from sirius_dspy.server.rows import Row, find_tools, read_rows
 from sirius_dspy.server.store import Records, new_id
 from sirius_dspy.server.wire import FileObject
 
@@ -51,13 +51,21 @@ class Files:
         record = FileObject(id=file_id, bytes=size, created_at=int(time.time()), filename=_shown(name))
         return self.records.put(file_id, record)
 
-    def rows(self, file_id: str) -> list[list[dict[str, str]]]:
+    def rows(self, file_id: str) -> list[Row]:
         """Read the chats of a file.
 
         Raises:
             ApiError: There is no such file.
         """
         return read_rows(self.path(self.records.get(file_id).id))
+
+    def find_tools(self, file_id: str) -> int | None:
+        """Return the number of a file's first line with native tools; `None` without one.
+
+        Raises:
+            ApiError: There is no such file.
+        """
+        return find_tools(self.path(self.records.get(file_id).id))
 
     def remove(self, file_id: str) -> None:
         """Delete a file.

@@ -71,13 +71,22 @@ class Jobs:
         """Queue a job.
 
         Raises:
-            ApiError: The model or a file does not exist.
+            ApiError: The model or a file does not exist, or the model cannot be trained on the tools in a file.
         """
-        self.models.get(request.model)
+        weights = self.models.weights_of(self.models.get(request.model))
         for place in ("training_file", "validation_file"):
             name = getattr(request, place)
             if name is not None and all(record.id != name for record in self.files.records):
                 raise ApiError(400, f"`{place}` names no file: {name[:200]!r}. Upload it first.", param=place)
+            line = None if name is None else self.files.find_tools(name)
+            if line is not None and not self.backend.trains_on_tools(weights):
+                raise ApiError(
+                    400,
+                    f"Line {line} of {name!r} has native tools, which the chat template of {request.model!r} does not "
+                    "write. Choose another model, or write tool calls as text.",
+                    code="invalid_training_file",
+                    param=place,
+                )
         job = _new_job(request)
         with self._changed:
             self.events.add(job.id, f"Created fine-tuning job: {job.id}")

@@ -48,6 +48,11 @@ class LocalBackend:
         with engines().lend(pool_key(lm.model, lm.device)) as engine:
             return engine.generate(engine.chat.prompt(messages), options, on_text)
 
+    def trains_on_tools(self, weights: Weights) -> bool:
+        """See `Backend.trains_on_tools`."""
+        lm = self._lm(weights)
+        return LocalProvider().trains_on_tools(lm.model)
+
     def train(self, training: Training) -> float | None:
         """See `Backend.train`."""
         lm = self._lm(training.start)
@@ -57,8 +62,7 @@ class LocalBackend:
             "output_dir": training.folder,
             "on_progress": training.on_progress,
         }
-        rows = [{"messages": row} for row in training.rows]
-        LocalProvider(lm.lora, lm.device).finetune_all(lm.model, [rows], [settings], training.stop)
+        LocalProvider(lm.lora, lm.device).finetune_all(lm.model, [training.rows], [settings], training.stop)
         return self._validate(training)
 
     def _validate(self, training: Training) -> float | None:
@@ -69,7 +73,7 @@ class LocalBackend:
             if training.stop.is_set():
                 raise TrainingError("The job was stopped.")
             try:
-                scores += lm.score(row[:-1], row[-1]["content"])
+                scores += lm.score_row(row)
             except PromptTooLongError:
                 continue
         return -fmean(scores) if scores else None

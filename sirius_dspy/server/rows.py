@@ -7,15 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sirius_dspy.local.lora import has_tools
+from sirius_dspy.server import tool_rows
 from sirius_dspy.server.answers import ApiError
 
-_ROLES = ("system", "developer", "user", "assistant")
+Row = dict[str, Any]
+"""`messages` and, where tools were offered natively, `tools`."""
+
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+_SETTINGS = ("tools", "parallel_tool_calls")
 
 _LONGEST_LINE = 4 << 20
 """Bytes of one row; a file without line breaks is not read as a whole."""
 
 
-def read_rows(path: Path) -> list[list[dict[str, str]]]:
+def read_rows(path: Path) -> list[Row]:
     """Read the chats of a training file in OpenAI's format.
 
     Raises:
@@ -25,6 +31,11 @@ def read_rows(path: Path) -> list[list[dict[str, str]]]:
     if not rows:
         raise _wrong("The file holds no rows.")
     return rows
+
+
+def find_tools(path: Path) -> int | None:
+    """Return the number of the first line of a training file with native tools or tool calls; `None` without one."""
+    return next((number for number, line in _lines(path) if has_tools(_read_row(number, line))), None)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -39,38 +50,52 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _read_row(number: int, line: bytes) -> list[dict[str, str]]:
+def _read_row(number: int, line: bytes) -> Row:
+    place = f"Line {number}"
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
-        raise _wrong(f"Line {number} is not valid JSON in UTF-8.") from None
-    if not isinstance(row, dict) or set(row) != {"messages"} or not isinstance(row["messages"], list):
-        raise _wrong(f'Line {number} is not of the form {{"messages": [...]}}, without other fields.')
-    messages = [_read_message(f"Line {number}, message {place}", item) for place, item in enumerate(row["messages"], 1)]
+        raise _wrong(f"{place} is not valid JSON in UTF-8.") from None
+    if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or set(row) - {"messages", *_SETTINGS}:
+        names = " and ".join(map(repr, _SETTINGS))
+        raise _wrong(f'{place} is not of the form {{"messages": [...]}}, with no other fields than {names}.')
+    messages = [_read_message(f"{place}, message {number}", item) for number, item in enumerate(row["messages"], 1)]
     if row["messages"] and row["messages"][-1].get("weight") == 0:
-        raise _wrong(f"Line {number}: the last reply has the weight 0, but it alone is trained on.")
+        raise _wrong(f"{place}: the last reply has the weight 0, but it alone is trained on.")
     if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise _wrong(f"Line {number} needs a prompt and, as its last message, the reply of the role 'assistant'.")
-    return messages
+        raise _wrong(f"{place} needs a prompt and, as its last message, the reply of the role 'assistant'.")
+    if not _is_text(row.get("tools")):
+        raise _wrong(f"{place}: 'tools' hold what is not a text.")
+    if problem := tool_rows.find_problem(row):
+        raise _wrong(f"{place}: {problem}")
+    return {**{name: row[name] for name in _SETTINGS if name in row}, "messages": messages}
 
 
-def _read_message(place: str, message: Any) -> dict[str, str]:
-    if not isinstance(message, dict) or set(message) - {"weight"} != {"role", "content"}:
-        raise _wrong(f"{place}: expected the fields 'role' and 'content' and no others. Only texts are trained on.")
+def _read_message(place: str, message: Any) -> dict[str, Any]:
+    fields = tool_rows.fields_of(message) if isinstance(message, dict) else frozenset()
+    if not fields or not fields - tool_rows.OPTIONAL <= set(message) <= fields | {"weight"}:
+        raise _wrong(
+            f"{place}: expected the fields 'role' and 'content', with calls of tools and their results those of "
+            "OpenAI's format, and no others. Images and audio are not trained on."
+        )
     role, content = message["role"], message["content"]
     if "weight" in message and (role != "assistant" or message["weight"] not in (0, 1)):
         raise _wrong(f"{place}: only a message of the role 'assistant' may have a 'weight', 0 or 1.")
     if role not in _ROLES:
         raise _wrong(f"{place}: the role is none of {', '.join(_ROLES)}.")
-    if not isinstance(content, str) or not _is_text(content):
+    is_left_out = content is None and "tool_calls" in message
+    if not (isinstance(content, str) or is_left_out) or not _is_text(message):
         raise _wrong(f"{place}: the content is not a text.")
-    return {"role": "system" if role == "developer" else role, "content": content}
+    if problem := tool_rows.find_call_problem(message):
+        raise _wrong(f"{place}: {problem}")
+    of_tools = {name: value for name, value in message.items() if name not in ("role", "content", "weight")}
+    return {"role": "system" if role == "developer" else role, "content": content, **of_tools}
 
 
-def _is_text(content: str) -> bool:
-    """Return whether a text can be written: JSON may hold half of a pair of surrogates."""
+def _is_text(value: Any) -> bool:
+    """Return whether all texts of a value can be written: JSON may hold half of a pair of surrogates."""
     try:
-        content.encode()
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
     return True

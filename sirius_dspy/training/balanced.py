@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from statistics import median_low
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError
 
 from sirius_dspy import checks
 from sirius_dspy.program import predictor_names, signature_of
+from sirius_dspy.running.native import tool_calls_field
 from sirius_dspy.training.caps import cap_groups
 from sirius_dspy.training.curate import Curator, Row
 
@@ -55,4 +57,10 @@ class BalancedCurator(Curator):
     def _value(self, program: dspy.Module, row: Row) -> Hashable:
         adapter = dspy.settings.adapter or dspy.ChatAdapter()
         signature = signature_of(predictor_names(program)[row.predictor])
-        return self.value_of(str(adapter.parse(signature, row.messages[-1]["content"])[self.label]))
+        if row.tools and (field := tool_calls_field(signature)):
+            signature = signature.delete(field)
+        try:
+            outputs = adapter.parse(signature, row.messages[-1]["content"] or "")
+        except AdapterParseError:  # tool calls in place of the field
+            return None
+        return self.value_of(str(outputs[self.label]))

@@ -26,8 +26,8 @@ import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.files import write_lines
-from sirius_dspy.plain import digest, text_digest
-from sirius_dspy.running.requests import Messages, prompt_text
+from sirius_dspy.plain import text_digest
+from sirius_dspy.running.prompt import Message, Messages, SentPrompt, row_id
 from sirius_dspy.training.caps import cap_groups, draw_evenly
 from sirius_dspy.training.pool import SPARE, RowPool, open_pools
 from sirius_dspy.training.prompts import PromptProbe
@@ -49,11 +49,21 @@ class Row:
     """Content hash of the prompt in the step of the run; empty if it was not sent in that run."""
     weight: float = 1.0
     """How much the row counts in training, beside rows of weight 1."""
+    tools: Messages = ()
+    """Schemas of the tools that were offered natively, in OpenAI's format; empty if there were none."""
+    parallel_tool_calls: bool | None = None
+    """Whether the LM was to call several tools at once; `None` if the request did not say."""
 
     @property
     def id(self) -> str:
-        """The content hash of the messages."""
-        return digest([dict(message) for message in self.messages])
+        """The content hash of the messages and the tools; ids of the tool calls in the completion do not count."""
+        return row_id(self.chat)
+
+    @property
+    def chat(self) -> dict[str, Any]:
+        """The row in OpenAI's format: `messages` and, where tools were offered natively, `tools`."""
+        settings = SentPrompt(self.messages[:-1], self.tools, self.parallel_tool_calls).settings
+        return {"messages": [dict(message) for message in self.messages], **settings}
 
 
 class Appraisal(NamedTuple):
@@ -89,16 +99,12 @@ class TrainingSet:
 
         A row whose weight is not 1 has its `weight` beside the `messages`.
         """
-        weights = [{} if row.weight == 1 else {"weight": row.weight} for row in self.rows]
-        return [{**row, **weight} for row, weight in zip(self._messages(), weights, strict=True)]
-
-    def _messages(self) -> Iterator[dict[str, Any]]:
-        return ({"messages": [dict(message) for message in row.messages]} for row in self.rows)
+        return [row.chat if row.weight == 1 else {**row.chat, "weight": row.weight} for row in self.rows]
 
     def write(self, path: Path) -> None:
         """Write OpenAI chat JSONL, and beside it `NAME.sources.jsonl` with the run of each line.
 
-        There are two files because OpenAI refuses rows with anything but `messages`.
+        There are two files because OpenAI refuses rows with anything but `messages` and `tools`.
         """
         sources = (
             {
@@ -111,7 +117,7 @@ class TrainingSet:
             }
             for row in self.rows
         )
-        write_lines(path, _json_lines(self._messages()))
+        write_lines(path, _json_lines(row.chat for row in self.rows))
         write_lines(path.with_suffix(".sources.jsonl"), _json_lines(sources))
 
 
@@ -297,26 +303,33 @@ def _row(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Row | 
     prompt, reason = _prompt(probe, trajectory, step)
     if prompt is None:
         return None, reason
-    completion, reason = probe.completion(step.predictor, step.inputs, step.outputs)
-    if completion is None:
+    reply, reason = probe.reply(step.predictor, step.inputs, step.outputs, is_native=bool(prompt.tools))
+    if reply is None:
         return None, reason
-    messages = (*prompt, {"role": "assistant", "content": completion})
-    request = text_digest(prompt_text(prompt))
-    sent = request if request == step.request else ""
-    return Row(messages, step.predictor, trajectory.id, trajectory.example_key, sent), ""
+    request = text_digest(prompt.text)
+    row = Row(
+        messages=(*_share_system(prompt.messages), reply),
+        predictor=step.predictor,
+        trajectory=trajectory.id,
+        example_key=trajectory.example_key,
+        request=request if request == step.request else "",
+        tools=prompt.tools,
+        parallel_tool_calls=prompt.parallel_tool_calls,
+    )
+    return row, ""
 
 
-def _prompt(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[Messages | None, str]:
+def _prompt(probe: PromptProbe, trajectory: Trajectory, step: Step) -> tuple[SentPrompt | None, str]:
     """Return the recorded prompt; for runs of other programs, the prompt that this one sends for the same inputs."""
     is_own = trajectory.program == probe.program_id
     if step.prompt is not None and (is_own or step.signature == probe.signature_id(step.predictor)):
-        return _share_system(json.loads(step.prompt)), ""
+        return SentPrompt.read(step.prompt), ""
     if step.signature and is_own:
         return None, "what was sent cannot be a training prompt"
     return probe.prompt(step.predictor, step.inputs)
 
 
-def _share_system(messages: list[dict[str, Any]]) -> Messages:
+def _share_system(messages: Messages) -> Sequence[Message]:
     """Let all rows of a predictor hold the same system prompt, often their longest text."""
     return [
         {**message, "content": sys.intern(message["content"])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -15,7 +16,9 @@ import dspy
 from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.redact import redact
+from sirius_dspy.running.prompt import SentPrompt
 from sirius_dspy.training.hosted_job import OPENAI, HostedJob, address_of, client_of, is_hosted
+from sirius_dspy.training.hosted_lm import retrained
 from sirius_dspy.training.hosted_records import HostedRecord, estimate_tokens
 from sirius_dspy.training.hosted_wait import Wait
 from sirius_dspy.training.refusals import explain, explain_failure
@@ -121,6 +124,10 @@ class HostedTrainer(Trainer):
         """See `Trainer.trains_on_images`."""
         return is_hosted(lm) or self._others.trains_on_images(lm)
 
+    def trains_on_tools(self, lm: dspy.LM) -> bool:
+        """See `Trainer.trains_on_tools`; OpenAI's format has tool calls, and a server refuses what it cannot train."""
+        return is_hosted(lm) or self._others.trains_on_tools(lm)
+
     def is_priced(self, lm: dspy.LM) -> bool:
         """See `Trainer.is_priced`; what a server charges, if anything, only its owner knows."""
         return is_hosted(lm)
@@ -158,7 +165,7 @@ class HostedTrainer(Trainer):
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`."""
-        return lm.copy(model=model) if is_hosted(lm) else self._others.restore(lm, model, workdir)
+        return retrained(lm, model) if is_hosted(lm) else self._others.restore(lm, model, workdir)
 
     # One job
 
@@ -195,7 +202,9 @@ class HostedTrainer(Trainer):
 
     def _split(self, request: TrainingRequest) -> tuple[list[Row], list[Row]]:
         """Return the rows to train on, and those that are held out."""
-        rows = [{"messages": _only_last_learned(row["messages"])} for row in request.rows]
+        rows = [
+            {**SentPrompt.of_row(row).settings, "messages": _only_last_learned(row["messages"])} for row in request.rows
+        ]
         places = random.Random(request.seed).sample(range(len(rows)), self._num_held_out(len(rows)))
         held_out = set(places)
         return [row for place, row in enumerate(rows) if place not in held_out], [rows[place] for place in places]
@@ -237,7 +246,7 @@ class HostedTrainer(Trainer):
         job.record.trained_tokens = ended.trained_tokens
         job.write()
         logger.info("Job %s was trained on %s tokens, over all epochs.", job.record.job, ended.trained_tokens)
-        return job.request.lm.copy(model=f"openai/{ended.fine_tuned_model.removeprefix('openai/')}")
+        return retrained(job.request.lm, f"openai/{ended.fine_tuned_model.removeprefix('openai/')}")
 
 
 def _is_trained_here(request: TrainingRequest) -> bool:
@@ -247,5 +256,21 @@ def _is_trained_here(request: TrainingRequest) -> bool:
 
 def _only_last_learned(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Exclude earlier replies, such as those of a `dspy.History`, from the loss; OpenAI trains on all by default."""
-    earlier = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages[:-1]]
+    sent = map(_as_dspy_sends_it, messages[:-1])
+    earlier = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in sent]
     return [*earlier, messages[-1]]
+
+
+def _as_dspy_sends_it(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a message of an adapter as DSPy sends it to OpenAI's API: results without names, arguments compact."""
+    if message["role"] == "tool":
+        return {name: part for name, part in message.items() if name != "name"}
+    if not message.get("tool_calls"):
+        return message
+    return {**message, "tool_calls": [_compact(call) for call in message["tool_calls"]]}
+
+
+def _compact(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    function = call["function"]
+    arguments = json.dumps(json.loads(function["arguments"]), separators=(",", ":"))
+    return {**call, "function": {**function, "arguments": arguments}}

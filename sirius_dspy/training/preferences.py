@@ -71,6 +71,10 @@ class PreferenceTrainer(Trainer):
         """See `Trainer.check_rows`."""
         self.rows_trainer.check_rows(agent, lm, num_rows)
 
+    def trains_on_tools(self, lm: dspy.LM) -> bool:
+        """See `Trainer.trains_on_tools`."""
+        return self.rows_trainer.trains_on_tools(lm)
+
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`."""
         return self.rows_trainer.restore(lm, model, workdir)

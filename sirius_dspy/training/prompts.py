@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import dspy
 from dspy.adapters.base import Adapter
-from dspy.lm15 import Message, Request, Response, TextPart
+from dspy.lm15 import Message, Request, Response, TextPart, ToolCallPart
 from dspy.lm15 import Usage as RequestUsage
 from dspy.signatures import make_signature
 
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import coerce, to_plain
 from sirius_dspy.program import predictor_names, program_fingerprint, restore_values, signature_digest, signature_of
-from sirius_dspy.running.requests import Messages
+from sirius_dspy.running.native import native_reply, without_ids
+from sirius_dspy.running.prompt import Message as ChatMessage
+from sirius_dspy.running.prompt import SentPrompt
+from sirius_dspy.running.requests import Listener, alias_lm, listen
 from sirius_dspy.trajectory import Values
 
 
@@ -36,20 +40,30 @@ class PromptProbe:
         """Return the fingerprint of a predictor's signature."""
         return signature_digest(signature_of(self.predictors[predictor]))
 
-    def prompt(self, predictor: str, inputs: Values) -> tuple[Messages | None, str]:
-        """Return the messages that the predictor sends for these inputs, or `None` and the reason."""
+    def prompt(self, predictor: str, inputs: Values) -> tuple[SentPrompt | None, str]:
+        """Return what the predictor sends for these inputs, or `None` and the reason."""
         fields = signature_of(self.predictors[predictor]).input_fields
         if set(inputs) != set(fields):
             return None, "inputs of another signature"
-        asked = _AnswerWith("")
-        with contextlib.suppress(Exception):  # the reply does not parse; only the request is needed
+        with _unheard() as listener, contextlib.suppress(Exception):  # the reply does not parse, and does not matter
             self._call(
-                predictor, {name: coerce(value, fields[name].annotation) for name, value in inputs.items()}, asked
+                predictor,
+                {name: coerce(value, fields[name].annotation) for name, value in inputs.items()},
+                {"role": "assistant", "content": ""},
             )
-        return (asked.messages, "") if asked.messages else (None, "has no prompt in this program")
+        return (listener.requests[0].prompt, "") if listener.requests else (None, "has no prompt in this program")
 
-    def completion(self, predictor: str, inputs: Values, outputs: Values) -> tuple[str | None, str]:
-        """Return the reply that represents these outputs, or `None` and the reason."""
+    def reply(
+        self, predictor: str, inputs: Values, outputs: Values, *, is_native: bool = False
+    ) -> tuple[ChatMessage | None, str]:
+        """Return the reply that represents these outputs, or `None` and the reason.
+
+        Args:
+            predictor: Its name.
+            inputs: Of the call.
+            outputs: Of the call.
+            is_native: Whether tools were offered natively, so that tool calls are no text.
+        """
         signature = signature_of(self.predictors[predictor])
         fields = signature.output_fields
         if set(outputs) - {"logprobs"} != set(fields):  # DSPy adds `logprobs` if the LM returns them
@@ -63,21 +77,46 @@ class PromptProbe:
             answer = restore_values(plain, fields)
         except UnreadableValueError:
             return None, "holds a value that cannot be stored"
+        if is_native:
+            return self._native_reply(predictor, restored, answer)
         for written in _spellings(answer):
-            text = str(training_messages(self.adapter, signature, restored, written)[-1]["content"])
-            with contextlib.suppress(Exception):  # adapters may raise anything; such a reply is no row
-                probe = _AnswerWith(text)
-                answered = self._call(predictor, restored, probe) if restored else self.adapter.parse(signature, text)
+            reply = training_messages(self.adapter, signature, restored, written)[-1]
+            reply = {"role": "assistant", "content": str(reply["content"])}
+            with _unheard(), contextlib.suppress(Exception):  # adapters may raise anything; such a reply is no row
+                text = reply["content"]
+                answered = self._call(predictor, restored, reply) if restored else self.adapter.parse(signature, text)
                 if to_plain({name: answered[name] for name in fields}) == plain:
-                    return text, ""
+                    return reply, ""
         return None, "does not parse back"
 
-    def _call(self, predictor: str, inputs: Mapping[str, Any], asked: _AnswerWith) -> Any:
+    def _native_reply(
+        self, predictor: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]
+    ) -> tuple[ChatMessage | None, str]:
+        signature = signature_of(self.predictors[predictor])
+        with _unheard(), contextlib.suppress(Exception):  # as above
+            reply = native_reply(self.adapter, signature, outputs)
+            answered = self._call(predictor, inputs, reply)
+            given, read = ({name: values[name] for name in signature.output_fields} for values in (outputs, answered))
+            if without_ids(to_plain(given)) == without_ids(to_plain(read)):
+                return reply, ""
+        return None, "does not parse back"
+
+    def _call(self, predictor: str, inputs: Mapping[str, Any], reply: ChatMessage) -> Any:
+        """Call a predictor whose LM gives this reply."""
         called = self.predictors[predictor]
         like = called.lm or dspy.settings.lm
-        lm = dspy.LM(getattr(like, "model", "probe/none"), engine=asked.like(like), cache=False)
-        with dspy.context(adapter=self.adapter, disable_history=True, trace=[], callbacks=[], usage_tracker=None):
+        is_native = getattr(self.adapter, "use_native_function_calling", False)
+        engine = _AnswerWith(reply).like(like, with_tools=is_native)
+        lm = alias_lm(dspy.LM(getattr(like, "model", "probe/none"), engine=engine, cache=False))
+        with dspy.context(adapter=self.adapter):
             return called(**inputs, lm=lm, demos=[], config={"n": 1})
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[Listener]:
+    """The context of calls that only the listener hears of."""
+    with dspy.context(trace=[], callbacks=[], usage_tracker=None), listen() as listener:
+        yield listener
 
 
 def _spellings(outputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -106,29 +145,31 @@ def training_messages(
 
 
 class _AnswerWith:
-    """An engine that records its request and returns a fixed reply."""
+    """An engine that returns a fixed reply."""
 
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
-        self.messages: list[dict[str, Any]] = []
+    def __init__(self, reply: ChatMessage) -> None:
+        text = [TextPart(reply["content"])] if reply["content"] or not reply.get("tool_calls") else []
+        calls = [
+            ToolCallPart(call["id"], call["function"]["name"], json.loads(call["function"]["arguments"]))
+            for call in reply.get("tool_calls", ())
+        ]
+        self.message = Message.assistant([*text, *calls])
 
-    def like(self, lm: Any) -> _AnswerWith:
-        """Declare the capabilities of an LM, because adapters write other prompts for some of them."""
-        for ability in ("supports_function_calling", "supports_reasoning", "supports_response_schema"):
+    def like(self, lm: Any, *, with_tools: bool) -> _AnswerWith:
+        """Declare the capabilities of an LM, because adapters write other prompts for some of them.
+
+        Args:
+            lm: The LM.
+            with_tools: Whether to ask it if it calls tools natively, for which local models read their chat template.
+        """
+        native = ["supports_function_calling"] if with_tools else []
+        for ability in ("supports_reasoning", "supports_response_schema", *native):
             setattr(self, ability, getattr(lm, ability, False))
         return self
 
     def complete(self, request: Request) -> Response:
-        """Record the request; DSPy calls this."""
-        system = request.system if isinstance(request.system, str) else _text(request.system or ())
-        asked = [{"role": "system", "content": system}] if system else []
-        self.messages = asked + [{"role": item.role, "content": item.text or ""} for item in request.messages]
-        message = Message.assistant([TextPart(self.reply)])
-        return Response(id=None, model=request.model, message=message, finish_reason="stop", usage=RequestUsage())
-
-
-def _text(parts: Iterable[Any]) -> str:
-    return "".join(part.text for part in parts)
+        """Return the reply; DSPy calls this."""
+        return Response(id=None, model=request.model, message=self.message, finish_reason="stop", usage=RequestUsage())
 
 
 def check_adapter(adapter: Adapter) -> None:

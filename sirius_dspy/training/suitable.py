@@ -59,6 +59,10 @@ class SuitableTrainer(Trainer):
         """See `Trainer.trains_on_images`."""
         return self.trainer_for(lm).trains_on_images(lm)
 
+    def trains_on_tools(self, lm: dspy.LM) -> bool:
+        """See `Trainer.trains_on_tools`."""
+        return self.trainer_for(lm).trains_on_tools(lm)
+
     def is_priced(self, lm: dspy.LM) -> bool:
         """See `Trainer.is_priced`."""
         return self.trainer_for(lm).is_priced(lm)

@@ -43,8 +43,8 @@ class TrainingRequest:
     lm: dspy.LM
     """The LM from which training starts; it is not changed."""
     rows: Sequence[Mapping[str, Any]]
-    """Chat rows, `{"messages": [...]}`; the last message is the completion to learn. A row that does not count like the
-    others has a `weight`."""
+    """Chat rows, `{"messages": [...]}`; the last message is the completion to learn. A row whose prompt offered tools
+    natively has `tools` in OpenAI's format, and one that does not count like the others has a `weight`."""
     workdir: Path
     """A folder for this job only; a trainer on this machine writes the weights into it."""
     seed: int
@@ -120,6 +120,13 @@ class Trainer(ABC):
         """Return whether rows may contain images, here false. If not, agents that read images are refused."""
         return False
 
+    def trains_on_tools(self, lm: dspy.LM) -> bool:
+        """Return whether rows may hold native tool calls, their results and `tools`, here false.
+
+        If not, agents that call tools natively are refused.
+        """
+        return False
+
     def is_priced(self, lm: dspy.LM) -> bool:
         """Return whether a job costs money that no price table knows, here false. If so, plans say so."""
         return False
@@ -178,6 +185,11 @@ class ProviderTrainer(Trainer):
     def trains_on_images(self, lm: dspy.LM) -> bool:
         """Return whether the LM's provider accepts rows with images: OpenAI's does, and any that declares it."""
         return isinstance(lm.provider, OpenAIProvider) or bool(getattr(lm.provider, "trains_on_images", False))
+
+    def trains_on_tools(self, lm: dspy.LM) -> bool:
+        """Return whether the LM's provider declares so, for its model; DSPy's for OpenAI accepts only texts."""
+        declared = getattr(getattr(lm, "provider", None), "trains_on_tools", False)
+        return bool(declared(lm.finetuning_model or lm.model) if callable(declared) else declared)
 
     def is_priced(self, lm: dspy.LM) -> bool:
         """Return whether the LM's provider is OpenAI's."""
