@@ -120,8 +120,23 @@ class Trainer(ABC):
         """Return whether rows may contain images, here false. If not, agents that read images are refused."""
         return False
 
-    def is_priced(self, lm: dspy.LM) -> bool:
-        """Return whether a job costs money that no price table knows, here false. If so, plans say so."""
+    def price(self, lm: dspy.LM) -> float | None:
+        """Return US dollars per million trained tokens: here 0, as on this machine; `None` if nobody knows."""
+        return 0.0
+
+    def num_epochs(self, lm: dspy.LM, num_rows: int) -> int:
+        """Return how often a job reads its rows, here once. Plans ask, if the trainer has a price."""
+        return 1
+
+    def trained_tokens(self, request: TrainingRequest) -> int:
+        """Return the tokens that a job is charged for, over all epochs, here 0.
+
+        Before the job has ended, this is an estimate from its rows; afterwards, it is what the server counted.
+        """
+        return 0
+
+    def has_begun(self, request: TrainingRequest) -> bool:
+        """Return whether an earlier call began the job, so that it costs nothing more; here false."""
         return False
 
 
@@ -179,9 +194,9 @@ class ProviderTrainer(Trainer):
         """Return whether the LM's provider accepts rows with images: OpenAI's does, and any that declares it."""
         return isinstance(lm.provider, OpenAIProvider) or bool(getattr(lm.provider, "trains_on_images", False))
 
-    def is_priced(self, lm: dspy.LM) -> bool:
-        """Return whether the LM's provider is OpenAI's."""
-        return isinstance(lm.provider, OpenAIProvider)
+    def price(self, lm: dspy.LM) -> float | None:
+        """See `Trainer.price`; OpenAI takes one that only `HostedTrainer` can be told."""
+        return None if isinstance(lm.provider, OpenAIProvider) else 0.0
 
     def order(self, requests: Sequence[TrainingRequest]) -> list[TrainingRequest]:
         """See `Trainer.order`; requests that can be trained together become neighbors."""
