@@ -166,7 +166,8 @@ def _train_missing(session: Session, iteration: int, sets: Sequence[tuple[Traini
     lms = iter(trainer.train_all(requests))
     jobs: dict[str, Job] = {}
     for request in requests:
-        session.account.check()
+        if not trainer.has_begun(request):  # what is paid for already is taken up and counted
+            session.account.check()
         session.plan.run_dir.check_writable()  # the job is paid for, and its result must not be lost
         session.tracker.on_stage_started(StageStarted(iteration, "train", 1))
         began = time.perf_counter()

@@ -17,7 +17,7 @@ from sirius_dspy.identity.describe import describe, describe_lms
 from sirius_dspy.identity.parts import FORMAT
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.estimate import Estimator, StagePlan, total
-from sirius_dspy.optimizer.estimate_jobs import JobPlan
+from sirius_dspy.optimizer.estimate_jobs import JobPlan, tell_jobs
 from sirius_dspy.optimizer.prepare import Agents, adapter_name
 from sirius_dspy.optimizer.ranges import Range
 from sirius_dspy.optimizer.run_dir import RunDir
@@ -166,13 +166,13 @@ class Plan:
 
     def table(self) -> Table:
         """The plan as a table of Rich."""
+        jobs = [job for stage in self.stages for job in stage.jobs]
         trained = ", ".join(f"{agent} ({self.start[agent].model})" for agent in self.trained)
         table = Table(
             title=f"{type(self.student).__name__}: {len(self.unique_trainset)} training examples, "
             f"{len(self.unique_valset)} for validation",
-            caption="\n".join(
-                [f"Trains {trained}. Everything is kept in {self.run_dir.path}.", *_told_jobs(self.stages)]
-            ),
+            caption="\n".join([f"Trains {trained}. Everything is kept in {self.run_dir.path}.", *tell_jobs(jobs)]),
+            caption_justify="left",
         )
         for column in ("Iteration", "Stage", "Units", "LM calls", "Tokens", "Seconds", "US dollars"):
             table.add_column(column, justify="left" if column == "Stage" else "right")
@@ -194,14 +194,6 @@ def _cells(values: Mapping[str, Any]) -> list[str]:
     usd, seconds = values["usd"], values["seconds"]
     money = "unknown" if usd is None else f"{usd.likely:,.2f}" if usd.high else "0"
     return [str(values["calls"]), str(values["tokens"]), "unknown" if seconds is None else str(seconds), money]
-
-
-def _told_jobs(stages: Sequence[StagePlan]) -> list[str]:
-    """The most that a job of each agent takes, with what that rests on."""
-    largest: dict[str, JobPlan] = {}
-    for job in sorted((job for stage in stages for job in stage.jobs), key=lambda job: job.tokens.high):
-        largest[job.agent] = job
-    return [f"A fine-tuning job of {agent} has {job}." for agent, job in largest.items()]
 
 
 def _range_dict(value: Range | None) -> dict[str, float] | None:
