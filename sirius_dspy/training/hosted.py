@@ -18,6 +18,7 @@ from sirius_dspy.redact import redact
 from sirius_dspy.training.hosted_job import OPENAI, HostedJob, address_of, client_of, is_hosted
 from sirius_dspy.training.hosted_records import HostedRecord, estimate_epochs, estimate_tokens, read_record
 from sirius_dspy.training.hosted_wait import Wait
+from sirius_dspy.training.last_replies import learn_last_replies
 from sirius_dspy.training.refusals import explain, explain_failure
 from sirius_dspy.training.trainers import (
     OPENAI_LEAST_ROWS,
@@ -137,8 +138,9 @@ class HostedTrainer(Trainer):
         """See `Trainer.price`; what a server charges, if anything, only its owner knows."""
         if not is_hosted(lm):
             return self._others.price(lm)
-        prices, model = self._prices or {}, f"openai/{_trained_model(lm).removeprefix('ft:')}"
-        return prices.get(max((name for name in prices if model.startswith(name)), key=len, default=""))
+        ids, prices = (lm.model, f"openai/{_trained_model(lm).removeprefix('ft:')}"), self._prices or {}
+        names = [name for name in prices if any(id.startswith(name) for id in ids)]
+        return prices[max(names, key=len)] if names else None
 
     def num_epochs(self, lm: dspy.LM, num_rows: int) -> int:
         """See `Trainer.num_epochs`; estimated if the server chooses."""
@@ -230,7 +232,7 @@ class HostedTrainer(Trainer):
 
     def _split(self, request: TrainingRequest) -> tuple[list[Row], list[Row]]:
         """Return the rows to train on, and those that are held out."""
-        rows = [{"messages": _only_last_learned(row["messages"])} for row in request.rows]
+        rows = learn_last_replies(request.rows)
         places = random.Random(request.seed).sample(range(len(rows)), self._num_held_out(len(rows)))
         held_out = set(places)
         return [row for place, row in enumerate(rows) if place not in held_out], [rows[place] for place in places]
@@ -296,9 +298,3 @@ def _epochs(settings: Mapping[str, Any]) -> int | None:
 def _is_trained_here(request: TrainingRequest) -> bool:
     """Return whether the weights will be on this machine: then nothing is paid for twice after a kill."""
     return bool(getattr(request.lm.provider, "writes_weights", False))
-
-
-def _only_last_learned(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Exclude earlier replies, such as those of a `dspy.History`, from the loss; OpenAI trains on all by default."""
-    earlier = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in messages[:-1]]
-    return [*earlier, messages[-1]]

@@ -22,6 +22,7 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from sirius_dspy import checks
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.redact import redact, redact_error
+from sirius_dspy.training.last_replies import learn_last_replies
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +286,9 @@ def _shared_base(request: TrainingRequest) -> Hashable:
 
 
 def _rows(request: TrainingRequest) -> list[dict[str, Any]]:
-    """Copy the rows, without weights if the provider would refuse them."""
+    """Copy the rows, with the weights that the provider takes: of replies, of rows, or none."""
+    if isinstance(request.lm.provider, OpenAIProvider):
+        return learn_last_replies(request.rows)
     left_out = () if getattr(request.lm.provider, "weighs_rows", False) else ("weight",)
     return [{name: value for name, value in row.items() if name not in left_out} for row in request.rows]
 
