@@ -9,6 +9,7 @@ import pytest
 
 from sirius_dspy import Budget, Collect, Curator, HostedTrainer, ProviderTrainer, SuitableTrainer
 from sirius_dspy.errors import SettingsError, TrainingError
+from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.optimizer.reading import read_results
 from sirius_dspy.testing import Prompt
 from tests.openai_server import FakeOpenAI
@@ -200,6 +201,12 @@ def test_the_caps_of_the_curator_are_planned(tmp_path, url):
 def test_the_longest_name_in_the_table_decides(model, price):
     trainer = HostedTrainer(prices={"openai/gpt-4.1": 5.0, "openai/gpt-4.1-nano": 1.5, "openai/mine": 0})
     assert trainer.price(dspy.LM(model)) == price
+
+
+def test_calls_of_a_fine_tuned_model_have_the_price_that_was_given_for_its_base():
+    table = {"openai/": (1.0, 1.0), "openai/mine": (2.0, 3.0)}
+    assert price_of("openai/ft:mine:org::id", table) == (2.0, 3.0)
+    assert price_of("openai/other", table) == (1.0, 1.0)
 
 
 def test_epochs_that_the_server_chooses_are_estimated_as_openai_does():
