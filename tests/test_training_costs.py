@@ -132,6 +132,20 @@ def test_a_price_that_is_given_later_counts_for_jobs_that_have_ended(tmp_path, f
     assert result.usage.usd == pytest.approx(3.6)
 
 
+def test_calls_of_a_fine_tuned_model_with_an_id_of_its_own_cost_what_its_base_does(tmp_path, fake, url):
+    honest = fake.job
+    fake.job = lambda name: honest(name) | {"fine_tuned_model": f"model-{name}"}
+    optimizer = made(tmp_path)
+    optimizer.budget = Budget(usd=100, prices={"openai/toy": (1e4, 1e4)})
+    result = optimizer.compile(student(url), trainset=examples(), valset=examples(range(2))).detailed_results
+    calls = result.usage.calls
+    assert result.usage.usd == pytest.approx(1.8 + 2 * calls / 100)  # a call takes two tokens
+    assert result.iterations[1].stages["evaluate"].usd > 0
+    optimizer.iterations = 2
+    again = optimizer.compile(student(url), trainset=examples(), valset=examples(range(2))).detailed_results
+    assert again.usage.usd == pytest.approx(3.6 + 2 * again.usage.calls / 100)
+
+
 def test_a_server_that_does_not_count_is_believed_to_charge_the_estimate(tmp_path, fake, url):
     honest = fake.job
     fake.job = lambda name: honest(name) | {"trained_tokens": None}

@@ -57,17 +57,19 @@ def read_account(
     Raises:
         RunDamagedError: A file is damaged.
     """
+    ended = list(_ended_jobs(run_dir, {*agents, CRITIC}))
+    bases = {job.lm: job.base for job in ended if job.lm != job.base}
     jobs: dict[str, dict[str, float]] = {}
-    for job in _ended_jobs(run_dir, {*agents, CRITIC}):
+    for job in ended:
         if usd := usd_of(job):
             jobs.setdefault(job_key(job.iteration), {})[job.agent] = usd
     saved = run_dir.spending()
     if saved is None:
-        return Account(budget, jobs=jobs)
+        return Account(budget, jobs=jobs, bases=bases)
     ledger: Ledger = {
         key: {model: Usage(*numbers) for model, numbers in noted.items()} for key, noted in saved.calls.items()
     }
-    return Account(budget, ledger, saved.seconds, jobs)
+    return Account(budget, ledger, saved.seconds, jobs, bases)
 
 
 def usd_of_job(plan: Plan, job: Job) -> float | None:

@@ -156,6 +156,8 @@ class Account:
         ledger: What an interrupted compile had spent.
         seconds: How long it had worked in each stage, by the keys of the ledger.
         jobs: US dollars of its fine-tuning jobs, by the same keys and the agent.
+        bases: Id of each LM that came out of them to that of the LM it started from, which has the same price where its
+            own is unknown.
     """
 
     def __init__(
@@ -164,12 +166,14 @@ class Account:
         ledger: Ledger | None = None,
         seconds: Mapping[str, float] | None = None,
         jobs: Mapping[str, Mapping[str, float]] | None = None,
+        bases: Mapping[str, str] | None = None,
     ) -> None:
         self._lock = threading.Lock()  # protects ledger and jobs: LMs are asked from many threads, which also report
         self.budget = budget or Budget()
         self.ledger: Ledger = {key: dict(by_model) for key, by_model in (ledger or {}).items()}
         self.seconds: dict[str, float] = dict(seconds or {})
         self.jobs: dict[str, dict[str, float]] = {key: dict(by_agent) for key, by_agent in (jobs or {}).items()}
+        self.bases = dict(bases or {})
         self._parent: Any = None
         self._key = "0/evaluate"
         self._began: float | None = None
@@ -226,7 +230,7 @@ class Account:
         with self._lock:
             ledgers = [dict(by_model) for name, by_model in self.ledger.items() if key in (None, name)]
             jobs = [usd for name, by_agent in self.jobs.items() if key in (None, name) for usd in by_agent.values()]
-        usages = [(model, usage) for by_model in ledgers for model, usage in by_model.items()]
+        usages = [(self._priced_id(model), usage) for by_model in ledgers for model, usage in by_model.items()]
         total = sum((usage for _, usage in usages), Usage())
         usd = cost_of(usages, self.budget.prices)
         seconds = sum(value for name, value in self.seconds.items() if key in (None, name))
@@ -239,6 +243,13 @@ class Account:
             usd=None if usd is None else usd + sum(jobs),
             seconds=seconds,
         )
+
+    def _priced_id(self, model: str) -> str:
+        for _ in range(len(self.bases)):
+            if model not in self.bases or price_of(model, self.budget.prices) is not None:
+                break
+            model = self.bases[model]
+        return model
 
     def note_job(self, iteration: int, agent: str, usd: float) -> None:
         """A fine-tuning job costs this much: by an estimate when it begins, and as the server counts at its end."""

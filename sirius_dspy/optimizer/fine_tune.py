@@ -245,6 +245,8 @@ def _finish(
         usd=usd,
     )
     session.account.note_job(iteration, agent, usd or 0.0)
+    if lm.model != base:
+        session.account.bases[lm.model] = base
     session.weights.add(agent, lm)
     session.plan.run_dir.finish_job(job)
     weights = request.workdir if request.workdir.exists() else None
