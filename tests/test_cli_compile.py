@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from sirius_dspy.cli import app
 from tests import ROOT
+from tests.openai_server import FakeOpenAI
 from tests.wait import wait_until
 
 PROGRAM = "tests.toy:student"
@@ -116,6 +117,18 @@ def test_each_agent_can_have_an_lm_of_its_own(here):
     lms = ["--lm", "doubler=own_lms:large", "--lm", "own_lms:small", "--lm-setting", "max_tokens=7"]
     done = cli("compile", PROGRAM, *METRIC, *DATA, *QUICK, *lms, "--dry-run", "--json")
     assert json.loads(done.stdout)["lms"] == {"doubler": "toy/large", "writer.predict": "toy/small"}, done.stderr
+
+
+@pytest.mark.parametrize("settings", [[], ["--train-setting", "n_epochs=1"]])
+def test_the_price_of_hosted_fine_tuning_is_planned(here, settings):
+    with FakeOpenAI().serving() as url:
+        lm = ["--lm", "openai/toy", "--lm-setting", f"api_base={url}", "--lm-setting", "api_key=sk-test"]
+        price = ["--train-price", "1000"]
+        done = cli("compile", PROGRAM, *METRIC, *DATA, *QUICK, *lm, *settings, *price, "--dry-run", "--json")
+    assert done.exit_code == 0, done.stderr
+    (jobs,) = [stage["jobs"] for stage in json.loads(done.stdout)["stages"] if stage["jobs"]]
+    assert [job["price"] for job in jobs] == [1000, 1000]
+    assert [job["epochs"] for job in jobs] == ([1, 1] if settings else [3, 3])
 
 
 def test_a_budget_ends_the_compile_early_and_says_so(here):

@@ -246,6 +246,18 @@ def forget_connections():
     openai.api_key = openai.base_url = None
 
 
+def test_openai_learns_only_the_last_reply_of_a_conversation(openai_at, tmp_path):
+    turns = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    fake = FakeOpenAI(["succeeded"])
+    with fake.serving() as url:
+        ProviderTrainer().train(request(openai_at(url), tmp_path, [{"messages": messages, "weight": 0.5}] * 10))
+    (sent,) = fake.files.values()
+    row = json.loads(sent.splitlines()[0])
+    assert [message.pop("weight", None) for message in row["messages"]] == [None, None, 0, None, None]
+    assert row == {"messages": messages}
+
+
 def test_a_whole_job_with_the_real_client(openai_at, tmp_path, capsys, monkeypatch):
     fake, rows = FakeOpenAI(), training_set()
     with fake.serving() as url:

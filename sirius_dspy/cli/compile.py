@@ -35,6 +35,7 @@ from sirius_dspy.running.patience import Patience
 from sirius_dspy.tracking.events import Trackers
 from sirius_dspy.tracking.progress import RichProgress
 from sirius_dspy.training.curate import Curator
+from sirius_dspy.training.hosted import HostedTrainer
 from sirius_dspy.training.suitable import SuitableTrainer
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainFrom
 
@@ -87,6 +88,7 @@ def compile_program(
     max_per_example: options.MaxPerExampleOption = Curator.max_per_example,
     train_from: options.TrainFromOption = "base",
     train_settings: options.TrainSettingOption = None,
+    train_price: options.TrainPriceOption = None,
     budget_calls: options.BudgetCallsOption = None,
     budget_tokens: options.BudgetTokensOption = None,
     budget_usd: options.BudgetUSDOption = None,
@@ -125,7 +127,7 @@ def compile_program(
                 collect=Collect(samples, temperature, until_solved, _demos(demos)),
                 augmenter=_augmenter(critic, settings, max_repairs) if repair else None,
                 curator=Curator(max_per_example, max_rows, cumulative),
-                trainer=_trainer(values_in(train_settings, "--train-setting"), train_from),
+                trainer=_trainer(values_in(train_settings, "--train-setting"), train_from, train_price),
                 gate=ValsetGate(min_gain) if gate else None,
                 agents=agents_of(members, shared=shared_weights),
                 frozen=names_in(frozen),
@@ -153,9 +155,14 @@ def compile_program(
             (_print_plan if dry_run else _run)(job, notes, as_json=as_json)
 
 
-def _trainer(settings: dict[str, Any], train_from: TrainFrom) -> Trainer:
-    """Return what fits each LM; settings of a provider are for `lm.finetune`."""
-    return ProviderTrainer(settings, train_from=train_from) if settings else SuitableTrainer(train_from=train_from)
+def _trainer(settings: dict[str, Any], train_from: TrainFrom, price: float | None) -> Trainer:
+    """Return what fits each LM; settings of a provider are for `lm.finetune`, or for jobs that have a price."""
+    prices = None if price is None else {"openai/": price}
+    if not settings:
+        return SuitableTrainer(train_from=train_from, prices=prices)
+    if prices is None:
+        return ProviderTrainer(settings, train_from=train_from)
+    return HostedTrainer(settings, train_from=train_from, prices=prices)
 
 
 def _print_plan(job: Job, notes: Console, *, as_json: bool) -> None:

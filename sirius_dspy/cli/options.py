@@ -79,14 +79,15 @@ TrainSettingOption = Annotated[
     list[str] | None,
     typer.Option("--train-setting", help="NAME=VALUE for the provider, such as n_epochs=3; repeatable."),
 ]
+TrainPriceOption = Annotated[
+    float | None, typer.Option(min=0, help="US dollars per million trained tokens of hosted fine-tuning.")
+]
 
 # Limits
 
 BudgetCallsOption = Annotated[int | None, typer.Option(help="Maximum number of LM calls.")]
 BudgetTokensOption = Annotated[int | None, typer.Option(help="Maximum number of tokens.")]
-BudgetUSDOption = Annotated[
-    float | None, typer.Option("--budget-usd", help="Maximum cost in US dollars, without training.")
-]
+BudgetUSDOption = Annotated[float | None, typer.Option("--budget-usd", help="Maximum cost in US dollars.")]
 BudgetSecondsOption = Annotated[float | None, typer.Option(help="Maximum wall time in seconds.")]
 RetriesOption = Annotated[int, typer.Option(help="Number of retries of a failed LM call.")]
 CallTimeoutOption = Annotated[float, typer.Option(help="Time limit of one LM call in seconds.")]

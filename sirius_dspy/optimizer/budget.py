@@ -46,8 +46,9 @@ class Budget:
     Attributes:
         calls: LM calls that a server answered; answers from a cache are free.
         tokens: Prompt and completion tokens of these calls.
-        usd: US dollars for these tokens. A fine-tuning job has a price of its own that no table knows; it is not part
-            of this. All LMs need a known price, or the compile is refused at once.
+        usd: US dollars for these tokens and for fine-tuning jobs. All LMs need a known price, and so does fine-tuning
+            them, or the compile is refused at once. No job begins that would exceed the limit, by an estimate from its
+            rows; once it has ended, it counts as what the server charges for.
         seconds: Wall time of the compile, those of an interrupted one included. A fine-tuning job is not interrupted.
         stages: Limits of single stages in each iteration, `collect`, `credit` or `repair`. Such a stage ends early, and
             the compile goes on with what there is. Not for LMs that are interrupted in other stages: an evaluation on
@@ -107,6 +108,23 @@ class Budget:
                 "`calls` or `tokens` instead."
             )
 
+    def check_training_prices(self, models: Collection[str]) -> None:
+        """Refuse a limit in dollars where fine-tuning has no known price.
+
+        Args:
+            models: Ids of the LMs whose fine-tuning has none.
+
+        Raises:
+            SettingsError: The message names them.
+        """
+        if self.usd is not None and models:
+            unknown = sorted(models)
+            raise SettingsError(
+                f"`usd` of Budget is set, but nobody knows the price of fine-tuning {unknown}. Give it in US dollars "
+                f"per million trained tokens, `SiriuS(trainer=HostedTrainer(prices={{{unknown[0]!r}: 1.5}}))`, or 0 if "
+                "it is free; or set `calls` or `tokens` instead."
+            )
+
 
 def _is_price(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(checks.number(0).fits(part) for part in value)
@@ -137,15 +155,25 @@ class Account:
         budget: `None` is no limit.
         ledger: What an interrupted compile had spent.
         seconds: How long it had worked in each stage, by the keys of the ledger.
+        jobs: US dollars of its fine-tuning jobs, by the same keys and the agent.
+        bases: Id of each LM that came out of them to that of the LM it started from, which has the same price where its
+            own is unknown.
     """
 
     def __init__(
-        self, budget: Budget | None = None, ledger: Ledger | None = None, seconds: Mapping[str, float] | None = None
+        self,
+        budget: Budget | None = None,
+        ledger: Ledger | None = None,
+        seconds: Mapping[str, float] | None = None,
+        jobs: Mapping[str, Mapping[str, float]] | None = None,
+        bases: Mapping[str, str] | None = None,
     ) -> None:
-        self._lock = threading.Lock()  # protects the ledger: LMs are asked from many threads
+        self._lock = threading.Lock()  # protects ledger and jobs: LMs are asked from many threads, which also report
         self.budget = budget or Budget()
         self.ledger: Ledger = {key: dict(by_model) for key, by_model in (ledger or {}).items()}
         self.seconds: dict[str, float] = dict(seconds or {})
+        self.jobs: dict[str, dict[str, float]] = {key: dict(by_agent) for key, by_agent in (jobs or {}).items()}
+        self.bases = dict(bases or {})
         self._parent: Any = None
         self._key = "0/evaluate"
         self._began: float | None = None
@@ -201,8 +229,10 @@ class Account:
         """What was spent in a stage of an iteration, by its key, or in all."""
         with self._lock:
             ledgers = [dict(by_model) for name, by_model in self.ledger.items() if key in (None, name)]
-        usages = [(model, usage) for by_model in ledgers for model, usage in by_model.items()]
+            jobs = [usd for name, by_agent in self.jobs.items() if key in (None, name) for usd in by_agent.values()]
+        usages = [(self._priced_id(model), usage) for by_model in ledgers for model, usage in by_model.items()]
         total = sum((usage for _, usage in usages), Usage())
+        usd = cost_of(usages, self.budget.prices)
         seconds = sum(value for name, value in self.seconds.items() if key in (None, name))
         if self._began is not None and key in (None, self._key):
             seconds += self._clock() - self._began
@@ -210,9 +240,39 @@ class Account:
             calls=total.calls,
             prompt_tokens=total.prompt_tokens,
             completion_tokens=total.completion_tokens,
-            usd=cost_of(usages, self.budget.prices),
+            usd=None if usd is None else usd + sum(jobs),
             seconds=seconds,
         )
+
+    def _priced_id(self, model: str) -> str:
+        for _ in range(len(self.bases)):
+            if model not in self.bases or price_of(model, self.budget.prices) is not None:
+                break
+            model = self.bases[model]
+        return model
+
+    def note_job(self, iteration: int, agent: str, usd: float) -> None:
+        """A fine-tuning job costs this much: by an estimate when it begins, and as the server counts at its end."""
+        key = job_key(iteration)
+        with self._lock:
+            if usd or agent in self.jobs.get(key, {}):  # jobs that are free are not listed
+                self.jobs.setdefault(key, {})[agent] = usd
+        self._warn()
+
+    def end_before_jobs(self, usd: float) -> None:
+        """End the compile if fine-tuning jobs that have not begun do not fit.
+
+        Args:
+            usd: What they cost together, by an estimate.
+
+        Raises:
+            BudgetReached: They would reach the limit of the whole compile.
+        """
+        limit, spent = self.budget.usd, self.spent().usd or 0.0
+        if limit is not None and usd and spent + usd >= limit:
+            raise BudgetReached(
+                f"fine-tuning would cost about {usd:.2g} US dollars, and {limit - spent:.2g} of {limit:g} are left"
+            )
 
     def note_item(self, usage: Usage) -> None:
         """One run or repair of the stage ended, and its LM calls took this."""
@@ -297,6 +357,11 @@ class Account:
                 getattr(self.budget, name),
                 "US dollars" if name == "usd" else name,
             )
+
+
+def job_key(iteration: int) -> str:
+    """The key under which the fine-tuning jobs of an iteration count, those of the critic among them."""
+    return f"{iteration}/train"
 
 
 _LIMITS = ("calls", "tokens", "usd", "seconds")

@@ -13,9 +13,11 @@ import dspy
 from sirius_dspy.credit.credit import Credit
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.rows import Entry
+from sirius_dspy.optimizer.estimate_jobs import JobPlan
 from sirius_dspy.optimizer.prices import price_of
+from sirius_dspy.optimizer.ranges import SPREAD, Range
 from sirius_dspy.program import predictor_names, program_fingerprint, signature_of
-from sirius_dspy.repair.critic_training import LearningCritic
+from sirius_dspy.repair.critic_training import CRITIC, LearningCritic
 from sirius_dspy.trajectory import Origin, Usage
 
 if TYPE_CHECKING:  # plans are made of estimates
@@ -27,41 +29,8 @@ RECENT = 1000
 CHARACTERS_PER_TOKEN = 4.0
 """Of English text, in the tokenizers of most LMs."""
 
-SPREAD = 0.2
-"""How far means of earlier runs may be off, as a share: seeds and examples differ."""
-
 TEXT_TOKENS = 40
 """Tokens of a text that is not known yet, such as the reply of another agent."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """A number that is not known exactly."""
-
-    low: float = 0.0
-    likely: float = 0.0
-    high: float = 0.0
-
-    @classmethod
-    def exactly(cls, value: float) -> Range:
-        """A number that is known."""
-        return cls(value, value, value)
-
-    @classmethod
-    def around(cls, value: float, spread: float = SPREAD) -> Range:
-        """A number from earlier runs."""
-        return cls(value * (1 - spread), value, value * (1 + spread))
-
-    def __add__(self, other: Range) -> Range:
-        return Range(self.low + other.low, self.likely + other.likely, self.high + other.high)
-
-    def __mul__(self, other: Range) -> Range:
-        return Range(self.low * other.low, self.likely * other.likely, self.high * other.high)
-
-    def __str__(self) -> str:
-        if math.isclose(self.low, self.high):
-            return f"{self.likely:,.0f}"
-        return f"{self.likely:,.0f} ({self.low:,.0f} to {self.high:,.0f})"
 
 
 @dataclass(frozen=True)
@@ -78,7 +47,9 @@ class StagePlan:
     seconds: Range | None = None
     """Wall time; `None` if nothing is known of it."""
     usd: Range | None = None
-    """US dollars for tokens; `None` if the price of an LM is unknown."""
+    """US dollars for tokens and jobs; `None` if the price of an LM, or of training it, is unknown."""
+    jobs: tuple[JobPlan, ...] = ()
+    """Fine-tuning jobs that a server charges for."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +96,17 @@ class Estimator:
         """Fine-tune the critic, if there is enough advice to learn from, and repair."""
         units = self._num_failed(iteration)
         if critic is not None and iteration > 1:
-            yield StagePlan(iteration, "train critic", Range(0, 1, 1), usd=self._usd_of_jobs([critic.lm]))
+            jobs = self._jobs({CRITIC: critic.lm}, iteration)
+            yield StagePlan(iteration, "train critic", Range(0, 1, 1), usd=_usd_of_jobs(jobs), jobs=jobs)
             units += units * Range(0, critic.training.held_out, critic.training.held_out)  # both critics repair these
         yield self._runs(iteration, "repair", units, self._per_repair(iteration))
 
     def _learn(self, iteration: int, evaluations: int) -> Iterable[StagePlan]:
         """Fine-tune, and let the gate choose."""
         num_val = len(self.plan.unique_valset)
-        usd = self._usd_of_jobs(self.plan.start[agent] for agent in self.plan.trained)
-        yield StagePlan(iteration, "train", Range.exactly(len(self.plan.trained)), usd=usd)
+        jobs = self._jobs({agent: self.plan.start[agent] for agent in self.plan.trained}, iteration)
+        units = Range.exactly(len(self.plan.trained))
+        yield StagePlan(iteration, "train", units, usd=_usd_of_jobs(jobs), jobs=jobs)
         units = Range(num_val, num_val, num_val * evaluations)
         yield self._runs(iteration, "evaluate", units, self._per_run("validation", iteration))
 
@@ -155,9 +128,40 @@ class Estimator:
         bounds.append((list(most), prompt.high, completion.high))
         return Range(*((price[0] * tokens + price[1] * written) / 1e6 for price, tokens, written in bounds))
 
-    def _usd_of_jobs(self, lms: Iterable[dspy.LM]) -> Range | None:
-        """Nothing for jobs on this machine; nobody knows what a hosted one will cost."""
-        return None if any(map(self.plan.settings.trainer.is_priced, lms)) else Range.exactly(0.0)
+    def _jobs(self, lms: Mapping[str, dspy.LM], iteration: int) -> tuple[JobPlan, ...]:
+        """The jobs of some agents that a server charges for."""
+        prices = {agent: self.plan.settings.trainer.price(lm) for agent, lm in lms.items()}
+        return tuple(self._job(agent, lms[agent], price, iteration) for agent, price in prices.items() if price != 0)
+
+    def _job(self, agent: str, lm: dspy.LM, price: float | None, iteration: int) -> JobPlan:
+        each = self._per_run("validation", iteration)  # as in training, without demonstrations
+        if agent in self.plan.trained:
+            rows, tokens = self._num_rows(agent, iteration), _per_call(each.prompt + each.completion, each.calls)
+        else:  # the critic reads a whole run
+            rows, tokens = self._num_advice(iteration), (each.prompt + each.completion) * Range(0.25, 1, 4)
+        epochs = self.plan.settings.trainer.num_epochs(lm, max(1, round(rows.high)))
+        return JobPlan(agent, lm.model, rows, tokens, epochs, price)
+
+    def _num_rows(self, agent: str, iteration: int) -> Range:
+        """Rows of an agent: at most what the curator keeps if every run succeeds."""
+        settings, predictors = self.plan.settings, self.plan.agents[agent]
+        collect, curator = settings.collect, settings.curator
+        is_shown = collect.warm_start and (iteration == 0 or collect.keep_demos)
+        demos = sum(len((collect.demos or {}).get(name, ())) for name in predictors) if is_shown else 0
+        if iteration == 0:
+            return Range(0, demos, demos)
+        number = len(self.plan.unique_trainset) if curator.cumulative else self._num_examples(iteration)
+        most, rate = curator.most_rows(len(predictors), number), self._success_rate(iteration)
+        runs = number * min(collect.samples, curator.max_per_example) * len(predictors)
+        return Range(0, min(most, runs * (0.5 if rate is None else rate)) + demos, most + demos)
+
+    def _num_advice(self, iteration: int) -> Range:
+        """Rows of the critic: at most the advice on every failed run before."""
+        augmenter = self.plan.settings.augmenter
+        critic = None if augmenter is None else augmenter.learning_critic()
+        failed = sum((self._num_failed(number) for number in range(1, iteration)), Range())
+        cap = math.inf if critic is None or critic.training.max_rows is None else critic.training.max_rows
+        return Range(0, min(failed.likely, cap), min(failed.high, cap))
 
     def _valuation(self, iteration: int, credit: Credit) -> StagePlan:
         """All steps of the successful runs, and of the failed ones that will be repaired."""
@@ -285,6 +289,13 @@ class Estimator:
             Range(prompt / 2, prompt, prompt * 4),
             Range(completion / 8, completion / 2, completion * 4),
         )
+
+
+def _usd_of_jobs(jobs: Iterable[JobPlan]) -> Range | None:
+    """Nothing for jobs on this machine; `None` if the price of one is unknown."""
+    parts = [job.usd for job in jobs]
+    known = [usd for usd in parts if usd is not None]
+    return sum(known, Range()) if len(known) == len(parts) else None
 
 
 def _per_call(tokens: Range, calls: Range) -> Range:

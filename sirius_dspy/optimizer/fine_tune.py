@@ -162,10 +162,12 @@ def _train_missing(session: Session, iteration: int, sets: Sequence[tuple[Traini
     losses: dict[str, list[float]] = {rows.agent: [] for rows, _ in sets}
     trainer = session.settings.trainer
     requests = trainer.order([_request(session, iteration, rows, base, losses[rows.agent]) for rows, base in sets])
+    _reserve(session, iteration, requests)
     lms = iter(trainer.train_all(requests))
     jobs: dict[str, Job] = {}
     for request in requests:
-        session.account.check()
+        if not trainer.has_begun(request):  # what is paid for already is taken up and counted
+            session.account.check()
         session.plan.run_dir.check_writable()  # the job is paid for, and its result must not be lost
         session.tracker.on_stage_started(StageStarted(iteration, "train", 1))
         began = time.perf_counter()
@@ -173,6 +175,29 @@ def _train_missing(session: Session, iteration: int, sets: Sequence[tuple[Traini
         seconds = time.perf_counter() - began
         jobs[request.agent] = _finish(session, iteration, request, lm, losses[request.agent], seconds)
     return jobs
+
+
+def _reserve(session: Session, iteration: int, requests: Sequence[TrainingRequest]) -> None:
+    """Count what the jobs will cost, before any of them begins.
+
+    Raises:
+        BudgetReached: Those that no earlier call began do not fit.
+    """
+    trainer, account = session.settings.trainer, session.account
+    usd = {request.agent: _usd(trainer, request) or 0.0 for request in requests}
+    begun = {request.agent for request in requests if trainer.has_begun(request)}
+    for agent in begun:
+        account.note_job(iteration, agent, usd[agent])
+    new = usd.keys() - begun
+    account.end_before_jobs(sum(usd[agent] for agent in new))
+    for agent in new:
+        account.note_job(iteration, agent, usd[agent])
+
+
+def _usd(trainer: Trainer, request: TrainingRequest) -> float | None:
+    """US dollars of a job, as far as its tokens are known; `None` if its price is not."""
+    price = trainer.price(request.lm)
+    return None if price is None else price * trainer.trained_tokens(request) / 1e6
 
 
 def _request(
@@ -203,9 +228,11 @@ def _finish(
         TrainingError: It has none.
     """
     agent, base = request.agent, request.lm.model
+    trainer = session.settings.trainer
     if lm is None:
-        trainer = type(session.settings.trainer).__name__
-        raise TrainingError(f"`{trainer}.train_all` yielded no LM for agent {agent!r}, expected one per request.")
+        name = type(trainer).__name__
+        raise TrainingError(f"`{name}.train_all` yielded no LM for agent {agent!r}, expected one per request.")
+    usd = _usd(trainer, request)
     job = Job(
         agent=agent,
         iteration=iteration,
@@ -214,7 +241,12 @@ def _finish(
         rows=len(request.rows),
         losses=losses,
         seconds=seconds,
+        tokens=trainer.trained_tokens(request),
+        usd=usd,
     )
+    session.account.note_job(iteration, agent, usd or 0.0)
+    if lm.model != base:
+        session.account.bases[lm.model] = base
     session.weights.add(agent, lm)
     session.plan.run_dir.finish_job(job)
     weights = request.workdir if request.workdir.exists() else None

@@ -16,11 +16,14 @@ from sirius_dspy.examples import keys_digest, unique
 from sirius_dspy.identity.describe import describe, describe_lms
 from sirius_dspy.identity.parts import FORMAT
 from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.optimizer.estimate import Estimator, Range, StagePlan, total
+from sirius_dspy.optimizer.estimate import Estimator, StagePlan, total
+from sirius_dspy.optimizer.estimate_jobs import JobPlan, tell_jobs
 from sirius_dspy.optimizer.prepare import Agents, adapter_name
+from sirius_dspy.optimizer.ranges import Range
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.settings import Settings
 from sirius_dspy.program import predictor_names
+from sirius_dspy.repair.critic_training import CRITIC
 from sirius_dspy.trajectory import example_key
 
 PRINTED_WIDTH = 110
@@ -74,6 +77,13 @@ class Plan:
     def trained(self) -> Agents:
         """The agents that will be trained."""
         return {agent: names for agent, names in self.agents.items() if agent not in self.frozen}
+
+    @property
+    def trainable_lms(self) -> dict[str, dspy.LM]:
+        """Name of each agent that will be trained, the critic among them, to the LM that it starts from."""
+        augmenter = self.settings.augmenter
+        critic = None if augmenter is None else augmenter.learning_critic()
+        return {agent: self.start[agent] for agent in self.trained} | ({} if critic is None else {CRITIC: critic.lm})
 
     @property
     def editable(self) -> frozenset[str]:
@@ -156,11 +166,13 @@ class Plan:
 
     def table(self) -> Table:
         """The plan as a table of Rich."""
+        jobs = [job for stage in self.stages for job in stage.jobs]
         trained = ", ".join(f"{agent} ({self.start[agent].model})" for agent in self.trained)
         table = Table(
             title=f"{type(self.student).__name__}: {len(self.unique_trainset)} training examples, "
             f"{len(self.unique_valset)} for validation",
-            caption=f"Trains {trained}. Everything is kept in {self.run_dir.path}.",
+            caption="\n".join([f"Trains {trained}. Everything is kept in {self.run_dir.path}.", *tell_jobs(jobs)]),
+            caption_justify="left",
         )
         for column in ("Iteration", "Stage", "Units", "LM calls", "Tokens", "Seconds", "US dollars"):
             table.add_column(column, justify="left" if column == "Stage" else "right")
@@ -190,4 +202,9 @@ def _range_dict(value: Range | None) -> dict[str, float] | None:
 
 def _stage_dict(stage: StagePlan) -> dict[str, Any]:
     ranges = {name: _range_dict(getattr(stage, name)) for name in ("units", "calls", "tokens", "seconds", "usd")}
-    return {"iteration": stage.iteration, "stage": stage.stage, **ranges}
+    return {"iteration": stage.iteration, "stage": stage.stage, **ranges, "jobs": list(map(_job_dict, stage.jobs))}
+
+
+def _job_dict(job: JobPlan) -> dict[str, Any]:
+    ranges = {name: _range_dict(getattr(job, name)) for name in ("rows", "row_tokens", "tokens", "usd")}
+    return {"agent": job.agent, "lm": job.lm, "epochs": job.epochs, "price": job.price, **ranges}

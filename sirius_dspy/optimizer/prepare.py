@@ -198,6 +198,9 @@ def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: 
         settings.trainer.check(agent, lms[agent])
     if settings.budget is not None:
         settings.budget.check_prices({lm.model for lm in lms.values()})
+        critic = None if settings.augmenter is None else settings.augmenter.learning_critic()
+        learners = [*(lms[agent] for agent in trained), *([critic.lm] if critic else [])]
+        settings.budget.check_training_prices({lm.model for lm in learners if settings.trainer.price(lm) is None})
 
 
 def check_critic(augmenter: Augmenter, trainer: Trainer, agents: Collection[str]) -> None:

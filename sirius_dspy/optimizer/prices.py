@@ -39,7 +39,8 @@ def price_of(model: str, table: Mapping[str, tuple[float, float]] | None = None)
     Returns:
         `None` if nobody knows it.
     """
-    names = [name for name in table or {} if model.startswith(name)]
+    ids = (model, model.replace("/ft:", "/", 1))
+    names = [name for name in table or {} if any(id.startswith(name) for id in ids)]
     if names:
         return Price(*(table or {})[max(names, key=len)])
     return Price(0.0, 0.0) if model.startswith(LOCAL) else _listed_price(model)

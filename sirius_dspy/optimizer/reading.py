@@ -38,7 +38,7 @@ def read_results(run_dir: Path | str) -> CompileResult:
         return _interrupted(folder, identity)
     if result.ended != "budget":
         return result
-    account, jobs = read_account(folder), _jobs(folder, identity["agents"])
+    account, jobs = read_account(folder, identity["agents"]), _jobs(folder, identity["agents"])
     unfinished = unfinished_iteration(account, result.iterations, jobs)
     if unfinished is None or result.unfinished is None:
         return replace(result, unfinished=unfinished)
@@ -48,7 +48,7 @@ def read_results(run_dir: Path | str) -> CompileResult:
 
 def _interrupted(folder: RunDir, identity: dict[str, Any]) -> CompileResult:
     run = identity.get("run") or digest(identity)[:12]
-    account, settings = read_account(folder), identity["settings"]
+    account, settings = read_account(folder, identity["agents"]), identity["settings"]
     history = list(_finished_iterations(folder))
     return CompileResult(
         run=run,

@@ -54,6 +54,10 @@ class Job(Record):
     rows: Count
     losses: list[float]
     seconds: float
+    tokens: Count = 0
+    """Tokens that a server charges for, over all epochs; 0 on this machine."""
+    usd: Finite | None = 0.0
+    """US dollars for them; `None` if the price was unknown."""
 
 
 class CriticTrial(Record):

@@ -179,7 +179,7 @@ def _critic_metrics(critic: CriticResult | None) -> dict[str, float]:
 
 def stage_usages(account: Account, iteration: int) -> dict[str, UsageResult]:
     """Stage to what servers counted in it."""
-    keys = [key for key in account.ledger if key.startswith(f"{iteration}/")]
+    keys = [key for key in account.ledger | account.jobs if key.startswith(f"{iteration}/")]
     return {key.partition("/")[2]: usage_result(account.spent(key)) for key in keys}
 
 

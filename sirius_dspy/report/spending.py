@@ -20,8 +20,8 @@ def stage_table(results: CompileResult) -> Table:
     ]
     note = (
         "All LM calls that servers answered, those of the metric and of repeated calls included; answers from a cache "
-        "are free. The price of a fine-tuning job is not part of the US dollars. Seconds are those of the last process "
-        "that did the stage."
+        "are free. Hosted fine-tuning is part of the US dollars if its price was given. Seconds are those of the last "
+        "process that did the stage."
     )
     return Table("cost", "Cost by stage", ("iteration", "stage", *_USAGE, "seconds"), tuple(rows), note)
 

@@ -176,6 +176,14 @@ class TrainerContract:
         with pytest.raises(TrainingError):
             trainer.train(_request(lm, tmp_path, rows=()))
 
+    def test_costs_can_be_planned(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
+        """A price is a number that is not negative, or unknown; a job that was not asked for has not begun."""
+        request, price = _request(lm, tmp_path), trainer.price(lm)
+        assert price is None or (math.isfinite(price) and price >= 0)
+        assert trainer.trained_tokens(request) >= 0
+        assert trainer.num_epochs(lm, len(ROWS)) >= 1
+        assert not trainer.has_begun(request)
+
     def test_restore_gives_the_trained_lm_back(self, trainer: Trainer, lm: dspy.LM, tmp_path: Path) -> None:
         """A resumed compile reuses a finished job, whose LM gives the same answers."""
         trained = trainer.train(_request(lm, tmp_path))

@@ -171,6 +171,12 @@ class Curator:
         if self.weights is not None:
             self.weights.check()
 
+    def most_rows(self, num_predictors: int, num_examples: int) -> int:
+        """Return the maximum number of rows of an agent with so many predictors, for plans."""
+        most = num_examples * self.max_per_example
+        rows = num_predictors * (most if self.max_rows is None else min(most, self.max_rows))
+        return rows if self.max_per_agent is None else min(rows, self.max_per_agent)
+
     def refuse(self, row: Row) -> str:
         """Say why a row is not to be trained on; override it to choose rows. An empty text keeps the row, as here.
 

@@ -16,11 +16,11 @@ import dspy
 from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.redact import redact
-from sirius_dspy.running.prompt import SentPrompt
 from sirius_dspy.training.hosted_job import OPENAI, HostedJob, address_of, client_of, is_hosted
 from sirius_dspy.training.hosted_lm import retrained
-from sirius_dspy.training.hosted_records import HostedRecord, estimate_tokens
+from sirius_dspy.training.hosted_records import HostedRecord, estimate_epochs, estimate_tokens, read_record
 from sirius_dspy.training.hosted_wait import Wait
+from sirius_dspy.training.last_replies import learn_last_replies
 from sirius_dspy.training.refusals import explain, explain_failure
 from sirius_dspy.training.trainers import (
     OPENAI_LEAST_ROWS,
@@ -36,6 +36,12 @@ logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
+TRAINING_PRICES = checks.optional(
+    checks.table(
+        "LM ids with US dollars per million trained tokens, such as `{'openai/x': 1.5}`", checks.number(0).fits
+    )
+)
+
 _SETTINGS = {
     "hyperparameters": checks.optional(checks.table("a mapping of names to values, such as `{'n_epochs': 3}`")),
     "train_from": checks.choice("base", "current"),
@@ -43,6 +49,7 @@ _SETTINGS = {
     "patience_s": checks.number(0),
     "validation": checks.number(0, below=1),
     "longest_s": checks.optional(checks.number(above=0)),
+    "prices": TRAINING_PRICES,
 }
 
 
@@ -68,6 +75,9 @@ class HostedTrainer(Trainer):
         longest_s: Seconds from the creation of a job after which it is an error that it has not ended; `None` waits for
             as long as it takes. The job goes on: a later call takes it up if it has ended, and a larger value waits
             for it again.
+        prices: LM id, or the beginning of one, to US dollars per million trained tokens, e.g. `{"openai/gpt-4.1-nano":
+            1.5}`; 0 is free. No table lists them, so without an entry the price is unknown. A fine-tuned model that is
+            trained on has the price of its base. `plan` shows what jobs will cost, and `Budget(usd=...)` limits it.
 
     References:
         https://platform.openai.com/docs/api-reference/fine-tuning
@@ -82,6 +92,7 @@ class HostedTrainer(Trainer):
         patience_s: float = 1800.0,
         validation: float = 0.0,
         longest_s: float | None = None,
+        prices: Mapping[str, float] | None = None,
     ) -> None:
         self.hyperparameters = hyperparameters
         self.train_from = train_from
@@ -89,6 +100,7 @@ class HostedTrainer(Trainer):
         self.patience_s = patience_s
         self.validation = validation
         self.longest_s = longest_s
+        self._prices = prices  # private, since prices do not change what a compile does
 
     @property
     def _others(self) -> ProviderTrainer:
@@ -96,7 +108,7 @@ class HostedTrainer(Trainer):
 
     def check(self, agent: str, lm: dspy.LM) -> None:
         """See `Trainer.check`; asks the server whether this key may fine-tune, which costs nothing."""
-        checks.check("HostedTrainer", vars(self), _SETTINGS)
+        checks.check("HostedTrainer", {**vars(self), "prices": self._prices}, _SETTINGS)
         if not is_hosted(lm):
             self._others.check(agent, lm)
             return
@@ -128,9 +140,33 @@ class HostedTrainer(Trainer):
         """See `Trainer.trains_on_tools`; OpenAI's format has tool calls, and a server refuses what it cannot train."""
         return is_hosted(lm) or self._others.trains_on_tools(lm)
 
-    def is_priced(self, lm: dspy.LM) -> bool:
-        """See `Trainer.is_priced`; what a server charges, if anything, only its owner knows."""
-        return is_hosted(lm)
+    def price(self, lm: dspy.LM) -> float | None:
+        """See `Trainer.price`; what a server charges, if anything, only its owner knows."""
+        if not is_hosted(lm):
+            return self._others.price(lm)
+        ids, prices = (lm.model, f"openai/{_trained_model(lm).removeprefix('ft:')}"), self._prices or {}
+        names = [name for name in prices if any(id.startswith(name) for id in ids)]
+        return prices[max(names, key=len)] if names else None
+
+    def num_epochs(self, lm: dspy.LM, num_rows: int) -> int:
+        """See `Trainer.num_epochs`; estimated if the server chooses."""
+        return _epochs(self._job_settings(lm)) or estimate_epochs(num_rows - self._num_held_out(num_rows))
+
+    def trained_tokens(self, request: TrainingRequest) -> int:
+        """See `Trainer.trained_tokens`; a token is taken to be four characters."""
+        if not is_hosted(request.lm):
+            return self._others.trained_tokens(request)
+        record = self._known(request)
+        if record.trained_tokens is not None:
+            return record.trained_tokens
+        return record.tokens * (record.epochs or estimate_epochs(record.rows))
+
+    def has_begun(self, request: TrainingRequest) -> bool:
+        """See `Trainer.has_begun`."""
+        if not is_hosted(request.lm):
+            return self._others.has_begun(request)
+        record = self._known(request)
+        return bool(record.job) and not record.is_denied
 
     def order(self, requests: Sequence[TrainingRequest]) -> list[TrainingRequest]:
         """See `Trainer.order`; hosted jobs come last."""
@@ -173,7 +209,7 @@ class HostedTrainer(Trainer):
         """Upload the rows and create the job, unless an earlier call did."""
         import openai
 
-        settings = {**request.lm.train_kwargs, **(self.hyperparameters or {})}
+        settings = self._job_settings(request.lm)
         rows, held_out = self._split(request)
         job = HostedJob(request, client_of(request.lm), self._record(request, rows, held_out, settings))
         record = job.record
@@ -202,9 +238,7 @@ class HostedTrainer(Trainer):
 
     def _split(self, request: TrainingRequest) -> tuple[list[Row], list[Row]]:
         """Return the rows to train on, and those that are held out."""
-        rows = [
-            {**SentPrompt.of_row(row).settings, "messages": _only_last_learned(row["messages"])} for row in request.rows
-        ]
+        rows = [{**row, "messages": _as_dspy_sends_them(row["messages"])} for row in learn_last_replies(request.rows)]
         places = random.Random(request.seed).sample(range(len(rows)), self._num_held_out(len(rows)))
         held_out = set(places)
         return [row for place, row in enumerate(rows) if place not in held_out], [rows[place] for place in places]
@@ -215,9 +249,7 @@ class HostedTrainer(Trainer):
     def _record(
         self, request: TrainingRequest, rows: list[Row], held_out: list[Row], settings: dict[str, Any]
     ) -> HostedRecord:
-        model = (request.lm.finetuning_model or request.lm.model).removeprefix("openai/")
-        address = address_of(request.lm)
-        epochs = settings.get("n_epochs")
+        model, address = _trained_model(request.lm), address_of(request.lm)
         return HostedRecord(
             key=digest([rows, held_out, model, settings, request.seed, address]),
             agent=request.agent,
@@ -225,9 +257,18 @@ class HostedTrainer(Trainer):
             address=redact(address),
             rows=len(rows),
             tokens=estimate_tokens(rows),
-            epochs=epochs if isinstance(epochs, int) else None,
+            epochs=_epochs(settings),
             created=time.time(),
         )
+
+    def _known(self, request: TrainingRequest) -> HostedRecord:
+        """Return the record of a job as an earlier call left it, or as it will begin."""
+        fresh = self._record(request, *self._split(request), self._job_settings(request.lm))
+        found = read_record(request.workdir)
+        return found if found is not None and found.key == fresh.key else fresh
+
+    def _job_settings(self, lm: dspy.LM) -> dict[str, Any]:
+        return {**lm.train_kwargs, **(self.hyperparameters or {})}
 
     def _finish(self, job: HostedJob) -> dspy.LM:
         """Wait for the end of a job, and return the new LM."""
@@ -249,16 +290,25 @@ class HostedTrainer(Trainer):
         return retrained(job.request.lm, f"openai/{ended.fine_tuned_model.removeprefix('openai/')}")
 
 
+def _trained_model(lm: dspy.LM) -> str:
+    """Return the server's id of the model that is trained on."""
+    return (lm.finetuning_model or lm.model).removeprefix("openai/")
+
+
+def _epochs(settings: Mapping[str, Any]) -> int | None:
+    """Return the number of epochs of a job; `None` if the server chooses."""
+    epochs = settings.get("n_epochs")
+    return epochs if isinstance(epochs, int) else None
+
+
 def _is_trained_here(request: TrainingRequest) -> bool:
     """Return whether the weights will be on this machine: then nothing is paid for twice after a kill."""
     return bool(getattr(request.lm.provider, "writes_weights", False))
 
 
-def _only_last_learned(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Exclude earlier replies, such as those of a `dspy.History`, from the loss; OpenAI trains on all by default."""
-    sent = map(_as_dspy_sends_it, messages[:-1])
-    earlier = [{**message, "weight": 0} if message["role"] == "assistant" else message for message in sent]
-    return [*earlier, messages[-1]]
+def _as_dspy_sends_them(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return messages whose prompt reads as DSPy sends it; the reply stays as it is."""
+    return [*map(_as_dspy_sends_it, messages[:-1]), messages[-1]]
 
 
 def _as_dspy_sends_it(message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -61,6 +61,17 @@ def read_record(folder: Path) -> HostedRecord | None:
         return None
 
 
+def estimate_epochs(num_rows: int) -> int:
+    """Estimate the epochs of a job if the server chooses: three, more for few rows and fewer for very many.
+
+    References:
+        https://cookbook.openai.com/examples/chat_finetuning_data_prep
+    """
+    if num_rows * 3 < 100:
+        return min(25, 100 // max(num_rows, 1))
+    return 3 if num_rows * 3 <= 25_000 else max(1, 25_000 // num_rows)
+
+
 def estimate_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
     """Estimate the tokens of the texts of chat rows, for one epoch."""
     contents = [message.get("content") for row in rows for message in row["messages"]]

@@ -9,7 +9,7 @@ import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError
-from sirius_dspy.training.hosted import HostedTrainer
+from sirius_dspy.training.hosted import TRAINING_PRICES, HostedTrainer
 from sirius_dspy.training.hosted_job import is_hosted
 from sirius_dspy.training.trainers import ProviderTrainer, Trainer, TrainFrom, TrainingRequest
 
@@ -26,22 +26,28 @@ class SuitableTrainer(Trainer):
     Args:
         train_from: See `Trainer.train_from`. It applies to all agents, so a trainer that knows only `base`, such as
             that of vLLM, refuses `current`.
+        prices: See `HostedTrainer`.
     """
 
-    def __init__(self, *, train_from: TrainFrom = "base") -> None:
+    def __init__(self, *, train_from: TrainFrom = "base", prices: Mapping[str, float] | None = None) -> None:
         self.train_from = train_from
+        self._prices = prices  # private, since prices do not change what a compile does
 
     def trainer_for(self, lm: dspy.LM) -> Trainer:
         """Return the trainer of an LM."""
         own = _own_trainer(lm)
         if own is not None:
             return own()
-        kind = HostedTrainer if is_hosted(lm) else ProviderTrainer
-        return kind(train_from=self.train_from)
+        return self._hosted if is_hosted(lm) else ProviderTrainer(train_from=self.train_from)
+
+    @property
+    def _hosted(self) -> HostedTrainer:
+        return HostedTrainer(train_from=self.train_from, prices=self._prices)
 
     def check(self, agent: str, lm: dspy.LM) -> None:
         """See `Trainer.check`."""
-        checks.check("SuitableTrainer", vars(self), {"train_from": checks.choice("base", "current")})
+        kinds = {"train_from": checks.choice("base", "current"), "prices": TRAINING_PRICES}
+        checks.check("SuitableTrainer", {**vars(self), "prices": self._prices}, kinds)
         trainer = self.trainer_for(lm)
         if trainer.train_from != self.train_from:
             raise UnpreparedProgramError(
@@ -63,9 +69,21 @@ class SuitableTrainer(Trainer):
         """See `Trainer.trains_on_tools`."""
         return self.trainer_for(lm).trains_on_tools(lm)
 
-    def is_priced(self, lm: dspy.LM) -> bool:
-        """See `Trainer.is_priced`."""
-        return self.trainer_for(lm).is_priced(lm)
+    def price(self, lm: dspy.LM) -> float | None:
+        """See `Trainer.price`."""
+        return self.trainer_for(lm).price(lm)
+
+    def num_epochs(self, lm: dspy.LM, num_rows: int) -> int:
+        """See `Trainer.num_epochs`."""
+        return self.trainer_for(lm).num_epochs(lm, num_rows)
+
+    def trained_tokens(self, request: TrainingRequest) -> int:
+        """See `Trainer.trained_tokens`."""
+        return self.trainer_for(request.lm).trained_tokens(request)
+
+    def has_begun(self, request: TrainingRequest) -> bool:
+        """See `Trainer.has_begun`."""
+        return self.trainer_for(request.lm).has_begun(request)
 
     def order(self, requests: Sequence[TrainingRequest]) -> list[TrainingRequest]:
         """See `Trainer.order`; what is trained on this machine comes before hosted jobs."""
@@ -84,7 +102,7 @@ class SuitableTrainer(Trainer):
         groups = _group(requests)
         lms = {kind: self.trainer_for(group[0].lm).train_all(group) for kind, group in groups.items()}
         if _HOSTED in groups:
-            lms[_HOSTED] = HostedTrainer(train_from=self.train_from).start_all(groups[_HOSTED])
+            lms[_HOSTED] = self._hosted.start_all(groups[_HOSTED])
         for request in requests:
             yield next(lms[_kind(request.lm)])
 

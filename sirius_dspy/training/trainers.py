@@ -22,6 +22,7 @@ from dspy.clients.utils_finetune import TrainDataFormat
 from sirius_dspy import checks
 from sirius_dspy.errors import TrainingError, UnpreparedProgramError
 from sirius_dspy.redact import redact, redact_error
+from sirius_dspy.training.last_replies import learn_last_replies
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +128,23 @@ class Trainer(ABC):
         """
         return False
 
-    def is_priced(self, lm: dspy.LM) -> bool:
-        """Return whether a job costs money that no price table knows, here false. If so, plans say so."""
+    def price(self, lm: dspy.LM) -> float | None:
+        """Return US dollars per million trained tokens: here 0, as on this machine; `None` if nobody knows."""
+        return 0.0
+
+    def num_epochs(self, lm: dspy.LM, num_rows: int) -> int:
+        """Return how often a job reads its rows, here once. Plans ask, if the trainer has a price."""
+        return 1
+
+    def trained_tokens(self, request: TrainingRequest) -> int:
+        """Return the tokens that a job is charged for, over all epochs, here 0.
+
+        Before the job has ended, this is an estimate from its rows; afterwards, it is what the server counted.
+        """
+        return 0
+
+    def has_begun(self, request: TrainingRequest) -> bool:
+        """Return whether an earlier call began the job, so that it costs nothing more; here false."""
         return False
 
 
@@ -191,9 +207,9 @@ class ProviderTrainer(Trainer):
         declared = getattr(getattr(lm, "provider", None), "trains_on_tools", False)
         return bool(declared(lm.finetuning_model or lm.model) if callable(declared) else declared)
 
-    def is_priced(self, lm: dspy.LM) -> bool:
-        """Return whether the LM's provider is OpenAI's."""
-        return isinstance(lm.provider, OpenAIProvider)
+    def price(self, lm: dspy.LM) -> float | None:
+        """See `Trainer.price`; OpenAI takes one that only `HostedTrainer` can be told."""
+        return None if isinstance(lm.provider, OpenAIProvider) else 0.0
 
     def order(self, requests: Sequence[TrainingRequest]) -> list[TrainingRequest]:
         """See `Trainer.order`; requests that can be trained together become neighbors."""
@@ -282,7 +298,9 @@ def _shared_base(request: TrainingRequest) -> Hashable:
 
 
 def _rows(request: TrainingRequest) -> list[dict[str, Any]]:
-    """Copy the rows, without weights if the provider would refuse them."""
+    """Copy the rows, with the weights that the provider takes: of replies, of rows, or none."""
+    if isinstance(request.lm.provider, OpenAIProvider):
+        return learn_last_replies(request.rows)
     left_out = () if getattr(request.lm.provider, "weighs_rows", False) else ("weight",)
     return [{name: value for name, value in row.items() if name not in left_out} for row in request.rows]
 
