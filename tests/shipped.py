@@ -16,7 +16,7 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import LMRateLimitError
 
-from sirius_dspy import ProcessExecutor, Tracker
+from sirius_dspy import ProcessExecutor, ProviderTrainer, Tracker, TrainingRequest
 from sirius_dspy.testing import Prompt, ToyLM
 from tests import toy
 
@@ -37,6 +37,8 @@ class Noted:
     """At this number the process ends, every time."""
     busy: int | None = None
     """At this number the server is too busy, the first time, and asks to wait for a while."""
+    stuck: int | None = None
+    """At this number it waits for its machine to be lost, the first time."""
     latency_s: float = 0.0
 
     def __call__(self, prompt: Prompt) -> str:
@@ -49,6 +51,8 @@ class Noted:
             os._exit(1)
         if number == self.busy and self.is_first("busy"):
             raise LMRateLimitError("busy", model="toy", status=429, retry_after=200)
+        if number == self.stuck:
+            self.await_loss("collection")
         time.sleep(self.seconds if number == self.slow else self.latency_s)
         reply = toy.skill(prompt)
         self.note("answered", asked)
@@ -60,6 +64,17 @@ class Noted:
         except FileExistsError:
             return False
         return True
+
+    def await_loss(self, stage: str) -> None:
+        """Note the machine of a Ray cluster that this is, and wait for its end; the first time only."""
+        if self.is_first(stage):
+            import ray
+
+            self.machine_of(stage).write_text(ray.get_runtime_context().get_node_id())
+            time.sleep(100)
+
+    def machine_of(self, stage: str) -> Path:
+        return Path(f"{self.log}.{stage}.machine")
 
     def note(self, kind: str, asked: Any) -> None:
         file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -86,6 +101,19 @@ def team(skill: Noted) -> dspy.Module:
     program = toy.Doubling()
     program.set_lm(ToyLM(skill=skill, num_retries=0))
     return program
+
+
+class LosingTrainer(ProviderTrainer):
+    """Its first job reports all its steps, and waits for its machine to be lost."""
+
+    def __init__(self, noted: Noted) -> None:
+        super().__init__()
+        self._noted = noted
+
+    def train(self, request: TrainingRequest) -> dspy.LM:
+        lm = super().train(request)
+        self._noted.await_loss("training")
+        return lm
 
 
 def broken_metric(example: dspy.Example, prediction: Any, trace: Any = None) -> float:
