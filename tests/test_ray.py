@@ -164,7 +164,8 @@ class TestOnACluster:
         assert len(poisoned) == len(set(poisoned)) == 3
         assert [number for process, number in asked if process == poisoned[-1]][-1] == 2
 
-    def test_where_there_is_no_place_for_all_workers_fewer_do_the_work(self, cluster, tmp_path):
+    def test_where_there_is_no_place_for_all_workers_fewer_do_the_work(self, cluster, tmp_path, monkeypatch):
+        monkeypatch.setattr("sirius_dspy.executors.crew.GATHER_S", 0.5)
         executor = RayExecutor(cluster.address, 4, reserving(seat=2))
         assert len(list(rollouts_of(Noted(tmp_path / "log"), range(6), executor))) == 6
 

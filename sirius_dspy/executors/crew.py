@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 START_S = 60.0
 """How long an actor may take to begin, its machine included, before the work is done by fewer."""
 
+GATHER_S = 10.0
+"""How long the first actor waits for the others, so that it does not get all the first items alone."""
+
 _ADVICE = "Look at the cluster, or raise `max_restarts`"
 
 
@@ -147,7 +150,9 @@ class Crew:
         signs, is_empty = list(self._coming), not self._members and self._alone is None
         if is_empty:
             self.ray.wait(signs, timeout=START_S, fetch_local=False)
-        begun, _ = self.ray.wait(signs, num_returns=len(signs), timeout=0.0, fetch_local=False)
+        begun, _ = self.ray.wait(
+            signs, num_returns=len(signs), timeout=GATHER_S if is_empty else 0.0, fetch_local=False
+        )
         for sign in begun:
             self._admit(Member(self._coming.pop(sign)[0]), sign)
         self._give_up_late_ones()
