@@ -1,4 +1,7 @@
-"""What tests of executors ship to other processes; `python -m tests.shipped RUN_DIR LOG` compiles in one of its own."""
+"""What tests of executors ship to other processes; `python -m tests.shipped RUN_DIR LOG` compiles in one of its own.
+
+With the address of a Ray cluster as a third argument, its workers are there.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,12 @@ from typing import Any
 import dspy
 from dspy.utils.exceptions import LMRateLimitError
 
-from sirius_dspy import ProcessExecutor, ProviderTrainer, Tracker, TrainingRequest
+from sirius_dspy import ProcessExecutor, ProviderTrainer, RayExecutor, Tracker, TrainingRequest
 from sirius_dspy.testing import Prompt, ToyLM
 from tests import toy
+
+SEAT = {"num_cpus": 0, "resources": {"seat": 1}}
+"""What a worker on a Ray cluster reserves."""
 
 NUMBER = re.compile(r"## number ## \]\]\s*(\d+)")
 
@@ -120,10 +126,11 @@ def broken_metric(example: dspy.Example, prediction: Any, trace: Any = None) -> 
     return float(prediction.no_such_field)
 
 
-def main(run_dir: str, log: str) -> None:
+def main(run_dir: str, log: str, address: str = "") -> None:
     dspy.configure(adapter=toy.ADAPTER)
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
-    optimizer = toy.optimizer(Path(run_dir), tracker=Tracker(), executor=ProcessExecutor(2))
+    executor = RayExecutor(address, resources=SEAT) if address else ProcessExecutor(2)
+    optimizer = toy.optimizer(Path(run_dir), tracker=Tracker(), executor=executor)
     optimizer.compile(team(Noted(Path(log), latency_s=0.2)), trainset=toy.examples(), valset=toy.examples())
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +26,9 @@ from sirius_dspy.errors import (
 from sirius_dspy.running.executor import started
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ToyLM
-from tests import toy
-from tests.shipped import LosingTrainer, Noted, team
+from tests import ROOT, toy
+from tests.shipped import SEAT, LosingTrainer, Noted, team
+from tests.test_executors import assert_gone, interrupt
 from tests.wait import wait_until
 
 on_cluster = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.xdist_group("ray")]
@@ -50,11 +54,10 @@ def reserving(**resources: float) -> dict[str, Any]:
     return {"num_cpus": 0, "resources": resources}
 
 
-def rollouts_of(skill: Noted, numbers: Any, executor: RayExecutor) -> Iterator[Task]:
+def rollouts_of(skill: Noted, numbers: Any, executor: RayExecutor) -> Iterator[Any]:
     with started(executor) as workers:
         rollouts = Rollouts(toy.exact, num_threads=4, patience=Patience(), workers=workers)
-        for task, _ in rollouts.run_all(team(skill), [Task(example) for example in toy.examples(numbers)]):
-            yield task
+        yield from rollouts.run_all(team(skill), [Task(example) for example in toy.examples(numbers)])
 
 
 # Settings
@@ -154,7 +157,7 @@ class TestOnACluster:
 
     def test_an_item_that_kills_its_workers_is_put_aside(self, cluster, tmp_path):
         skill, found = Noted(tmp_path / "log", poison=2, latency_s=0.1), []
-        executor = RayExecutor(cluster.address, 2, reserving(seat=1), max_restarts=0)  # there is no third seat
+        executor = RayExecutor(cluster.address, resources=SEAT, max_restarts=0)  # there is no third seat
         with pytest.raises(UnfinishedError, match=r"'number': 2.*WorkerError: It killed 3 worker processes") as caught:
             found += rollouts_of(skill, range(12), executor)
         assert len(found) == 11
@@ -163,6 +166,29 @@ class TestOnACluster:
         poisoned = [process for process, number in asked if number == 2]
         assert len(poisoned) == len(set(poisoned)) == 3
         assert [number for process, number in asked if process == poisoned[-1]][-1] == 2
+
+    def test_ctrl_c_awaits_what_is_in_flight_and_ends_the_workers(self, cluster, tmp_path):
+        skill, found = Noted(tmp_path / "log", latency_s=0.3), []
+        runs = rollouts_of(skill, range(100), RayExecutor(cluster.address, resources=SEAT))
+        with pytest.raises(KeyboardInterrupt):
+            interrupt(runs, found, lambda: len(found) == 1)
+        assert 1 < len(found) <= 12
+        assert skill.requests("answered") == skill.requests()
+        assert_gone(skill.processes())
+
+    def test_a_killed_compile_leaves_no_worker_behind_and_is_resumed(self, cluster, tmp_path):
+        skill, run = Noted(tmp_path / "log", latency_s=0.2), tmp_path / "killed" / "run"
+        command = [sys.executable, "-m", "tests.shipped", str(run), str(skill.log), cluster.address]
+        child = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        wait_until(lambda: len(skill.processes()) == 2, 100)
+        child.kill()
+        child.wait()
+        assert_gone(skill.processes())
+        before = set(skill.processes())
+        toy.compiled_by(run, team(skill))
+        assert skill.processes() == before | {os.getpid()}
+        toy.compiled_by(tmp_path / "whole" / "run", team(Noted(tmp_path / "whole.log")))
+        assert kept_in(run) == kept_in(tmp_path / "whole" / "run")
 
     def test_where_there_is_no_place_for_all_workers_fewer_do_the_work(self, cluster, tmp_path, monkeypatch):
         monkeypatch.setattr("sirius_dspy.executors.crew.GATHER_S", 0.5)
@@ -183,7 +209,7 @@ class TestOnACluster:
 
     def test_a_job_that_fails_there_is_an_error_here(self, cluster, tmp_path):
         program = toy.student(fail_training=True)
-        trainer = RayTrainer(address=cluster.address, resources=reserving(seat=1))
+        trainer = RayTrainer(address=cluster.address, resources=SEAT)
         with pytest.raises(TrainingError, match="fail_training=True") as caught:
             toy.compiled_by(tmp_path / "run", program, trainer=trainer, iterations=1)
         assert caught.value.agent == "doubler"
