@@ -61,6 +61,7 @@ class Crew:
         """The sign that an actor has begun, to the actor and the time until which it may come."""
         self._numbers = itertools.count()
         self._has_ended = False
+        self._has_no_place = False
         self._change = threading.Condition()  # protects all of it
         self._being_alone = threading.Lock()  # one at a time, since workers may die for lack of memory
 
@@ -133,6 +134,11 @@ class Crew:
     def _check(self) -> None:
         if self._has_ended:
             raise WorkerError("The workers were stopped.")
+        if self._has_no_place:
+            raise WorkerError(
+                f"In {START_S:g} s the Ray cluster found no place for a worker that reserves {self._resources}. Lower "
+                "`resources`, or add machines; `ray status` says what is free."
+            )
         self.losses.check()
 
     def _staff(self) -> None:
@@ -148,20 +154,17 @@ class Crew:
         if not self._coming:
             return
         signs, is_empty = list(self._coming), not self._members and self._alone is None
-        if is_empty:
-            self.ray.wait(signs, timeout=START_S, fetch_local=False)
-        begun, _ = self.ray.wait(
-            signs, num_returns=len(signs), timeout=GATHER_S if is_empty else 0.0, fetch_local=False
-        )
+        begun, _ = self.ray.wait(signs, timeout=START_S if is_empty else 0.0, fetch_local=False)
+        if begun:
+            gather_s = GATHER_S if is_empty else 0.0
+            begun, _ = self.ray.wait(signs, num_returns=len(signs), timeout=gather_s, fetch_local=False)
         for sign in begun:
             self._admit(Member(self._coming.pop(sign)[0]), sign)
         self._give_up_late_ones()
         self._check()
-        if not self._members and self._alone is None and not self._coming:
-            raise WorkerError(
-                f"In {START_S:g} s the Ray cluster found no place for a worker that reserves {self._resources}. Lower "
-                "`resources`, or add machines; `ray status` says what is free."
-            )
+        if is_empty and not begun:
+            self._has_no_place = True
+            self._check()
 
     def _admit(self, member: Member, sign: Any) -> None:
         """Let an actor work that has begun, unless it was lost before, e.g. because its machine was."""
