@@ -107,10 +107,10 @@ def test_the_same_job_is_found_and_weights_that_moved_are_the_same(
 def test_weights_from_another_machine_are_found_after_restore(
     trained: LocalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    copy = Path(shutil.copytree(trained.folder, tmp_path / "elsewhere"))
     monkeypatch.setenv("SIRIUS_HOME", str(tmp_path / "another home"))
     with pytest.raises(ModelNotFoundError):
         resolve(trained.model)
-    copy = Path(shutil.copytree(trained.folder, tmp_path / "elsewhere"))
     ProviderTrainer().restore(trained, trained.model, copy)
     assert resolve(trained.model).path == copy
 
