@@ -43,7 +43,7 @@ class RayExecutor(ShippingExecutor):
         resources: What each actor reserves, as Ray's `.options` takes it, e.g. `{"num_cpus": 1}` or
             `{"resources": {"site": 1}}`.
         max_restarts: How many workers may be lost in one compile, e.g. with their machine. What they had begun is
-            done by others.
+            done by others. An item that kills its workers is put aside; see `ProcessExecutor`.
     """
 
     address: str | None = None
