@@ -192,11 +192,12 @@ def compare(
     for _ in range(repeats):
         for side in sides:
             with serve(latency_s) as url:
-                found[side].append(_run_side(side, url, runs, in_flight))
+                found[side].append(run_side(side, url, runs, in_flight))
     return {side: _medians(results, ideal) for side, results in found.items()}
 
 
-def _run_side(side: str, url: str, runs: int, in_flight: int) -> dict[str, float]:
+def run_side(side: str, url: str, runs: int, in_flight: int) -> dict[str, float]:
+    """Measure a side in a process of its own; see `measure_side`."""
     command = [sys.executable, "-m", "benchmarks.collection", "--side", side, "--url", url]
     command += ["--calls", str(runs * AGENTS), "--in-flight", str(in_flight)]
     # DSPy reads the price table that is packed with it, rather than one from the net.

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from sirius_dspy import errors
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.checkpoint import load, save
+from sirius_dspy.cluster.trainer import RayTrainer
 from sirius_dspy.credit.credit import Credit
 from sirius_dspy.credit.precision import Precision, measure_precision
 from sirius_dspy.credit.reading import read_credits
@@ -97,6 +98,7 @@ __all__ = [
     "ProcessExecutor",
     "ProviderTrainer",
     "RayExecutor",
+    "RayTrainer",
     "Repair",
     "RepairContext",
     "RepairDemos",

@@ -25,7 +25,7 @@ LAYERS = (
     ("program",),
     ("adapter", "running"),
     ("executors", "library", "repair", "training"),
-    ("credit", "vllm"),
+    ("cluster", "credit", "vllm"),
     ("optimizer",),
     ("checkpoint", "report"),
     ("export", "server", "window"),

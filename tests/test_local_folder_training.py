@@ -16,9 +16,16 @@ NEEDED = ("torch", "transformers", "peft", "gguf", "openvino_genai")
 if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
     pytest.skip(f"needs {', '.join(absent)}", allow_module_level=True)
 
-from sirius_dspy import LocalLM, LoraOptions, PlainAdapter, load, save  # noqa: E402
-from sirius_dspy.errors import ExportError, MissingDependencyError, SettingsError, TrainingError  # noqa: E402
+from sirius_dspy import LocalLM, LoraOptions, PlainAdapter, ProviderTrainer, load, save  # noqa: E402
+from sirius_dspy.errors import (  # noqa: E402
+    ExportError,
+    MissingDependencyError,
+    ModelNotFoundError,
+    SettingsError,
+    TrainingError,
+)
 from sirius_dspy.export import export  # noqa: E402
+from sirius_dspy.local.models import resolve  # noqa: E402
 from sirius_dspy.local.serving import engines  # noqa: E402
 from tests.tiny_models import write_model  # noqa: E402
 
@@ -95,6 +102,17 @@ def test_the_same_job_is_found_and_weights_that_moved_are_the_same(
     assert isinstance(other, TrainingError)
     copy = Path(shutil.copytree(trained.folder, tmp_path / "elsewhere"))
     assert LocalLM(copy).model == trained.model
+
+
+def test_weights_from_another_machine_are_found_after_restore(
+    trained: LocalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(trained.folder, tmp_path / "elsewhere"))
+    monkeypatch.setenv("SIRIUS_HOME", str(tmp_path / "another home"))
+    with pytest.raises(ModelNotFoundError):
+        resolve(trained.model)
+    ProviderTrainer().restore(trained, trained.model, copy)
+    assert resolve(trained.model).path == copy
 
 
 def test_exported_agents_answer_alike_in_other_tools(base: LocalLM, trained: LocalLM, tmp_path: Path) -> None:

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
 
 from sirius_dspy import checks
 from sirius_dspy.dspy_internals import usage_tracker
-from sirius_dspy.errors import MissingDependencyError, WorkerError
+from sirius_dspy.errors import WorkerError
 from sirius_dspy.executors.answers import take_answer
+from sirius_dspy.executors.connection import check_options, connected
+from sirius_dspy.executors.crew import Crew, Member
+from sirius_dspy.executors.losses import Attempt, run_item
 from sirius_dspy.executors.packing import pack
 from sirius_dspy.executors.runner import Runner
 from sirius_dspy.executors.shipment import Shipment, ShippingExecutor
 from sirius_dspy.running.executor import Item, Result, Shipped, Workers
 from sirius_dspy.running.patience import Patience
-
-logger = logging.getLogger(__name__)
-
-START_S = 60.0
-"""How long an actor may take to begin, its machine included, before the work is done by fewer."""
 
 THREADS = 1024
 """Calls that an actor takes at a time; how many there are is decided by the threads of the compile."""
@@ -46,7 +43,7 @@ class RayExecutor(ShippingExecutor):
         resources: What each actor reserves, as Ray's `.options` takes it, e.g. `{"num_cpus": 1}` or
             `{"resources": {"site": 1}}`.
         max_restarts: How many workers may be lost in one compile, e.g. with their machine. What they had begun is
-            done by others.
+            done by others. An item that kills its workers is put aside; see `ProcessExecutor`.
     """
 
     address: str | None = None
@@ -62,22 +59,21 @@ class RayExecutor(ShippingExecutor):
             MissingDependencyError: Ray is not installed.
         """
         checks.check("RayExecutor", vars(self), _KINDS)
-        _import_ray()
+        check_options(_Actor, self.resources, "resources")
 
     @contextmanager
     def start(self) -> Iterator[Workers]:
         """The context in which the actors live. They begin with the first item, and end with the context."""
-        ray = _import_ray()
-        is_own = not ray.is_initialized()
-        if is_own:
-            ray.init(address=self.address, log_to_driver=False)
-        crew = _Crew(ray, self)
-        try:
-            yield crew
-        finally:
-            crew.stop()
-            if is_own:
-                ray.shutdown()
+        with connected(self.address) as ray:
+            crew = Crew(lambda: self._make(ray), self.num_workers, self.max_restarts, ray, self.resources)
+            try:
+                yield _Workers(crew)
+            finally:
+                crew.stop()
+
+    def _make(self, ray: ModuleType) -> Any:
+        """A new actor, which may have to wait for a place."""
+        return ray.remote(_Actor).options(max_concurrency=THREADS, **self.resources).remote()
 
 
 _KINDS = {
@@ -86,17 +82,6 @@ _KINDS = {
     "resources": checks.table("options of a Ray actor, such as `{'num_cpus': 1}`", lambda value: True),
     "max_restarts": checks.whole(0),
 }
-
-
-def _import_ray() -> ModuleType:
-    try:
-        import ray
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Ray is not installed. Install it with `pip install 'sirius-dspy[ray]'`, here and on the machines of the "
-            "cluster."
-        ) from error
-    return ray
 
 
 class _Actor:
@@ -133,100 +118,22 @@ class _Actor:
             self._usage.setdefault(function, []).append((lm, dict(entry)))
 
 
-class _Crew(Workers):
+class _Workers(Workers):
     """The actors of one compile."""
 
-    def __init__(self, ray: ModuleType, executor: RayExecutor) -> None:
-        self.ray = ray
-        self._executor = executor
-        self._restarts_left = executor.max_restarts
-        self._wanted = executor.num_workers
-        self._has_ended = False
-        self._pending: dict[Any, int] = {}
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
         self._numbers = itertools.count()
-        self._lock = threading.Lock()  # protects actors and restarts
 
     @contextmanager
     def open(self, function: Callable[[Item], Result], patience: Patience) -> Iterator[Shipped[Item, Result]]:
         """Put the function where all actors find it."""
         shipment = replace(Shipment.of(function, patience), journal=None)
-        yield _Shipped(self, next(self._numbers), shipment)
-
-    @contextmanager
-    def choose(self) -> Iterator[Any]:
-        """The actor with the least to do, which has one item more meanwhile; missing ones are started."""
-        with self._lock:
-            if self._has_ended:
-                raise WorkerError("The workers were stopped.")
-            if len(self._pending) < self._wanted:
-                self._begin(self._wanted - len(self._pending))
-            actor = min(self._pending, key=lambda actor: self._pending[actor])
-            self._pending[actor] += 1
-        try:
-            yield actor
-        finally:
-            with self._lock:
-                if actor in self._pending:
-                    self._pending[actor] -= 1
-
-    def _begin(self, number: int) -> None:
-        """Start actors, and go on with fewer if the cluster has no place for all.
-
-        Raises:
-            WorkerError: It has no place for a single one.
-        """
-        options = {"max_concurrency": THREADS, **self._executor.resources}
-        made = [self.ray.remote(_Actor).options(**options).remote() for _ in range(number)]
-        signs = {actor.begin.remote(): actor for actor in made}
-        there, missing = self.ray.wait(list(signs), num_returns=number, timeout=START_S)
-        self._pending.update((signs[sign], 0) for sign in there)
-        for sign in missing:
-            self.ray.kill(signs[sign])
-        if not self._pending:
-            raise WorkerError(
-                f"In {START_S:g} s the Ray cluster found no place for a worker that reserves "
-                f"{dict(self._executor.resources)}. Lower `resources`, or add machines; `ray status` says what is free."
-            )
-        if missing:
-            self._wanted = len(self._pending)
-            logger.warning("The Ray cluster has no place for %d of the workers; the others go on.", len(missing))
-
-    def lose(self, actor: Any, error: Exception) -> None:
-        """Note that an actor is gone.
-
-        Raises:
-            WorkerError: Too many are.
-        """
-        with self._lock:
-            if self._pending.pop(actor, None) is not None:
-                self._restarts_left -= 1
-                with suppress(Exception):
-                    self.ray.kill(actor)  # one that is only out of reach must not go on beside the next
-            if self._restarts_left < 0:
-                raise WorkerError(
-                    f"Workers of the Ray cluster were lost again and again, the last one with {error} All finished "
-                    "runs are kept. Look at the cluster, or raise `max_restarts`, then run the same `compile` again "
-                    "to resume."
-                ) from error
-
-    def leave(self, function: int) -> None:
-        """Tell all actors to let no retry of a function wait."""
-        with self._lock:
-            for actor in self._pending:
-                actor.leave.remote(function)
-
-    def stop(self) -> None:
-        """End all actors; items under way are lost."""
-        with self._lock:
-            self._has_ended = True
-            for actor in self._pending:
-                with suppress(Exception):
-                    self.ray.kill(actor)
-            self._pending.clear()
+        yield _Shipped(self._crew, next(self._numbers), shipment)
 
 
 class _Shipped(Shipped[Item, Result]):
-    def __init__(self, crew: _Crew, number: int, shipment: Shipment) -> None:
+    def __init__(self, crew: Crew, number: int, shipment: Shipment) -> None:
         self._crew = crew
         self._number = number
         self._shipment = shipment
@@ -235,24 +142,39 @@ class _Shipped(Shipped[Item, Result]):
         self._lock = threading.Lock()  # it is packed once, when the first item comes
 
     def __call__(self, item: Item) -> Result:
-        ray, data = self._crew.ray, pack(item)
-        while True:
-            with self._crew.choose() as actor:
-                try:
-                    answer, used = ray.get(actor.run.remote(self._number, self._put(), data))
-                except ray.exceptions.RayActorError as error:
-                    self._crew.lose(actor, error)
-                    continue
-                except ray.exceptions.RayTaskError as error:
-                    raise WorkerError(
-                        f"A worker of the Ray cluster cannot load what it is to run: {error.cause or error} Its "
-                        "packages and modules must be there, too; Ray's `runtime_env` brings them."
-                    ) from error
-            for lm, entry in used:
-                if self._tracker is not None:
-                    self._tracker.add_usage(lm, entry)
-            result: Result = take_answer(answer)
-            return result
+        data = pack(item)
+        answer = run_item(lambda is_alone, is_again: self._attempt(data, is_alone), self._crew.losses)
+        result: Result = take_answer(answer)
+        return result
+
+    def _attempt(self, data: bytes, is_alone: bool) -> Attempt:
+        with self._crew.isolate() if is_alone else self._crew.choose() as (member, item):
+            answer = self._ask(member, data)
+        if answer is None:
+            self._crew.check()
+        return Attempt(member, item, answer)
+
+    def _ask(self, member: Member, data: bytes) -> bytes | None:
+        """Have an actor run an item; `None` if it is lost before its answer is here.
+
+        Raises:
+            WorkerError: It cannot load what it is to run.
+        """
+        ray = self._crew.ray
+        try:
+            answer, used = ray.get(member.actor.run.remote(self._number, self._put(), data))
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+            self._crew.lose(member, error)
+            return None
+        except ray.exceptions.RayTaskError as error:
+            raise WorkerError(
+                f"A worker of the Ray cluster cannot load what it is to run: {error.cause or error} Its packages and "
+                "modules must be there, too; Ray's `runtime_env` brings them."
+            ) from error
+        for lm, entry in used:
+            if self._tracker is not None:
+                self._tracker.add_usage(lm, entry)
+        return bytes(answer)
 
     def leave(self) -> None:
         self._crew.leave(self._number)

@@ -14,14 +14,11 @@ from sirius_dspy.dspy_internals import usage_tracker
 from sirius_dspy.errors import WorkerError
 from sirius_dspy.executors.answers import take_answer
 from sirius_dspy.executors.child import Child, Expected
-from sirius_dspy.executors.losses import Losses
+from sirius_dspy.executors.losses import Attempt, Losses, run_item
 from sirius_dspy.executors.packing import pack
 from sirius_dspy.executors.shipment import Shipment, ShippingExecutor
 from sirius_dspy.running.executor import Item, Result, Shipped, Workers
 from sirius_dspy.running.patience import Patience
-
-SUSPICIOUS = 2
-"""Workers that an item must have lost before it runs alone."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,8 @@ class ProcessExecutor(ShippingExecutor):
             crew.stop()
 
 
+_ADVICE = "Lower `processes` or `num_threads`, or raise `max_restarts`"
+
 _KINDS = {"processes": checks.whole(1), "max_restarts": checks.whole(0)}
 
 
@@ -77,7 +76,7 @@ class _Crew(Workers):
         self._lock = threading.Lock()  # protects the lists
         self._alone: Child | None = None
         self._being_alone = threading.Lock()  # one at a time, since workers may die for lack of memory
-        self.losses = Losses(max_restarts)
+        self.losses = Losses(max_restarts, "Worker processes, whose last words are above,", _ADVICE)
         self.trackers: dict[int, Any] = {}
         """Number of a function to what hears of its usage."""
 
@@ -172,40 +171,23 @@ class _Shipped(Shipped[Item, Result]):
         self._lock = threading.Lock()  # it is packed once, when the first item comes
 
     def __call__(self, item: Item) -> Result:
-        data, lost = pack(item), list[Child]()
-        while len(lost) < SUSPICIOUS:
-            child, expected = self._crew.choose()
-            answer = self._send(child, expected, data, is_again=bool(lost))
-            if answer is not None:
-                return self._take(answer, lost)
-            if expected.number in child.lost_items:
-                lost.append(child)
-        return self._run_alone(data, lost)
-
-    def _run_alone(self, data: bytes, lost: list[Child]) -> Result:
-        """Run an item with nothing beside it, to learn whether it is this item that kills workers."""
-        with self._crew.isolate() as (child, expected):
-            answer = self._send(child, expected, data, is_again=True)
-        if answer is not None:
-            return self._take(answer, lost)
-        self._crew.check()
-        if expected.number not in child.lost_items:
-            self._crew.losses.note(child)
-            return self._run_alone(data, lost)
-        self._crew.losses.explain(lost)
-        raise WorkerError(
-            f"It killed {len(lost) + 1} worker processes, the last one with nothing else under way",
-            is_about_item=True,
-        )
-
-    def _send(self, child: Child, expected: Expected, data: bytes, *, is_again: bool) -> bytes | None:
-        child.send_item(expected.number, self._number, self._pack(), data, is_again)
-        return expected.answer.result()
-
-    def _take(self, answer: bytes, lost: list[Child]) -> Result:
-        self._crew.losses.clear(lost)
+        data = pack(item)
+        answer = run_item(lambda is_alone, is_again: self._attempt(data, is_alone, is_again), self._crew.losses)
         result: Result = take_answer(answer)
         return result
+
+    def _attempt(self, data: bytes, is_alone: bool, is_again: bool) -> Attempt:
+        if not is_alone:
+            return self._send(*self._crew.choose(), data, is_again)
+        with self._crew.isolate() as (child, expected):
+            tried = self._send(child, expected, data, is_again)
+        if tried.answer is None:
+            self._crew.check()
+        return tried
+
+    def _send(self, child: Child, expected: Expected, data: bytes, is_again: bool) -> Attempt:
+        child.send_item(expected.number, self._number, self._pack(), data, is_again)
+        return Attempt(child, expected.number, expected.answer.result())
 
     def _pack(self) -> bytes:
         with self._lock:

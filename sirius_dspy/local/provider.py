@@ -143,6 +143,16 @@ class LocalProvider(Provider):
         """Unload the LM's weights after its current calls. Does nothing if they are not loaded."""
         engines().unload(pool_key(lm.model, self.device))
 
+    def restore(self, model: str, workdir: Path) -> None:
+        """Let weights be found that another machine has trained, or that were moved with their run directory.
+
+        Args:
+            model: Their id; if it is not that of the folder, the LM says so when it is first used.
+            workdir: Their folder.
+        """
+        with suppress(ModelNotFoundError, UnreadableModelError):
+            register(workdir)
+
     def finetune(  # type: ignore[override]  # as above; the job is of the class that `TrainingJob` names
         self,
         job: LocalTrainingJob,

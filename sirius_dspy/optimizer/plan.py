@@ -119,7 +119,7 @@ class Plan:
             "credit": describe(settings.credit),
             "augmenter": describe(settings.augmenter),
             "curator": describe(settings.curator),
-            "trainer": describe(settings.trainer),
+            "trainer": describe(settings.trainer.trains_like),
             "gate": describe(settings.gate),
             "teachers": [describe(program) for program in self.teachers],
             "trainset": keys_digest(self.trainset),

@@ -196,6 +196,8 @@ def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: 
         check_critic(settings.augmenter, settings.trainer, lms)
     for agent in trained:
         settings.trainer.check(agent, lms[agent])
+    is_learning = settings.augmenter is not None and settings.augmenter.learning_critic() is not None
+    settings.trainer.check_agents([*trained, *([CRITIC] if is_learning else [])])
     if settings.budget is not None:
         settings.budget.check_prices({lm.model for lm in lms.values()})
         critic = None if settings.augmenter is None else settings.augmenter.learning_critic()

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +66,11 @@ class Trainer(ABC):
     wants_pairs: bool = False
     """Whether requests are to hold `pairs`."""
 
+    @property
+    def trains_like(self) -> Trainer:
+        """The trainer that gives the same weights, here itself; a compile may be resumed with one for the other."""
+        return self
+
     @abstractmethod
     def train(self, request: TrainingRequest) -> dspy.LM:
         """Fine-tune and return the new LM, whose `model` differs from that of every other weight set.
@@ -108,6 +113,16 @@ class Trainer(ABC):
 
         Raises:
             UnpreparedProgramError: The LM cannot be fine-tuned; the message says what to change.
+        """
+
+    def check_agents(self, agents: Collection[str]) -> None:
+        """Refuse settings about agents that are not trained; this implementation has none. Called before any LM call.
+
+        Args:
+            agents: The names of all that are trained, with that of a critic that learns.
+
+        Raises:
+            SettingsError: A setting names another one.
         """
 
     def check_rows(self, agent: str, lm: dspy.LM, num_rows: int) -> None:
