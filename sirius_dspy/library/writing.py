@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
 from sirius_dspy.library.database import last_number
@@ -91,13 +92,18 @@ def _insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Row])
     if not rows:
         return
     names = tuple(rows[0])
-    statement = _insert_new(connection.dialect.name, table).compile(dialect=connection.dialect, column_keys=names)
+    statement = _compile(connection.dialect, table, names)
     order = statement.positiontup or names
     columns = [_convert(table.c[name].type, [row[name] for row in rows]) for name in order]
     converted: list[Any] = list(zip(*columns, strict=True))
     if not statement.positional:
         converted = [dict(zip(names, row, strict=True)) for row in converted]
     connection.exec_driver_sql(str(statement), converted)
+
+
+@lru_cache(maxsize=32)  # several of the databases that are open
+def _compile(dialect: sa.Dialect, table: sa.Table, names: tuple[str, ...]) -> SQLCompiler:
+    return _insert_new(dialect.name, table).compile(dialect=dialect, column_keys=names)
 
 
 def _convert(kind: TypeEngine[Any], values: list[Any]) -> list[Any]:
