@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
@@ -92,7 +93,7 @@ def _insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Row])
     if not rows:
         return
     names = tuple(rows[0])
-    statement = _compile(connection.dialect, table, names)
+    statement = _compile(connection.dialect.name, table, names)
     order = statement.positiontup or names
     columns = [_convert(table.c[name].type, [row[name] for row in rows]) for name in order]
     converted: list[Any] = list(zip(*columns, strict=True))
@@ -101,9 +102,11 @@ def _insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Row])
     connection.exec_driver_sql(str(statement), converted)
 
 
-@lru_cache(maxsize=32)  # several of the databases that are open
-def _compile(dialect: sa.Dialect, table: sa.Table, names: tuple[str, ...]) -> SQLCompiler:
-    return _insert_new(dialect.name, table).compile(dialect=dialect, column_keys=names)
+@cache
+def _compile(dialect: str, table: sa.Table, names: tuple[str, ...]) -> SQLCompiler:
+    # Not for the dialect of a connection, which would then live as long as the process.
+    kind = sqlite.dialect() if dialect == "sqlite" else psycopg.dialect()
+    return _insert_new(dialect, table).compile(dialect=kind, column_keys=names)
 
 
 def _convert(kind: TypeEngine[Any], values: list[Any]) -> list[Any]:
