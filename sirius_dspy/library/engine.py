@@ -22,7 +22,7 @@ those pages do not fit, the rate falls with the size of the library. The memory 
 
 LOG_PAGES = 128 * 1024
 """Pages in SQLite's log before they are moved into the file. By then a page has been changed often, and moves once. The
-log of a library that gets many runs takes half a gigabyte of disk until it is closed."""
+log of a library that gets many runs takes up to 650 MB of disk until it is closed."""
 
 
 def open_engine(url: sa.URL) -> sa.Engine:
