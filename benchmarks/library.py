@@ -1,6 +1,6 @@
 """What a library of many runs costs: how fast it grows and is read, and how much memory and disk that takes.
 
-    python -m benchmarks.library [--sizes 10000,100000,1000000] [--url URL] [--only sqlite] [--json FILE]
+    python -m benchmarks.library [--sizes 10000,100000,1000000] [--url URL] [--only sqlite] [--no-checks] [--json FILE]
 
 One library grows from size to size in a SQLite file, and in PostgreSQL where its binaries are found, or in the empty
 database at `--url`. A run has three agents and about 2 kB of text, prompts included; there are 500 runs of each
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)), help="runs, comma-separated, in rising order")
     parser.add_argument("--url", help="an empty PostgreSQL database; by default the benchmark starts a server")
     parser.add_argument("--only", choices=("sqlite", "postgresql"), help="measure one of the two")
+    parser.add_argument("--no-checks", action="store_true", help="neither verify nor prune, which takes longest")
     parser.add_argument("--json", type=Path, help="also write the numbers into this file")
     options = parser.parse_args(arguments)
     sizes = [int(size) for size in options.sizes.split(",")]
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.only in (None, name):
             with _open_database(name, options.url) as url:
                 if url is not None:
-                    tables[name] = measure(url, sizes)
+                    tables[name] = measure(url, sizes, checks=not options.no_checks)
                     print(format_table(name, tables[name]), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"cores": os.cpu_count(), "measures": tables}, indent=1), encoding="utf-8")
@@ -94,8 +95,14 @@ def _open_database(name: str, url: str | None) -> Iterator[str | None]:
         shutil.rmtree(folder)
 
 
-def measure(url: str, sizes: Sequence[int]) -> list[Row]:
-    """Let a library grow, and measure it at each size."""
+def measure(url: str, sizes: Sequence[int], *, checks: bool = True) -> list[Row]:
+    """Let a library grow, and measure it at each size.
+
+    Args:
+        url: Of an empty database.
+        sizes: Numbers of runs, in rising order.
+        checks: Also verify the library and prune it.
+    """
     rows: list[Row] = []
     with ExperienceLibrary(url) as library:
         made = 0
@@ -103,11 +110,18 @@ def measure(url: str, sizes: Sequence[int]) -> list[Row]:
             row: Row = {"runs": size}
             first, made = made, made + size - library.count()
             for found in _measure_size(url, library, range(first, made), not rows):
-                row |= found
-                for name, number in found.items():
-                    print(f"{size:,}: {name}: {_format(number)}", file=sys.stderr, flush=True)
+                row |= _report(size, found)
+            if checks:
+                for found in _measure_checks(library):
+                    row |= _report(size, found)
             rows.append(row)
     return rows
+
+
+def _report(size: int, found: Row) -> Row:
+    for name, number in found.items():
+        print(f"{size:,}: {name}: {_format(number)}", file=sys.stderr, flush=True)
+    return found
 
 
 def _measure_size(url: str, library: ExperienceLibrary, new: range, is_first: bool) -> Iterator[Row]:
@@ -119,6 +133,9 @@ def _measure_size(url: str, library: ExperienceLibrary, new: range, is_first: bo
     yield _measure_reads(library, new.stop)
     yield _measure_apart("exported", _export, url)
     yield _measure_apart("curated, a tenth", _curate, url)
+
+
+def _measure_checks(library: ExperienceLibrary) -> Iterator[Row]:
     seconds, problems = _timed(library.verify)
     if problems:
         raise RuntimeError(f"The library is damaged: {problems[0]}")

@@ -75,7 +75,7 @@ class _Known:
     in_messages: tuple[str, ...] = ()
     """Longest first, so that a value that contains another is replaced as a whole."""
     in_data: tuple[str, ...] = ()
-    in_json: tuple[str, ...] = ()
+    in_json: tuple[bytes, ...] = ()
 
 
 def remember_secrets(lm: Any, settings: Mapping[str, Any] | None = None) -> None:
@@ -121,8 +121,12 @@ def hide(value: T) -> T:
     return _map_texts(value, lambda text: _without(text, needles)) if needles else value
 
 
-def hides_in(json_text: str) -> bool:
-    """Return whether `hide` would change the value that a JSON text of ASCII characters is of; at once for most."""
+def hides_in(json_text: bytes) -> bool:
+    """Return whether `hide` would change the value that a JSON text is of; at once for most.
+
+    Args:
+        json_text: In UTF-8, with escapes only for what JSON demands, as `orjson` writes it.
+    """
     _read_environment_sometimes()
     return any(needle in json_text for needle in _Known.in_json)
 
@@ -196,7 +200,8 @@ def _build() -> None:
     credentials = _Known.remembered | _Known.environment
     _Known.in_messages = _forms(credentials)
     _Known.in_data = _forms(item for item in credentials if not item.is_ordinary)
-    _Known.in_json = tuple(json.dumps(form)[1:-1] for form in _Known.in_data)
+    texts = (json.dumps(form, ensure_ascii=False)[1:-1] for form in _Known.in_data)
+    _Known.in_json = tuple(text.encode("utf-8", "surrogatepass") for text in texts)
 
 
 def _forms(credentials: Iterable[Credential]) -> tuple[str, ...]:

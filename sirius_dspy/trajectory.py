@@ -279,7 +279,7 @@ class Trajectory:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, which shares its values with the trajectory; `from_dict` gives an equal one back."""
-        record = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        record = dict(zip(_TRAJECTORY_FIELDS, _read_trajectory(self), strict=True))
         record["steps"] = [step.to_dict() for step in self.steps]
         record["rewards"] = dict(self.rewards)
         record["failure"] = self.failure and dataclasses.asdict(self.failure)
@@ -294,6 +294,11 @@ class Trajectory:
         values["failure"] = record["failure"] and Failure(**record["failure"])
         values["created_at"] = datetime.fromisoformat(record["created_at"])
         return cls(**values)
+
+
+_TRAJECTORY_FIELDS = tuple(item.name for item in dataclasses.fields(Trajectory))
+
+_read_trajectory = attrgetter(*_TRAJECTORY_FIELDS)
 
 
 def step_from_dict(record: Mapping[str, Any]) -> Step:

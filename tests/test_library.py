@@ -7,6 +7,7 @@ import tracemalloc
 from contextlib import closing
 from dataclasses import replace
 
+import dspy
 import pyarrow.parquet
 import pytest
 import sqlalchemy
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from sirius_dspy.errors import LibraryDamagedError, LibraryError
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.queries import PAGE
+from sirius_dspy.library.writing import BATCH
 from sirius_dspy.optimizer.run_dir import RunDir, open_library
+from sirius_dspy.redact import remember_secrets
 from sirius_dspy.testing.library import EXAMPLE, LibraryContract, make_repair, make_run, make_step
 from sirius_dspy.trajectory import (
     Failure,
@@ -115,6 +118,13 @@ class DatabaseContract(LibraryContract):
         pairs = list(library.pairs(threshold=1.0))
         assert [good.sample for _, good in pairs] == list(range(PAGE + 20))
         assert all(bad == failed for bad, _ in pairs)
+
+    def test_runs_that_are_given_twice_are_stored_once(self, library):
+        runs = [make_run(sample=sample) for sample in range(BATCH + 1)]
+        assert library.add_all([runs[0], *runs, *runs[:3]]) == len(runs)
+        assert library.add_all([*runs, make_run(sample=-1)]) == 1
+        assert list(library.trajectories()) == [*runs, make_run(sample=-1)]
+        assert library.verify() == []
 
     def test_filters_by_reward_and_predictor(self, library):
         strange = "judge\ud800[0]"
@@ -314,6 +324,16 @@ def test_memory_does_not_grow_with_the_library(tmp_path):
         return memory
 
     assert peak(10_000) < 1.5 * peak(3 * PAGE)  # 20,000 steps
+
+
+@pytest.mark.parametrize("key", ["k3y-äöü-9Zx81Qw", 'k3y-"\\\n-9Zx81Qw', "k3y-\U0001f600-9Zx81Qw", "k3y-\x7f-9Zx81Qw"])
+@pytest.mark.parametrize("before", ["it is ", "\ud800"])
+def test_a_key_of_any_characters_is_hidden(tmp_path, key, before):
+    remember_secrets(dspy.LM("openai/x", api_key=key))
+    with ExperienceLibrary(tmp_path / "library.sqlite") as library:
+        library.add(make_run(prediction={"answer": f"{before}{key}!"}))
+        (run,) = library.trajectories()
+    assert run.prediction == {"answer": f"{before}[redacted]!"}
 
 
 def test_what_was_sent_is_stored_once_and_read_back(tmp_path):

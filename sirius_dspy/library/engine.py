@@ -20,8 +20,9 @@ CACHE_KIB = 128 * 1024
 """Memory that SQLite may use for pages. Ids are hashes, so each insertion changes a page of an index anywhere: where
 those pages do not fit, the rate falls with the size of the library. The memory is only taken as pages are touched."""
 
-LOG_PAGES = 32 * 1024
-"""Pages in SQLite's log before they are moved into the file. By then a page has been changed often, and moves once."""
+LOG_PAGES = 128 * 1024
+"""Pages in SQLite's log before they are moved into the file. By then a page has been changed often, and moves once. The
+log of a library that gets many runs takes up to 650 MB of disk until it is closed."""
 
 
 def open_engine(url: sa.URL) -> sa.Engine:

@@ -9,8 +9,11 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects.postgresql import psycopg
+from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
+from sirius_dspy.library.database import last_number
 from sirius_dspy.library.rows import Row, attempt_rows, repair_row, step_rows, trajectory_row
 from sirius_dspy.library.schema import (
     ATTEMPTS,
@@ -55,24 +58,25 @@ def insert_trajectories(connection: sa.Connection, trajectories: Iterable[Trajec
 
     The transaction excludes other writers, so that what is not there now is new.
     """
-    given: dict[str, Trajectory] = {}
-    for trajectory in trajectories:
-        given.setdefault(trajectory.id, trajectory)
-    there = set(connection.scalars(sa.select(TRAJECTORIES.c.id).where(TRAJECTORIES.c.id.in_(given))))
-    new = [trajectory for id, trajectory in given.items() if id not in there]
     # Rows of a few at a time: Python's garbage collector takes long where many small objects are alive.
-    for batch in split_batches(new):
-        _insert_new_trajectories(connection, batch)
+    return sum(_insert_batch(connection, batch) for batch in split_batches(trajectories))
+
+
+def _insert_batch(connection: sa.Connection, trajectories: Sequence[Trajectory]) -> int:
+    last = last_number(connection, TRAJECTORIES)
+    _insert_all(connection, TRAJECTORIES, [trajectory_row(trajectory) for trajectory in trajectories])
+    new = set(connection.scalars(sa.select(TRAJECTORIES.c.id).where(TRAJECTORIES.c.number > last)))
+    given = {trajectory.id: trajectory for trajectory in reversed(trajectories)}  # the first of equal ones was inserted
+    _insert_steps(connection, [trajectory for id, trajectory in given.items() if id in new])
     return len(new)
 
 
-def _insert_new_trajectories(connection: sa.Connection, new: Sequence[Trajectory]) -> None:
-    steps = [row for trajectory in new for row in step_rows(trajectory)]
-    prompts = (step.prompt for trajectory in new for step in trajectory.steps)
-    requests = {row["request"]: prompt for row, prompt in zip(steps, prompts, strict=True) if prompt}
-    _insert_all(connection, TRAJECTORIES, [trajectory_row(trajectory) for trajectory in new])
+def _insert_steps(connection: sa.Connection, trajectories: Sequence[Trajectory]) -> None:
+    rows = [row for trajectory in trajectories for row in step_rows(trajectory)]
+    prompts = (step.prompt for trajectory in trajectories for step in trajectory.steps)
+    requests = {row["request"]: prompt for row, prompt in zip(rows, prompts, strict=True) if prompt}
     _insert_all(connection, REQUESTS, [{"id": id, "prompt": JsonSource(text)} for id, text in requests.items()])
-    _insert_all(connection, STEPS, steps)
+    _insert_all(connection, STEPS, rows)
 
 
 def insert_repair(connection: sa.Connection, repair: Repair) -> None:
@@ -89,7 +93,7 @@ def _insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Row])
     if not rows:
         return
     names = tuple(rows[0])
-    statement = _insert_new(connection.dialect.name, table).compile(dialect=connection.dialect, column_keys=names)
+    statement = _compile(connection.dialect.name, table, names)
     order = statement.positiontup or names
     columns = [_convert(table.c[name].type, [row[name] for row in rows]) for name in order]
     converted: list[Any] = list(zip(*columns, strict=True))
@@ -98,13 +102,22 @@ def _insert_all(connection: sa.Connection, table: sa.Table, rows: Sequence[Row])
     connection.exec_driver_sql(str(statement), converted)
 
 
+@cache
+def _compile(dialect: str, table: sa.Table, names: tuple[str, ...]) -> SQLCompiler:
+    # Not for the dialect of a connection, which would then live as long as the process.
+    kind = sqlite.dialect() if dialect == "sqlite" else psycopg.dialect()
+    return _insert_new(dialect, table).compile(dialect=kind, column_keys=names)
+
+
 def _convert(kind: TypeEngine[Any], values: list[Any]) -> list[Any]:
     """Return the values of a column as the database takes them."""
-    convert = to_json if isinstance(kind, JsonText) else escape_name if isinstance(kind, NameText) else None
-    if convert is None:
-        return values
     try:
-        return [None if value is None else convert(value) for value in values]
+        if isinstance(kind, JsonText):
+            return [None if value is None else to_json(value) for value in values]
+        if isinstance(kind, NameText):
+            names = {value: None if value is None else escape_name(value) for value in set(values)}
+            return [names[value] for value in values]
+        return values
     except (TypeError, ValueError) as error:
         raise sa.exc.StatementError(str(error), None, None, error) from error
 

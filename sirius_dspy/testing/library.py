@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
 import pickle
+import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +20,12 @@ from sirius_dspy.trajectory import Attempt, Failure, Repair, Step, Trajectory, U
 
 EXAMPLE = dspy.Example({"question": "2+2?", "base": 10, "answer": "4"}).with_inputs("question", "base")
 """The example of the runs that `make_run` creates."""
+
+
+class _Priority(enum.Enum):
+    """A value that is no JSON, though its own value is."""
+
+    HIGH = "high"
 
 
 class LibraryContract:
@@ -98,6 +106,9 @@ class LibraryContract:
             {"reward": float("inf")},
             {"seconds": float("nan")},
             {"prediction": {"value": object()}},
+            {"prediction": {"value": [float("nan")]}},
+            {"prediction": {"value": uuid.uuid4()}},
+            {"prediction": {"value": _Priority.HIGH}},
             {"prediction": "\ud83d\ude00"},  # JSON would merge the two characters into one
             {"seed": 2**70},
             {"run": 5},
