@@ -127,9 +127,25 @@ class RayTrainer(Trainer):
         """See `Trainer.trains_on_images`."""
         return self.trainer.trains_on_images(lm)
 
-    def is_priced(self, lm: dspy.LM) -> bool:
-        """See `Trainer.is_priced`."""
-        return self.trainer.is_priced(lm)
+    def trains_on_tools(self, lm: dspy.LM) -> bool:
+        """See `Trainer.trains_on_tools`."""
+        return self.trainer.trains_on_tools(lm)
+
+    def price(self, lm: dspy.LM) -> float | None:
+        """See `Trainer.price`."""
+        return self.trainer.price(lm)
+
+    def num_epochs(self, lm: dspy.LM, num_rows: int) -> int:
+        """See `Trainer.num_epochs`."""
+        return self.trainer.num_epochs(lm, num_rows)
+
+    def trained_tokens(self, request: TrainingRequest) -> int:
+        """See `Trainer.trained_tokens`."""
+        return self.trainer.trained_tokens(request)
+
+    def has_begun(self, request: TrainingRequest) -> bool:
+        """See `Trainer.has_begun`."""
+        return self.trainer.has_begun(request)
 
     def restore(self, lm: dspy.LM, model: str, workdir: Path) -> dspy.LM:
         """See `Trainer.restore`."""
