@@ -66,6 +66,7 @@ notebooks: .venv/stamp
 benchmarks: .venv/stamp
 	$(BIN)/python -m benchmarks.recording
 	$(BIN)/python -m benchmarks.collection
+	$(BIN)/python -m benchmarks.stages
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.kills
 	$(BIN)/python -m benchmarks.tracking --latency 0.3 --repeats 1

@@ -94,3 +94,14 @@ def test_compiles_back_to_back_are_counted():
     assert found["growth"].keys() == found["rounds"][0].keys() - {"seconds"}
     assert 1 < found["rounds"][1]["used MB"] < found["rounds"][1]["rss MB"]
     assert found["rounds"][1]["temporary files"] == found["rounds"][1]["children"] == 0
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_compile_are_measured():
+    command = [sys.executable, "-m", "benchmarks.stages", "--examples", "10", "--latency-s", "0", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    stages = {stage["name"]: stage for stage in map(json.loads, done.stdout.splitlines())}
+    calls = {name: stage["calls"] for name, stage in stages.items()}
+    assert calls["collect"] == calls["dspy.Evaluate"] == calls["bootstrap_trace_data"] == 30
+    assert 0 < calls["repair"] < calls["the whole compile"]
+    assert all(stage["seconds"] >= 0 for stage in stages.values())
