@@ -73,6 +73,14 @@ def test_an_agent_that_could_have_called_a_tool_and_did_not_has_the_tools_in_its
     assert "4" in row["messages"][-1]["content"]
 
 
+def test_a_row_says_what_the_lm_itself_sets_for_its_tools():
+    call = ["", ("a", "now", {})]
+    (row,) = rows_of(planner(), run_of(planner(), Watched(call, parallel_tool_calls=False), question="?", tools=TOOLS))
+    assert row["parallel_tool_calls"] is False
+    forced = run_of(planner(), Watched(call, tool_choice="required"), question="?", tools=TOOLS)
+    assert forced.steps[0].prompt is None  # a row cannot say so
+
+
 @pytest.mark.parametrize("turns", [0, 1, 3])
 @pytest.mark.parametrize("with_tools", [True, False])
 def test_turns_with_tools_keep_their_calls_and_results(turns, with_tools):
