@@ -348,3 +348,18 @@ def test_a_known_request_is_never_answered_from_a_cache():
     for _ in range(2):
         known.send(without=None)
     assert engine.asked == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_judge_that_takes_messages_of_its_own_kind_is_watched_as_well():
+    class Own(dspy.BaseLM):
+        def forward(self, prompt=None, messages=None, **settings):
+            asked = [{"role": role, "content": text} for role, text in messages]
+            return server.lm().forward(messages=asked)
+
+    judge = Own("own/lm")
+    rollouts = Rollouts(lambda *_: len(judge(messages=[("user", "Is it right?")])), num_threads=1)
+    with FaultServer(answer) as server:
+        ((_, run),) = rollouts.run_all(predictor(server), [Task(example) for example in questions(1)])
+    assert run.reward == 1
+    assert rollouts.health.throttles.of(judge).breaker.has_answered

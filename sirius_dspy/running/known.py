@@ -21,9 +21,15 @@ class KnownRequest:
     text: str
 
     @classmethod
-    def of(cls, lm: Any, messages: Sequence[Mapping[str, Any]]) -> Self:
-        """Take the last text of the user from some messages; without any, it is a greeting."""
-        texts = [item["content"] for item in messages if item["role"] == "user" and isinstance(item["content"], str)]
+    def of(cls, lm: Any, messages: Sequence[Any]) -> Self:
+        """Take the last text of the user from some messages; without any, it is a greeting.
+
+        Args:
+            lm: That answered them.
+            messages: In OpenAI's format, or whatever else an LM of the user takes.
+        """
+        asked = [item.get("content") for item in messages if isinstance(item, Mapping) and item.get("role") == "user"]
+        texts = [text for text in asked if isinstance(text, str)]
         return cls(lm, texts[-1] if texts else "Hello.")
 
     def send(self, without: Any) -> None:
