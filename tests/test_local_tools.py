@@ -185,8 +185,10 @@ def test_known_templates_are_told_apart(name, expected, tmp_path):
     template = Path(found.submodule_search_locations[0], "chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
     chat = build(tmp_path, template, TOKENS, "<|im_end|>")
     assert (chat.renders_tools, chat.calls_tools) == expected
-    if chat.calls_tools:
+    if chat.renders_tools:
         text = decoded(chat, to_tokens(chat, ROW).completion).removesuffix("<|im_end|>")
+        assert text.count("search") == 2
+    if chat.calls_tools:
         assert read_reply(text)[1] == [("search", {"query": "Zürich"}), ("search", {"query": {"a": [1, None]}})]
 
 
