@@ -15,13 +15,13 @@ from sirius_dspy.testing import ScriptedLM, chat_reply
 pytestmark = pytest.mark.usefixtures("chat_adapter")
 
 
-def repair(augmenter, label, answer="5", hinted="6"):
+def repair(augmenter, label, answer="5", hinted="6", kind="str"):
     """Repair a run of an agent whose only output is a text."""
 
     def same(example, prediction, trace=None):
         return prediction.answer.strip() in (str(example.answer), "4")
 
-    program = dspy.Predict("question -> answer")
+    program = dspy.Predict(f"question -> answer: {kind}")
     program.set_lm(ScriptedLM(lambda prompt: chat_reply(answer=hinted if prompt.field("hint") else answer)))
     example = dspy.Example(question="2+2?", answer=label).with_inputs("question")
     rollouts = Rollouts(same, run="r", iteration=1, lm_kwargs={"temperature": 1.0}, num_threads=1)
@@ -29,11 +29,12 @@ def repair(augmenter, label, answer="5", hinted="6"):
     return program, augmenter.repair(failed, example, RepairContext(program, rollouts, 1.0, frozenset({"self"})))
 
 
+@pytest.mark.parametrize("kind", ["str", "Optional[str]"])
 @pytest.mark.parametrize(
     ("label", "text"), [(4, "4"), (4.0, "4"), (True, "True"), (datetime.date(2020, 1, 2), "2020-01-02")]
 )
-def test_a_label_that_is_no_text_is_written_as_one_and_becomes_a_row(label, text):
-    program, outcome = repair(LabelAugmenter(), label)
+def test_a_label_that_is_no_text_is_written_as_one_and_becomes_a_row(kind, label, text):
+    program, outcome = repair(LabelAugmenter(), label, kind=kind)
     assert outcome.repair.repaired
     (row,) = Curator().curate(program, outcome.trajectories, {"self": ["self"]}, threshold=1.0)["self"].rows
     assert f"\n{text}\n" in row.messages[-1]["content"]

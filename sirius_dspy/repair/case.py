@@ -138,12 +138,12 @@ def _fill(name: str, kind: Any, label: Any) -> tuple[str, Any] | None:
 
     A list of accepted answers is no text, and an object of a class that cannot be made again is nothing to write.
     """
-    if any(opaque_parts(label)):
+    if any(opaque_parts(label)) or (label is None and kind is str):
         return None
-    if kind is not str:
+    if label is None or kind not in (str, str | None):
         return name, label
     text = readable(label)
-    return None if text is None or isinstance(text, list | dict) else (name, as_written(text))
+    return None if isinstance(text, list | dict) else (name, as_written(text))
 
 
 def output_text(recording: Recording, name: str) -> str:
