@@ -8,6 +8,7 @@ from pathlib import Path
 
 import dspy
 import pytest
+from dspy import lm15
 
 from sirius_dspy import LocalLM, ProviderTrainer
 from sirius_dspy.errors import UnreadableModelError
@@ -16,7 +17,7 @@ from sirius_dspy.local.engine import Generation
 from sirius_dspy.local.lora import to_tokens
 from sirius_dspy.local.models import find
 from sirius_dspy.local.preferences import to_pair
-from sirius_dspy.local.tool_calls import read_reply
+from sirius_dspy.local.tool_calls import read_reply, tool_messages
 from tests.native import ADAPTER, rows_of, run_of, search
 from tests.test_local_chat import CHATML, build
 from tests.tiny_models import build_tokenizer, write_model
@@ -160,6 +161,19 @@ def test_calls_are_read_from_a_reply_and_what_is_broken_stays_text(text, expecte
     assert read_reply(text) == expected
 
 
+def test_the_engine_reads_a_conversation_as_training_does(chat):
+    said = {**PROMPT[1], "content": "Let me look."}
+    messages = [PROMPT[0], said, *PROMPT[2:]]
+    request = lm15.request_from_openai_chat({"model": "any", "messages": messages})
+    names: dict[str, str] = {}
+    read = [
+        tool_messages(message, names) or [{"role": "user", "content": message.text}] for message in request.messages
+    ]
+    prompt = chat.prompt([message for part in read for message in part], TOOLS)
+    assert "Let me look." in prompt
+    assert tuple(chat.encode(prompt)) == to_tokens(chat, {"messages": [*messages, REPLY], "tools": TOOLS}).prompt
+
+
 def test_a_template_whose_calls_cannot_be_read_calls_no_tools(chat, tmp_path):
     assert chat.calls_tools
     other = HERMES.replace("<tool_call>", "[CALL]").replace("</tool_call>", "[/CALL]")
@@ -185,8 +199,10 @@ def test_known_templates_are_told_apart(name, expected, tmp_path):
     template = Path(found.submodule_search_locations[0], "chat_templates", f"{name}.jinja").read_text(encoding="utf-8")
     chat = build(tmp_path, template, TOKENS, "<|im_end|>")
     assert (chat.renders_tools, chat.calls_tools) == expected
-    if chat.calls_tools:
+    if chat.renders_tools:
         text = decoded(chat, to_tokens(chat, ROW).completion).removesuffix("<|im_end|>")
+        assert text.count("search") == 2
+    if chat.calls_tools:
         assert read_reply(text)[1] == [("search", {"query": "Zürich"}), ("search", {"query": {"a": [1, None]}})]
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.reliance import score_reply
 from sirius_dspy.running.prompt import SentPrompt
 from sirius_dspy.running.recording import Sampling
 from sirius_dspy.running.replay import replay
@@ -71,6 +72,14 @@ def test_an_agent_that_could_have_called_a_tool_and_did_not_has_the_tools_in_its
     assert [tool["function"]["name"] for tool in row["tools"]] == ["search", "now"]
     assert "tool_calls" not in row["messages"][-1]
     assert "4" in row["messages"][-1]["content"]
+
+
+def test_a_row_says_what_the_lm_itself_sets_for_its_tools():
+    call = ["", ("a", "now", {})]
+    (row,) = rows_of(planner(), run_of(planner(), Watched(call, parallel_tool_calls=False), question="?", tools=TOOLS))
+    assert row["parallel_tool_calls"] is False
+    forced = run_of(planner(), Watched(call, tool_choice="required"), question="?", tools=TOOLS)
+    assert forced.steps[0].prompt is None  # a row cannot say so
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3])
@@ -197,3 +206,18 @@ def test_the_guard_reads_the_arguments_of_tool_calls_and_not_their_ids():
 
     assert "'7'" in leak(("a", "search", {"query": "x", "options": {"deep": [{"n": 7}]}}))
     assert leak(("7", "search", {"query": "x"})) == ""
+
+
+def test_how_likely_native_calls_are_is_left_open_and_is_told_of_calls_that_are_text():
+    class Scoring(Watched):
+        def score(self, messages, reply):
+            return [-1.0]
+
+    outputs = {"calls": dspy.ToolCalls.from_dict_list([{"name": "now", "args": {}}])}
+
+    def score():
+        return score_reply(Scoring(), planner().signature, {"question": "?", "tools": TOOLS}, outputs)
+
+    assert score() is None
+    with dspy.context(adapter=dspy.ChatAdapter()):
+        assert score() == [-1.0]

@@ -6,12 +6,14 @@ import time
 
 import dspy
 import pytest
+from dspy import lm15
 
 from sirius_dspy import Collect, ExperienceLibrary, SiriuS
 from sirius_dspy.errors import OutageError, TimeLimitError
 from sirius_dspy.executors import ProcessExecutor
 from sirius_dspy.running import outage
 from sirius_dspy.running.executor import started
+from sirius_dspy.running.known import KnownRequest
 from sirius_dspy.running.patience import Patience
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import FaultServer, ScriptedTrainer, chat_reply
@@ -63,7 +65,8 @@ def collect(program, number, **settings):
 
 
 @pytest.mark.parametrize(
-    ("threads", "kind", "retries"), [(1, "500", 0), (1, "reset", 4), (2, "429", 4), (16, "cut", 0), (16, "500", 4)]
+    ("threads", "kind", "retries"),
+    [(1, "500", 0), (1, "reset", 4), (2, "429", 4), (4, "void", 2), (16, "cut", 0), (16, "500", 4)],
 )
 def test_every_run_ends_and_few_calls_go_out_meanwhile(threads, kind, retries):
     down = Outage(10, 0.6, kind)
@@ -310,3 +313,53 @@ def test_a_server_that_asks_the_probe_to_wait_takes_no_time_of_its_run():
     with FaultServer(answer, faults, retry_after=3.0) as server:
         runs = collect(predictor(server), 30, num_threads=4, patience=Patience(run_timeout_s=2.5))
     assert len(runs) == 30
+
+
+@pytest.mark.filterwarnings("ignore:Implementing custom LMs:DeprecationWarning")
+def test_an_lm_of_the_user_that_takes_only_what_adapters_send():
+    class Own(dspy.LM):
+        def __init__(self, served):
+            super().__init__("own/lm", num_retries=0)
+            self.served = served
+
+        def forward(self, prompt=None, messages=None, *, temperature=None, rollout_id=None):
+            return self.served.forward(messages=[dict(message) for message in messages], temperature=temperature)
+
+    program = dspy.Predict("question -> answer")
+    with FaultServer(answer, Outage(10, 0.6)) as server:
+        program.set_lm(Own(server.lm()))
+        runs = collect(program, 40, num_threads=4, patience=Patience(retries=2))
+        assert sum(server.failed.values()) < 32
+    assert len(runs) == 40
+
+
+def test_a_known_request_is_never_answered_from_a_cache():
+    class Engine:
+        asked = 0
+
+        def complete(self, request):
+            self.asked += 1
+            message = lm15.Message.assistant([lm15.TextPart("yes")])
+            usage = lm15.Usage(input_tokens=1, output_tokens=1)
+            return lm15.Response(id=None, model=request.model, message=message, finish_reason="stop", usage=usage)
+
+    engine = Engine()
+    known = KnownRequest(dspy.LM("own/lm", engine=engine, cache=True), "Are you there?")
+    for _ in range(2):
+        known.send(without=None)
+    assert engine.asked == 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_judge_that_takes_messages_of_its_own_kind_is_watched_as_well():
+    class Own(dspy.BaseLM):
+        def forward(self, prompt=None, messages=None, **settings):
+            asked = [{"role": role, "content": text} for role, text in messages]
+            return server.lm().forward(messages=asked)
+
+    judge = Own("own/lm")
+    rollouts = Rollouts(lambda *_: len(judge(messages=[("user", "Is it right?")])), num_threads=1)
+    with FaultServer(answer) as server:
+        ((_, run),) = rollouts.run_all(predictor(server), [Task(example) for example in questions(1)])
+    assert run.reward == 1
+    assert rollouts.health.throttles.of(judge).breaker.has_answered

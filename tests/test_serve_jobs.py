@@ -136,6 +136,16 @@ def test_rows_with_tools_are_trained_on_where_the_model_writes_them(client, back
     assert training.rows == [{"messages": ROWS[0]}, row, longer]
 
 
+def test_a_message_with_tool_calls_needs_no_content(client, backend):
+    row = json.loads(tool_row(tools=TOOLS))
+    short = {**row, "messages": [row["messages"][0], {**row["messages"][1]}]}
+    del short["messages"][1]["content"]
+    file = client.files.create(file=("rows.jsonl", json.dumps(short).encode()), purpose="fine-tune").id
+    job = client.fine_tuning.jobs.create(model="owner/small", training_file=file)
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "succeeded")
+    assert backend.trained[0].rows == [row]
+
+
 def test_an_empty_file_and_another_purpose_are_refused(idle):
     with pytest.raises(openai.BadRequestError, match="no rows"):
         idle.files.create(file=("rows.jsonl", b"\n"), purpose="fine-tune")

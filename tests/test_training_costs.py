@@ -12,6 +12,7 @@ from sirius_dspy.errors import SettingsError, TrainingError
 from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.optimizer.reading import read_results
 from sirius_dspy.testing import Prompt
+from sirius_dspy.training.trainers import TrainingRequest
 from tests.openai_server import FakeOpenAI
 from tests.test_hosted import KEY, lm_at, quick
 from tests.toy import ADAPTER, Doubling, examples, optimizer, skill
@@ -234,3 +235,20 @@ def test_prices_of_the_wrong_kind_are_refused(url, prices):
     for trainer in (HostedTrainer(prices=prices), SuitableTrainer(prices=prices)):
         with pytest.raises(SettingsError, match="`prices`"):
             trainer.check("doubler", lm_at(url))
+
+
+def test_tools_and_their_calls_are_paid_for(tmp_path):
+    call = {
+        "id": "a",
+        "type": "function",
+        "function": {"name": "search", "arguments": json.dumps({"query": "x" * 400})},
+    }
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    tool = {"type": "function", "function": {"name": "search", "description": "y" * 4000}}
+
+    def tokens(row):
+        request = TrainingRequest("agent", dspy.LM("openai/toy"), [row], tmp_path, 0, lambda *_: None)
+        return HostedTrainer({"n_epochs": 1}).trained_tokens(request)
+
+    assert 100 <= tokens({"messages": messages}) < 200
+    assert 1100 <= tokens({"messages": messages, "tools": [tool]}) < 1200

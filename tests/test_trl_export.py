@@ -264,6 +264,14 @@ def test_a_folder_that_is_no_run_dir_is_refused(tmp_path):
             open_export(where)
 
 
+def test_a_table_of_the_user_may_name_a_class(library, export, tmp_path):
+    step = asked(outputs={"answer": {"class": ["mammal"], "value": 4}})
+    library.add_all([make_run(steps=(step,))])
+    export.to_sft(tmp_path / "rows.jsonl")
+    (row,) = lines(tmp_path / "rows.jsonl")
+    assert '{"class": ["mammal"], "value": 4}' in row["completion"][0]["content"]
+
+
 def test_an_adapter_of_an_own_class_must_be_passed(run_dir, tmp_path):
     import shutil
 

@@ -105,7 +105,8 @@ def sent_prompt(step: Step) -> tuple[SentPrompt | None, str]:
 
 def _restore(value: Any) -> Any:
     """Make tool calls again, take the text out of reasoning, and return anything else as it is stored."""
-    kind = _CLASSES.get(value.get("class", "")) if isinstance(value, dict) else None
+    name = value.get("class") if isinstance(value, dict) else None
+    kind = _CLASSES.get(name) if isinstance(name, str) else None  # a table of the user may have this key, too
     made = from_plain(value, kind) if kind is not None else value
     return made.content if isinstance(made, dspy.Reasoning) else made
 

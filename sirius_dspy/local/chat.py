@@ -122,7 +122,9 @@ class Chat:
                 f"The chat template in {str(self.folder)!r} cannot be trained on tool calls: what it writes before a "
                 "reply with tool calls is not the prompt of that reply."
             )
-        return whole[len(prompt) :].rpartition(self.end_text)[0]
+        written = whole[len(prompt) :]
+        text, end, _ = written.rpartition(self.end_text)
+        return text if end else written.rstrip()  # some templates end a turn with the start of the next one
 
     def _render(
         self, messages: Messages, offered: Tools = (), *, is_prompt: bool = False, is_unfinished: bool = False

@@ -77,7 +77,7 @@ def tool_messages(message: lm15.Message, names: dict[str, str]) -> list[dict[str
     calls = [part for part in message.parts if isinstance(part, lm15.ToolCallPart)]
     names |= {call.id: call.name for call in calls}
     if calls:
-        return [{"role": "assistant", "content": message.text or "", "tool_calls": [_call(call) for call in calls]}]
+        return [{"role": "assistant", "content": _text(message), "tool_calls": [_call(call) for call in calls]}]
     return [
         {"role": "tool", "tool_call_id": part.id, "name": names.get(part.id, ""), "content": _result(part.content)}
         for part in message.parts
@@ -87,6 +87,11 @@ def tool_messages(message: lm15.Message, names: dict[str, str]) -> list[dict[str
 
 def _call(part: lm15.ToolCallPart) -> dict[str, Any]:
     return {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": part.input}}
+
+
+def _text(message: lm15.Message) -> str:
+    """Return the text beside other parts; `Message.text` is only of messages without others."""
+    return "\n".join(part.text for part in message.parts if isinstance(part, lm15.TextPart))
 
 
 def _result(parts: Sequence[Any]) -> str:

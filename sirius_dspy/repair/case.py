@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 
 from sirius_dspy.errors import UnreadableValueError
-from sirius_dspy.plain import readable, to_plain
+from sirius_dspy.plain import opaque_parts, readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.leak import as_written
@@ -85,10 +85,10 @@ class Case:
         written = named if len(named) == 1 else [name for name in fields if name != REASONING]
         if len(written) != 1:
             return None
-        name = written[0]
+        name, kind = written[0], fields[written[0]].annotation
         if name in labels:
-            return name, labels[name]
-        label, kind = only_label(self.example), fields[name].annotation
+            return _fill(name, kind, labels[name])
+        label = only_label(self.example)
         if label is not None and kind is str:
             return name, as_written(label)
         return (name, label) if kind in (int, float) and type(label) is kind else None
@@ -131,6 +131,19 @@ class Case:
         except UnreadableValueError:
             return None
         return score_reply(self.lm_of(step), signature or own, read, written, demos)
+
+
+def _fill(name: str, kind: Any, label: Any) -> tuple[str, Any] | None:
+    """Return a field of some type with its label, in a text field as text; `None` if the label cannot stand there.
+
+    A list of accepted answers is no text, and an object of a class that cannot be made again is nothing to write.
+    """
+    if any(opaque_parts(label)) or (label is None and kind is str):
+        return None
+    if label is None or kind not in (str, str | None):
+        return name, label
+    text = readable(label)
+    return None if isinstance(text, list | dict) else (name, as_written(text))
 
 
 def output_text(recording: Recording, name: str) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import dspy
+from dspy.adapters.base import Adapter
 
 from sirius_dspy.errors import PromptTooLongError
+from sirius_dspy.running.native import tool_calls_field
 
 Scorer = Callable[[Sequence[Mapping[str, str]], str], Sequence[float]]
 """Returns the log-probability of each token of a reply to messages, as `LocalLM.score` does."""
@@ -41,18 +43,23 @@ def score_reply(
         demos: Demonstrations in the prompt.
 
     Returns:
-        `None` if the LM cannot score, or the prompt is too long for it.
+        `None` if the LM cannot score, or calls tools natively here, or the prompt is too long for it.
     """
-    score = scorer_of(lm)
-    if score is None:
+    score, adapter = scorer_of(lm), dspy.settings.adapter or dspy.ChatAdapter()
+    if score is None or _calls_natively(lm, signature, adapter):
         return None
-    adapter = dspy.settings.adapter or dspy.ChatAdapter()
     messages = adapter.format(signature, [demo.toDict() for demo in demos], dict(inputs))
     reply = adapter.format_assistant_message_content(signature, dict(outputs))
     try:
         return score(messages, reply) or None
     except PromptTooLongError:
         return None
+
+
+def _calls_natively(lm: dspy.LM, signature: type[dspy.Signature], adapter: Adapter) -> bool:
+    """Return whether the adapter hands tools and calls to the LM natively: then neither is in the text to score."""
+    is_native = getattr(adapter, "use_native_function_calling", False)
+    return bool(is_native and tool_calls_field(signature) and getattr(lm, "supports_function_calling", False))
 
 
 def mean_difference(pairs: Sequence[tuple[Sequence[float] | None, Sequence[float] | None]]) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sirius_dspy.plain import readable
 from sirius_dspy.repair.case import Case
-from sirius_dspy.repair.leak import find_sentence, split_sentences
+from sirius_dspy.repair.leak import as_written, find_sentence, split_sentences
 from sirius_dspy.repair.place import is_its_place
 from sirius_dspy.repair.sources import Sources
 from sirius_dspy.trajectory import Values
@@ -81,9 +81,9 @@ def _target(case: Case, position: int, sentences: Sequence[str], taken: Sequence
 
 
 def _as_text(value: Any) -> str:
-    """A value as adapters write it: lists and dictionaries are JSON."""
+    """A value as LMs write it: lists and dictionaries are JSON."""
     plain = readable(value)
-    return json.dumps(plain, ensure_ascii=False) if isinstance(plain, list | dict) else str(plain)
+    return json.dumps(plain, ensure_ascii=False) if isinstance(plain, list | dict) else as_written(plain)
 
 
 def _words(text: str) -> list[str]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from sirius_dspy.dspy_internals import has_server
-from sirius_dspy.running.requests import alias_lm, listen
+from sirius_dspy.dspy_internals import is_managed
+from sirius_dspy.running.requests import alias_lm, listen, refuse_empty_body
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,15 @@ class KnownRequest:
     text: str
 
     @classmethod
-    def of(cls, lm: Any, messages: Sequence[Mapping[str, Any]]) -> Self:
-        """Take the last text of the user from some messages; without any, it is a greeting."""
-        texts = [item["content"] for item in messages if item["role"] == "user" and isinstance(item["content"], str)]
+    def of(cls, lm: Any, messages: Sequence[Any]) -> Self:
+        """Take the last text of the user from some messages; without any, it is a greeting.
+
+        Args:
+            lm: That answered them.
+            messages: In OpenAI's format, or whatever else an LM of the user takes.
+        """
+        asked = [item.get("content") for item in messages if isinstance(item, Mapping) and item.get("role") == "user"]
+        texts = [text for text in asked if isinstance(text, str)]
         return cls(lm, texts[-1] if texts else "Hello.")
 
     def send(self, without: Any) -> None:
@@ -35,14 +41,19 @@ class KnownRequest:
         Raises:
             Exception: Whatever the LM raises.
         """
-        with listen(without=without):
-            alias_lm(self.lm)(self.text, **self._settings)
+        with listen(without=without) as listener, refuse_empty_body(self.lm, {}, listener) as outputs:
+            outputs += _as_outputs(alias_lm(self.lm)(self.text, **self._settings))
 
     async def asend(self, without: Any) -> None:
         """The same without blocking the event loop."""
-        with listen(without=without):
-            await alias_lm(self.lm).acall(self.text, **self._settings)
+        with listen(without=without) as listener, refuse_empty_body(self.lm, {}, listener) as outputs:
+            outputs += _as_outputs(await alias_lm(self.lm).acall(self.text, **self._settings))
 
     @property
     def _settings(self) -> dict[str, Any]:
-        return {"cache": False} if has_server(self.lm) else {}
+        return {"cache": False} if is_managed(self.lm) else {}
+
+
+def _as_outputs(replies: Any) -> list[dict[str, Any]]:
+    """Return what an LM returned as adapters return it: a table for each reply."""
+    return [reply if isinstance(reply, dict) else {"text": reply} for reply in replies or ()]

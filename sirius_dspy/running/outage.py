@@ -106,7 +106,7 @@ class Breaker:
                 with self.learn(call, outage_s, is_known=True):
                     send(known)
             except Exception as error:
-                if fault_of_call(error) != "transient":
+                if not self._may_probe_again(error):
                     return
 
     async def ahold_back(
@@ -126,12 +126,16 @@ class Breaker:
                 with self.learn(call, outage_s, is_known=True):
                     await asend(known)
             except Exception as error:
-                if fault_of_call(error) != "transient":
+                if not self._may_probe_again(error):
                     return
 
     def _to_probe(self) -> KnownRequest | None:
         """Return what to send before the call itself: nothing if the server is there, or no known request."""
         return self.known if self.is_down else None
+
+    def _may_probe_again(self, error: Exception) -> bool:
+        """Whether a known request left open if the server is there: it failed of that, or the LM takes none."""
+        return fault_of_call(error) == "transient" or self.known is None
 
     def _ask(self, call: Asked, is_unwanted: Callable[[], bool], outage_s: float) -> float:
         """Return for how long the call has to wait; with 0 it may go out, as a probe if the server is down."""
@@ -159,7 +163,7 @@ class Breaker:
         try:
             yield
         except BaseException as error:
-            self.note_end(call, began, error, outage_s)
+            self.note_end(call, began, error, outage_s, is_known=is_known)
             raise
         self.note_end(call, began, None, outage_s, is_known=is_known)
 
@@ -178,8 +182,10 @@ class Breaker:
         # What was given up here may not even have been sent.
         fault = fault_of_call(error) if isinstance(error, Exception) and not isinstance(error, TimeLimitError) else None
         with self._lock:
-            if error is None or fault in ("program", "refusal"):
-                self._note_answer(began, is_known)
+            if is_known and fault == "program":
+                self.known = None  # such as an LM of the user that only takes what adapters send
+            elif error is None or fault in ("program", "refusal"):
+                self._note_answer(began, is_known and error is None)
             elif fault == "transient" and outage_s > 0 and not (call.is_at_fault and not self._is_probe(call)):
                 self._note_failure(call, error)
             if self._is_probe(call):

@@ -117,7 +117,8 @@ def _alias_class(kind: type[dspy.BaseLM]) -> type[dspy.BaseLM]:
     def update_history(self: dspy.BaseLM, entry: dict[str, Any]) -> None:
         listener = usage_tracker()
         if isinstance(listener, Listener):
-            listener.add_request(entry)
+            of_lm = {name: self.kwargs[name] for name in _OF_TOOLS if name in self.kwargs}
+            listener.add_request({**entry, "kwargs": {**of_lm, **(entry.get("kwargs") or {})}})
 
     return type(kind.__name__, (kind,), {"update_history": update_history, "__module__": kind.__module__})
 
@@ -134,6 +135,9 @@ def _read(value: Any, name: str) -> Any:
     """A field of a mapping or of an object; `None` if it has none."""
     return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
 
+
+_OF_TOOLS = ("tool_choice", "parallel_tool_calls")
+"""Settings of an LM that belong to a request with tools; the entry holds only those of the call."""
 
 _COUNTS = ("prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "total_tokens")
 """What servers and DSPy call the numbers of tokens."""

@@ -72,6 +72,8 @@ def _read_row(number: int, line: bytes) -> Row:
 
 
 def _read_message(place: str, message: Any) -> dict[str, Any]:
+    if isinstance(message, dict) and "tool_calls" in message:
+        message = {"content": None, **message}  # OpenAI's own examples leave it out
     fields = tool_rows.fields_of(message) if isinstance(message, dict) else frozenset()
     if not fields or not fields - tool_rows.OPTIONAL <= set(message) <= fields | {"weight"}:
         raise _wrong(

@@ -73,6 +73,12 @@ def estimate_epochs(num_rows: int) -> int:
 
 
 def estimate_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Estimate the tokens of the texts of chat rows, for one epoch."""
-    contents = [message.get("content") for row in rows for message in row["messages"]]
-    return sum(len(content) for content in contents if isinstance(content, str)) // _CHARACTERS_PER_TOKEN
+    """Estimate the tokens of chat rows for one epoch: of their texts, tools and tool calls."""
+    return sum(map(_num_characters, rows)) // _CHARACTERS_PER_TOKEN
+
+
+def _num_characters(row: Mapping[str, Any]) -> int:
+    contents = [message.get("content") for message in row["messages"]]
+    of_tools = [row.get("tools"), *(message.get("tool_calls") for message in row["messages"])]
+    written = [json.dumps(part, ensure_ascii=False) for part in of_tools if part]
+    return sum(len(text) for text in (*contents, *written) if isinstance(text, str))
