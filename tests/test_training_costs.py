@@ -12,6 +12,7 @@ from sirius_dspy.errors import SettingsError, TrainingError
 from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.optimizer.reading import read_results
 from sirius_dspy.testing import Prompt
+from sirius_dspy.training.trainers import TrainingRequest
 from tests.openai_server import FakeOpenAI
 from tests.test_hosted import KEY, lm_at, quick
 from tests.toy import ADAPTER, Doubling, examples, optimizer, skill
@@ -227,6 +228,21 @@ def test_epochs_that_the_server_chooses_are_estimated_as_openai_does():
     lm = lm_at("http://127.0.0.1:9/v1")
     assert [HostedTrainer().num_epochs(lm, rows) for rows in (1, 10, 34, 5000, 20_000, 50_000)] == [25, 10, 3, 3, 1, 1]
     assert HostedTrainer({"n_epochs": 4}).num_epochs(lm, 10) == 4
+
+
+@pytest.mark.parametrize(
+    ("message", "extra", "tokens"),
+    [
+        ({"content": "x" * 400}, {}, 100),
+        ({"content": [{"type": "text", "text": "x" * 400}, {"type": "image_url", "image_url": {}}]}, {}, 100),
+        ({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": "x" * 400}}]}, {}, 110),
+        ({"content": ""}, {"tools": [{"function": {"name": "f", "description": "x" * 400}}]}, 111),
+    ],
+)
+def test_tools_calls_and_parts_of_messages_are_part_of_the_estimate(tmp_path, url, message, extra, tokens):
+    row = {"messages": [{"role": "user", **message}], **extra}
+    request = TrainingRequest("doubler", lm_at(url), [row], tmp_path, 0, lambda step, total, loss: None)
+    assert HostedTrainer({"n_epochs": 1}).trained_tokens(request) == pytest.approx(tokens, abs=10)
 
 
 @pytest.mark.parametrize("prices", [{"openai/toy": -1}, {"openai/toy": None}, 1.5])

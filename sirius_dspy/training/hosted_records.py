@@ -73,6 +73,21 @@ def estimate_epochs(num_rows: int) -> int:
 
 
 def estimate_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Estimate the tokens of the texts of chat rows, for one epoch."""
-    contents = [message.get("content") for row in rows for message in row["messages"]]
-    return sum(len(content) for content in contents if isinstance(content, str)) // _CHARACTERS_PER_TOKEN
+    """Estimate the tokens of chat rows, tools and tool calls among them, for one epoch; images are left out."""
+    return sum(map(_count_characters, rows)) // _CHARACTERS_PER_TOKEN
+
+
+def _count_characters(row: Mapping[str, Any]) -> int:
+    texts = [text for message in row["messages"] for text in _texts_of(message.get("content"))]
+    calls = [message["tool_calls"] for message in row["messages"] if message.get("tool_calls")]
+    tools = [row["tools"]] if row.get("tools") else []
+    return sum(map(len, texts)) + sum(len(json.dumps(part, ensure_ascii=False)) for part in (*calls, *tools))
+
+
+def _texts_of(content: Any) -> list[str]:
+    """Return the text of a message, or those of its parts, as where it has images."""
+    if isinstance(content, list):
+        content = [part.get("text") for part in content if isinstance(part, Mapping)]
+    else:
+        content = [content]
+    return [text for text in content if isinstance(text, str)]
