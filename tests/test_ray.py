@@ -97,6 +97,15 @@ def test_options_that_ray_does_not_know_are_refused_before_any_call(tmp_path):
     assert program.doubler.lm.calls == 0
 
 
+def test_options_that_are_set_already_are_refused_before_any_call():
+    pytest.importorskip("ray")
+    with pytest.raises(SettingsError, match=r"Ray refuses the `resources` .*'max_concurrency'"):
+        RayExecutor(resources={"max_concurrency": 4}).check()
+    for option in ("num_returns", "max_retries"):
+        with pytest.raises(SettingsError, match=f"Ray refuses the `resources` .*'{option}'"):
+            RayTrainer(resources={option: 1}).check("judge", ToyLM())
+
+
 def test_what_cannot_be_trained_on_a_cluster_is_refused():
     pytest.importorskip("ray")
     with pytest.raises(UnpreparedProgramError, match="'judge' is fine-tuned by the provider"):
@@ -106,14 +115,17 @@ def test_what_cannot_be_trained_on_a_cluster_is_refused():
         RayTrainer(trainer).check("judge", ToyLM())
 
 
-def test_a_cluster_that_is_not_there_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    "reason", [ConnectionError("nobody is there"), RuntimeError("Version mismatch: the cluster was started with 2.9")]
+)
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch, reason):
     pytest.importorskip("ray")
 
     def refuse(**options: Any) -> None:
-        raise ConnectionError("nobody is there")
+        raise reason
 
     monkeypatch.setattr("ray.init", refuse)
-    with pytest.raises(WorkerError, match=r"The Ray cluster at 'there:1' cannot be reached: nobody is there"):
+    with pytest.raises(WorkerError, match=rf"The Ray cluster at 'there:1' cannot be reached: {reason}"):
         evaluate(toy.student(), toy.examples(), toy.exact, executor=RayExecutor("there:1"))
 
 
