@@ -11,11 +11,12 @@ from sirius_dspy import Budget, Collect, Curator, HostedTrainer, ProviderTrainer
 from sirius_dspy.errors import SettingsError, TrainingError
 from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.optimizer.reading import read_results
-from sirius_dspy.testing import Prompt
+from sirius_dspy.testing import Prompt, ScriptedTrainer
 from sirius_dspy.training.trainers import TrainingRequest
 from tests.openai_server import FakeOpenAI
 from tests.test_hosted import KEY, lm_at, quick
-from tests.toy import ADAPTER, Doubling, examples, optimizer, skill
+from tests.toy import ADAPTER, Doubling, compiled_by, examples, optimizer, skill
+from tests.toy import student as toy_student
 
 __all__ = ["quick"]
 
@@ -250,3 +251,35 @@ def test_prices_of_the_wrong_kind_are_refused(url, prices):
     for trainer in (HostedTrainer(prices=prices), SuitableTrainer(prices=prices)):
         with pytest.raises(SettingsError, match="`prices`"):
             trainer.check("doubler", lm_at(url))
+
+
+class Charging(ScriptedTrainer):
+    """A trainer of the user's own, which takes money."""
+
+    def __init__(self, price, tokens):
+        super().__init__(lambda request: request.lm.copy(model=f"toy-{request.agent}-{request.seed}"))
+        self.usd, self.tokens = price, tokens
+
+    def price(self, lm):
+        return self.usd
+
+    def trained_tokens(self, request):
+        return self.tokens
+
+
+@pytest.mark.parametrize(
+    ("price", "tokens", "wrong"),
+    [(float("nan"), 1, "price"), (-1.0, 1, "price"), ("1", 1, "price"), (1.0, None, "trained_tokens"), (1.0, -1, "")],
+)
+def test_prices_and_tokens_that_are_no_numbers_are_refused_before_any_job(tmp_path, price, tokens, wrong):
+    trainer, program = Charging(price, tokens), toy_student()
+    with pytest.raises(SettingsError, match=f"`{wrong}.*` of Charging is .*, expected a finite number"):
+        compiled_by(tmp_path / "run", program, trainer=trainer)
+    assert not trainer.requests
+    assert wrong != "price" or program.doubler.lm.calls == 0
+
+
+def test_tokens_of_an_estimate_need_not_be_whole(tmp_path):
+    settings = {"iterations": 1, "gate": None, "augmenter": None, "budget": Budget(usd=1, prices={"": (0.0, 0.0)})}
+    result = compiled_by(tmp_path / "run", trainer=Charging(1000.0, 12.4), **settings).detailed_results
+    assert (result.ended, result.usage.usd) == ("finished", pytest.approx(0.024))
