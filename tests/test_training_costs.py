@@ -225,6 +225,13 @@ def test_calls_of_a_fine_tuned_model_have_the_price_that_was_given_for_its_base(
     assert price_of("openai/other", table) == (1.0, 1.0)
 
 
+def test_calls_of_a_fine_tuned_model_that_is_listed_have_their_own_price():
+    model, table = "openai/ft:gpt-4o-mini-2024-07-18:org::id", {"openai/gpt-4o-mini": (0.15, 0.6)}
+    assert price_of(model, table) == price_of(model) != (0.15, 0.6)
+    assert price_of("openai/gpt-4o-mini", table) == (0.15, 0.6)
+    assert price_of(model, {"openai/ft:gpt-4o-mini": (9.0, 9.0)}) == (9.0, 9.0)
+
+
 def test_epochs_that_the_server_chooses_are_estimated_as_openai_does():
     lm = lm_at("http://127.0.0.1:9/v1")
     assert [HostedTrainer().num_epochs(lm, rows) for rows in (1, 10, 34, 5000, 20_000, 50_000)] == [25, 10, 3, 3, 1, 1]
