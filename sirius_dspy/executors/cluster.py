@@ -160,13 +160,14 @@ class _Shipped(Shipped[Item, Result]):
         Raises:
             WorkerError: It cannot load what it is to run.
         """
-        ray = self._crew.ray
+        ray, errors = self._crew.ray, self._crew.ray.exceptions
+        losses = errors.RayActorError, errors.ObjectLostError, errors.OutOfMemoryError, errors.NodeDiedError
         try:
             answer, used = ray.get(member.actor.run.remote(self._number, self._put(), data))
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+        except losses as error:  # Ray itself ends actors where memory runs out
             self._crew.lose(member, error)
             return None
-        except ray.exceptions.RayTaskError as error:
+        except errors.RayTaskError as error:
             raise WorkerError(
                 f"A worker of the Ray cluster cannot load what it is to run: {error.cause or error} Its packages and "
                 "modules must be there, too; Ray's `runtime_env` brings them."
