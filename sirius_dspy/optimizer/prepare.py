@@ -185,7 +185,13 @@ def starting_lms(program: dspy.Module, agents: Agents) -> dict[str, dspy.LM]:
     return lms
 
 
-def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: Mapping[str, dspy.LM]) -> None:
+def check_parts(
+    program: dspy.Module,
+    settings: Settings,
+    trained: Agents,
+    lms: Mapping[str, dspy.LM],
+    teachers: Sequence[dspy.Module] = (),
+) -> None:
     """Let augmenter, trainer and budget refuse what does not fit them.
 
     Raises:
@@ -205,7 +211,8 @@ def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: 
     for _, price in prices:
         checks.check(type(settings.trainer).__name__, {"price": price}, {"price": _PRICE})
     if settings.budget is not None:
-        settings.budget.check_prices({lm.model for lm in lms.values()})
+        others = _own_lms(teachers, settings.augmenter)
+        settings.budget.check_prices({lm.model for lm in (*lms.values(), *others)})
         settings.budget.check_training_prices({model for model, price in prices if price is None})
 
 
@@ -354,8 +361,12 @@ def remember_lms(programs: Iterable[dspy.Module], *others: Any) -> None:
 
 
 def _known_lms(programs: Iterable[dspy.Module], *others: Any) -> list[dspy.BaseLM]:
-    lms = [dspy.settings.lm]
-    lms += [predictor.lm for program in programs for predictor in predictor_names(program).values()]
+    default = dspy.settings.lm
+    return [*([default] if isinstance(default, dspy.BaseLM) else []), *_own_lms(programs, *others)]
+
+
+def _own_lms(programs: Iterable[dspy.Module], *others: Any) -> list[dspy.BaseLM]:
+    lms = [predictor.lm for program in programs for predictor in predictor_names(program).values()]
     lms += [value for item in others for value in getattr(item, "__dict__", {}).values()]
     return [lm for lm in lms if isinstance(lm, dspy.BaseLM)]
 
