@@ -148,9 +148,10 @@ def test_calls_of_a_fine_tuned_model_with_an_id_of_its_own_cost_what_its_base_do
     assert again.usage.usd == pytest.approx(3.6 + 2 * again.usage.calls / 100)
 
 
-def test_a_server_that_does_not_count_is_believed_to_charge_the_estimate(tmp_path, fake, url):
+@pytest.mark.parametrize("count", [None, "many", -1])
+def test_a_server_that_does_not_count_is_believed_to_charge_the_estimate(tmp_path, fake, url, count):
     honest = fake.job
-    fake.job = lambda name: honest(name) | {"trained_tokens": None}
+    fake.job = lambda name: honest(name) | {"trained_tokens": count}
     assert compiled(tmp_path, url, 100).usage.usd == pytest.approx(estimate(tmp_path))
 
 
