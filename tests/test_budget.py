@@ -7,10 +7,10 @@ import logging
 import dspy
 import pytest
 
-from sirius_dspy import Budget, Collect, ExperienceLibrary
+from sirius_dspy import Budget, Collect, CriticAugmenter, ExperienceLibrary, SiriuS
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.testing import ToyLM
-from tests.toy import ADAPTER, examples, optimizer, skill, student
+from tests.toy import ADAPTER, exact, examples, optimizer, skill, student
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +102,36 @@ def test_a_limit_in_dollars_needs_prices_before_anything_is_paid_for(tmp_path):
     with pytest.raises(SettingsError, match=r"nobody knows the price of \['toy.*prices="):
         optimizer(tmp_path / "run", budget=Budget(usd=1.0)).compile(program, trainset=examples(), valset=examples())
     assert program.doubler.lm.calls == 0
+
+
+def test_a_limit_in_dollars_needs_the_price_of_a_critic_and_of_a_teacher_too(tmp_path):
+    program, unknown = student(), ToyLM(model="openai/unknown", skill=skill)
+    teacher = program.deepcopy()
+    teacher.set_lm(unknown)
+    budget = Budget(usd=1.0, prices={program.doubler.lm.model: (1.0, 1.0)})
+    for settings, given in (({"augmenter": CriticAugmenter(critic=unknown)}, None), ({}, teacher)):
+        with pytest.raises(SettingsError, match=r"nobody knows the price of \['openai/unknown'\]"):
+            optimizer(tmp_path / "run", budget=budget, **settings).compile(
+                program, teacher=given, trainset=examples(), valset=examples()
+            )
+    assert program.doubler.lm.calls == unknown.calls == 0
+
+
+def test_a_compile_ends_where_a_judge_without_a_price_makes_its_cost_unknown(tmp_path):
+    judge = ToyLM(model="openai/unknown", skill=skill)
+
+    def judged(example, prediction, trace=None):
+        judge("[[ ## text ## ]]\nx\n\n[[ ## rewritten ## ]]")
+        return exact(example, prediction)
+
+    program = student()
+    prices = {program.doubler.lm.model: (1.0, 1.0)}
+    result = SiriuS(judged, run_dir=tmp_path / "run", budget=Budget(usd=1.0, prices=prices), num_threads=1).compile(
+        program, trainset=examples(), valset=examples()
+    )
+    assert result.detailed_results.ended == "budget"
+    assert "nobody knows the price of ['openai/unknown']" in result.detailed_results.reason
+    assert program.doubler.lm.calls < len(examples())
 
 
 def test_what_was_spent_counts_what_servers_answered(tmp_path):

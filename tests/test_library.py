@@ -356,6 +356,16 @@ def test_what_was_sent_is_stored_once_and_read_back(tmp_path):
         assert len(library.verify()) == 2
 
 
+@pytest.mark.parametrize("text", ["2+2?", "2\u00f72?", "\ud800"])
+@pytest.mark.parametrize("number", [2**64, -(2**70), 0.1, float("inf")])
+def test_numbers_in_what_was_sent_read_back(tmp_path, text, number):
+    prompt = canonical([{"role": "user", "content": [{"type": "text", "text": text}, {"type": "seek", "at": number}]}])
+    with ExperienceLibrary(tmp_path / "library.sqlite") as library:
+        library.add(run := make_run(steps=(make_step(prompt=prompt),)))
+        assert list(library.trajectories()) == [run]
+        assert library.verify() == []
+
+
 def test_a_run_that_broke_counts_in_a_mean_as_the_lowest_reward_of_its_group(tmp_path):
     def run(sample, reward, failure=None):
         return Trajectory(example_key="e", steps=(), prediction=None, reward=reward, failure=failure, sample=sample)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dspy
@@ -97,6 +98,15 @@ def test_options_that_ray_does_not_know_are_refused_before_any_call(tmp_path):
     assert program.doubler.lm.calls == 0
 
 
+def test_options_that_are_set_already_are_refused_before_any_call():
+    pytest.importorskip("ray")
+    with pytest.raises(SettingsError, match=r"Ray refuses the `resources` .*'max_concurrency'"):
+        RayExecutor(resources={"max_concurrency": 4}).check()
+    for option in ("num_returns", "max_retries"):
+        with pytest.raises(SettingsError, match=f"Ray refuses the `resources` .*'{option}'"):
+            RayTrainer(resources={option: 1}).check("judge", ToyLM())
+
+
 def test_what_cannot_be_trained_on_a_cluster_is_refused():
     pytest.importorskip("ray")
     with pytest.raises(UnpreparedProgramError, match="'judge' is fine-tuned by the provider"):
@@ -106,15 +116,67 @@ def test_what_cannot_be_trained_on_a_cluster_is_refused():
         RayTrainer(trainer).check("judge", ToyLM())
 
 
-def test_a_cluster_that_is_not_there_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    "reason", [ConnectionError("nobody is there"), RuntimeError("Version mismatch: the cluster was started with 2.9")]
+)
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch, reason):
     pytest.importorskip("ray")
 
     def refuse(**options: Any) -> None:
-        raise ConnectionError("nobody is there")
+        raise reason
 
     monkeypatch.setattr("ray.init", refuse)
-    with pytest.raises(WorkerError, match=r"The Ray cluster at 'there:1' cannot be reached: nobody is there"):
+    with pytest.raises(WorkerError, match=rf"The Ray cluster at 'there:1' cannot be reached: {reason}"):
         evaluate(toy.student(), toy.examples(), toy.exact, executor=RayExecutor("there:1"))
+
+
+class FakeRay:
+    """Ray in this process, which says of the first item that its worker took too much memory."""
+
+    def __init__(self) -> None:
+        self.killed: list[Any] = []
+        self._has_failed = False
+
+    def remote(self, kind: Any) -> Any:
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=lambda: FakeActor(kind())))
+
+    def wait(self, refs: list[Any], **options: Any) -> tuple[list[Any], list[Any]]:
+        return refs, []
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def get(self, ref: Any) -> Any:
+        answer = ref()
+        if answer is not None and not self._has_failed:
+            import ray
+
+            self._has_failed = True
+            raise ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+        return answer
+
+    def kill(self, actor: Any) -> None:
+        self.killed.append(actor)
+
+
+class FakeActor:
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._actor, name)
+        return SimpleNamespace(remote=lambda *arguments: lambda: method(*arguments))
+
+
+def test_a_worker_that_the_cluster_ends_for_lack_of_memory_is_lost(monkeypatch, tmp_path):
+    pytest.importorskip("ray")
+    fake = FakeRay()
+    for name in ("remote", "wait", "put", "get", "kill"):
+        monkeypatch.setattr(f"ray.{name}", getattr(fake, name))
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    runs = list(rollouts_of(Noted(tmp_path / "log"), range(4), RayExecutor(num_workers=1, max_restarts=1)))
+    assert [run.failure for _, run in runs] == [None] * 4
+    assert len(fake.killed) == 2  # it was replaced by another one, which ended with the context
 
 
 # On a cluster

@@ -11,11 +11,12 @@ from sirius_dspy import Budget, Collect, Curator, HostedTrainer, ProviderTrainer
 from sirius_dspy.errors import SettingsError, TrainingError
 from sirius_dspy.optimizer.prices import price_of
 from sirius_dspy.optimizer.reading import read_results
-from sirius_dspy.testing import Prompt
+from sirius_dspy.testing import Prompt, ScriptedTrainer
 from sirius_dspy.training.trainers import TrainingRequest
 from tests.openai_server import FakeOpenAI
 from tests.test_hosted import KEY, lm_at, quick
-from tests.toy import ADAPTER, Doubling, examples, optimizer, skill
+from tests.toy import ADAPTER, Doubling, compiled_by, examples, optimizer, skill
+from tests.toy import student as toy_student
 
 __all__ = ["quick"]
 
@@ -147,9 +148,10 @@ def test_calls_of_a_fine_tuned_model_with_an_id_of_its_own_cost_what_its_base_do
     assert again.usage.usd == pytest.approx(3.6 + 2 * again.usage.calls / 100)
 
 
-def test_a_server_that_does_not_count_is_believed_to_charge_the_estimate(tmp_path, fake, url):
+@pytest.mark.parametrize("count", [None, "many", -1])
+def test_a_server_that_does_not_count_is_believed_to_charge_the_estimate(tmp_path, fake, url, count):
     honest = fake.job
-    fake.job = lambda name: honest(name) | {"trained_tokens": None}
+    fake.job = lambda name: honest(name) | {"trained_tokens": count}
     assert compiled(tmp_path, url, 100).usage.usd == pytest.approx(estimate(tmp_path))
 
 
@@ -224,10 +226,32 @@ def test_calls_of_a_fine_tuned_model_have_the_price_that_was_given_for_its_base(
     assert price_of("openai/other", table) == (1.0, 1.0)
 
 
+def test_calls_of_a_fine_tuned_model_that_is_listed_have_their_own_price():
+    model, table = "openai/ft:gpt-4o-mini-2024-07-18:org::id", {"openai/gpt-4o-mini": (0.15, 0.6)}
+    assert price_of(model, table) == price_of(model) != (0.15, 0.6)
+    assert price_of("openai/gpt-4o-mini", table) == (0.15, 0.6)
+    assert price_of(model, {"openai/ft:gpt-4o-mini": (9.0, 9.0)}) == (9.0, 9.0)
+
+
 def test_epochs_that_the_server_chooses_are_estimated_as_openai_does():
     lm = lm_at("http://127.0.0.1:9/v1")
     assert [HostedTrainer().num_epochs(lm, rows) for rows in (1, 10, 34, 5000, 20_000, 50_000)] == [25, 10, 3, 3, 1, 1]
     assert HostedTrainer({"n_epochs": 4}).num_epochs(lm, 10) == 4
+
+
+@pytest.mark.parametrize(
+    ("message", "extra", "tokens"),
+    [
+        ({"content": "x" * 400}, {}, 100),
+        ({"content": [{"type": "text", "text": "x" * 400}, {"type": "image_url", "image_url": {}}]}, {}, 100),
+        ({"content": None, "tool_calls": [{"function": {"name": "f", "arguments": "x" * 400}}]}, {}, 110),
+        ({"content": ""}, {"tools": [{"function": {"name": "f", "description": "x" * 400}}]}, 111),
+    ],
+)
+def test_tools_calls_and_parts_of_messages_are_part_of_the_estimate(tmp_path, url, message, extra, tokens):
+    row = {"messages": [{"role": "user", **message}], **extra}
+    request = TrainingRequest("doubler", lm_at(url), [row], tmp_path, 0, lambda step, total, loss: None)
+    assert HostedTrainer({"n_epochs": 1}).trained_tokens(request) == pytest.approx(tokens, abs=10)
 
 
 @pytest.mark.parametrize("prices", [{"openai/toy": -1}, {"openai/toy": None}, 1.5])
@@ -252,3 +276,35 @@ def test_tools_and_their_calls_are_paid_for(tmp_path):
 
     assert 100 <= tokens({"messages": messages}) < 200
     assert 1100 <= tokens({"messages": messages, "tools": [tool]}) < 1200
+
+
+class Charging(ScriptedTrainer):
+    """A trainer of the user's own, which takes money."""
+
+    def __init__(self, price, tokens):
+        super().__init__(lambda request: request.lm.copy(model=f"toy-{request.agent}-{request.seed}"))
+        self.usd, self.tokens = price, tokens
+
+    def price(self, lm):
+        return self.usd
+
+    def trained_tokens(self, request):
+        return self.tokens
+
+
+@pytest.mark.parametrize(
+    ("price", "tokens", "wrong"),
+    [(float("nan"), 1, "price"), (-1.0, 1, "price"), ("1", 1, "price"), (1.0, None, "trained_tokens"), (1.0, -1, "")],
+)
+def test_prices_and_tokens_that_are_no_numbers_are_refused_before_any_job(tmp_path, price, tokens, wrong):
+    trainer, program = Charging(price, tokens), toy_student()
+    with pytest.raises(SettingsError, match=f"`{wrong}.*` of Charging is .*, expected a finite number"):
+        compiled_by(tmp_path / "run", program, trainer=trainer)
+    assert not trainer.requests
+    assert wrong != "price" or program.doubler.lm.calls == 0
+
+
+def test_tokens_of_an_estimate_need_not_be_whole(tmp_path):
+    settings = {"iterations": 1, "gate": None, "augmenter": None, "budget": Budget(usd=1, prices={"": (0.0, 0.0)})}
+    result = compiled_by(tmp_path / "run", trainer=Charging(1000.0, 12.4), **settings).detailed_results
+    assert (result.ended, result.usage.usd) == ("finished", pytest.approx(0.024))

@@ -80,7 +80,11 @@ TrainSettingOption = Annotated[
     typer.Option("--train-setting", help="NAME=VALUE for the provider, such as n_epochs=3; repeatable."),
 ]
 TrainPriceOption = Annotated[
-    float | None, typer.Option(min=0, help="US dollars per million trained tokens of hosted fine-tuning.")
+    float | None,
+    typer.Option(
+        min=0,
+        help="US dollars per million trained tokens of hosted fine-tuning; --train-setting is then for such jobs only.",
+    ),
 ]
 
 # Limits

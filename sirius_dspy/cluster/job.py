@@ -16,6 +16,9 @@ from sirius_dspy.training.trainers import TrainingRequest
 
 logger = logging.getLogger(__name__)
 
+OPTIONS = {"num_returns": "streaming", "max_retries": 0}
+"""Of each task: its messages come one after another, and `Job` itself begins it again."""
+
 _RESUME = "Everything collected so far is kept; run the same `compile` again to resume."
 
 
@@ -60,7 +63,7 @@ class Job:
         self.has_machine = False
         self._repeated = self._reported  # reports that the compile has heard from a machine that is lost
         shutil.rmtree(self.draft, ignore_errors=True)
-        task = self._ray.remote(run_job).options(num_returns="streaming", max_retries=0, **self.resources)
+        task = self._ray.remote(run_job).options(**OPTIONS, **self.resources)
         self.stream: Any = task.remote(self._parcel)
         """The messages of the task, for `ray.wait`."""
 

@@ -11,7 +11,7 @@ from typing import Any
 import dspy
 
 from sirius_dspy import checks
-from sirius_dspy.cluster.job import Job
+from sirius_dspy.cluster.job import OPTIONS, Job
 from sirius_dspy.cluster.task import pack_job, run_job
 from sirius_dspy.errors import SettingsError, TrainingError, UnpreparedProgramError
 from sirius_dspy.executors.connection import check_options, connected
@@ -95,7 +95,7 @@ class RayTrainer(Trainer):
             UnpreparedProgramError: The LM cannot be trained on a cluster, or not at all.
         """
         checks.check("RayTrainer", vars(self), _KINDS)
-        check_options(run_job, self._reserved(agent), "resources")
+        check_options(run_job, self._reserved(agent), "resources", OPTIONS)
         if is_hosted(lm):
             raise UnpreparedProgramError(
                 f"Agent {agent!r} is fine-tuned by the provider of {lm.model!r}, which takes no machine of a cluster. "

@@ -24,8 +24,8 @@ from sirius_dspy.executors.shipment import Shipment, ShippingExecutor
 from sirius_dspy.running.executor import Item, Result, Shipped, Workers
 from sirius_dspy.running.patience import Patience
 
-THREADS = 1024
-"""Calls that an actor takes at a time; how many there are is decided by the threads of the compile."""
+OPTIONS = {"max_concurrency": 1024}
+"""An actor takes so many calls at a time; how many there are is decided by the threads of the compile."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RayExecutor(ShippingExecutor):
             MissingDependencyError: Ray is not installed.
         """
         checks.check("RayExecutor", vars(self), _KINDS)
-        check_options(_Actor, self.resources, "resources")
+        check_options(_Actor, self.resources, "resources", OPTIONS)
 
     @contextmanager
     def start(self) -> Iterator[Workers]:
@@ -73,7 +73,7 @@ class RayExecutor(ShippingExecutor):
 
     def _make(self, ray: ModuleType) -> Any:
         """A new actor, which may have to wait for a place."""
-        return ray.remote(_Actor).options(max_concurrency=THREADS, **self.resources).remote()
+        return ray.remote(_Actor).options(**OPTIONS, **self.resources).remote()
 
 
 _KINDS = {
@@ -160,13 +160,14 @@ class _Shipped(Shipped[Item, Result]):
         Raises:
             WorkerError: It cannot load what it is to run.
         """
-        ray = self._crew.ray
+        ray, errors = self._crew.ray, self._crew.ray.exceptions
+        losses = errors.RayActorError, errors.ObjectLostError, errors.OutOfMemoryError, errors.NodeDiedError
         try:
             answer, used = ray.get(member.actor.run.remote(self._number, self._put(), data))
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+        except losses as error:  # Ray itself ends actors where memory runs out
             self._crew.lose(member, error)
             return None
-        except ray.exceptions.RayTaskError as error:
+        except errors.RayTaskError as error:
             raise WorkerError(
                 f"A worker of the Ray cluster cannot load what it is to run: {error.cause or error} Its packages and "
                 "modules must be there, too; Ray's `runtime_env` brings them."

@@ -42,10 +42,10 @@ def connected(address: str | None) -> Iterator[ModuleType]:
     if is_own:
         try:
             ray.init(address=address, log_to_driver=False)
-        except (ConnectionError, ValueError) as error:
+        except (ConnectionError, ValueError, RuntimeError) as error:  # the last one where versions differ, among others
             raise WorkerError(
                 f"The Ray cluster at {address!r} cannot be reached: {error} Start it with `ray start --head`, or pass "
-                "its address; `ray status` shows whether it runs."
+                "its address; `ray status` shows whether it runs. Python and Ray need the same versions everywhere."
             ) from error
     try:
         yield ray
@@ -54,13 +54,16 @@ def connected(address: str | None) -> Iterator[ModuleType]:
             ray.shutdown()
 
 
-def check_options(made: Callable[..., Any], options: Mapping[str, Any], what: str) -> None:
+def check_options(
+    made: Callable[..., Any], options: Mapping[str, Any], what: str, fixed: Mapping[str, Any] | None = None
+) -> None:
     """Refuse what Ray does not take as options of a task or an actor; nothing is started.
 
     Args:
         made: The function of the task, or the class of the actor.
         options: Such as `{"num_gpus": 1}`.
         what: The setting, for the message.
+        fixed: Options that are set for each of them.
 
     Raises:
         SettingsError: The message is Ray's.
@@ -68,6 +71,6 @@ def check_options(made: Callable[..., Any], options: Mapping[str, Any], what: st
     """
     ray = import_ray()
     try:
-        ray.remote(made).options(**options)
+        ray.remote(made).options(**(fixed or {}), **options)
     except (TypeError, ValueError) as error:
         raise SettingsError(f"Ray refuses the `{what}` {dict(options)}: {error}") from error

@@ -57,18 +57,20 @@ def to_json(value: Any) -> str:
     """Return what a `JsonText` column stores for a value."""
     if isinstance(value, JsonSource):
         text = str(value)
-        parsed = _parse(text)  # raises where it is no JSON
-        return text if text.isascii() else json.dumps(parsed)
+        if not text.isascii():
+            return json.dumps(json.loads(text))  # not orjson, which makes floats of whole numbers beyond 64 bits
+        _check_json(text)
+        return text
     if not value and isinstance(value, list | dict):
         return "[]" if isinstance(value, list) else "{}"  # as JSON would say, only faster
     return json.dumps(value)
 
 
-def _parse(text: str) -> Any:
+def _check_json(text: str) -> None:
     try:
-        return orjson.loads(text)  # the faster one, which refuses NaN and lone surrogates
+        orjson.loads(text)  # the faster one, which refuses NaN
     except orjson.JSONDecodeError:
-        return json.loads(text)
+        json.loads(text)
 
 
 def escape_name(name: str) -> str:

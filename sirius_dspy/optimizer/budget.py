@@ -47,8 +47,9 @@ class Budget:
         calls: LM calls that a server answered; answers from a cache are free.
         tokens: Prompt and completion tokens of these calls.
         usd: US dollars for these tokens and for fine-tuning jobs. All LMs need a known price, and so does fine-tuning
-            them, or the compile is refused at once. No job begins that would exceed the limit, by an estimate from its
-            rows; once it has ended, it counts as what the server charges for.
+            them, or the compile is refused at once; it ends where an LM without one answers the metric. No job begins
+            that would exceed the limit, by an estimate from its rows; once it has ended, it counts as what the server
+            charges for.
         seconds: Wall time of the compile, those of an interrupted one included. A fine-tuning job is not interrupted.
         stages: Limits of single stages in each iteration, `collect`, `credit` or `repair`. Such a stage ends early, and
             the compile goes on with what there is. Not for LMs that are interrupted in other stages: an evaluation on
@@ -251,6 +252,11 @@ class Account:
             model = self.bases[model]
         return model
 
+    def _unpriced(self) -> list[str]:
+        with self._lock:
+            asked = {model for by_model in self.ledger.values() for model, usage in by_model.items() if usage.calls}
+        return sorted(model for model in asked if price_of(self._priced_id(model), self.budget.prices) is None)
+
     def note_job(self, iteration: int, agent: str, usd: float) -> None:
         """A fine-tuning job costs this much: by an estimate when it begins, and as the server counts at its end."""
         key = job_key(iteration)
@@ -334,8 +340,9 @@ class Account:
                 rooms.append(int(left / each))
         return min(rooms)
 
-    @staticmethod
-    def _reached(limit: Budget, spent: Spent) -> str:
+    def _reached(self, limit: Budget, spent: Spent) -> str:
+        if limit.usd is not None and spent.usd is None:  # of a judge, say, which nobody knew before it was asked
+            return f"nobody knows the price of {self._unpriced()}, which `prices` of Budget can give"
         for name, left in _left(limit, spent).items():
             if left <= 0:
                 return f"{getattr(limit, name):g} {'US dollars' if name == 'usd' else name}"

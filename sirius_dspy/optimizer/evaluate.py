@@ -54,6 +54,7 @@ def evaluate(session: Session, iteration: int, lms: LMs, label: str, *, candidat
         session.keep(iteration, batch)
         runs |= {trajectory.example_key: trajectory for _, trajectory in batch}
     if len(runs) < len(session.plan.unique_valset):
+        session.account.check()  # which says what is used up, if anything is
         raise BudgetReached("the valset could not be evaluated")
     standing = Standing.of([runs[key] for key in session.plan.valset_keys])
     score = standing.mean(floor_of([standing, *_earlier(session)]))

@@ -12,7 +12,7 @@ from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError, TrainingError, UnpreparedProgramError
 from sirius_dspy.optimizer.credit import find_credits
 from sirius_dspy.optimizer.pairs import preference_pairs
-from sirius_dspy.optimizer.records import Job
+from sirius_dspy.optimizer.records import COUNT_LIMIT, Job
 from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.optimizer.warm_start import add_demonstrations
@@ -182,6 +182,7 @@ def _reserve(session: Session, iteration: int, requests: Sequence[TrainingReques
 
     Raises:
         BudgetReached: Those that no earlier call began do not fit.
+        SettingsError: The trainer's tokens are no number.
     """
     trainer, account = session.settings.trainer, session.account
     usd = {request.agent: _usd(trainer, request) or 0.0 for request in requests}
@@ -194,10 +195,24 @@ def _reserve(session: Session, iteration: int, requests: Sequence[TrainingReques
         account.note_job(iteration, agent, usd[agent])
 
 
+def _tokens(trainer: Trainer, request: TrainingRequest) -> int:
+    """Tokens that a job is charged for; an estimate need not be whole.
+
+    Raises:
+        SettingsError: They are no number.
+    """
+    tokens = trainer.trained_tokens(request)
+    checks.check(type(trainer).__name__, {"trained_tokens": tokens}, {"trained_tokens": _TOKENS})
+    return round(tokens)
+
+
+_TOKENS = checks.number(0, below=COUNT_LIMIT)
+
+
 def _usd(trainer: Trainer, request: TrainingRequest) -> float | None:
     """US dollars of a job, as far as its tokens are known; `None` if its price is not."""
-    price = trainer.price(request.lm)
-    return None if price is None else price * trainer.trained_tokens(request) / 1e6
+    price, tokens = trainer.price(request.lm), _tokens(trainer, request)
+    return None if price is None else price * tokens / 1e6
 
 
 def _request(
@@ -241,7 +256,7 @@ def _finish(
         rows=len(request.rows),
         losses=losses,
         seconds=seconds,
-        tokens=trainer.trained_tokens(request),
+        tokens=_tokens(trainer, request),
         usd=usd,
     )
     session.account.note_job(iteration, agent, usd or 0.0)

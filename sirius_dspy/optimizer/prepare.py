@@ -10,6 +10,7 @@ from typing import Any
 import dspy
 from dspy.adapters.base import Adapter
 
+from sirius_dspy import checks
 from sirius_dspy.dspy_internals import is_compiled
 from sirius_dspy.errors import DatasetError, SettingsError, UnpreparedProgramError
 from sirius_dspy.local import LocalLM
@@ -184,11 +185,18 @@ def starting_lms(program: dspy.Module, agents: Agents) -> dict[str, dspy.LM]:
     return lms
 
 
-def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: Mapping[str, dspy.LM]) -> None:
+def check_parts(
+    program: dspy.Module,
+    settings: Settings,
+    trained: Agents,
+    lms: Mapping[str, dspy.LM],
+    teachers: Sequence[dspy.Module] = (),
+) -> None:
     """Let augmenter, trainer and budget refuse what does not fit them.
 
     Raises:
         UnpreparedProgramError: As they say.
+        SettingsError: As they say, or the trainer's price is no number from 0.
     """
     check_demos(settings.collect.demos or {}, program, is_whole=settings.collect.warm_start)
     if settings.augmenter is not None:
@@ -196,13 +204,19 @@ def check_parts(program: dspy.Module, settings: Settings, trained: Agents, lms: 
         check_critic(settings.augmenter, settings.trainer, lms)
     for agent in trained:
         settings.trainer.check(agent, lms[agent])
-    is_learning = settings.augmenter is not None and settings.augmenter.learning_critic() is not None
-    settings.trainer.check_agents([*trained, *([CRITIC] if is_learning else [])])
+    critic = None if settings.augmenter is None else settings.augmenter.learning_critic()
+    settings.trainer.check_agents([*trained, *([CRITIC] if critic else [])])
+    learners = [*(lms[agent] for agent in trained), *([critic.lm] if critic else [])]
+    prices = [(lm.model, settings.trainer.price(lm)) for lm in learners]
+    for _, price in prices:
+        checks.check(type(settings.trainer).__name__, {"price": price}, {"price": _PRICE})
     if settings.budget is not None:
-        settings.budget.check_prices({lm.model for lm in lms.values()})
-        critic = None if settings.augmenter is None else settings.augmenter.learning_critic()
-        learners = [*(lms[agent] for agent in trained), *([critic.lm] if critic else [])]
-        settings.budget.check_training_prices({lm.model for lm in learners if settings.trainer.price(lm) is None})
+        others = _own_lms(teachers, settings.augmenter)
+        settings.budget.check_prices({lm.model for lm in (*lms.values(), *others)})
+        settings.budget.check_training_prices({model for model, price in prices if price is None})
+
+
+_PRICE = checks.optional(checks.number(0))
 
 
 def check_critic(augmenter: Augmenter, trainer: Trainer, agents: Collection[str]) -> None:
@@ -347,8 +361,12 @@ def remember_lms(programs: Iterable[dspy.Module], *others: Any) -> None:
 
 
 def _known_lms(programs: Iterable[dspy.Module], *others: Any) -> list[dspy.BaseLM]:
-    lms = [dspy.settings.lm]
-    lms += [predictor.lm for program in programs for predictor in predictor_names(program).values()]
+    default = dspy.settings.lm
+    return [*([default] if isinstance(default, dspy.BaseLM) else []), *_own_lms(programs, *others)]
+
+
+def _own_lms(programs: Iterable[dspy.Module], *others: Any) -> list[dspy.BaseLM]:
+    lms = [predictor.lm for program in programs for predictor in predictor_names(program).values()]
     lms += [value for item in others for value in getattr(item, "__dict__", {}).values()]
     return [lm for lm in lms if isinstance(lm, dspy.BaseLM)]
 

@@ -32,7 +32,8 @@ def price_of(model: str, table: Mapping[str, tuple[float, float]] | None = None)
     """Look a price up.
 
     Args:
-        model: Id of an LM, such as `openai/gpt-4.1-mini`; a fine-tuned model costs what the table says for its base.
+        model: Id of an LM, such as `openai/gpt-4.1-mini`; a fine-tuned model that has no price of its own costs what
+            the table says for its base.
         table: The user's own prices, which come first: id, or the beginning of one, to US dollars per million prompt
             and completion tokens.
 
@@ -40,10 +41,12 @@ def price_of(model: str, table: Mapping[str, tuple[float, float]] | None = None)
         `None` if nobody knows it.
     """
     ids = (model, model.replace("/ft:", "/", 1))
-    names = [name for name in table or {} if any(id.startswith(name) for id in ids)]
-    if names:
-        return Price(*(table or {})[max(names, key=len)])
-    return Price(0.0, 0.0) if model.startswith(LOCAL) else _listed_price(model)
+    prices = {name: Price(*pair) for name, pair in (table or {}).items() if any(id.startswith(name) for id in ids)}
+    longest = max(prices, key=len, default=None)
+    if longest is not None and model.startswith(longest):
+        return prices[longest]
+    listed = Price(0.0, 0.0) if model.startswith(LOCAL) else _listed_price(model)
+    return prices[longest] if listed is None and longest is not None else listed
 
 
 @lru_cache(maxsize=1024)

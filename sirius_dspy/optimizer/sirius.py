@@ -245,7 +245,7 @@ class SiriuS(Teleprompter):
             run_dir=RunDir(_folder(settings.run_dir)),
         )
         check_tools(student, train, plan.trained, plan.start, adapter, settings.trainer)
-        prepare.check_parts(plan.student, settings, plan.trained, plan.start)
+        prepare.check_parts(plan.student, settings, plan.trained, plan.start, teachers)
         prepare.check_schedule(settings.collect.schedule, plan.unique_trainset, settings.iterations)
         prepare.check_media(student, train, plan.trained, plan.start, settings.trainer)
         prepare.warn_about_adapter(adapter, plan.start.values())

@@ -284,7 +284,8 @@ class HostedTrainer(Trainer):
             job.forget()  # so that the next call starts another one
             reason = explain_failure(ended.error.code, ended.error.message) if ended.error else ""
             raise job.failure(f"it ended as {ended.status!r}. {reason}".strip())
-        job.record.trained_tokens = ended.trained_tokens
+        is_count = checks.whole(0).fits(ended.trained_tokens)
+        job.record.trained_tokens = ended.trained_tokens if is_count else None  # the estimate then counts
         job.write()
         logger.info("Job %s was trained on %s tokens, over all epochs.", job.record.job, ended.trained_tokens)
         return retrained(job.request.lm, f"openai/{ended.fine_tuned_model.removeprefix('openai/')}")

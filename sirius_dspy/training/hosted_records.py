@@ -73,12 +73,21 @@ def estimate_epochs(num_rows: int) -> int:
 
 
 def estimate_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
-    """Estimate the tokens of chat rows for one epoch: of their texts, tools and tool calls."""
-    return sum(map(_num_characters, rows)) // _CHARACTERS_PER_TOKEN
+    """Estimate the tokens of chat rows, tools and tool calls among them, for one epoch; images are left out."""
+    return sum(map(_count_characters, rows)) // _CHARACTERS_PER_TOKEN
 
 
-def _num_characters(row: Mapping[str, Any]) -> int:
-    contents = [message.get("content") for message in row["messages"]]
-    of_tools = [row.get("tools"), *(message.get("tool_calls") for message in row["messages"])]
-    written = [json.dumps(part, ensure_ascii=False) for part in of_tools if part]
-    return sum(len(text) for text in (*contents, *written) if isinstance(text, str))
+def _count_characters(row: Mapping[str, Any]) -> int:
+    texts = [text for message in row["messages"] for text in _texts_of(message.get("content"))]
+    calls = [message["tool_calls"] for message in row["messages"] if message.get("tool_calls")]
+    tools = [row["tools"]] if row.get("tools") else []
+    return sum(map(len, texts)) + sum(len(json.dumps(part, ensure_ascii=False)) for part in (*calls, *tools))
+
+
+def _texts_of(content: Any) -> list[str]:
+    """Return the text of a message, or those of its parts, as where it has images."""
+    if isinstance(content, list):
+        content = [part.get("text") for part in content if isinstance(part, Mapping)]
+    else:
+        content = [content]
+    return [text for text in content if isinstance(text, str)]
