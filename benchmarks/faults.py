@@ -145,8 +145,19 @@ def _run_mixed(
     server.faults = mix_faults(share)
     server.failed.clear()
     with _seconds() as took:
-        fit(server.lm(), data, run_dir)
-    return {**_difference(run_dir, whole), "faults": dict(server.failed), **took}
+        resumed = _fit_until_done(server.lm(), data, run_dir)
+    return {**_difference(run_dir, whole), "faults": dict(server.failed), "resumed": resumed, **took}
+
+
+def _fit_until_done(lm: dspy.LM, data: list[dspy.Example], run_dir: Path) -> int:
+    """Compile, again while calls used up all their tries by chance; return how often it was resumed."""
+    for resumed in range(10):
+        try:
+            fit(lm, data, run_dir)
+        except UnfinishedError:
+            continue
+        return resumed
+    raise SystemExit("The compile did not end in ten calls.")
 
 
 def _never(server: FaultServer, data: list[dspy.Example], run_dir: Path, whole: set[str]) -> dict[str, Any]:
