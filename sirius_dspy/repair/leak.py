@@ -149,6 +149,11 @@ def as_written(value: Any) -> str:
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
+def bare(text: str) -> str:
+    """A text without what means nothing when two are compared: case, and space and stops around it."""
+    return text.strip(" \n.").casefold()
+
+
 def _mentions(text: str, gold: str) -> bool:
     """Whether the text holds the gold answer as words or numbers of its own: 12 is not in 120, nor in 3.12."""
     text, gold = (re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", item) for item in (text, gold))  # 1,200 is 1200

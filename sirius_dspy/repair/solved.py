@@ -15,7 +15,7 @@ import dspy
 from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import example_key, readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
-from sirius_dspy.repair.leak import as_written, split_sentences
+from sirius_dspy.repair.leak import as_written, bare, split_sentences
 from sirius_dspy.trajectory import Step, Trajectory, Values
 
 REASONING = "reasoning"
@@ -162,17 +162,13 @@ def _wrote(run: _Solved, predictor: str, later: int) -> bool | None:
         return None
     values = written_values(steps[-1 - later].outputs)
     is_text = len(values) == 1 and type(values[0]) in (str, int, float)
-    return is_text and _bare(as_written(values[0])) == _bare(as_written(run.label))
+    return is_text and bare(as_written(values[0])) == bare(as_written(run.label))
 
 
 def _copied(step: Step, name: str) -> bool:
     values = written_values(step.outputs)
-    written = {_bare(sentence) for sentence in split_sentences({name: step.inputs.get(name)})}
-    return len(values) == 1 and isinstance(values[0], str) and _bare(values[0]) in written
-
-
-def _bare(text: str) -> str:
-    return text.strip(" \n.").casefold()
+    written = {bare(sentence) for sentence in split_sentences({name: step.inputs.get(name)})}
+    return len(values) == 1 and isinstance(values[0], str) and bare(values[0]) in written
 
 
 def _words(example: dspy.Example) -> frozenset[str]:

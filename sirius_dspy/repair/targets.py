@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from sirius_dspy.plain import readable
 from sirius_dspy.repair.case import Case
-from sirius_dspy.repair.leak import as_written, find_sentence, split_sentences
+from sirius_dspy.repair.leak import as_written, bare, find_sentence, split_sentences
 from sirius_dspy.repair.place import is_its_place
 from sirius_dspy.repair.sources import Sources
 from sirius_dspy.trajectory import Values
@@ -48,7 +48,7 @@ def find_targets(case: Case) -> dict[int, Target]:
 
 def wrote(outputs: Values | None, target: Target) -> bool:
     """Whether a step wrote what it should, but for case and final stops."""
-    return target.field in (outputs or {}) and _bare(_as_text((outputs or {})[target.field])) == _bare(target.text)
+    return target.field in (outputs or {}) and bare(_as_text((outputs or {})[target.field])) == bare(target.text)
 
 
 def find_link(sentences: Sequence[str], target: str, taken: Collection[str]) -> str:
@@ -88,7 +88,3 @@ def _as_text(value: Any) -> str:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
-
-
-def _bare(text: str) -> str:
-    return text.strip(" \n.").casefold()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -71,6 +71,20 @@ class SentPrompt:
 def is_of_tools(message: Message) -> bool:
     """Return whether a message is a native tool call, or the result of one."""
     return message.get("role") == "tool" or bool(message.get("tool_calls"))
+
+
+def change_arguments(message: Message, change: Callable[[str], Any]) -> dict[str, Any]:
+    """Return a message whose tool calls have other arguments; one without calls stays as it is.
+
+    Args:
+        message: In OpenAI's format, in which arguments are JSON texts.
+        change: Takes such a text.
+    """
+    if not message.get("tool_calls"):
+        return dict(message)
+    functions = [(call, call["function"]) for call in message["tool_calls"]]
+    calls = [{**call, "function": {**made, "arguments": change(made["arguments"])}} for call, made in functions]
+    return {**message, "tool_calls": calls}
 
 
 def row_id(row: Mapping[str, Any]) -> str:

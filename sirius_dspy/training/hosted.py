@@ -16,6 +16,7 @@ import dspy
 from sirius_dspy import checks
 from sirius_dspy.errors import UnpreparedProgramError
 from sirius_dspy.redact import redact
+from sirius_dspy.running.prompt import change_arguments
 from sirius_dspy.training.hosted_job import OPENAI, HostedJob, address_of, client_of, is_hosted
 from sirius_dspy.training.hosted_lm import retrained
 from sirius_dspy.training.hosted_records import HostedRecord, estimate_epochs, estimate_tokens, read_record
@@ -316,12 +317,8 @@ def _as_dspy_sends_it(message: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a message of an adapter as DSPy sends it to OpenAI's API: results without names, arguments compact."""
     if message["role"] == "tool":
         return {name: part for name, part in message.items() if name != "name"}
-    if not message.get("tool_calls"):
-        return message
-    return {**message, "tool_calls": [_compact(call) for call in message["tool_calls"]]}
+    return change_arguments(message, _compact)
 
 
-def _compact(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    function = call["function"]
-    arguments = json.dumps(json.loads(function["arguments"]), separators=(",", ":"))
-    return {**call, "function": {**function, "arguments": arguments}}
+def _compact(arguments: str) -> str:
+    return json.dumps(json.loads(arguments), separators=(",", ":"))
