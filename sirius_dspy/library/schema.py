@@ -16,6 +16,9 @@ from sqlalchemy import BigInteger, Column, Double, ForeignKey, MetaData, Table, 
 from sqlalchemy.engine import Dialect
 from sqlalchemy.types import TypeDecorator
 
+OWN_TYPES_ONLY = orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_DATACLASS
+"""Makes orjson refuse most of what is not of one of JSON's own types."""
+
 
 class JsonSource(str):
     """The JSON text of a value, which is stored without being read and written again."""
@@ -63,7 +66,19 @@ def to_json(value: Any) -> str:
         return text
     if not value and isinstance(value, list | dict):
         return "[]" if isinstance(value, list) else "{}"  # as JSON would say, only faster
-    return json.dumps(value)
+    return _dump_fast(value) or json.dumps(value)
+
+
+def _dump_fast(value: Any) -> str | None:
+    """Return JSON in a sixth of the time of Python's `json`, or `None` where the two may differ in more than spaces.
+
+    They do beyond ASCII, for NaN, which orjson writes as null, and for what is not of one of JSON's own types.
+    """
+    try:
+        text = orjson.dumps(value, option=OWN_TYPES_ONLY)
+    except TypeError:
+        return None
+    return text.decode() if text.isascii() and b"null" not in text else None
 
 
 def _check_json(text: str) -> None:

@@ -11,11 +11,10 @@ import orjson
 
 from sirius_dspy.errors import LibraryError
 from sirius_dspy.library.rows import Row, example_row, repair_id
+from sirius_dspy.library.schema import OWN_TYPES_ONLY
 from sirius_dspy.plain import digest
 from sirius_dspy.redact import hide, hides_in
 from sirius_dspy.trajectory import Repair, Trajectory
-
-_OWN_TYPES_ONLY = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
 
 
 def storable_trajectory(trajectory: Trajectory) -> Trajectory:
@@ -41,7 +40,7 @@ def _same_json(record: Any) -> bytes | None:
     Nearly all runs have one, and this takes a fifth of the time of Python's own `json`.
     """
     try:
-        text = orjson.dumps(record, option=_OWN_TYPES_ONLY)
+        text = orjson.dumps(record, option=OWN_TYPES_ONLY)
     except TypeError:
         return None
     return text if orjson.loads(text) == record else None
