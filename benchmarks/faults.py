@@ -92,6 +92,17 @@ def fit(lm: dspy.LM, data: list[dspy.Example], run_dir: Path, *, iterations: int
     return optimizer.compile(program, trainset=data, valset=data[: len(data) // 4])
 
 
+def fit_until_done(lm: dspy.LM, data: list[dspy.Example], run_dir: Path, **settings: Any) -> int:
+    """Compile, again while calls used up all their tries by chance; return how often it was resumed."""
+    for resumed in range(10):
+        try:
+            fit(lm, data, run_dir, **settings)
+        except UnfinishedError:
+            continue
+        return resumed
+    raise SystemExit("The compile did not end in ten calls.")
+
+
 def ids(run_dir: Path) -> set[str]:
     """The ids of everything that happened."""
     with ExperienceLibrary(run_dir / "library.sqlite") as library:
@@ -145,19 +156,8 @@ def _run_mixed(
     server.faults = mix_faults(share)
     server.failed.clear()
     with _seconds() as took:
-        resumed = _fit_until_done(server.lm(), data, run_dir)
+        resumed = fit_until_done(server.lm(), data, run_dir)
     return {**_difference(run_dir, whole), "faults": dict(server.failed), "resumed": resumed, **took}
-
-
-def _fit_until_done(lm: dspy.LM, data: list[dspy.Example], run_dir: Path) -> int:
-    """Compile, again while calls used up all their tries by chance; return how often it was resumed."""
-    for resumed in range(10):
-        try:
-            fit(lm, data, run_dir)
-        except UnfinishedError:
-            continue
-        return resumed
-    raise SystemExit("The compile did not end in ten calls.")
 
 
 def _never(server: FaultServer, data: list[dspy.Example], run_dir: Path, whole: set[str]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ dropped, and what the process holds is counted. The growth is the slope of a str
 warm-up, with the 95 % interval of a bootstrap over blocks of neighbouring rounds. It exits with 1 if something grows:
 if the interval lies above zero, and the growth over the measured time is more than the noise that is allowed for it.
 
-If `rss MB` grows while neither `used MB` nor `objects` does, nothing is leaked: malloc keeps freed memory, in pools of
-several threads. `MALLOC_ARENA_MAX=1` in the environment leaves it one pool.
+A round is resumed where a call used up all its tries by chance. malloc has one pool of memory here, where glibc offers
+that: with several, each of them keeps what was freed in it, so `rss MB` rises for hours though nothing is leaked.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import dspy
 import numpy as np
 import psutil
 
-from benchmarks.faults import answer, examples, fit, mix_faults, quiet
+from benchmarks.faults import answer, examples, fit_until_done, mix_faults, quiet
 from sirius_dspy import ProcessExecutor
 from sirius_dspy.testing import FaultServer
 
@@ -48,6 +48,10 @@ ALLOWED = {
 
 DRAWS = 2000
 """Of the bootstrap."""
+
+
+_M_ARENA_MAX = -8
+"""What `mallopt` calls the number of pools."""
 
 
 class _Mallinfo(ctypes.Structure):
@@ -80,6 +84,12 @@ def count(folder: Path) -> dict[str, float]:
     }
 
 
+def use_one_pool() -> None:
+    """Let malloc keep freed memory for all threads in one place; called before there are others."""
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_ARENA_MAX, 1)
+
+
 def _used_bytes() -> int:
     """What malloc gave out and did not get back, without the small objects of Python; 0 where there is no glibc."""
     mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None)
@@ -109,7 +119,7 @@ def compile_once(server: FaultServer, arguments: argparse.Namespace) -> None:
     """One round."""
     executor = ProcessExecutor(arguments.processes) if arguments.processes else None
     with tempfile.TemporaryDirectory() as run_dir:
-        fit(server.lm(), examples(arguments.examples), Path(run_dir), iterations=2, executor=executor)
+        fit_until_done(server.lm(), examples(arguments.examples), Path(run_dir), iterations=2, executor=executor)
 
 
 def find_growth(rounds: list[dict[str, float]], name: str) -> Growth:
@@ -150,6 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.minutes, arguments.rounds, arguments.examples = 0.0, 2, 4
+    use_one_pool()
     dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=False)
     dspy.configure(disable_history=True)  # DSPy's own, which grows until it has 10,000 calls
     rounds = []
