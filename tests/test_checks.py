@@ -194,7 +194,10 @@ WRONG_IN_PARTS: dict[type, tuple[str, dict[str, list[Any]]]] = {
             "max_repairs": NO_WHOLE,
         },
     ),
-    LabelAugmenter: ("augmenter", {"guard": [LeakGuard, "no", 1, exact], "max_repairs": NO_WHOLE}),
+    LabelAugmenter: (
+        "augmenter",
+        {"guard": [LeakGuard, "no", 1, exact], "must_know": NO_FLAG, "max_repairs": NO_WHOLE},
+    ),
     ProviderTrainer: (
         "trainer",
         {

@@ -291,6 +291,8 @@ def test_a_text_must_make_the_label_likelier_and_leave_it_plausible(facts, is_re
     failed, context = fail(play(facts=facts), program=Blind(), lm=Reader)
     outcome = LabelAugmenter().repair(failed, EXAMPLE, context)
     assert (("solver", "repaired") in verdicts(outcome)) == is_repaired
+    trusting = LabelAugmenter(must_know=False).repair(failed, EXAMPLE, context)
+    assert verdicts(trusting) == [("solver", "repaired")]
 
 
 def test_without_labels_there_is_no_help_but_a_fresh_sample():

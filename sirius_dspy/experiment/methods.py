@@ -39,8 +39,11 @@ from sirius_dspy.optimizer.sirius import SiriuS
 from sirius_dspy.program import predictor_names
 from sirius_dspy.repair.augmenters import Augmenter
 from sirius_dspy.repair.critic import CriticAugmenter
+from sirius_dspy.repair.hint import HintAugmenter
+from sirius_dspy.repair.label import LabelAugmenter
 from sirius_dspy.repair.ladder import LadderAugmenter
 from sirius_dspy.repair.leak import LeakGuard
+from sirius_dspy.repair.resample import ResampleAugmenter
 from sirius_dspy.tracking.events import Tracker
 from sirius_dspy.training.curate import Curator
 from sirius_dspy.training.preferences import PreferenceTrainer
@@ -333,9 +336,13 @@ def _augmenter(bench: Bench) -> Augmenter | None:
     table = bench.recipe.repair
     if not table.enabled:
         return None
-    if table.ladder:
-        return LadderAugmenter(drop_reliant=table.drop_reliant, max_repairs=bench.recipe.sirius.max_repairs)
-    return _critic(bench)
+    return _ladder(bench) if table.ladder else _critic(bench)
+
+
+def _ladder(bench: Bench) -> LadderAugmenter:
+    table = bench.recipe.repair
+    rungs = (ResampleAugmenter(), HintAugmenter(), LabelAugmenter(must_know=table.must_know))
+    return LadderAugmenter(rungs, drop_reliant=table.drop_reliant, max_repairs=bench.recipe.sirius.max_repairs)
 
 
 def _credit(bench: Bench) -> Credit | None:

@@ -158,6 +158,8 @@ class RepairTable:
     demonstrations in prompts instead of a warm start, and all examples in every iteration."""
     drop_reliant: float = 0.1
     """See `LadderAugmenter`."""
+    must_know: bool = True
+    """See `LabelAugmenter`, the last rung of the ladder."""
 
     __pydantic_config__ = _STRICT
 

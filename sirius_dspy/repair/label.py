@@ -32,6 +32,8 @@ class LabelAugmenter(Augmenter):
 
     Args:
         guard: Decides which steps may carry the label.
+        must_know: Whether only a step that can know the answer gets the label. Turn it off for judgements, such as yes
+            or no, of a small model that answers alike whatever it reads: its agents can know no other answer yet.
         max_repairs: Failed runs to repair in one iteration at most; `None` for all.
 
     References:
@@ -39,8 +41,9 @@ class LabelAugmenter(Augmenter):
         runs that the label itself repairs.
     """
 
-    def __init__(self, *, guard: Guard | None = None, max_repairs: int | None = None) -> None:
+    def __init__(self, *, guard: Guard | None = None, must_know: bool = True, max_repairs: int | None = None) -> None:
         self.guard = guard
+        self.must_know = must_know
         self.max_repairs = max_repairs
 
     def check(self, program: dspy.Module) -> None:
@@ -49,7 +52,7 @@ class LabelAugmenter(Augmenter):
         Raises:
             SettingsError: The message names the setting.
         """
-        kinds = {"guard": GUARD_KIND, "max_repairs": checks.optional(checks.whole(0))}
+        kinds = {"guard": GUARD_KIND, "must_know": checks.FLAG, "max_repairs": checks.optional(checks.whole(0))}
         checks.check(type(self).__name__, vars(self), kinds)
 
     def num_calls(self, num_steps: int) -> tuple[int, int]:
@@ -63,7 +66,7 @@ class LabelAugmenter(Augmenter):
     def _attempts(self, case: Case) -> Iterator[Tried]:
         is_last = True
         for position in reversed(range(len(case.failed.steps))):
-            if (outputs := _label_of(case, position)) is None:
+            if (outputs := self._label_of(case, position)) is None:
                 continue
             walk, tried = self._write(Walk(case.failed, case), position, outputs)
             yield tried
@@ -74,7 +77,7 @@ class LabelAugmenter(Augmenter):
     def _hand_on(self, walk: Walk, position: int) -> Iterator[Tried]:
         """Write the label in the place of later steps that did not keep it."""
         while (position := position + 1) < len(walk.case.failed.steps):
-            outputs = _label_of(walk.case, position) if walk.can_edit(position) else None
+            outputs = self._label_of(walk.case, position) if walk.can_edit(position) else None
             if outputs is not None and outputs != walk.case.fields_of(position):
                 walk, tried = self._write(walk, position, outputs)
                 yield tried
@@ -84,10 +87,9 @@ class LabelAugmenter(Augmenter):
         tried = walk.adopt(edit, *try_outputs(walk.case, position, outputs, self.guard or LeakGuard(), (0, 0), {}))
         return walk.go_on(edit, tried[1]) if tried[1] else walk, tried
 
-
-def _label_of(case: Case, position: int) -> dict[str, Any] | None:
-    """Return the label as the outputs of a step whose place it is, and that can know it; `None` for others."""
-    outputs = case.gold_of(position) if case.can_edit(case.failed.steps[position]) else None
-    if outputs is None or not is_its_place(case, position, outputs) or not can_know(case, position, outputs):
-        return None
-    return outputs
+    def _label_of(self, case: Case, position: int) -> dict[str, Any] | None:
+        """Return the label as the outputs of a step whose place it is, and that can know it; `None` for others."""
+        outputs = case.gold_of(position) if case.can_edit(case.failed.steps[position]) else None
+        if outputs is None or not is_its_place(case, position, outputs):
+            return None
+        return outputs if not self.must_know or can_know(case, position, outputs) else None
