@@ -64,7 +64,9 @@ def rollouts_of(skill: Noted, numbers: Any, executor: RayExecutor) -> Iterator[A
 # Settings
 
 
-@pytest.mark.parametrize("options", [{"num_workers": 0}, {"address": 1}, {"resources": []}, {"max_restarts": -1}])
+@pytest.mark.parametrize(
+    "options", [{"num_workers": 0}, {"address": 1}, {"resources": []}, {"max_restarts": -1}, {"start_s": 0}]
+)
 def test_wrong_settings_are_refused(options):
     with pytest.raises(SettingsError, match=f"`{next(iter(options))}`"):
         evaluate(toy.student(), toy.examples(), toy.exact, executor=RayExecutor(**options))
@@ -257,10 +259,12 @@ class TestOnACluster:
         executor = RayExecutor(cluster.address, 4, reserving(seat=2))
         assert len(list(rollouts_of(Noted(tmp_path / "log"), range(6), executor))) == 6
 
-    def test_where_there_is_no_place_for_any_worker_the_error_says_so(self, cluster, tmp_path, monkeypatch):
-        monkeypatch.setattr("sirius_dspy.executors.crew.START_S", 1.0)
-        with pytest.raises(WorkerError, match=r"found no place for a worker that reserves .*nowhere"):
-            list(rollouts_of(Noted(tmp_path / "log"), range(6), RayExecutor(cluster.address, 2, reserving(nowhere=1))))
+    def test_where_there_is_no_place_for_any_worker_the_error_says_so(self, cluster, tmp_path, monkeypatch, caplog):
+        monkeypatch.setattr("sirius_dspy.executors.crew.QUIET_S", 0.5)
+        executor = RayExecutor(cluster.address, 2, reserving(nowhere=1), start_s=1)
+        with pytest.raises(WorkerError, match=r"In 1 s .* no place for a worker that reserves .*nowhere.*`start_s`"):
+            list(rollouts_of(Noted(tmp_path / "log"), range(6), executor))
+        assert "Each reserves {'num_cpus': 0, 'resources': {'nowhere': 1}}" in caplog.text
 
     def test_a_job_that_no_machine_takes_ends_the_compile_and_may_be_done_here(self, cluster, tmp_path):
         trainer = RayTrainer(ProviderTrainer(), address=cluster.address, resources=reserving(nowhere=1), start_s=1)

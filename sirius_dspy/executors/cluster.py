@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -44,12 +45,15 @@ class RayExecutor(ShippingExecutor):
             `{"resources": {"site": 1}}`.
         max_restarts: How many workers may be lost in one compile, e.g. with their machine. What they had begun is
             done by others. An item that kills its workers is put aside; see `ProcessExecutor`.
+        start_s: Seconds that the first item waits for a worker, e.g. until the cluster has started a machine, before
+            the compile stops. Other workers may join later; those that take longer than that are done without.
     """
 
     address: str | None = None
     num_workers: int = 2
     resources: Mapping[str, Any] = field(default_factory=lambda: {"num_cpus": 1})
     max_restarts: int = 8
+    start_s: float = 600.0
 
     def check(self) -> None:
         """Refuse settings of the wrong kind.
@@ -65,7 +69,8 @@ class RayExecutor(ShippingExecutor):
     def start(self) -> Iterator[Workers]:
         """The context in which the actors live. They begin with the first item, and end with the context."""
         with connected(self.address) as ray:
-            crew = Crew(lambda: self._make(ray), self.num_workers, self.max_restarts, ray, self.resources)
+            make = partial(self._make, ray)
+            crew = Crew(make, self.num_workers, self.max_restarts, ray, self.resources, self.start_s)
             try:
                 yield _Workers(crew)
             finally:
@@ -81,6 +86,7 @@ _KINDS = {
     "num_workers": checks.whole(1),
     "resources": checks.table("options of a Ray actor, such as `{'num_cpus': 1}`", lambda value: True),
     "max_restarts": checks.whole(0),
+    "start_s": checks.number(above=0),
 }
 
 

@@ -16,11 +16,11 @@ from sirius_dspy.executors.losses import Losses
 
 logger = logging.getLogger(__name__)
 
-START_S = 60.0
-"""How long an actor may take to begin, its machine included, before the work is done by fewer."""
-
 GATHER_S = 10.0
 """How long the first actor waits for the others, so that it does not get all the first items alone."""
+
+QUIET_S = 30.0
+"""How long nothing is said while no actor has begun."""
 
 _ADVICE = "Look at the cluster, or raise `max_restarts`"
 
@@ -45,16 +45,24 @@ class Crew:
         max_restarts: How many may die for no known reason.
         ray: The package.
         resources: What each one reserves, for messages.
+        start_s: How long one may take to begin, its machine included, before the work is done by fewer.
     """
 
     def __init__(
-        self, make: Callable[[], Any], wanted: int, max_restarts: int, ray: ModuleType, resources: Mapping[str, Any]
+        self,
+        make: Callable[[], Any],
+        wanted: int,
+        max_restarts: int,
+        ray: ModuleType,
+        resources: Mapping[str, Any],
+        start_s: float,
     ) -> None:
         self.ray = ray
         self.losses = Losses(max_restarts, "Workers of the Ray cluster", _ADVICE)
         self._make = make
         self._wanted = wanted
         self._resources = dict(resources)
+        self._start_s = start_s
         self._members: list[Member] = []
         self._alone: Member | None = None
         self._coming: dict[Any, tuple[Any, float]] = {}
@@ -136,8 +144,8 @@ class Crew:
             raise WorkerError("The workers were stopped.")
         if self._has_no_place:
             raise WorkerError(
-                f"In {START_S:g} s the Ray cluster found no place for a worker that reserves {self._resources}. Lower "
-                "`resources`, or add machines; `ray status` says what is free."
+                f"In {self._start_s:g} s the Ray cluster found no place for a worker that reserves {self._resources}. "
+                "Lower `resources`, add machines, or raise `start_s`; `ray status` says what is free."
             )
         self.losses.check()
 
@@ -150,14 +158,13 @@ class Crew:
         self._check()
         for _ in range(self._wanted - len(self._members) - len(self._coming) - (self._alone is not None)):
             actor = self._make()
-            self._coming[actor.begin.remote()] = actor, time.monotonic() + START_S
+            self._coming[actor.begin.remote()] = actor, time.monotonic() + self._start_s
         if not self._coming:
             return
         signs, is_empty = list(self._coming), not self._members and self._alone is None
-        begun, _ = self.ray.wait(signs, timeout=START_S if is_empty else 0.0, fetch_local=False)
+        begun = self._await_first(signs) if is_empty else self._look(signs)
         if begun:
-            gather_s = GATHER_S if is_empty else 0.0
-            begun, _ = self.ray.wait(signs, num_returns=len(signs), timeout=gather_s, fetch_local=False)
+            begun = self._look(signs, GATHER_S if is_empty else 0.0, len(signs))
         for sign in begun:
             self._admit(Member(self._coming.pop(sign)[0]), sign)
         self._give_up_late_ones()
@@ -165,6 +172,23 @@ class Crew:
         if is_empty and not begun:
             self._has_no_place = True
             self._check()
+
+    def _await_first(self, signs: list[Any]) -> list[Any]:
+        """Wait until an actor has begun; `[]` if none does."""
+        begun = self._look(signs, min(QUIET_S, self._start_s))
+        if not begun and self._start_s > QUIET_S:
+            logger.warning(
+                "No worker of the Ray cluster has begun in %g s. Each reserves %s; `ray status` says what is free.",
+                QUIET_S,
+                self._resources,
+            )
+            begun = self._look(signs, self._start_s - QUIET_S)
+        return begun
+
+    def _look(self, signs: list[Any], timeout_s: float = 0.0, number: int = 1) -> list[Any]:
+        """Return the signs that are there, at the latest when there are so many or the time is over."""
+        begun: list[Any] = self.ray.wait(signs, num_returns=number, timeout=timeout_s, fetch_local=False)[0]
+        return begun
 
     def _admit(self, member: Member, sign: Any) -> None:
         """Let an actor work that has begun, unless it was lost before, e.g. because its machine was."""
