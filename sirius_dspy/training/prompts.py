@@ -13,9 +13,10 @@ from dspy.adapters.base import Adapter
 from dspy.lm15 import Message, Request, Response, TextPart, ToolCallPart
 from dspy.lm15 import Usage as RequestUsage
 from dspy.signatures import make_signature
+from pydantic import TypeAdapter
 
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
-from sirius_dspy.plain import coerce, to_plain
+from sirius_dspy.plain import coerce, comparable, to_plain
 from sirius_dspy.program import predictor_names, program_fingerprint, restore_values, signature_digest, signature_of
 from sirius_dspy.running.native import native_reply, without_ids
 from sirius_dspy.running.prompt import Message as ChatMessage
@@ -79,13 +80,13 @@ class PromptProbe:
             return None, "holds a value that cannot be stored"
         if is_native:
             return self._native_reply(predictor, restored, answer)
-        for written in _spellings(answer):
+        for written in _spellings(answer, fields):
             reply = training_messages(self.adapter, signature, restored, written)[-1]
             reply = {"role": "assistant", "content": str(reply["content"])}
             with _unheard(), contextlib.suppress(Exception):  # adapters may raise anything; such a reply is no row
                 text = reply["content"]
                 answered = self._call(predictor, restored, reply) if restored else self.adapter.parse(signature, text)
-                if to_plain({name: answered[name] for name in fields}) == plain:
+                if comparable(to_plain({name: answered[name] for name in fields})) == comparable(plain):
                     return reply, ""
         return None, "does not parse back"
 
@@ -119,11 +120,24 @@ def _unheard() -> Iterator[Listener]:
         yield listener
 
 
-def _spellings(outputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the outputs unchanged, then with names for Enum members: DSPy reads only string values of an Enum."""
+def _spellings(outputs: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the outputs unchanged, and then in other words that DSPy reads and does not write itself.
+
+    Of an Enum, it reads names of members and only those values that are strings; of models, it reads the aliases of
+    fields.
+    """
     yield outputs
     if any(isinstance(value, enum.Enum) for value in outputs.values()):
         yield {name: value.name if isinstance(value, enum.Enum) else value for name, value in outputs.items()}
+    with contextlib.suppress(Exception):  # the types are the user's, and may raise anything
+        yield {name: _by_alias(value, fields[name].annotation) for name, value in outputs.items()}
+
+
+def _by_alias(value: Any, annotation: Any) -> Any:
+    """Return a value as JSON with its models' aliases; a text stays, since JSON would quote it."""
+    if isinstance(value, str | dspy.Type):
+        return value
+    return TypeAdapter(annotation).dump_python(value, mode="json", by_alias=True, warnings=False)
 
 
 def training_messages(
