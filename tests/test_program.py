@@ -220,6 +220,67 @@ def test_a_copy_answers_through_itself():
     assert program.closure() is program.worker
 
 
+def in_a_default(worker):
+    return lambda found=worker: found
+
+
+def in_a_named_default(worker):
+    return lambda *, found=worker: found
+
+
+def in_a_list(worker):
+    listed = [{"it": worker}]
+    return lambda: listed[0]["it"]
+
+
+def in_an_attribute(worker):
+    def find():
+        return find.worker
+
+    find.worker = worker
+    return find
+
+
+def in_a_partial(worker):
+    ask = functools.partial(lambda found: found, worker)
+    return lambda: ask()
+
+
+def in_a_cached_function(worker):
+    return functools.lru_cache(maxsize=3)(lambda: worker)
+
+
+def in_a_cached_function_that_calls_itself(worker):
+    @functools.cache
+    def find(depth=3):
+        return find(depth - 1) if depth else worker
+
+    return find
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        in_a_default,
+        in_a_named_default,
+        in_a_list,
+        in_an_attribute,
+        in_a_partial,
+        in_a_cached_function,
+        in_a_cached_function_that_calls_itself,
+    ],
+    ids=lambda hold: hold.__name__,
+)
+def test_functions_of_a_copy_call_its_own_predictors_wherever_they_hold_them(hold):
+    program = dspy.Module()
+    program.worker = Worker()
+    program.find = hold(program.worker)
+    assert program.find() is program.worker
+    copied = copy_program(program)
+    assert copied.find() is copied.worker is not program.worker
+    assert program.find() is program.worker
+
+
 def test_functions_that_hold_no_part_of_the_program_are_shared():
     program = Wired()
     copied = copy_program(program)

@@ -24,7 +24,7 @@ class Weights:
     """The LMs of the agents, and the program that they are put into.
 
     Args:
-        student: Copied; the copy is what runs.
+        student: Copied; a copy is what runs.
         agents: Agent name to the predictors that share its weights.
         start: Agent name to the LM that it came with.
         has_teachers: Whether teachers make the runs of the first iteration.
@@ -40,6 +40,7 @@ class Weights:
         has_teachers: bool,
         restore: Callable[[str, str], dspy.LM],
     ) -> None:
+        self._student = student
         self.program = copy_program(student)
         self.agents = agents
         self.start: LMs = dict(start)
@@ -81,11 +82,13 @@ class Weights:
         return {name: tuple(sorted(models)) for name, models in sorted(self._chosen.items()) if models}
 
     def install(self, lms: Mapping[str, dspy.LM]) -> None:
-        """Put LMs into the working copy. New weights were trained without demonstrations, so they get none.
+        """Put LMs into a new working copy. New weights were trained without demonstrations, so they get none.
 
+        The copy is new because programs may keep answers of the LMs before, and what they heard in other runs.
         Predictors that share weights keep the settings of their own LMs. One without an LM stays without until it is
         trained, so that `forward` can choose another one by `dspy.context`, and can do so afterwards as well.
         """
+        self.program = copy_program(self._student)
         predictors = predictor_names(self.program)
         for agent, names in self.agents.items():
             base = self.start[agent]

@@ -154,5 +154,5 @@ class ReplayTape(Tape):
         return (
             f"The replay with an edit of step {self.edit.position} ({self.target.predictor!r}) did not repeat the "
             f"recording: {problem}. Replay needs control flow that depends on nothing but inputs and predictor "
-            "outputs: take clocks and unseeded randomness out of `forward`."
+            "outputs: take clocks, unseeded randomness, and what is kept from earlier runs out of `forward`."
         )
