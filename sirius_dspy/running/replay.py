@@ -91,11 +91,14 @@ class ReplayTape(Tape):
         return None
 
     def target_outputs(self, call: Call, signature: Any) -> list[dict[str, Any]] | None:
-        """Return the outputs of the edited step."""
+        """Return the outputs of the edited step, which stand for all the completions that were asked for."""
         call.repeat(self.target)
         if self.edit.outputs != self.target.outputs:
             call.finish = ""  # the edit is a whole answer to what was sent, however the first one ended
-        return [self._edited_outputs(call, signature)]
+        edited, others = self._edited_outputs(call, signature), self.target.others
+        if self.edit.outputs == self.target.outputs:
+            return [edited, *restore_outputs(self.target, signature)[1:]]
+        return [edited, *(dict(edited) for _ in others)]  # programs count, compare or vote over what they asked for
 
     def recorded_outputs(self, call: Call, step: Step, signature: Any) -> list[dict[str, Any]]:
         """Return what was recorded, or raise again what was."""
