@@ -6,6 +6,7 @@ import asyncio
 import threading
 
 import dspy
+import pydantic
 import pytest
 from dspy.utils.exceptions import LMTransportError
 
@@ -411,9 +412,18 @@ def test_agents_that_read_images_with_an_lm_that_learns_text_are_refused(annotat
     assert lm.calls == 0
 
 
-def test_text_types_of_dspy_are_no_images(tmp_path):
-    lm, program = ToyLM(skill=lambda asked: chat_reply(answer="ok")), Looks(dspy.Code)
+class Names(pydantic.RootModel[list[str]]):
+    def __iter__(self):
+        return iter(self.root)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [dspy.Code(code="print()"), dspy.Reasoning(content="So."), Names(["a", "bcd"])],
+    ids=lambda value: type(value).__name__,
+)
+def test_text_types_and_models_that_iterate_are_no_images(value, tmp_path):
+    lm, program = ToyLM(skill=lambda asked: chat_reply(answer="ok")), Looks(type(value))
     program.set_lm(lm)
-    trainset = [dspy.Example(picture=dspy.Code(code="print()")).with_inputs("picture")]
-    compiled_by(tmp_path, program, trainset=trainset)
+    compiled_by(tmp_path, program, trainset=[dspy.Example(picture=value).with_inputs("picture")])
     assert lm.calls > 0
