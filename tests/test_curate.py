@@ -236,18 +236,29 @@ class Ticket(pydantic.BaseModel):
     _opened: float = pydantic.PrivateAttr(default_factory=time.perf_counter)
 
 
+class Quote(dspy.Type):
+    """Looks in prompts otherwise than in replies."""
+
+    text: str
+
+    def format(self):
+        return f"<<{self.text}>>"
+
+
 @pytest.mark.parametrize(
     ("annotation", "written"),
     [
+        (Quote, '{"text": "a"}'),
+        (list[Quote], '[{"text": "a"}]'),
         (Fact, '{"text": "left out"}'),
         (list[Fact], '[{"text": "a"}, {"text": "b", "weight": 2.0}]'),
         (Ticket, '{"from": "Ann"}'),
         (dict[str, Ticket], '{"first": {"from": "Ann", "urgent": true}}'),
     ],
-    ids=["default", "list", "alias", "dict"],
+    ids=["own look", "own looks", "default", "list", "alias", "dict"],
 )
 @pytest.mark.parametrize("adapter", [CHAT, PlainAdapter()], ids=by_name)
-def test_models_whose_texts_leave_out_defaults_or_use_aliases_are_taught(adapter, annotation, written):
+def test_models_that_dspy_reads_and_does_not_write_in_the_same_words_are_taught(adapter, annotation, written):
     dspy.configure(adapter=adapter)
     fields = {"question": (str, dspy.InputField()), "value": (annotation, dspy.OutputField())}
     program = dspy.Predict(dspy.Signature(fields, "Answer."))

@@ -13,7 +13,7 @@ from dspy.adapters.base import Adapter
 from dspy.lm15 import Message, Request, Response, TextPart, ToolCallPart
 from dspy.lm15 import Usage as RequestUsage
 from dspy.signatures import make_signature
-from pydantic import TypeAdapter
+from pydantic import BaseModel
 
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import coerce, comparable, to_plain
@@ -80,7 +80,7 @@ class PromptProbe:
             return None, "holds a value that cannot be stored"
         if is_native:
             return self._native_reply(predictor, restored, answer)
-        for written in _spellings(answer, fields):
+        for written in _spellings(answer):
             reply = training_messages(self.adapter, signature, restored, written)[-1]
             reply = {"role": "assistant", "content": str(reply["content"])}
             with _unheard(), contextlib.suppress(Exception):  # adapters may raise anything; such a reply is no row
@@ -120,24 +120,28 @@ def _unheard() -> Iterator[Listener]:
         yield listener
 
 
-def _spellings(outputs: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _spellings(outputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the outputs unchanged, and then in other words that DSPy reads and does not write itself.
 
     Of an Enum, it reads names of members and only those values that are strings; of models, it reads the aliases of
-    fields.
+    fields; of types that say how they look in a prompt, it reads the fields.
     """
     yield outputs
     if any(isinstance(value, enum.Enum) for value in outputs.values()):
         yield {name: value.name if isinstance(value, enum.Enum) else value for name, value in outputs.items()}
     with contextlib.suppress(Exception):  # the types are the user's, and may raise anything
-        yield {name: _by_alias(value, fields[name].annotation) for name, value in outputs.items()}
+        yield {name: _by_fields(value) for name, value in outputs.items()}
 
 
-def _by_alias(value: Any, annotation: Any) -> Any:
-    """Return a value as JSON with its models' aliases; a text stays, since JSON would quote it."""
-    if isinstance(value, str | dspy.Type):
-        return value
-    return TypeAdapter(annotation).dump_python(value, mode="json", by_alias=True, warnings=False)
+def _by_fields(value: Any) -> Any:
+    """Return a value with the fields of its models in place of these, under the names that are read."""
+    if isinstance(value, dspy.Type):
+        return {name: _by_fields(item) for name, item in vars(value).items()}
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True, round_trip=True)
+    if type(value) is list:
+        return [_by_fields(item) for item in value]
+    return {name: _by_fields(item) for name, item in value.items()} if type(value) is dict else value
 
 
 def training_messages(
