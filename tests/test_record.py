@@ -488,6 +488,14 @@ def test_an_edit_must_name_the_output_fields(lm):
         replay(program, {"start": "S"}, recorded, Edit(0, {"bid": "no reasoning"}))
 
 
+def test_an_edit_that_cannot_be_made_again_is_refused(lm):
+    program = Negotiation()
+    recorded = scored(record(program, {"start": "S"}))
+    edit = Edit(0, {**recorded.steps[0].outputs, "bid": to_plain(object())})
+    with pytest.raises(ReplayDivergedError, match=r"the edit cannot be made: .*'builtins:object'"):
+        replay(program, {"start": "S"}, recorded, edit)
+
+
 class Three(dspy.Module):
     def __init__(self):
         super().__init__()

@@ -145,7 +145,10 @@ class ReplayTape(Tape):
         call.source = "edited"
         self.note_target(call)
         fields = signature.output_fields
-        return {name: coerce(value, fields[name].annotation) for name, value in self.edit.outputs.items()}
+        try:
+            return {name: coerce(value, fields[name].annotation) for name, value in self.edit.outputs.items()}
+        except UnreadableValueError as error:
+            self._diverge(f"the edit cannot be made: {error}")
 
     def _diverge(self, problem: str) -> NoReturn:
         """Stop the run before it asks an LM; noted as well, because programs may catch what their predictors raise."""
