@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sirius_dspy import Collect
-from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy import Collect, SiriuS, evaluate
+from sirius_dspy.errors import NoSuccessError, UnpreparedProgramError, UnrecordableCallError
 from sirius_dspy.program import (
     copy_program,
     hidden_predictors,
@@ -476,6 +476,64 @@ def test_what_dspy_cannot_call_is_refused(tmp_path):
     program.set_lm(ToyLM())
     trainset = [dspy.Example(question="q", answer="ok").with_inputs("question")]
     with pytest.raises(UnpreparedProgramError, match=r"no `forward`"):
+        optimizer(tmp_path).compile(program, trainset=trainset, valset=trainset)
+
+
+def test_modules_that_hold_each_other_are_refused(tmp_path):
+    program = Worker()
+    program.child = dspy.Module()
+    program.child.parent = program
+    trainset = [dspy.Example(question="q", answer="ok").with_inputs("question")]
+    for use in (
+        lambda: optimizer(tmp_path).compile(program, trainset=trainset, valset=trainset),
+        lambda: evaluate(program, trainset, exact),
+    ):
+        with (
+            dspy.context(lm=ToyLM()),
+            pytest.raises(UnpreparedProgramError, match="Worker hold each other in a circle"),
+        ):
+            use()
+
+
+class Late(dspy.Module):
+    """Answers with what calls its predictor when it is used."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+        self.wrap = wrap
+
+    def forward(self, question):
+        return self.wrap(lambda number: self.ask(question=f"{question}{number}"))
+
+
+LATE = [
+    (lambda ask: (ask(number) for number in range(2)), list),
+    (lambda ask: map(ask, range(2)), list),
+    (lambda ask: dspy.Prediction(answers=map(ask, range(2))), lambda found: list(found.answers)),
+    (lambda ask: ask, lambda found: found(1)),
+]
+
+
+@pytest.mark.parametrize(("wrap", "use"), LATE, ids=["generator", "map", "part", "function"])
+def test_a_result_that_calls_predictors_later_is_refused_at_the_first_runs(wrap, use, tmp_path):
+    program, lm = Late(wrap), ToyLM(skill=lambda prompt: chat_reply(answer="ok"))
+    program.set_lm(lm)
+    trainset = [dspy.Example(question=f"q{number}", answer="ok").with_inputs("question") for number in range(20)]
+    settings = {"num_threads": 1, "run_dir": tmp_path}
+    with pytest.raises(UnrecordableCallError, match=r"'ask' was called after the run"):
+        SiriuS(lambda example, found, trace=None: bool(use(found)), **settings).compile(
+            program, trainset=trainset, valset=trainset
+        )
+    assert lm.calls <= 4
+    assert evaluate(program, trainset[:2], lambda example, found, trace=None: bool(use(found))).score == 1.0
+
+
+def test_runs_that_call_no_predictor_are_told_from_a_curator_that_chooses_nothing(tmp_path):
+    program = Late(lambda ask: dspy.Prediction(answer="ok"))
+    program.set_lm(ToyLM())
+    trainset = [dspy.Example(question="q", answer="ok").with_inputs("question")]
+    with pytest.raises(NoSuccessError, match=r"called none of the predictors \['ask'\]"):
         optimizer(tmp_path).compile(program, trainset=trainset, valset=trainset)
 
 
