@@ -98,6 +98,27 @@ def test_new_weights_are_asked_even_if_the_program_keeps_its_answers(tmp_path):
     assert (program.log, compiled.log, compiled.answers) == ([], [], {})
 
 
+def test_rows_have_the_prompts_that_were_sent_though_a_program_changes_its_signatures(tmp_path):
+    class Rewriting(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question):
+            self.ask.signature = self.ask.signature.with_instructions(f"Answer {question}.")
+            return self.ask(question=question)
+
+    program, lm = Rewriting(), ToyLM(skill=lambda prompt: chat_reply(answer="ok"))
+    program.set_lm(lm)
+    trainset = [dspy.Example(question=name, answer="ok").with_inputs("question") for name in ("a", "b", "c")]
+    optimizer(tmp_path, iterations=1, num_threads=1).compile(program, trainset=trainset, valset=trainset)
+    rows = [json.loads(line) for line in (tmp_path / "training/iteration-1/ask.jsonl").read_text().splitlines()]
+    sent = {(prompt.system, prompt.user) for prompt in lm.requests}
+    asked = {tuple(message["content"] for message in row["messages"][:-1]) for row in rows}
+    assert len(asked) == 3
+    assert asked <= sent
+
+
 def test_each_agent_has_its_own_weights_that_know_its_own_rows_only(tmp_path):
     compiled = compiled_by(tmp_path, iterations=1)
     doubler, writer = (predictor.lm for _, predictor in compiled.named_predictors())
