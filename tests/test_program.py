@@ -529,6 +529,17 @@ def test_a_result_that_calls_predictors_later_is_refused_at_the_first_runs(wrap,
     assert evaluate(program, trainset[:2], lambda example, found, trace=None: bool(use(found))).score == 1.0
 
 
+def test_a_metric_may_ask_a_predictor_of_the_program_in_several_threads():
+    program = Worker()
+    program.judge = dspy.Predict("answer -> verdict")
+    lm = ToyLM(skill=lambda prompt: chat_reply(**{"verdict" if prompt.asks_for("verdict") else "answer": "good"}))
+    lm.engine.latency_s = 0.01  # so that calls of metrics fall into the runs of other threads
+    program.set_lm(lm)
+    examples = [dspy.Example(question=f"q{number}").with_inputs("question") for number in range(12)]
+    metric = lambda example, found, trace=None: program.judge(answer=found.answer).verdict == "good"  # noqa: E731
+    assert evaluate(program, examples, metric, num_threads=4).score == 1.0
+
+
 def test_runs_that_call_no_predictor_are_told_from_a_curator_that_chooses_nothing(tmp_path):
     program = Late(lambda ask: dspy.Prediction(answer="ok"))
     program.set_lm(ToyLM())
