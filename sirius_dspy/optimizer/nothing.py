@@ -77,6 +77,7 @@ def _all_dropped(session: Session, dropped: Counter[str]) -> str:
     advice = {
         "does not parse back": f"the adapter {adapter} cannot write the outputs so that it reads them again",
         "cut off": "`max_tokens` is too small",
+        "images": "the agent's LM learns from text alone; leave it as it is with `frozen=[...]`",
     }
     meanings = [
         f" {reason!r} means that {meaning}."
