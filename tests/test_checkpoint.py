@@ -275,6 +275,14 @@ class Point(pydantic.BaseModel):
     on: datetime.date
 
 
+class Square(pydantic.BaseModel, extra="forbid"):
+    origin: int = pydantic.Field(alias="from")
+
+    @pydantic.computed_field
+    def area(self) -> int:
+        return self.origin**2
+
+
 VALUES = [
     (str, "text"),
     (dict, {"a": [1, 2.5, None, True]}),
@@ -293,6 +301,7 @@ VALUES = [
     (bytes, b"text"),
     (Point, Point(x=1, on=datetime.date(2024, 1, 2))),
     (list[Point], [Point(x=1, on=datetime.date(2024, 1, 2))]),
+    (Square, Square.model_validate({"from": 2})),
     (dspy.Image, dspy.Image("data:image/png;base64,iVBORw0KGgo=")),
     (dspy.Image, dspy.Image("https://example.org/a.png")),
     (dspy.History, dspy.History(messages=[{"question": "a", "answer": "b"}])),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 from dataclasses import replace
 from typing import Literal
 
@@ -10,9 +11,11 @@ import dspy
 import pydantic
 import pytest
 from dspy.clients.utils_finetune import find_data_error_chat
+from pydantic import TypeAdapter
 
 from sirius_dspy import Curator, PlainAdapter
 from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy.plain import from_plain
 from sirius_dspy.running.rollout import Rollouts, Task
 from sirius_dspy.testing import ScriptedLM, chat_reply
 from sirius_dspy.training.curate import Appraisal
@@ -223,6 +226,48 @@ def test_typed_fields_come_back_from_disk_and_round_trip(adapter):
     (row,) = curate(program, collected)["sort"].rows
     assert list(row.messages[:-1]) == asked(program.sort.lm)[0]
     assert adapter.parse(Typed, row.messages[-1]["content"]) == TYPED
+
+
+class Ticket(pydantic.BaseModel):
+    """Parsed from texts that leave something out, or that have names which Python does not allow."""
+
+    sender: str = pydantic.Field(alias="from")
+    urgent: bool = False
+    _opened: float = pydantic.PrivateAttr(default_factory=time.perf_counter)
+
+
+class Quote(dspy.Type):
+    """Looks in prompts otherwise than in replies."""
+
+    text: str
+
+    def format(self):
+        return f"<<{self.text}>>"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "written"),
+    [
+        (Quote, '{"text": "a"}'),
+        (list[Quote], '[{"text": "a"}]'),
+        (Fact, '{"text": "left out"}'),
+        (list[Fact], '[{"text": "a"}, {"text": "b", "weight": 2.0}]'),
+        (Ticket, '{"from": "Ann"}'),
+        (dict[str, Ticket], '{"first": {"from": "Ann", "urgent": true}}'),
+    ],
+    ids=["own look", "own looks", "default", "list", "alias", "dict"],
+)
+@pytest.mark.parametrize("adapter", [CHAT, PlainAdapter()], ids=by_name)
+def test_models_that_dspy_reads_and_does_not_write_in_the_same_words_are_taught(adapter, annotation, written):
+    dspy.configure(adapter=adapter)
+    fields = {"question": (str, dspy.InputField()), "value": (annotation, dspy.OutputField())}
+    program = dspy.Predict(dspy.Signature(fields, "Answer."))
+    program.set_lm(ScriptedLM(lambda prompt: written if adapter is not CHAT else chat_reply(value=written)))
+    found = curate(program, collected := runs(program, {"question": "?"}))["self"]
+    assert len(found.rows) == 1, found.dropped
+    taught = adapter.parse(program.signature, found.rows[0].messages[-1]["content"])["value"]
+    recorded = from_plain(collected[0].steps[0].outputs["value"], annotation)
+    assert TypeAdapter(annotation).dump_json(taught) == TypeAdapter(annotation).dump_json(recorded)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS, ids=by_name)

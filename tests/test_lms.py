@@ -6,11 +6,12 @@ import asyncio
 import threading
 
 import dspy
+import pydantic
 import pytest
 from dspy.utils.exceptions import LMTransportError
 
 from sirius_dspy import Collect, ExperienceLibrary, ProviderTrainer, SharedWeights, SiriuS, evaluate
-from sirius_dspy.errors import TrainingError, UnpreparedProgramError
+from sirius_dspy.errors import NoSuccessError, TrainingError, UnpreparedProgramError
 from sirius_dspy.lms import keep_settings
 from sirius_dspy.testing import ScriptedLM, ScriptedTrainer, ToyLM, chat_reply
 from tests.toy import ADAPTER, without_time
@@ -411,9 +412,42 @@ def test_agents_that_read_images_with_an_lm_that_learns_text_are_refused(annotat
     assert lm.calls == 0
 
 
-def test_text_types_of_dspy_are_no_images(tmp_path):
-    lm, program = ToyLM(skill=lambda asked: chat_reply(answer="ok")), Looks(dspy.Code)
+class Finds(dspy.Module):
+    """Has a picture of its own for its second question."""
+
+    def __init__(self):
+        super().__init__()
+        self.look = dspy.Predict("seen -> answer")
+
+    def forward(self, question):
+        return self.look(seen=dspy.Image("https://example.com/cat.png") if question == "1" else question)
+
+
+@pytest.mark.parametrize(("names", "rows"), [("01", 1), ("1", 0)], ids=["some", "all"])
+def test_images_that_are_known_in_a_run_only_are_not_taught_to_an_lm_that_learns_text(names, rows, tmp_path):
+    program = Finds()
+    program.set_lm(ToyLM(skill=lambda asked: chat_reply(answer="ok")))
+    trainset = [dspy.Example(question=name).with_inputs("question") for name in names]
+    if not rows:
+        with pytest.raises(NoSuccessError, match=r"1 x has images or other media.*frozen"):
+            compiled_by(tmp_path, program, trainset=trainset)
+        return
+    agent = compiled_by(tmp_path, program, trainset=trainset).detailed_results.iterations[1].agents["look"]
+    assert (agent.rows, agent.dropped) == (1, {"has images or other media": 1})
+
+
+class Names(pydantic.RootModel[list[str]]):
+    def __iter__(self):
+        return iter(self.root)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [dspy.Code(code="print()"), dspy.Reasoning(content="So."), Names(["a", "bcd"])],
+    ids=lambda value: type(value).__name__,
+)
+def test_text_types_and_models_that_iterate_are_no_images(value, tmp_path):
+    lm, program = ToyLM(skill=lambda asked: chat_reply(answer="ok")), Looks(type(value))
     program.set_lm(lm)
-    trainset = [dspy.Example(picture=dspy.Code(code="print()")).with_inputs("picture")]
-    compiled_by(tmp_path, program, trainset=trainset)
+    compiled_by(tmp_path, program, trainset=[dspy.Example(picture=value).with_inputs("picture")])
     assert lm.calls > 0

@@ -66,6 +66,59 @@ def test_the_student_stays_as_it_was(tmp_path):
     assert not lm.history
 
 
+class Remembering(dspy.Module):
+    """Asks each question once, and shows what it was asked before."""
+
+    def __init__(self):
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+        self.answers, self.log = {}, []
+
+    def forward(self, question):
+        self.log.append(question)
+        if question not in self.answers:
+            self.answers[question] = self.ask(question=question)
+        return self.answers[question]
+
+
+def test_new_weights_are_asked_even_if_the_program_keeps_its_answers(tmp_path):
+    program = Remembering()
+    program.set_lm(ToyLM(skill=lambda prompt: chat_reply(answer="new" if "+" in prompt.model else "old")))
+    trainset = [dspy.Example(question="a").with_inputs("question")]
+    optimizer = SiriuS(
+        lambda example, found, trace=None: 1.0 if found.answer == "new" else 0.5,
+        threshold=0.5,
+        iterations=1,
+        augmenter=None,
+        run_dir=tmp_path,
+    )
+    valset = [dspy.Example(question="b").with_inputs("question")]
+    compiled = optimizer.compile(program, trainset=trainset, valset=valset)
+    assert [entry.score for entry in compiled.detailed_results.iterations] == [0.5, 1.0]
+    assert (program.log, compiled.log, compiled.answers) == ([], [], {})
+
+
+def test_rows_have_the_prompts_that_were_sent_though_a_program_changes_its_signatures(tmp_path):
+    class Rewriting(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.ask = dspy.Predict("question -> answer")
+
+        def forward(self, question):
+            self.ask.signature = self.ask.signature.with_instructions(f"Answer {question}.")
+            return self.ask(question=question)
+
+    program, lm = Rewriting(), ToyLM(skill=lambda prompt: chat_reply(answer="ok"))
+    program.set_lm(lm)
+    trainset = [dspy.Example(question=name, answer="ok").with_inputs("question") for name in ("a", "b", "c")]
+    optimizer(tmp_path, iterations=1, num_threads=1).compile(program, trainset=trainset, valset=trainset)
+    rows = [json.loads(line) for line in (tmp_path / "training/iteration-1/ask.jsonl").read_text().splitlines()]
+    sent = {(prompt.system, prompt.user) for prompt in lm.requests}
+    asked = {tuple(message["content"] for message in row["messages"][:-1]) for row in rows}
+    assert len(asked) == 3
+    assert asked <= sent
+
+
 def test_each_agent_has_its_own_weights_that_know_its_own_rows_only(tmp_path):
     compiled = compiled_by(tmp_path, iterations=1)
     doubler, writer = (predictor.lm for _, predictor in compiled.named_predictors())

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sirius_dspy import Collect
-from sirius_dspy.errors import UnpreparedProgramError
+from sirius_dspy import Collect, SiriuS, evaluate
+from sirius_dspy.errors import NoSuccessError, UnpreparedProgramError, UnrecordableCallError
 from sirius_dspy.program import (
     copy_program,
     hidden_predictors,
@@ -220,6 +220,67 @@ def test_a_copy_answers_through_itself():
     assert program.closure() is program.worker
 
 
+def in_a_default(worker):
+    return lambda found=worker: found
+
+
+def in_a_named_default(worker):
+    return lambda *, found=worker: found
+
+
+def in_a_list(worker):
+    listed = [{"it": worker}]
+    return lambda: listed[0]["it"]
+
+
+def in_an_attribute(worker):
+    def find():
+        return find.worker
+
+    find.worker = worker
+    return find
+
+
+def in_a_partial(worker):
+    ask = functools.partial(lambda found: found, worker)
+    return lambda: ask()
+
+
+def in_a_cached_function(worker):
+    return functools.lru_cache(maxsize=3)(lambda: worker)
+
+
+def in_a_cached_function_that_calls_itself(worker):
+    @functools.cache
+    def find(depth=3):
+        return find(depth - 1) if depth else worker
+
+    return find
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        in_a_default,
+        in_a_named_default,
+        in_a_list,
+        in_an_attribute,
+        in_a_partial,
+        in_a_cached_function,
+        in_a_cached_function_that_calls_itself,
+    ],
+    ids=lambda hold: hold.__name__,
+)
+def test_functions_of_a_copy_call_its_own_predictors_wherever_they_hold_them(hold):
+    program = dspy.Module()
+    program.worker = Worker()
+    program.find = hold(program.worker)
+    assert program.find() is program.worker
+    copied = copy_program(program)
+    assert copied.find() is copied.worker is not program.worker
+    assert program.find() is program.worker
+
+
 def test_functions_that_hold_no_part_of_the_program_are_shared():
     program = Wired()
     copied = copy_program(program)
@@ -415,6 +476,75 @@ def test_what_dspy_cannot_call_is_refused(tmp_path):
     program.set_lm(ToyLM())
     trainset = [dspy.Example(question="q", answer="ok").with_inputs("question")]
     with pytest.raises(UnpreparedProgramError, match=r"no `forward`"):
+        optimizer(tmp_path).compile(program, trainset=trainset, valset=trainset)
+
+
+def test_modules_that_hold_each_other_are_refused(tmp_path):
+    program = Worker()
+    program.child = dspy.Module()
+    program.child.parent = program
+    trainset = [dspy.Example(question="q", answer="ok").with_inputs("question")]
+    for use in (
+        lambda: optimizer(tmp_path).compile(program, trainset=trainset, valset=trainset),
+        lambda: evaluate(program, trainset, exact),
+    ):
+        with (
+            dspy.context(lm=ToyLM()),
+            pytest.raises(UnpreparedProgramError, match="Worker hold each other in a circle"),
+        ):
+            use()
+
+
+class Late(dspy.Module):
+    """Answers with what calls its predictor when it is used."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+        self.wrap = wrap
+
+    def forward(self, question):
+        return self.wrap(lambda number: self.ask(question=f"{question}{number}"))
+
+
+LATE = [
+    (lambda ask: (ask(number) for number in range(2)), list),
+    (lambda ask: map(ask, range(2)), list),
+    (lambda ask: dspy.Prediction(answers=map(ask, range(2))), lambda found: list(found.answers)),
+    (lambda ask: ask, lambda found: found(1)),
+]
+
+
+@pytest.mark.parametrize(("wrap", "use"), LATE, ids=["generator", "map", "part", "function"])
+def test_a_result_that_calls_predictors_later_is_refused_at_the_first_runs(wrap, use, tmp_path):
+    program, lm = Late(wrap), ToyLM(skill=lambda prompt: chat_reply(answer="ok"))
+    program.set_lm(lm)
+    trainset = [dspy.Example(question=f"q{number}", answer="ok").with_inputs("question") for number in range(20)]
+    settings = {"num_threads": 1, "run_dir": tmp_path}
+    with pytest.raises(UnrecordableCallError, match=r"'ask' was called after the run"):
+        SiriuS(lambda example, found, trace=None: bool(use(found)), **settings).compile(
+            program, trainset=trainset, valset=trainset
+        )
+    assert lm.calls <= 4
+    assert evaluate(program, trainset[:2], lambda example, found, trace=None: bool(use(found))).score == 1.0
+
+
+def test_a_metric_may_ask_a_predictor_of_the_program_in_several_threads():
+    program = Worker()
+    program.judge = dspy.Predict("answer -> verdict")
+    lm = ToyLM(skill=lambda prompt: chat_reply(**{"verdict" if prompt.asks_for("verdict") else "answer": "good"}))
+    lm.engine.latency_s = 0.01  # so that calls of metrics fall into the runs of other threads
+    program.set_lm(lm)
+    examples = [dspy.Example(question=f"q{number}").with_inputs("question") for number in range(12)]
+    metric = lambda example, found, trace=None: program.judge(answer=found.answer).verdict == "good"  # noqa: E731
+    assert evaluate(program, examples, metric, num_threads=4).score == 1.0
+
+
+def test_runs_that_call_no_predictor_are_told_from_a_curator_that_chooses_nothing(tmp_path):
+    program = Late(lambda ask: dspy.Prediction(answer="ok"))
+    program.set_lm(ToyLM())
+    trainset = [dspy.Example(question="q", answer="ok").with_inputs("question")]
+    with pytest.raises(NoSuccessError, match=r"called none of the predictors \['ask'\]"):
         optimizer(tmp_path).compile(program, trainset=trainset, valset=trainset)
 
 

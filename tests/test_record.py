@@ -310,6 +310,27 @@ def test_several_completions_are_replayed_all(lm):
     assert again.prediction.offer == "o(3 verdicts)"
 
 
+def test_an_edit_stands_for_all_completions_that_a_predictor_asked_for(lm):
+    class Voting(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.judge = dspy.Predict("history -> verdict", n=3, temperature=1.0)
+
+        def forward(self, start):
+            found = self.judge(history=start)
+            assert len(found.completions.verdict) == 3
+            return dspy.majority(found)
+
+    program = Voting()
+    recorded = scored(record(program, {"start": "S"}))
+    before = lm.calls
+    same = replay(program, {"start": "S"}, recorded, Edit(0, recorded.steps[0].outputs))
+    assert contents(same) == [step.content for step in recorded.steps]
+    edited = replay(program, {"start": "S"}, recorded, Edit(0, {"verdict": "better"}))
+    assert edited.prediction.verdict == "better"
+    assert lm.calls == before
+
+
 class Fragile(dspy.Module):
     def __init__(self):
         super().__init__()
@@ -465,6 +486,14 @@ def test_an_edit_must_name_the_output_fields(lm):
     recorded = scored(record(program, {"start": "S"}))
     with pytest.raises(ReplayDivergedError, match=r"fields \['bid'\].*\['bid', 'reasoning'\]"):
         replay(program, {"start": "S"}, recorded, Edit(0, {"bid": "no reasoning"}))
+
+
+def test_an_edit_that_cannot_be_made_again_is_refused(lm):
+    program = Negotiation()
+    recorded = scored(record(program, {"start": "S"}))
+    edit = Edit(0, {**recorded.steps[0].outputs, "bid": to_plain(object())})
+    with pytest.raises(ReplayDivergedError, match=r"the edit cannot be made: .*'builtins:object'"):
+        replay(program, {"start": "S"}, recorded, edit)
 
 
 class Three(dspy.Module):

@@ -98,7 +98,7 @@ def sent_prompt(step: Step) -> tuple[SentPrompt | None, str]:
     if step.prompt is None:
         return None, "has no recorded prompt"
     prompt = SentPrompt.read(step.prompt)
-    if not all(isinstance(message["content"] or "", str) for message in prompt.messages):
+    if not prompt.is_text:
         return None, "has images or other media"
     return prompt, ""
 

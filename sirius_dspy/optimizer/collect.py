@@ -21,7 +21,6 @@ def collect(session: Session, iteration: int) -> None:
         BudgetReached: There is no room for another run.
     """
     settings, examples = session.settings, scheduled_examples(session, iteration)
-    session.weights.install(session.weights.current)
     done = {(run.example_key, run.sample): run for run in collected(session, iteration)}
     session.bugs["rollout"].is_resumed |= bool(done)
     solved = {key for (key, _), run in done.items() if run.succeeded(settings.threshold)}

@@ -17,6 +17,7 @@ from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.optimizer.warm_start import add_demonstrations
 from sirius_dspy.optimizer.weights import LMs
+from sirius_dspy.running.prompt import SentPrompt
 from sirius_dspy.tracking.events import Curated, StageStarted, Trained, TrainingProgress
 from sirius_dspy.training.curate import Appraisal, Appraise, TrainingSet
 from sirius_dspy.training.trainers import Trainer, TrainingRequest
@@ -51,6 +52,24 @@ def curate(session: Session, iteration: int) -> dict[str, TrainingSet]:
 
 
 def _appraise(session: Session, iterations: Sequence[int]) -> Appraise:
+    """Leave out what an agent's LM cannot be trained on, and appraise the others."""
+    by_origin, plan = _appraise_by_origin(session, iterations), session.plan
+    text_only = {
+        name
+        for agent, names in plan.trained.items()
+        if not plan.settings.trainer.trains_on_images(plan.start[agent])
+        for name in names
+    }
+
+    def appraise(trajectory: Trajectory, step: Step) -> Appraisal:
+        if step.predictor in text_only and step.prompt is not None and not SentPrompt.read(step.prompt).is_text:
+            return Appraisal("has images or other media")
+        return by_origin(trajectory, step)
+
+    return appraise
+
+
+def _appraise_by_origin(session: Session, iterations: Sequence[int]) -> Appraise:
     """Appraise steps of repairs by what the augmenter says, and those of rollouts by their credit."""
     credit, of_repair = session.settings.credit, _appraise_repairs(session, iterations)
     if credit is None:

@@ -159,8 +159,12 @@ class Loop:
 
     @contextmanager
     def _stage(self, session: Session, iteration: int, name: str) -> Iterator[None]:
-        """Count what a stage spends, keep the calls of runs under way, and save both; begin none that is put off."""
+        """Count what a stage spends, keep the calls of runs under way, and save both; begin none that is put off.
+
+        Each stage has a program in which no earlier run has changed anything.
+        """
         session.hold.check(iteration, name)
+        session.weights.install(session.weights.current)
         session.live.begin_stage(iteration, name)
         with session.account.stage(iteration, name), keep_calls(calls_file(self.plan.run_dir, iteration, name)):
             yield

@@ -29,13 +29,20 @@ def explain_nothing(session: Session, iteration: int, sets: Mapping[str, Trainin
     if dropped := sum((Counter(rows.dropped) for rows in sets.values()), Counter[str]()):
         raise NoSuccessError(_all_dropped(session, dropped))
     runs = list(collected(session, iteration))
-    successes = sum(run.succeeded(session.settings.threshold) for run in runs)
-    raise NoSuccessError(_none_chosen(session, successes) if successes else _none_succeeded(session, runs))
+    good = [run for run in runs if run.succeeded(session.settings.threshold)]
+    raise NoSuccessError(_none_chosen(session, good) if good else _none_succeeded(session, runs))
 
 
-def _none_chosen(session: Session, successes: int) -> str:
+def _none_chosen(session: Session, runs: Sequence[Trajectory]) -> str:
+    trained = {name for names in session.plan.trained.values() for name in names}
+    if not any(step.predictor in trained for run in runs for step in run.steps):
+        return (
+            f"{len(runs)} runs reached the threshold {session.settings.threshold}, but called none of the predictors "
+            f"{sorted(trained)} that are to be trained. Call them in `forward`: the program may answer without them, "
+            f"or call others in their place. The runs are in {session.library.url!r}."
+        )
     return (
-        f"{successes} runs reached the threshold {session.settings.threshold}, but the curator "
+        f"{len(runs)} runs reached the threshold {session.settings.threshold}, but the curator "
         f"{type(session.settings.curator).__name__} returned no training rows and gave no reason in `dropped`. The "
         f"runs are in {session.library.url!r}."
     )
@@ -70,6 +77,7 @@ def _all_dropped(session: Session, dropped: Counter[str]) -> str:
     advice = {
         "does not parse back": f"the adapter {adapter} cannot write the outputs so that it reads them again",
         "cut off": "`max_tokens` is too small",
+        "images": "the agent's LM learns from text alone; leave it as it is with `frozen=[...]`",
     }
     meanings = [
         f" {reason!r} means that {meaning}."

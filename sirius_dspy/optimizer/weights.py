@@ -24,7 +24,7 @@ class Weights:
     """The LMs of the agents, and the program that they are put into.
 
     Args:
-        student: Copied; the copy is what runs.
+        student: Copied; a copy is what runs.
         agents: Agent name to the predictors that share its weights.
         start: Agent name to the LM that it came with.
         has_teachers: Whether teachers make the runs of the first iteration.
@@ -40,19 +40,27 @@ class Weights:
         has_teachers: bool,
         restore: Callable[[str, str], dspy.LM],
     ) -> None:
-        self.program = copy_program(student)
+        self._student = student
+        self._program = copy_program(student)
+        self._is_used = False
         self.agents = agents
         self.start: LMs = dict(start)
         self.current: LMs = dict(start)
         self.history: list[Mapping[str, str]] = []
         self.launches = Launches()
-        predictors = predictor_names(self.program)
+        predictors = predictor_names(self._program)
         self._demos = {name: predictor.demos for name, predictor in predictors.items()}
         self._given = {name: predictor.lm for name, predictor in predictors.items()}
         self._has_teachers = has_teachers
         self._restore = restore
         self._trained: dict[tuple[str, str], dspy.LM] = {}
         self._chosen: dict[str, set[str]] = defaultdict(set)
+
+    @property
+    def program(self) -> dspy.Module:
+        """The working copy."""
+        self._is_used = True
+        return self._program
 
     @property
     def predictors(self) -> frozenset[str]:
@@ -83,10 +91,14 @@ class Weights:
     def install(self, lms: Mapping[str, dspy.LM]) -> None:
         """Put LMs into the working copy. New weights were trained without demonstrations, so they get none.
 
+        If it may have run, the copy is a new one: programs keep answers of the LMs before, and what they heard in other
+        runs. Large ones take seconds to copy.
         Predictors that share weights keep the settings of their own LMs. One without an LM stays without until it is
         trained, so that `forward` can choose another one by `dspy.context`, and can do so afterwards as well.
         """
-        predictors = predictor_names(self.program)
+        if self._is_used:
+            self._program, self._is_used = copy_program(self._student), False
+        predictors = predictor_names(self._program)
         for agent, names in self.agents.items():
             base = self.start[agent]
             is_taught = lms[agent].model != base.model
@@ -162,7 +174,7 @@ class Weights:
 
     def compiled(self) -> dspy.Module:
         """A copy of the program as it is now, for the user."""
-        program = copy_program(self.program)
+        program = copy_program(self._program)
         for name, predictor in predictor_names(program).items():
             if not self._chosen[name]:
                 follow_no_context(predictor)

@@ -15,13 +15,14 @@ as far as it can be seen, and reading it back is an error.
 
 from sirius_dspy.plain.digest_set import DigestSet
 from sirius_dspy.plain.digests import canonical, digest, text_digest
-from sirius_dspy.plain.reading import coerce, from_plain, opaque_parts, readable
+from sirius_dspy.plain.reading import coerce, comparable, from_plain, opaque_parts, readable
 from sirius_dspy.plain.writing import example_content, example_key, to_plain
 
 __all__ = [
     "DigestSet",
     "canonical",
     "coerce",
+    "comparable",
     "digest",
     "example_content",
     "example_key",

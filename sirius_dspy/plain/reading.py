@@ -64,6 +64,19 @@ def readable(value: Any) -> Any:
     return [readable(item) for item in value] if type(value) is list else value
 
 
+def comparable(value: Any) -> Any:
+    """Return the same JSON without what pydantic notes in a model beside its fields, which no text of it can say.
+
+    That is which of the fields were given and which are defaults, and the private attributes.
+    """
+    if type(value) is list:
+        return [comparable(item) for item in value]
+    if type(value) is not dict:
+        return value
+    unsaid = ("set", "private") if value.get(TYPE) == "model" else ()
+    return {key: comparable(item) for key, item in value.items() if key not in unsaid}
+
+
 def opaque_parts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield the path and the class of each part of a plain value that cannot be read back."""
     if isinstance(value, list):

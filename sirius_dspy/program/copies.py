@@ -8,7 +8,8 @@ import sys
 import sysconfig
 import types
 from collections import ChainMap
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,6 +69,8 @@ class _Copier:
         kind = type(value)
         if kind is types.FunctionType:
             return self._copy_function(value)
+        if kind is _CachedFunction:
+            return self._copy_cached(value)
         if isinstance(value, (dspy.BaseLM, *CODE)):
             return value
         if kind is types.MethodType:
@@ -149,48 +152,54 @@ class _Copier:
         for name, item in (slots or {}).items():
             object.__setattr__(new, name, item)
 
+    def _copy_cached(self, function: Any) -> Any:
+        """A function of `functools.lru_cache` that is bound to the program gets a new one, with an empty cache."""
+        if not self._is_bound(function):
+            return function
+        wrapped = self.copy(function.__wrapped__)
+        made = self._memo.get(id(function))  # its own copy already, if it calls itself
+        return functools.lru_cache(**function.cache_parameters())(wrapped) if made is None else made
+
     def _copy_function(self, function: types.FunctionType) -> types.FunctionType:
-        """Functions are shared, but for those whose closure holds parts of the program: they get a new closure."""
-        if not self._binds(function, set()):
+        """Functions are shared, but for those that hold parts of the program: they hold the copies of these."""
+        if not self._is_bound(function):
             return function
         cells = [self._copy_cell(cell) for cell in function.__closure__ or ()]
-        new = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
-        )
+        new = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, tuple(cells))
         self._memo[id(function)] = new
         functools.update_wrapper(new, function)
         vars(new).pop("__wrapped__")
-        vars(new).update(vars(function))
-        new.__kwdefaults__ = function.__kwdefaults__
+        vars(new).update((name, self._copy_held(item)) for name, item in vars(function).items())
+        new.__defaults__ = function.__defaults__ and tuple(map(self._copy_held, function.__defaults__))
+        new.__kwdefaults__ = {name: self._copy_held(item) for name, item in (function.__kwdefaults__ or {}).items()}
         for cell, copied in zip(function.__closure__ or (), cells, strict=True):
             if copied is not cell:
                 copied.cell_contents = self.copy(cell.cell_contents)
         return new
 
+    def _copy_held(self, value: Any) -> Any:
+        return self.copy(value) if self._is_bound(value) else value
+
     def _copy_cell(self, cell: types.CellType) -> types.CellType:
         """The cell itself, unless it holds a part of the program: functions may count in it together."""
-        if not self._is_bound(cell, set()):
+        if not self._is_bound(cell):
             return cell
         self._kept.append(cell)
         made: types.CellType = self._memo.setdefault(id(cell), types.CellType())
         return made
 
-    def _binds(self, function: types.FunctionType, seen: set[int]) -> bool:
-        if id(function) in seen:
-            return False
-        seen.add(id(function))
-        return any(self._is_bound(cell, seen) for cell in function.__closure__ or ())
-
-    def _is_bound(self, cell: types.CellType, seen: set[int]) -> bool:
-        try:
-            held = cell.cell_contents
-        except ValueError:  # a name that has no value yet
-            return False
-        if isinstance(held, types.FunctionType):
-            return self._binds(held, seen)
-        if isinstance(held, types.MethodType):
-            held = held.__self__
-        return id(held) in self._parts and not isinstance(held, dspy.BaseLM)
+    def _is_bound(self, value: Any) -> bool:
+        """Whether a value is a part of the program, or a function or container that holds one."""
+        queue, seen = [value], set()
+        while queue:
+            current = queue.pop()
+            if type(current) in PLAIN or isinstance(current, dspy.BaseLM) or id(current) in seen:
+                continue
+            if id(current) in self._parts:
+                return True
+            seen.add(id(current))
+            queue += _held_by(current)
+        return False
 
     def _holds_parts(self, value: Any) -> bool:
         """Whether a module or an LM is somewhere in an object of an installed package."""
@@ -203,6 +212,30 @@ class _Copier:
                     seen.add(id(child))
                     queue.append(child)
         return False
+
+
+_CachedFunction = type(functools.lru_cache(len))
+
+
+def _held_by(value: Any) -> Iterable[Any]:
+    """What a function, a cell or a container holds."""
+    if isinstance(value, types.CellType):
+        try:
+            return (value.cell_contents,)
+        except ValueError:  # a name that has no value yet
+            return ()
+    if isinstance(value, types.MethodType):
+        return (value.__self__,)
+    if isinstance(value, types.FunctionType):
+        places = (value.__closure__, value.__defaults__, (value.__kwdefaults__ or {}).values(), vars(value).values())
+        return chain.from_iterable(place or () for place in places)
+    if isinstance(value, _CachedFunction):
+        return (value.__wrapped__,)
+    if isinstance(value, functools.partial):
+        return (value.func, *value.args, *value.keywords.values())
+    if isinstance(value, dict):
+        return (*value, *value.values())
+    return value if isinstance(value, CONTAINERS) and isinstance(value, Iterable) else ()
 
 
 @cached_by_class

@@ -11,8 +11,19 @@ from sirius_dspy.errors import UnpreparedProgramError
 
 
 def predictor_names(program: dspy.Module) -> dict[str, dspy.Predict]:
-    """The program's predictors by dotted name, as `named_predictors` gives them."""
-    return dict(program.named_predictors())
+    """The program's predictors by dotted name, as `named_predictors` gives them.
+
+    Raises:
+        UnpreparedProgramError: Its modules hold each other in a circle.
+    """
+    try:
+        return dict(program.named_predictors())
+    except RecursionError as error:
+        raise UnpreparedProgramError(
+            f"The modules of {type(program).__name__} hold each other in a circle, as a child does that has an "
+            "attribute for its parent, and DSPy looks for predictors there without end. Leave out one direction: pass "
+            "to the child's `forward` what it needs."
+        ) from error
 
 
 def lms_of(program: dspy.Module) -> dict[str, Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 import dspy
+from dspy.utils.callback import BaseCallback
 
 from sirius_dspy.errors import UnrecordableCallError
 
@@ -35,6 +37,36 @@ def refuse_raw_threads(predictors: Mapping[str, dspy.Predict], before: Mapping[s
                 "starts itself, or by other code that uses the same program at the same time. Call predictors in "
                 "parallel with `dspy.Parallel`, or start threads with `contextvars.copy_context().run`."
             )
+
+
+@contextmanager
+def refuse_late_calls(predictors: Mapping[str, dspy.Predict]) -> Iterator[None]:
+    """The context of a metric, in which predictors of the run that it scores must not be called any more.
+
+    Raises:
+        UnrecordableCallError: One was.
+    """
+    late = _LateCalls(predictors)
+    with dspy.context(callbacks=[*dspy.settings.callbacks, late]):
+        yield
+    if late.name:
+        raise UnrecordableCallError(
+            f"Predictor {late.name!r} was called after the run had ended, while the metric read its result: the "
+            "program returns a generator, `map` or function that calls it, so the call was not recorded. Return what "
+            "is finished, such as `list(...)`."
+        )
+
+
+class _LateCalls(BaseCallback):
+    """Notes one of the predictors that are called."""
+
+    def __init__(self, predictors: Mapping[str, dspy.Predict]) -> None:
+        self._names = {id(predictor): name for name, predictor in predictors.items()}
+        self.name = ""
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """DSPy calls this."""
+        self.name = self._names.get(id(instance), self.name)
 
 
 def refuse_own_adapters(traced: Counter[str], recorded: Counter[str]) -> None:

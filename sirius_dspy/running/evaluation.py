@@ -92,7 +92,10 @@ def evaluate(
         executor.check()
         executor.check_parts({"program": program, "metric": metric}, lms_of(program).values())
     tasks = [Task(example, position) for position, example in enumerate(checked)]  # equal examples stay apart
-    with redact_errors(), drop_truncation_warnings(), started(executor) as workers:
+    # Without history, as in a compile: by its growth, recording finds calls of threads that a program starts, and a
+    # metric may call predictors of the program as well.
+    context = dspy.context(disable_history=True)
+    with redact_errors(), drop_truncation_warnings(), context, started(executor) as workers:
         rollouts = Rollouts(metric, origin="validation", demos=demos or {}, num_threads=num_threads, workers=workers)
         runs = {task.sample: trajectory for task, trajectory in rollouts.run_all(program, tasks)}
     _report_cut_replies(runs.values())

@@ -67,6 +67,11 @@ class SentPrompt:
         """Whether tools were offered natively, or messages hold native tool calls or their results."""
         return bool(self.tools) or any(map(is_of_tools, self.messages))
 
+    @property
+    def is_text(self) -> bool:
+        """Whether all messages are texts, without images or other media."""
+        return all(isinstance(message.get("content") or "", str) for message in self.messages)
+
 
 def is_of_tools(message: Message) -> bool:
     """Return whether a message is a native tool call, or the result of one."""

@@ -6,8 +6,9 @@ program, on DSPy or on the LMs is patched, no copy of the program is made, and t
 a run hangs on its own context.
 
 A call that this cannot see is detected and refused with `UnrecordableCallError`: one from a raw thread (which does not
-inherit the context), or under an adapter that the program sets itself. An LM object that `forward` calls directly, not
-through a predictor, is no step: it is neither trained nor replayed, and runs again in every replay.
+inherit the context), or under an adapter that the program sets itself. So is, in a compile, one by a generator that the
+program returned. An LM object that `forward` calls directly, not through a predictor, is no step: it is neither trained
+nor replayed, and runs again in every replay.
 """
 
 from __future__ import annotations

@@ -91,11 +91,14 @@ class ReplayTape(Tape):
         return None
 
     def target_outputs(self, call: Call, signature: Any) -> list[dict[str, Any]] | None:
-        """Return the outputs of the edited step."""
+        """Return the outputs of the edited step, which stand for all the completions that were asked for."""
         call.repeat(self.target)
         if self.edit.outputs != self.target.outputs:
             call.finish = ""  # the edit is a whole answer to what was sent, however the first one ended
-        return [self._edited_outputs(call, signature)]
+        edited, others = self._edited_outputs(call, signature), self.target.others
+        if self.edit.outputs == self.target.outputs:
+            return [edited, *restore_outputs(self.target, signature)[1:]]
+        return [edited, *(dict(edited) for _ in others)]  # programs count, compare or vote over what they asked for
 
     def recorded_outputs(self, call: Call, step: Step, signature: Any) -> list[dict[str, Any]]:
         """Return what was recorded, or raise again what was."""
@@ -142,7 +145,10 @@ class ReplayTape(Tape):
         call.source = "edited"
         self.note_target(call)
         fields = signature.output_fields
-        return {name: coerce(value, fields[name].annotation) for name, value in self.edit.outputs.items()}
+        try:
+            return {name: coerce(value, fields[name].annotation) for name, value in self.edit.outputs.items()}
+        except UnreadableValueError as error:
+            self._diverge(f"the edit cannot be made: {error}")
 
     def _diverge(self, problem: str) -> NoReturn:
         """Stop the run before it asks an LM; noted as well, because programs may catch what their predictors raise."""
@@ -154,5 +160,5 @@ class ReplayTape(Tape):
         return (
             f"The replay with an edit of step {self.edit.position} ({self.target.predictor!r}) did not repeat the "
             f"recording: {problem}. Replay needs control flow that depends on nothing but inputs and predictor "
-            "outputs: take clocks and unseeded randomness out of `forward`."
+            "outputs: take clocks, unseeded randomness, and what is kept from earlier runs out of `forward`."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from sirius_dspy.lms import load_together
 from sirius_dspy.program import lms_of, predictor_names, program_fingerprint
 from sirius_dspy.redact import hide, redact_error
 from sirius_dspy.running.attempts import Broken, attempt_batches
+from sirius_dspy.running.blind_spots import refuse_late_calls
 from sirius_dspy.running.bugs import METRIC_RAISED, BugWatch, Place, find_place
 from sirius_dspy.running.examples import copy_example
 from sirius_dspy.running.executor import THREADS, Workers
@@ -218,12 +219,15 @@ class Rollouts:
             MetricError: The metric returned something that is not a number, or rewards for unknown agents.
             RolloutError: An LM refused for lack of credentials, credit or configuration.
             UnfinishedError: The run did not end, or the metric asked an LM, which failed.
+            UnrecordableCallError: In a compile, the program returned something that calls its predictors only now.
         """
         recording.check_ended()
         prediction = hide(to_plain(recording.prediction))  # before the metric sees it
         score, failure, error = Score(self.broken_reward), recording.failure, recording.error
         if error is None:
-            score, failure, error = self._ask_metric(recording, example)
+            # A compile runs a copy of its own, whose predictors no metric can know.
+            with refuse_late_calls(predictor_names(program)) if self.run else nullcontext():
+                score, failure, error = self._ask_metric(recording, example)
             self._check_agents(score, program)
         trajectory = Trajectory(
             example_key=lineage.example_key,

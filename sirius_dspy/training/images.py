@@ -66,6 +66,6 @@ def _parts(value: Any) -> Iterator[Any]:
     elif isinstance(value, list | tuple | set | frozenset):
         yield from value
     elif isinstance(value, pydantic.BaseModel):
-        yield from (item for _, item in value)
+        yield from (*vars(value).values(), *(value.model_extra or {}).values())  # its own `__iter__` may yield anything
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield from (getattr(value, item.name) for item in dataclasses.fields(value))
