@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -17,6 +16,7 @@ from dspy.signatures import make_signature
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import coerce, to_plain
 from sirius_dspy.program import predictor_names, program_fingerprint, restore_values, signature_digest, signature_of
+from sirius_dspy.running.answered import spellings
 from sirius_dspy.running.native import native_reply, without_ids
 from sirius_dspy.running.prompt import Message as ChatMessage
 from sirius_dspy.running.prompt import SentPrompt
@@ -79,7 +79,7 @@ class PromptProbe:
             return None, "holds a value that cannot be stored"
         if is_native:
             return self._native_reply(predictor, restored, answer)
-        for written in _spellings(answer):
+        for written in spellings(answer):
             reply = training_messages(self.adapter, signature, restored, written)[-1]
             reply = {"role": "assistant", "content": str(reply["content"])}
             with _unheard(), contextlib.suppress(Exception):  # adapters may raise anything; such a reply is no row
@@ -117,13 +117,6 @@ def _unheard() -> Iterator[Listener]:
     """The context of calls that only the listener hears of."""
     with dspy.context(trace=[], callbacks=[], usage_tracker=None), listen() as listener:
         yield listener
-
-
-def _spellings(outputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the outputs unchanged, then with names for Enum members: DSPy reads only string values of an Enum."""
-    yield outputs
-    if any(isinstance(value, enum.Enum) for value in outputs.values()):
-        yield {name: value.name if isinstance(value, enum.Enum) else value for name, value in outputs.items()}
 
 
 def training_messages(
