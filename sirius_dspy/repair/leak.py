@@ -13,9 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import dspy
+
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.plain import readable
+from sirius_dspy.program import predictor_names
 from sirius_dspy.running.native import without_ids
 from sirius_dspy.trajectory import Step, Values
 
@@ -45,6 +48,16 @@ class Guard(ABC):
         """
 
 
+def check_guard(guard: Guard | None, program: dspy.Module) -> None:
+    """Let the guard of an augmenter refuse its settings, if there is one.
+
+    Raises:
+        SettingsError: The message names the setting.
+    """
+    if guard is not None:
+        guard.check(list(predictor_names(program)))
+
+
 GUARD_KIND = checks.optional(checks.instance(Guard, hint=", such as `LeakGuard()`"))
 """The kind that the guard of an augmenter must be of."""
 
@@ -54,8 +67,8 @@ class LeakGuard(Guard):
 
     Two rules. (1) The edit of an agent that does not give the program's answer must not newly carry the gold answer. An
     answer that stands in the agent's own inputs, or in its first output, is no leak: to copy the right sentence out of
-    a text is that agent's work. (2) No text may speak of feedback, corrections or earlier answers, unless the agent's
-    inputs or its first output do.
+    a text is that agent's work. (2) No text may speak of feedback, hints, corrections or earlier answers, unless the
+    agent's inputs or its first output do.
 
     Args:
         traces: Regular expression of rule 2, matched without regard to case.
@@ -64,7 +77,9 @@ class LeakGuard(Guard):
     """
 
     TRACES = (
-        r"\b(feedback|critic(?:ism)?|critique|advice|advised|as (?:suggested|instructed|pointed out)|correction"
+        r"\b(feedback|hint(?:s|ed)?|(?:begins|starts) with (?:the letter\b|['\"\u201c\u2018])"
+        r"|has \d+ (?:letter|word|character)s?"
+        r"|critic(?:ism)?|critique|advice|advised|as (?:suggested|instructed|pointed out)|correction"
         r"|corrected|mistakes?|mistaken(?:ly)?|revised|revision"
         r"|(?:earlier|previous|prior|first|initial|original) (?:answer|response|attempt|output)"
         r"|apologi[sz]e|apolog(?:y|ies)|i was wrong|upon re(?:consideration|flection))\b"
