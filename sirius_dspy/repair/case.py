@@ -13,9 +13,9 @@ from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import opaque_parts, readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.context import RepairContext
-from sirius_dspy.repair.leak import as_written
 from sirius_dspy.repair.reliance import score_reply, scorer_of
 from sirius_dspy.repair.solved import REASONING, only_label
+from sirius_dspy.repair.wording import as_written
 from sirius_dspy.running.answered import as_answered
 from sirius_dspy.running.native import without_ids
 from sirius_dspy.running.recording import Recording
