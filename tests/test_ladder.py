@@ -12,6 +12,7 @@ from sirius_dspy.repair.context import RepairContext
 from sirius_dspy.repair.hint import HintAugmenter, write_hint
 from sirius_dspy.repair.label import LabelAugmenter
 from sirius_dspy.repair.ladder import RELIANT, LadderAugmenter
+from sirius_dspy.repair.leak import LeakGuard
 from sirius_dspy.repair.resample import ResampleAugmenter
 from sirius_dspy.repair.solved import SolvedRuns
 from sirius_dspy.repair.suitable import SuitableAugmenter
@@ -157,6 +158,35 @@ def test_a_step_that_does_not_answer_must_not_carry_the_label_ahead():
     failed, context = fail(play_again, example=example)
     outcome = HintAugmenter(shares=[0.5]).repair(failed, example, context)
     assert verdicts(outcome) == [("solver", "unchanged")]  # nothing in the analyst's inputs can be pointed at
+
+
+@pytest.mark.parametrize(
+    "reasoning",
+    [
+        "It begins with 'O' and has 4 letters.",
+        "The name has 4 letters, so it is Omar.",
+        "It starts with “O”.",
+        "It begins with the letter O.",
+        "The hint says Omar.",
+    ],
+)
+@pytest.mark.parametrize("guard", [None, LeakGuard(answering=["solver.predict"])])
+def test_an_agent_that_repeats_its_hint_while_it_thinks_is_refused(reasoning, guard):
+    class Thinking(dspy.Module):
+        def __init__(self):
+            super().__init__()
+            self.solver = dspy.ChainOfThought("question -> answer")
+
+        def forward(self, question):
+            return self.solver(question=question)
+
+    def play_again(prompt):
+        is_helped = bool(prompt.field("hint"))
+        return chat_reply(reasoning=reasoning if is_helped else "A guess.", answer="Omar" if is_helped else "Ann")
+
+    failed, context = fail(play_again, program=Thinking())
+    outcome = HintAugmenter(shares=[0], guard=guard).repair(failed, EXAMPLE, context)
+    assert (verdicts(outcome), outcome.trajectories) == ([("solver.predict", "leaked")], ())
 
 
 # The label
@@ -363,6 +393,9 @@ def test_a_critic_may_be_the_last_rung():
         (LadderAugmenter([ResampleAugmenter(samples=0)]), "`samples` of ResampleAugmenter"),
         (HintAugmenter(shares=[1.1]), "`shares` of HintAugmenter"),
         (LabelAugmenter(guard="none"), "`guard` of LabelAugmenter"),
+        (LabelAugmenter(guard=LeakGuard("(")), "`traces` of LeakGuard"),
+        (HintAugmenter(guard=LeakGuard(answering="solver")), "`answering` of LeakGuard"),
+        (LadderAugmenter([HintAugmenter(guard=LeakGuard(answering=["slover"]))]), "names \\['slover'\\]"),
     ],
 )
 def test_settings_of_the_wrong_kind_are_refused(augmenter, message):

@@ -47,6 +47,27 @@ def leak(text, gold="Paris", *, inputs="Capital of France?", first="No idea.", a
         ("首都是巴黎。", "巴黎"),
         ("a+b (c)", "a+b (c)"),
         (" Paris ", " Paris\n"),
+        ("STRASSE", "Straße"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("O\u2019Brien did it", "O'Brien"),
+        ("It is \u22125.", "-5"),
+        ("It is -5.", "\u22125"),
+        ("1\u202f200 km", "1200"),
+        ("\uff11\uff12", 12),
+        ("There are four.", 4),
+        ("There are 4.", "four"),
+        ("It is .5.", "0.5"),
+        ("It is 0.50.", ".5"),
+        ("New-York", "New York"),
+        ("New York", "New-York"),
+        ("It is _Paris_.", "Paris"),
+        ("Par\u200bis", "Paris"),
+        ("Paris, I think", "Paris."),
+        ("Paris, I think", '"Paris"'),
+        ("(A)", "A"),
+        ("Option A is right.", "A"),
+        ("A. Because", "A"),
+        ("So it is I.", "I"),
     ],
 )
 def test_the_gold_answer_ahead_of_its_agent_is_a_leak(text, gold):
@@ -68,6 +89,13 @@ def test_the_gold_answer_ahead_of_its_agent_is_a_leak(text, gold):
         ("Comparison", "Paris"),
         ("New York is old; the City sleeps.", "New York City"),
         ("nothing here", ""),
+        ("A man walks. A dog barks.", "A"),
+        ("There is a plan.", "A"),
+        ("I think so.", "I"),
+        ("It's a don't know.", "t"),
+        ("One of them. A stop.", "."),
+        ("the item_12", 12),
+        ("one of them", 1),
         ("None of them", None),
         ("It is Lyon.", "Paris"),
     ],
@@ -110,10 +138,11 @@ def test_nested_values_are_searched_on_both_sides():
     found = [
         guard.leak({"facts": [{"claims": ("fine", ["see Paris"])}]}, step, {"answer": "Paris"}, answers=False),
         guard.leak({"facts": [{"claims": ("fine", ["see Nice"])}]}, step, {"answer": "Nice"}, answers=False),
-        guard.leak({"facts": [{"Paris": 1}]}, step, {"answer": "Paris"}, answers=False),  # a key is no text
+        guard.leak({"facts": [{"Paris": 1}]}, step, {"answer": "Paris"}, answers=False),  # scores of answers
+        guard.leak({"facts": [{"Paris": 1}]}, step, {"answer": "facts"}, answers=False),  # the name of a field
         guard.leak({"facts": [12, 3.5]}, step, {"answer": 12}, answers=False),
     ]
-    assert [bool(text) for text in found] == [True, False, False, True]
+    assert [bool(text) for text in found] == [True, False, True, False, True]
 
 
 # Talk of a correction

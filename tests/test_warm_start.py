@@ -1,12 +1,15 @@
 """A warm start: agents are fine-tuned on their demonstrations before the program collects."""
 
+import enum
 import json
 
 import dspy
+import pydantic
 import pytest
 
 from sirius_dspy import Collect, Curator, SiriuS, open_library
 from sirius_dspy.errors import SettingsError
+from sirius_dspy.testing import ToyLM, chat_reply
 from tests import toy
 
 pytestmark = pytest.mark.usefixtures("chat_adapter")
@@ -106,3 +109,58 @@ def test_it_needs_whole_demonstrations():
         SiriuS(toy.exact, collect=collecting(demos=partial)).plan(
             toy.student(), trainset=toy.examples(), valset=toy.examples()
         )
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Page(pydantic.BaseModel):
+    title: str
+    number: int = 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        (str, 4, "4"),
+        (str, "four\n", "four"),
+        (int, "4", "4"),
+        (Color, "red", "red"),
+        (list[str], ("a", "b"), '["a", "b"]'),
+        (Page, Page(title="a"), '{"title": "a", "number": 1}'),
+        (Page, {"title": "a"}, '{"title": "a", "number": 1}'),
+    ],
+)
+def test_a_demonstration_is_trained_on_as_an_lm_would_have_replied(tmp_path, kind, value, text):
+    program = dspy.Predict(dspy.Signature("number: int -> answer").with_updated_fields("answer", kind))
+    program.set_lm(ToyLM(skill=lambda prompt: chat_reply(answer=text)))
+    demos = {"self": [dspy.Example(number=9, answer=value)]}
+    optimizer = toy.optimizer(tmp_path, iterations=1, augmenter=None, collect=collecting(demos=demos))
+    optimizer.metric = lambda example, prediction, trace=None: 1.0
+    optimizer.compile(program, trainset=toy.examples(range(2)), valset=toy.examples(range(2)))
+    (reply,) = completions(tmp_path / "training/iteration-0/self.jsonl")
+    assert reply.startswith(f"[[ ## answer ## ]]\n{text}\n")
+
+
+@pytest.mark.parametrize(("kind", "value"), [(int, "four"), (Color, "green"), (str, "a\n[[ ## answer ## ]]\nb")])
+def test_a_demonstration_that_no_reply_can_have_is_refused_before_any_call(kind, value):
+    program = dspy.Predict(dspy.Signature("number: int -> answer").with_updated_fields("answer", kind))
+    program.set_lm(ToyLM())
+    demos = {
+        "self": [dspy.Example(number=8, answer="4" if kind is int else "red"), dspy.Example(number=9, answer=value)]
+    }
+    with pytest.raises(SettingsError, match=r"demos\['self'\]\[1\] has the outputs answer=.*cannot be trained on"):
+        SiriuS(toy.exact, collect=collecting(demos=demos)).plan(program, trainset=toy.examples(), valset=toy.examples())
+
+
+def test_a_conversation_may_be_demonstrated(tmp_path):
+    program = dspy.Predict("history: dspy.History, number: int -> answer")
+    program.set_lm(ToyLM(skill=lambda prompt: chat_reply(answer="yes")))
+    said = dspy.History(messages=[{"number": 1, "answer": "no"}])
+    examples = [dspy.Example(history=said, number=n, answer="yes").with_inputs("history", "number") for n in (2, 3)]
+    demos = {"self": [dspy.Example(history=said, number=9, answer="yes")]}
+    optimizer = toy.optimizer(tmp_path, iterations=1, augmenter=None, collect=collecting(demos=demos))
+    optimizer.compile(program, trainset=examples, valset=examples)
+    row = json.loads((tmp_path / "training/iteration-0/self.jsonl").read_text())
+    assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant", "user", "assistant"]

@@ -13,6 +13,7 @@ import dspy
 from sirius_dspy.optimizer.session import Session
 from sirius_dspy.plain import to_plain
 from sirius_dspy.program import predictor_names, program_fingerprint, signature_of
+from sirius_dspy.running.demos import demonstrated_outputs
 from sirius_dspy.training.curate import Curator, TrainingSet, shuffle_rows
 from sirius_dspy.trajectory import Step, Trajectory, example_key
 
@@ -63,19 +64,18 @@ def _demonstrations(session: Session) -> Iterator[tuple[dspy.Example, Trajectory
             continue
         signature = signature_of(predictors[name])
         for demo in demos:
-            example = dspy.Example(**demo.toDict()).with_inputs(*signature.input_fields)
+            values = {field: demo[field] for field in signature.fields}
+            example = dspy.Example(**values).with_inputs(*signature.input_fields)
             yield example, _run_of(session, name, program, signature, example)
 
 
 def _run_of(
     session: Session, name: str, program: str, signature: type[dspy.Signature], example: dspy.Example
 ) -> Trajectory:
-    values = to_plain(example)
-    inputs = {field: values[field] for field in signature.input_fields if field in values}
-    outputs = {field: values[field] for field in signature.output_fields if field in values}
+    outputs = demonstrated_outputs(example, signature)
     return Trajectory(
         example_key=example_key(example),
-        steps=(Step(name, 0, inputs, outputs, lm=""),),
+        steps=(Step(name, 0, to_plain(example.inputs()), outputs, lm=""),),
         prediction=outputs,
         reward=session.settings.threshold,
         program=program,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import dspy
@@ -12,9 +13,10 @@ from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import opaque_parts, readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
 from sirius_dspy.repair.context import RepairContext
-from sirius_dspy.repair.leak import as_written
 from sirius_dspy.repair.reliance import score_reply, scorer_of
 from sirius_dspy.repair.solved import REASONING, only_label
+from sirius_dspy.repair.wording import as_written
+from sirius_dspy.running.answered import as_answered
 from sirius_dspy.running.native import without_ids
 from sirius_dspy.running.recording import Recording
 from sirius_dspy.trajectory import Attempt, Step, Trajectory, Usage, Values, Verdict
@@ -78,8 +80,17 @@ class Case:
         """The output field of a step that may have to hold the label, and the label for it.
 
         It is the field with the name of a label, or else, of a step with one field besides its thoughts, this one. Then
-        the label is the only one there is, if that is of the field's type or can be its text.
+        the label is the only one there is, if that is of the field's type or can be its text. It is as the agent would
+        have written it: without space at its ends, and of the field's type. A label that cannot be so is no help.
         """
+        written = self._gold_field(position)
+        if written is None:
+            return None
+        signature = _with_output(self.signature_of(self.failed.steps[position]), written[0])
+        answered = as_answered(signature, dict([written]))
+        return None if answered is None else (written[0], answered[written[0]])
+
+    def _gold_field(self, position: int) -> tuple[str, Any] | None:
         labels, fields = to_plain(self.example.labels()), self.signature_of(self.failed.steps[position]).output_fields
         named = [name for name in fields if name in labels]
         written = named if len(named) == 1 else [name for name in fields if name != REASONING]
@@ -131,6 +142,14 @@ class Case:
         except UnreadableValueError:
             return None
         return score_reply(self.lm_of(step), signature or own, read, written, demos)
+
+
+@lru_cache(maxsize=256)
+def _with_output(signature: type[dspy.Signature], name: str) -> type[dspy.Signature]:
+    """A signature without its other output fields."""
+    for other in signature.output_fields:
+        signature = signature if other == name else signature.delete(other)
+    return signature
 
 
 def _fill(name: str, kind: Any, label: Any) -> tuple[str, Any] | None:

@@ -20,13 +20,12 @@ from pydantic.fields import FieldInfo
 
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError, UnreadableValueError
-from sirius_dspy.program import predictor_names
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case, answer_text, fields_text, output_text, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext, Tried
 from sirius_dspy.repair.critic_training import CriticTraining, LearningCritic
 from sirius_dspy.repair.demos import RepairDemos
-from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, check_guard
 from sirius_dspy.repair.prompts import ATTEMPT, FEEDBACK, Critique, Rephrase, free_name, regeneration_of
 from sirius_dspy.repair.trial import replay_unless_leaked
 from sirius_dspy.running.record import record
@@ -116,8 +115,7 @@ class CriticAugmenter(Augmenter):
             )
         self._check_training()
         self._demos.check(program, show_earlier=self.show_earlier)
-        if self.guard is not None:
-            self.guard.check(list(predictor_names(program)))
+        check_guard(self.guard, program)
 
     def learning_critic(self) -> LearningCritic | None:
         """See `Augmenter.learning_critic`."""

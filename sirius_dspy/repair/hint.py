@@ -12,7 +12,7 @@ from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case, usage_of, was_cut
 from sirius_dspy.repair.context import RepairContext, Tried
-from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, check_guard
 from sirius_dspy.repair.prompts import free_name
 from sirius_dspy.repair.targets import Target, wrote
 from sirius_dspy.repair.trial import try_outputs
@@ -23,9 +23,6 @@ from sirius_dspy.trajectory import Trajectory
 
 HINT = "hint"
 """Input field that is added to the agent's own signature."""
-
-TRACES = LeakGuard.TRACES.replace(r"\b(feedback", r"\b(hint(?:s|ed)?|feedback")
-"""What no repaired text may speak of."""
 
 
 class HintAugmenter(Augmenter):
@@ -48,7 +45,7 @@ class HintAugmenter(Augmenter):
         shares: Shares of the text that the hints reveal, one try each. 0 reveals the first letter and the length, 1 is
             the text itself. After another edit, 1 is also the label, where the step reads it.
         temperature: Of the new answer.
-        guard: Decides which answers give too much away; by default a `LeakGuard` that knows of hints.
+        guard: Decides which answers give too much away; by default a `LeakGuard`.
         max_repairs: Failed runs to repair in one iteration at most; `None` for all.
 
     References:
@@ -70,7 +67,7 @@ class HintAugmenter(Augmenter):
         self.max_repairs = max_repairs
 
     def check(self, program: dspy.Module) -> None:
-        """Refuse settings of the wrong kind.
+        """Refuse settings of the wrong kind, the guard's among them.
 
         Raises:
             SettingsError: The message names the setting.
@@ -82,6 +79,7 @@ class HintAugmenter(Augmenter):
             "max_repairs": checks.optional(checks.whole(0)),
         }
         checks.check(type(self).__name__, vars(self), kinds)
+        check_guard(self.guard, program)
 
     def num_calls(self, num_steps: int) -> tuple[int, int]:
         """See `Augmenter.num_calls`: for each step and share an answer and what follows it."""
@@ -137,7 +135,7 @@ class HintAugmenter(Augmenter):
         return self._try_edit(walk, Edited(case, position, outputs, inputs, hinted), number, fields)
 
     def _try_edit(self, walk: Walk, edit: Edited, number: int, fields: dict[str, Any]) -> tuple[Edited | None, Tried]:
-        guard = self.guard or LeakGuard(TRACES)
+        guard = self.guard or LeakGuard()
         tried = try_outputs(edit.case, edit.position, edit.outputs, guard, (number, 0), fields)
         return edit if tried[1] else None, walk.adopt(edit, *tried)
 

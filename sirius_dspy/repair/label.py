@@ -11,7 +11,7 @@ from sirius_dspy import checks
 from sirius_dspy.repair.augmenters import Augmenter, RepairOutcome, take_first_success
 from sirius_dspy.repair.case import Case
 from sirius_dspy.repair.context import RepairContext, Tried
-from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard
+from sirius_dspy.repair.leak import GUARD_KIND, Guard, LeakGuard, check_guard
 from sirius_dspy.repair.place import can_know, is_its_place
 from sirius_dspy.repair.trial import try_outputs
 from sirius_dspy.repair.walk import Edited, Walk
@@ -47,13 +47,14 @@ class LabelAugmenter(Augmenter):
         self.max_repairs = max_repairs
 
     def check(self, program: dspy.Module) -> None:
-        """Refuse settings of the wrong kind.
+        """Refuse settings of the wrong kind, the guard's among them.
 
         Raises:
             SettingsError: The message names the setting.
         """
         kinds = {"guard": GUARD_KIND, "must_know": checks.FLAG, "max_repairs": checks.optional(checks.whole(0))}
         checks.check(type(self).__name__, vars(self), kinds)
+        check_guard(self.guard, program)
 
     def num_calls(self, num_steps: int) -> tuple[int, int]:
         """See `Augmenter.num_calls`: for each step what follows it, twice for the first that is tried."""

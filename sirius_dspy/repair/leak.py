@@ -8,14 +8,17 @@ References:
 from __future__ import annotations
 
 import re
-import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
+
+import dspy
 
 from sirius_dspy import checks
 from sirius_dspy.errors import SettingsError
 from sirius_dspy.plain import readable
+from sirius_dspy.program import predictor_names
+from sirius_dspy.repair.wording import as_written, mentions
 from sirius_dspy.running.native import without_ids
 from sirius_dspy.trajectory import Step, Values
 
@@ -45,6 +48,16 @@ class Guard(ABC):
         """
 
 
+def check_guard(guard: Guard | None, program: dspy.Module) -> None:
+    """Let the guard of an augmenter refuse its settings, if there is one.
+
+    Raises:
+        SettingsError: The message names the setting.
+    """
+    if guard is not None:
+        guard.check(list(predictor_names(program)))
+
+
 GUARD_KIND = checks.optional(checks.instance(Guard, hint=", such as `LeakGuard()`"))
 """The kind that the guard of an augmenter must be of."""
 
@@ -54,8 +67,9 @@ class LeakGuard(Guard):
 
     Two rules. (1) The edit of an agent that does not give the program's answer must not newly carry the gold answer. An
     answer that stands in the agent's own inputs, or in its first output, is no leak: to copy the right sentence out of
-    a text is that agent's work. (2) No text may speak of feedback, corrections or earlier answers, unless the agent's
-    inputs or its first output do.
+    a text is that agent's work. Case, typography, and whether a number from 2 to 12 is a word do not matter, and keys
+    of tables count. A single letter is looked for in its own case, and "A man" or "I think" do not name it. (2) No text
+    may speak of feedback, hints, corrections or earlier answers, unless the agent's inputs or its first output do.
 
     Args:
         traces: Regular expression of rule 2, matched without regard to case.
@@ -64,7 +78,9 @@ class LeakGuard(Guard):
     """
 
     TRACES = (
-        r"\b(feedback|critic(?:ism)?|critique|advice|advised|as (?:suggested|instructed|pointed out)|correction"
+        r"\b(feedback|hint(?:s|ed)?|(?:begins|starts) with (?:the letter\b|['\"\u201c\u2018])"
+        r"|has \d+ (?:letter|word|character)s?"
+        r"|critic(?:ism)?|critique|advice|advised|as (?:suggested|instructed|pointed out)|correction"
         r"|corrected|mistakes?|mistaken(?:ly)?|revised|revision"
         r"|(?:earlier|previous|prior|first|initial|original) (?:answer|response|attempt|output)"
         r"|apologi[sz]e|apolog(?:y|ies)|i was wrong|upon re(?:consideration|flection))\b"
@@ -97,11 +113,14 @@ class LeakGuard(Guard):
             labels: The example's gold fields.
             answers: Whether this step gives the program's answer, so that rule 1 does not apply.
         """
-        edited, recorded = _text(outputs), _text([step.inputs, step.outputs or {}])
+        edited, recorded = (
+            _all_text(outputs.values()),
+            _all_text([*step.inputs.values(), *(step.outputs or {}).values()]),
+        )
         if trace := self._trace(edited, recorded):
             return f"speaks of a correction: {trace!r}"
         for gold in () if answers or step.predictor in self.answering else _golds(labels):
-            if _mentions(edited, gold) and not _mentions(recorded, gold):
+            if mentions(edited, gold) and not mentions(recorded, gold):
                 return f"newly carries the gold answer {gold!r}"
         return ""
 
@@ -113,12 +132,12 @@ class LeakGuard(Guard):
 def mentions_gold(text: Any, gold: Values) -> bool:
     """Whether a text, or plain values, hold each of these gold values as words or numbers of their own."""
     written, golds = _text(text), _golds(gold)
-    return bool(golds) and all(_mentions(written, value) for value in golds)
+    return bool(golds) and all(mentions(written, value) for value in golds)
 
 
 def find_sentence(values: Values, gold: str) -> str:
     """Return the first sentence in some values that holds a gold answer, preferably no question; empty if none does."""
-    found = [sentence for sentence in split_sentences(values) if gold and _mentions(sentence, gold)]
+    found = [sentence for sentence in split_sentences(values) if gold and mentions(sentence, gold)]
     return min(found, key=lambda sentence: sentence.endswith("?"), default="")
 
 
@@ -144,37 +163,19 @@ def _golds(labels: Values) -> list[str]:
     return [text for value in leaves(readable(labels)) if value is not None and (text := as_written(value).strip())]
 
 
-def as_written(value: Any) -> str:
-    """A value as an LM would write it: 4, where a label says 4.0."""
-    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
-
-
-def bare(text: str) -> str:
-    """A text without what means nothing when two are compared: case, and space and stops around it."""
-    return text.strip(" \n.").casefold()
-
-
-def _mentions(text: str, gold: str) -> bool:
-    """Whether the text holds the gold answer as words or numbers of its own: 12 is not in 120, nor in 3.12."""
-    text, gold = (re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", item) for item in (text, gold))  # 1,200 is 1200
-    words = _number_pattern(gold) or r"\s+".join(map(re.escape, gold.split()))
-    before = "" if _runs_on(gold[0]) else r"(?<![\w.])"
-    after = "" if _runs_on(gold[-1]) else r"(?!\w|\.\d)"
-    return re.search(before + words + after, text, re.IGNORECASE) is not None
-
-
-def _number_pattern(text: str) -> str:
-    """Return what matches a number however many zeros end it, 4 and 4.0; empty for other texts."""
-    if not (number := re.fullmatch(r"(-?\d+)(?:\.(\d+))?", text.strip(), re.ASCII)):
-        return ""
-    whole, decimals = number[1], (number[2] or "").rstrip("0")
-    return rf"{whole}\.{decimals}0*" if decimals else rf"{whole}(?:\.0+)?"
-
-
-def _runs_on(character: str) -> bool:
-    """Whether it is of a script without upper and lower case; many of those put no spaces between words."""
-    return unicodedata.category(character) == "Lo"
-
-
 def _text(value: Any) -> str:
     return "\n".join(map(str, leaves(readable(without_ids(value)))))
+
+
+def _all_text(values: Iterable[Any]) -> str:
+    """The texts in some values, with the keys of tables in them."""
+    plain = readable(without_ids(list(values)))
+    return "\n".join(map(str, [*leaves(plain), *_keys(plain)]))
+
+
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+        value = list(value.values())
+    for item in value if isinstance(value, list | tuple) else ():
+        yield from _keys(item)

@@ -15,7 +15,8 @@ import dspy
 from sirius_dspy.errors import UnreadableValueError
 from sirius_dspy.plain import example_key, readable, to_plain
 from sirius_dspy.program import predictor_names, restore_values, signature_of
-from sirius_dspy.repair.leak import as_written, bare, split_sentences
+from sirius_dspy.repair.leak import split_sentences
+from sirius_dspy.repair.wording import as_written, bare
 from sirius_dspy.trajectory import Step, Trajectory, Values
 
 REASONING = "reasoning"

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from sirius_dspy.plain import readable
 from sirius_dspy.repair.case import Case
-from sirius_dspy.repair.leak import as_written, bare, find_sentence, split_sentences
+from sirius_dspy.repair.leak import find_sentence, split_sentences
 from sirius_dspy.repair.place import is_its_place
 from sirius_dspy.repair.sources import Sources
+from sirius_dspy.repair.wording import as_written, bare
 from sirius_dspy.trajectory import Values
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -13,11 +12,11 @@ from dspy.adapters.base import Adapter
 from dspy.lm15 import Message, Request, Response, TextPart, ToolCallPart
 from dspy.lm15 import Usage as RequestUsage
 from dspy.signatures import make_signature
-from pydantic import BaseModel
 
 from sirius_dspy.errors import UnpreparedProgramError, UnreadableValueError
 from sirius_dspy.plain import coerce, comparable, to_plain
 from sirius_dspy.program import predictor_names, program_fingerprint, restore_values, signature_digest, signature_of
+from sirius_dspy.running.answered import spellings
 from sirius_dspy.running.native import native_reply, without_ids
 from sirius_dspy.running.prompt import Message as ChatMessage
 from sirius_dspy.running.prompt import SentPrompt
@@ -80,7 +79,7 @@ class PromptProbe:
             return None, "holds a value that cannot be stored"
         if is_native:
             return self._native_reply(predictor, restored, answer)
-        for written in _spellings(answer):
+        for written in spellings(answer):
             reply = training_messages(self.adapter, signature, restored, written)[-1]
             reply = {"role": "assistant", "content": str(reply["content"])}
             with _unheard(), contextlib.suppress(Exception):  # adapters may raise anything; such a reply is no row
@@ -118,30 +117,6 @@ def _unheard() -> Iterator[Listener]:
     """The context of calls that only the listener hears of."""
     with dspy.context(trace=[], callbacks=[], usage_tracker=None), listen() as listener:
         yield listener
-
-
-def _spellings(outputs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the outputs unchanged, and then in other words that DSPy reads and does not write itself.
-
-    Of an Enum, it reads names of members and only those values that are strings; of models, it reads the aliases of
-    fields; of types that say how they look in a prompt, it reads the fields.
-    """
-    yield outputs
-    if any(isinstance(value, enum.Enum) for value in outputs.values()):
-        yield {name: value.name if isinstance(value, enum.Enum) else value for name, value in outputs.items()}
-    with contextlib.suppress(Exception):  # the types are the user's, and may raise anything
-        yield {name: _by_fields(value) for name, value in outputs.items()}
-
-
-def _by_fields(value: Any) -> Any:
-    """Return a value with the fields of its models in place of these, under the names that are read."""
-    if isinstance(value, dspy.Type):
-        return {name: _by_fields(item) for name, item in vars(value).items()}
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json", by_alias=True, round_trip=True)
-    if type(value) is list:
-        return [_by_fields(item) for item in value]
-    return {name: _by_fields(item) for name, item in value.items()} if type(value) is dict else value
 
 
 def training_messages(
