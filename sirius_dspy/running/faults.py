@@ -137,4 +137,12 @@ def describe_error(error: BaseException) -> Failure:
     redact_error(error)
     completion = error.lm_response if isinstance(error, AdapterParseError) else None
     completion = None if completion is None else redact(str(to_plain(completion)))
-    return Failure(type(error).__name__, redact(str(error))[:2000], completion)
+    return Failure(type(error).__name__, redact(_text_of(error))[:2000], completion)
+
+
+def _text_of(error: BaseException) -> str:
+    """What an exception says; classes may build their text themselves, and fail at it."""
+    try:
+        return str(error)
+    except Exception as failed:
+        return f"<no text: {type(failed).__name__}>"

@@ -90,15 +90,28 @@ def _to_number(value: Any, example: dspy.Example) -> float:
     # numbers.Real covers bool and Python's numbers; NumPy's scalars and one-element tensors have `item`.
     try:
         plain = value.item() if hasattr(value, "item") else value
-    except (TypeError, ValueError, RuntimeError):  # arrays and tensors of several numbers
-        plain = None
-    if not isinstance(plain, numbers.Real) or not math.isfinite(plain):
+        number = float(plain) if isinstance(plain, numbers.Real) else math.nan
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # several numbers, or one that no float can hold
+        number = math.nan
+    if not math.isfinite(number):
         raise _metric_error(value, example)
-    return float(plain)
+    return number
 
 
 def _metric_error(value: Any, example: dspy.Example) -> MetricError:
     return MetricError(
-        f"The metric returned {value!r} for the example with inputs {shorten_example(example)}. It must return a "
+        f"The metric returned {_show(value)} for the example with inputs {shorten_example(example)}. It must return a "
         "finite number, a bool, or a `dspy.Prediction` with such a `score`, and `rewards` by agent where it gives them."
     )
+
+
+def _show(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:  # whole numbers of thousands of digits, and objects of the user
+        return f"a value of type {type(value).__name__} that cannot be shown ({type(error).__name__})"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+_SHOWN = 200
+"""Characters of a value in a message."""

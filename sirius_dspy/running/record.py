@@ -23,6 +23,7 @@ import dspy
 from sirius_dspy.lms import note_outside_lm
 from sirius_dspy.program import is_awaited, is_called, predictor_names
 from sirius_dspy.running.blind_spots import last_calls, refuse_raw_threads
+from sirius_dspy.running.exits import exits_as_errors
 from sirius_dspy.running.recording import Recording, Sampling
 from sirius_dspy.running.tap import TapAdapter
 from sirius_dspy.running.tape import Tape
@@ -33,7 +34,8 @@ from sirius_dspy.trajectory import Values
 def record(program: dspy.Module, inputs: Values, sampling: Sampling | None = None) -> Recording:
     """Run the program on the inputs and record every predictor call.
 
-    An exception of the program is part of the recording, not raised; `KeyboardInterrupt` and the like go through.
+    An exception of the program is part of the recording, not raised, and so is an exit, such as one that code which an
+    LM wrote asks for; `KeyboardInterrupt` goes through.
 
     Args:
         program: Any DSPy module; one that has only `aforward` is run in an event loop of its own. It is not changed.
@@ -58,9 +60,10 @@ def run_tape(tape: Tape, inputs: Values) -> Recording:
     prediction, error = None, None
     with _tap(tape):
         try:
-            prediction = tape.program(**inputs)
-            if inspect.iscoroutine(prediction):  # `async def forward`
-                prediction = asyncio.run(prediction)
+            with exits_as_errors():
+                prediction = tape.program(**inputs)
+                if inspect.iscoroutine(prediction):  # `async def forward`
+                    prediction = asyncio.run(prediction)
         except Exception as raised:  # a failed run is data
             error = raised
     return tape.finish(prediction, error)
@@ -71,7 +74,8 @@ async def arun_tape(tape: Tape, inputs: Values) -> Recording:
     prediction, error = None, None
     with _tap(tape):
         try:
-            prediction = await tape.program.acall(**inputs)
+            with exits_as_errors():
+                prediction = await tape.program.acall(**inputs)
         except Exception as raised:
             error = raised
     return tape.finish(prediction, error)

@@ -20,6 +20,7 @@ from sirius_dspy.running.blind_spots import refuse_late_calls
 from sirius_dspy.running.bugs import METRIC_RAISED, BugWatch, Place, find_place
 from sirius_dspy.running.examples import copy_example
 from sirius_dspy.running.executor import THREADS, Workers
+from sirius_dspy.running.exits import exits_as_errors
 from sirius_dspy.running.faults import describe_error, fault_of, fault_of_call, raise_if_systemic
 from sirius_dspy.running.metric import Metric, Score, call_metric, to_score
 from sirius_dspy.running.patience import Health, Patience
@@ -253,7 +254,7 @@ class Rollouts:
     ) -> tuple[Score, Failure | None, Exception | None]:
         trace = None if self.origin == "validation" else recording.trace
         try:
-            with _watched_calls():
+            with _watched_calls(), exits_as_errors():
                 value = call_metric(self.metric, copy_example(example), recording.prediction, trace)
         except Exception as error:  # a metric that fails on one odd prediction must not end the compile
             raise_if_systemic(error)
