@@ -36,7 +36,8 @@ def chat():
     dspy.configure(adapter=toy.ADAPTER)
 
 
-WAYS = pytest.mark.parametrize("how", [SystemExit(), SystemExit("bye"), asyncio.CancelledError(), MuteError()], ids=repr)
+EXITS = [SystemExit(), SystemExit("bye"), asyncio.CancelledError(), MuteError()]
+WAYS = pytest.mark.parametrize("how", EXITS, ids=repr)
 
 
 @WAYS
