@@ -21,9 +21,9 @@ from sirius_dspy.local import LocalLM, LoraOptions, PreferenceOptions
 from sirius_dspy.optimizer.budget import Budget
 from sirius_dspy.optimizer.exporting import open_export
 from sirius_dspy.optimizer.gate import Gain, Gate, Trial, ValsetGate
+from sirius_dspy.optimizer.opening import open_library
 from sirius_dspy.optimizer.plan import Plan
 from sirius_dspy.optimizer.results import CompileResult, IterationResult
-from sirius_dspy.optimizer.run_dir import open_library
 from sirius_dspy.optimizer.schedule import EasyToHard, ExampleRecord, LeastTrainedFirst, Schedule
 from sirius_dspy.optimizer.settings import Collect, SharedWeights
 from sirius_dspy.optimizer.sirius import SiriuS

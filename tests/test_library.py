@@ -18,7 +18,8 @@ from sirius_dspy.errors import LibraryDamagedError, LibraryError
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.queries import PAGE
 from sirius_dspy.library.writing import BATCH
-from sirius_dspy.optimizer.run_dir import RunDir, open_library
+from sirius_dspy.optimizer.opening import open_library
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.redact import remember_secrets
 from sirius_dspy.testing.library import EXAMPLE, LibraryContract, make_repair, make_run, make_step
 from sirius_dspy.trajectory import (

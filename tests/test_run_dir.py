@@ -22,9 +22,10 @@ from sirius_dspy import ExperienceLibrary
 from sirius_dspy.cli import app
 from sirius_dspy.errors import LibraryDamagedError, LibraryError, RunDamagedError, RunDirError, SiriuSError
 from sirius_dspy.files import file_name
+from sirius_dspy.optimizer.opening import open_library
 from sirius_dspy.optimizer.reading import read_results
 from sirius_dspy.optimizer.results import HeldOutScores, ProgramScore
-from sirius_dspy.optimizer.run_dir import RunDir, open_library
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.report import write_run_report
 from sirius_dspy.testing import ScriptedTrainer, ToyLM
 from sirius_dspy.tracking.events import Tracker
@@ -367,6 +368,16 @@ def test_an_empty_file_is_no_library_that_exists(tmp_path):
     with pytest.raises(LibraryDamagedError, match="empty"):
         open_library(tmp_path)
     assert (tmp_path / "library.sqlite").stat().st_size == 0
+
+
+def test_a_copy_of_a_folder_without_its_library_does_not_open_the_originals(tmp_path):
+    compiled_by(tmp_path / "run", iterations=1)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    with open_library(tmp_path / "copy") as library:
+        assert library.url.endswith("copy/library.sqlite")
+    (tmp_path / "copy" / "library.sqlite").unlink()
+    with pytest.raises(LibraryError, match=r"copy' is a copy of '.*run' without its library"):
+        open_library(tmp_path / "copy")
 
 
 def test_rows_of_other_compiles_are_not_this_one_s_business(tmp_path):

@@ -15,7 +15,7 @@ from sirius_dspy import Collect, ExperienceLibrary, Patience, SiriuS, save
 from sirius_dspy.cli import app
 from sirius_dspy.errors import LibraryError, RolloutError, SiriuSError
 from sirius_dspy.mlflow import MLflowTracker, register
-from sirius_dspy.optimizer.run_dir import open_library
+from sirius_dspy.optimizer.opening import open_library
 from sirius_dspy.report import write_run_report
 from sirius_dspy.testing import ScriptedTrainer, ToyLM, chat_reply
 from tests.http_server import Handler, serving

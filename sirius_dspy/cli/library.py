@@ -21,7 +21,8 @@ from sirius_dspy.files import write_text
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.library.queries import Filters
 from sirius_dspy.optimizer.exporting import open_export
-from sirius_dspy.optimizer.run_dir import RunDir, open_library
+from sirius_dspy.optimizer.opening import open_library
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.trajectory import Repair, Trajectory
 
 library = typer.Typer(name="library", help="Inspect, export and verify an experience library.", no_args_is_help=True)

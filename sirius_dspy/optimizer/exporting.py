@@ -13,8 +13,9 @@ from dspy.adapters.base import Adapter
 from sirius_dspy.adapter import PlainAdapter
 from sirius_dspy.errors import LibraryError
 from sirius_dspy.library.trl import TRLExport
+from sirius_dspy.optimizer.opening import open_library
 from sirius_dspy.optimizer.prepare import adapter_name
-from sirius_dspy.optimizer.run_dir import RunDir, open_library
+from sirius_dspy.optimizer.run_dir import RunDir
 
 _KNOWN = (dspy.ChatAdapter, dspy.XMLAdapter, PlainAdapter)
 """Adapters that need no settings to write replies."""

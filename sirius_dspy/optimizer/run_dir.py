@@ -21,14 +21,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
 
-import sqlalchemy as sa
 from filelock import FileLock, Timeout
 
-from sirius_dspy.errors import LibraryError, RunDamagedError, RunDirError, RunMismatchError, SiriuSError
+from sirius_dspy.errors import RunDamagedError, RunDirError, RunMismatchError, SiriuSError
 from sirius_dspy.files import file_name, write_text
 from sirius_dspy.identity.parts import Change, check_changes
-from sirius_dspy.library.experience import ExperienceLibrary
-from sirius_dspy.library.urls import parse_url
 from sirius_dspy.optimizer import records
 from sirius_dspy.optimizer.record_files import (
     RESTORE,
@@ -364,36 +361,4 @@ class RunDir:
         return self.path / "stages" / f"{file_name(stage)}.json"
 
 
-def open_library(where: str | Path | sa.URL) -> ExperienceLibrary:
-    """Open a library that exists.
-
-    Args:
-        where: The folder of a compile, a SQLite file, or a database URL. A folder has its own library, or the record of
-            the one that the compile was given, without a password.
-
-    Raises:
-        LibraryError: There is none.
-    """
-    is_folder = "://" not in str(where) and Path(str(where)).is_dir()
-    return ExperienceLibrary.existing(_library_of(RunDir(Path(str(where)))) if is_folder else where)
-
-
-def _library_of(run_dir: RunDir) -> Path | str:
-    """Where the library of a compile is."""
-    if run_dir.library.is_file():
-        return run_dir.library
-    if (noted := run_dir.noted_library()) is not None:
-        url = str(noted["url"])
-        if parse_url(url).password != _HIDDEN_PASSWORD:
-            return url
-        raise LibraryError(f"The record of the library, {url!r}, is without its password. Pass the URL itself.")
-    raise LibraryError(
-        f"The folder {str(run_dir.path)!r} holds no library, and no record of where its compile kept one. Pass the "
-        "path or the URL of the library itself."
-    )
-
-
 _TRAINING_ADVICE = "Restore it from a backup; training files are only for reading, and `compile` does not need them."
-
-_HIDDEN_PASSWORD = "***"
-"""What SQLAlchemy shows in place of a password."""

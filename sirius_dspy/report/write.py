@@ -14,9 +14,10 @@ import sqlalchemy as sa
 
 from sirius_dspy.errors import LibraryError
 from sirius_dspy.library.experience import ExperienceLibrary
+from sirius_dspy.optimizer.opening import open_library
 from sirius_dspy.optimizer.reading import read_results
 from sirius_dspy.optimizer.results import CompileResult
-from sirius_dspy.optimizer.run_dir import RunDir, open_library
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.redact import hide_keys
 from sirius_dspy.report.contents import Report
 from sirius_dspy.report.experience import read_experience

@@ -16,9 +16,10 @@ from sirius_dspy.library.counts import count_repairs, count_runs, last_ids
 from sirius_dspy.library.experience import ExperienceLibrary
 from sirius_dspy.optimizer.hold import Wish, ask_for, read_wish
 from sirius_dspy.optimizer.live import read_live
+from sirius_dspy.optimizer.opening import open_library
 from sirius_dspy.optimizer.reading import read_results
 from sirius_dspy.optimizer.results import AgentResult, CompileResult
-from sirius_dspy.optimizer.run_dir import RunDir, open_library
+from sirius_dspy.optimizer.run_dir import RunDir
 from sirius_dspy.report.contents import Report
 from sirius_dspy.window.derive import reason_of, repairs_view, score_of, spending_of, stages_of, state_of
 from sirius_dspy.window.texts import trajectory_view
