@@ -147,6 +147,10 @@ def test_they_take_the_places_that_nobody_else_wants():
         (EasyToHard(difficulty=3), "`difficulty` of EasyToHard is 3"),
         (EasyToHard(difficulty=lambda example: "hard"), "`difficulty` of EasyToHard returned 'hard'"),
         (EasyToHard(difficulty=lambda example: float("nan")), "finite number"),
+        (
+            EasyToHard(difficulty=lambda example: example.evnts),
+            "raised AttributeError.*evnts",
+        ),
         (LeastTrainedFirst(0), "`max_examples` of LeastTrainedFirst is 0"),
         (LeastTrainedFirst(None), "`max_examples`"),
         (LeastTrainedFirst(3, max_hopeless=1.5), "`max_hopeless`"),

@@ -229,7 +229,13 @@ def _num_characters(example: dspy.Example) -> int:
 
 
 def _checked_difficulty(difficulty: Difficulty, example: dspy.Example) -> float:
-    value = difficulty(example)
+    try:
+        value = difficulty(example)
+    except Exception as error:
+        raise SettingsError(
+            f"`difficulty` of EasyToHard raised {type(error).__name__}: {error} for the example {example!r}. It must "
+            "return a finite number for each example of the trainset."
+        ) from error
     if not checks.number().fits(value):
         raise SettingsError(
             f"`difficulty` of EasyToHard returned {checks.describe_value(value)} for the example {example!r}, expected "
