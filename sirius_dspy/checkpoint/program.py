@@ -128,30 +128,26 @@ def _encode(place: str, value: Any, annotation: Any) -> Any:
 
 
 def _candidates(value: Any, annotation: Any) -> Iterator[Any]:
-    for write in (_dump, _dump_by_alias, _raw):
+    for write in (
+        lambda: TypeAdapter(annotation).dump_python(value, mode="json", warnings=False),
+        # Under the names that models read, without the fields that they compute.
+        lambda: TypeAdapter(annotation).dump_python(value, mode="json", by_alias=True, round_trip=True, warnings=False),
+        lambda: _raw(value),
+    ):
         try:
-            yield write(value, annotation)
+            yield write()
         except Exception:  # as above
             continue
 
 
-def _dump(value: Any, annotation: Any) -> Any:
-    return TypeAdapter(annotation).dump_python(value, mode="json", warnings=False)
-
-
-def _dump_by_alias(value: Any, annotation: Any) -> Any:
-    """Return the fields under the names that models read, without those that they compute."""
-    return TypeAdapter(annotation).dump_python(value, mode="json", by_alias=True, round_trip=True, warnings=False)
-
-
-def _raw(value: Any, annotation: Any) -> Any:
+def _raw(value: Any) -> Any:
     """Return the fields of DSPy's types, which otherwise serialize themselves as parts of a prompt."""
     if isinstance(value, Type):
-        return {name: _raw(item, annotation) for name, item in vars(value).items()}
+        return {name: _raw(item) for name, item in vars(value).items()}
     if isinstance(value, list | tuple):
-        return [_raw(item, annotation) for item in value]
+        return [_raw(item) for item in value]
     if isinstance(value, dict):
-        return {name: _raw(item, annotation) for name, item in value.items()}
+        return {name: _raw(item) for name, item in value.items()}
     return value
 
 

@@ -113,10 +113,8 @@ class LeakGuard(Guard):
             labels: The example's gold fields.
             answers: Whether this step gives the program's answer, so that rule 1 does not apply.
         """
-        edited, recorded = (
-            _all_text(outputs.values()),
-            _all_text([*step.inputs.values(), *(step.outputs or {}).values()]),
-        )
+        edited = _all_text(outputs.values())
+        recorded = _all_text([*step.inputs.values(), *(step.outputs or {}).values()])
         if trace := self._trace(edited, recorded):
             return f"speaks of a correction: {trace!r}"
         for gold in () if answers or step.predictor in self.answering else _golds(labels):
